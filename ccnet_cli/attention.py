@@ -1,0 +1,84 @@
+"""Criss-cross attention and its recurrence (ICCV 2019, sections 3.2 and 3.3)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ccnet_cli import ops
+
+# B batch, C channels, H height, W width, P = H + W positions on a pixel's cross
+
+
+class CrissCrossAttention(nn.Module):
+    """One pass: every pixel gathers from its row and column, (B, C, H, W) -> (B, C, H, W).
+
+    query_channels defaults to channels // 8; gamma, the weight of the gathered part, starts at 0 as in the paper.
+    """
+
+    def __init__(self, channels: int, query_channels: int | None = None, implementation: str = "auto") -> None:
+        super().__init__()
+        query_channels = query_channels or max(channels // 8, 1)
+        self.query_conv = nn.Conv2d(channels, query_channels, 1)
+        self.key_conv = nn.Conv2d(channels, query_channels, 1)
+        self.value_conv = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+        self.implementation = implementation
+
+    def project(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value of each pixel in one convolution: (B, C', H, W) twice and (B, C, H, W)."""
+        convs = (self.query_conv, self.key_conv, self.value_conv)
+        weight = torch.cat([conv.weight for conv in convs])
+        bias = torch.cat([conv.bias for conv in convs if conv.bias is not None])
+        return F.conv2d(x_BCHW, weight, bias).split([conv.out_channels for conv in convs], dim=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Gamma times what the cross holds, plus the input."""
+        gathered = ops.criss_cross(*self.project(x_BCHW), implementation=self.implementation)
+        return self.gamma.to(gathered.dtype) * gathered + x_BCHW
+
+    def attend(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """The output and each pixel's weights over its cross, (B, P, H, W), which sum to 1 over P."""
+        query, key, value = self.project(x_BCHW)
+        attention_BPHW = ops.affinity(query, key, self.implementation).softmax(dim=1)
+        gathered = ops.aggregate(attention_BPHW, value, self.implementation)
+        return self.gamma.to(gathered.dtype) * gathered + x_BCHW, attention_BPHW
+
+
+class RecurrentCrissCross(nn.Module):
+    """The same attention, with the same weights, applied `recurrence` times; 2 passes reach every pixel."""
+
+    def __init__(self, attention: CrissCrossAttention, recurrence: int = 2) -> None:
+        super().__init__()
+        self.attention = attention
+        self.recurrence = recurrence
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        for _ in range(self.recurrence):
+            x_BCHW = self.attention(x_BCHW)
+        return x_BCHW
+
+    def attend(self, x_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The output and the attention of each pass, each (B, P, H, W)."""
+        maps = []
+        for _ in range(self.recurrence):
+            x_BCHW, attention_BPHW = self.attention.attend(x_BCHW)
+            maps.append(attention_BPHW)
+        return x_BCHW, maps
+
+
+def attention_map(maps_BPHW: Sequence[Tensor], y: int, x: int) -> Tensor:
+    """Where the first image's pixel (y, x) looks through all given passes, (H, W); sums to 1.
+
+    maps_BPHW holds the attention of each pass in the order in which they ran. One pass gives 0 off the pixel's cross;
+    two give D[p, q] = sum over k of A2[p, k] A1[k, q], the full picture that recurrence reaches.
+    """
+    H, W = maps_BPHW[0].shape[2:]
+    map_BCHW = maps_BPHW[0].new_zeros(1, 1, H, W)
+    map_BCHW[0, 0, y, x] = 1
+    for attention_BPHW in reversed(maps_BPHW):
+        # the last pass is where the pixel looks first; spreading its weights over their crosses composes the passes
+        map_BCHW = ops.scatter(attention_BPHW[:1], map_BCHW)
+    return map_BCHW[0, 0]

@@ -1,0 +1,426 @@
+"""What criss-cross attention costs here: every implementation beside the alternatives, in one alternating run."""
+
+import gc
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ccnet_cli import model as models
+from ccnet_cli import ops
+from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
+from ccnet_cli.errors import InputError
+
+# B batch, C channels of the map, c those of query and key, H height, W width; L matrices of one line each
+
+OFFICIAL, NON_LOCAL, FLOOR = "official", "non-local", "floor"
+TELLS = {
+    "reference": "the definition, in einsum",
+    OFFICIAL: "the authors' formulation: copied rows and columns, concatenation, separate projections",
+    NON_LOCAL: "one non-local block: every pixel is a key (always one pass)",
+    FLOOR: "only the matrix products of the criss-cross passes, into buffers made before",
+}
+# relative to the largest entry: float32 rounding stays below it, no mistake does
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median, least and greatest of the rounds, in milliseconds."""
+
+    median: float
+    least: float
+    greatest: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One formulation. ratio is its median over the reference's; memory is the peak above what lived before, in MiB.
+
+    gflop (2 per multiply-add, forward) is the formula's, counted what torch counts in the operators that ran.
+    """
+
+    name: str
+    what: str
+    forward: Timing
+    both: Timing
+    forward_ratio: float
+    both_ratio: float
+    forward_memory: float
+    both_memory: float
+    gflop: float
+    counted: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, where, and how."""
+
+    size: tuple[int, int]
+    channels: int
+    recurrence: int
+    batch: int
+    repeats: int
+    device: str
+    threads: int
+    torch: str
+    rows: tuple[Row, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain types, fit for JSON; "forward" and "both" (with backward) are milliseconds, "memory" is MiB."""
+        return asdict(self) | {"size": list(self.size), "rows": [asdict(row) for row in self.rows]}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One formulation as two calls: forward, and forward with backward."""
+
+    name: str
+    forward: Callable[[], Tensor]
+    both: Callable[[], Any]
+    gflop: float
+
+
+def names() -> tuple[str, ...]:
+    """What can be measured, the reference first."""
+    return (*ops.implementations(), OFFICIAL, NON_LOCAL, FLOOR)
+
+
+def attention(
+    size: tuple[int, int] = (97, 97),
+    channels: int = 512,
+    recurrence: int = 2,
+    batch: int = 1,
+    threads: int | None = None,
+    repeats: int = 5,
+    implementations: Sequence[str] | None = None,
+    device: str = "auto",
+) -> Report:
+    """Measure the attention on a float32 map (batch, channels, *size), projections included, training memory too.
+
+    implementations (see names) limits the rows; the reference is always there to compare with. In each round every row
+    runs once, so that a busy machine slows them alike. Outputs and gradients of the criss-cross rows are compared with
+    the reference first, and nothing is timed if one is wrong. On the CPU, memory is what torch's allocator handed out;
+    the matrix library's own scratch is not seen. InputError for unknown names or a map too large for a non-local block.
+    """
+    place = models.device(device)
+    chosen = _chosen(implementations)
+    if NON_LOCAL in chosen:
+        _check_memory(size, batch, place)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        contenders = _contenders(chosen, size, channels, recurrence, batch, place)
+        timings = _alternate(contenders, repeats, place)
+        reference = [timing.median for timing in timings[0]]
+        rows = tuple(
+            Row(
+                name=one.name,
+                what=TELLS.get(one.name, "this project's implementation"),
+                forward=forward,
+                both=both,
+                forward_ratio=forward.median / reference[0],
+                both_ratio=both.median / reference[1],
+                forward_memory=_peak(one.forward, place) / 2**20,
+                both_memory=_peak(one.both, place) / 2**20,
+                gflop=one.gflop,
+                counted=_counted(one.forward) / 1e9,
+            )
+            for one, (forward, both) in zip(contenders, timings, strict=True)
+        )
+        return Report(
+            size, channels, recurrence, batch, repeats, str(place), torch.get_num_threads(), torch.__version__, rows
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
+def formula(size: tuple[int, int], channels: int, recurrence: int, batch: int, keys: int | None = None) -> float:
+    """GFLOP of the projections with bias and the two products over a pixel's keys (H + W - 1 unless told).
+
+    It gives the paper's table (TPAMI, cost of context modules): 8.27 per pass and 108.2 for non-local at 97x97, 512.
+    """
+    H, W = size
+    reduced = _reduced(channels)
+    projections = 2 * H * W * (channels + 1) * (2 * reduced + channels)
+    products = 2 * H * W * (H + W - 1 if keys is None else keys) * (reduced + channels)
+    return batch * recurrence * (projections + products) / 1e9
+
+
+class Official(nn.Module):
+    """The formulation of the authors' release: separate projections, lines copied into batches of matrices."""
+
+    def __init__(self, attention: CrissCrossAttention, recurrence: int) -> None:
+        super().__init__()
+        self.attention = attention
+        self.recurrence = recurrence
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        for _ in range(self.recurrence):
+            x_BCHW = self._once(x_BCHW)
+        return x_BCHW
+
+    def _once(self, x_BCHW: Tensor) -> Tensor:
+        B, C, H, W = x_BCHW.shape
+        query, key, value = (conv(x_BCHW) for conv in _projections(self.attention))
+        own_HH = torch.eye(H, dtype=torch.bool, device=x_BCHW.device)
+        column_LHH = torch.bmm(_columns(query).transpose(1, 2), _columns(key)).masked_fill(own_HH, float("-inf"))
+        row_LWW = torch.bmm(_rows(query).transpose(1, 2), _rows(key))
+        column_BHWH = column_LHH.view(B, W, H, H).transpose(1, 2)
+        weights_BHWP = torch.cat([column_BHWH, row_LWW.view(B, H, W, W)], dim=3).softmax(dim=3)
+        column_LHH = weights_BHWP[..., :H].transpose(1, 2).contiguous().view(B * W, H, H)
+        row_LWW = weights_BHWP[..., H:].contiguous().view(B * H, W, W)
+        from_column = torch.bmm(_columns(value), column_LHH.transpose(1, 2)).view(B, W, C, H).permute(0, 2, 3, 1)
+        from_row = torch.bmm(_rows(value), row_LWW.transpose(1, 2)).view(B, H, C, W).permute(0, 2, 1, 3)
+        return self.attention.gamma * (from_column + from_row) + x_BCHW
+
+
+class NonLocal(nn.Module):
+    """The block that criss-cross attention replaces (CVPR 2018, embedded Gaussian): each pixel attends to all H W."""
+
+    def __init__(self, attention: CrissCrossAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        query, key, value = (conv(x_BCHW).flatten(2) for conv in _projections(self.attention))
+        weights = torch.bmm(query.transpose(1, 2), key).softmax(dim=2)
+        gathered = torch.bmm(value, weights.transpose(1, 2)).view_as(x_BCHW)
+        return self.attention.gamma * gathered + x_BCHW
+
+
+class Floor:
+    """The matrix products of criss-cross passes and nothing else: no softmax, mask, residual, layout change or allocation.
+
+    What it computes means nothing; no implementation in matrix products can take less.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], channels: int, recurrence: int, batch: int, device: torch.device
+    ) -> None:
+        H, W = size
+        reduced = _reduced(channels)
+        self.recurrence = recurrence
+        self.split = [reduced, reduced, channels]
+        make = torch.zeros if device.type == "meta" else torch.rand
+        self.x_BHWC = make(batch, H, W, channels, device=device)
+        self.weight = make(channels, 2 * reduced + channels, device=device)
+        self.qkv = make(batch, H, W, 2 * reduced + channels, device=device)
+        self.energy_BHWP = make(batch, H, W, H + W, device=device)
+        self.out_BHWC = torch.empty_like(self.x_BHWC)
+        self.gradient = torch.empty_like(self.qkv)
+        self.weight_gradient = torch.empty_like(self.weight)
+
+    def forward(self) -> Tensor:
+        """The projections, the energies and the aggregation of each pass."""
+        for _ in range(self.recurrence):
+            torch.mm(self.x_BHWC.flatten(0, 2), self.weight, out=self.qkv.flatten(0, 2))
+            for qkv, energy, out in zip(self.qkv, self.energy_BHWP, self.out_BHWC, strict=True):
+                query, key, value = qkv.split(self.split, dim=-1)
+                self._energies(query, key, energy)
+                self._gather(energy, value, out)
+        return self.out_BHWC
+
+    def both(self) -> None:
+        """forward, then the products of its backward pass: each forward product has two."""
+        self.forward()
+        for _ in range(self.recurrence):
+            parts = zip(self.qkv, self.gradient, self.energy_BHWP, self.out_BHWC, strict=True)
+            for qkv, gradient, energy, out in parts:
+                query, key, value = qkv.split(self.split, dim=-1)
+                d_query, d_key, d_value = gradient.split(self.split, dim=-1)
+                self._energies(out, value, energy)
+                self._gather(energy, key, d_query)
+                self._spread(energy, query, d_key)
+                self._spread(energy, out, d_value)
+            flat = self.gradient.flatten(0, 2)
+            torch.mm(flat, self.weight.T, out=self.out_BHWC.flatten(0, 2))
+            torch.mm(self.x_BHWC.flatten(0, 2).T, flat, out=self.weight_gradient)
+
+    @staticmethod
+    def _energies(left: Tensor, right: Tensor, out: Tensor) -> None:
+        H = left.shape[0]
+        torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0), out=out.transpose(0, 1)[..., :H])
+        torch.bmm(left, right.transpose(1, 2), out=out[..., H:])
+
+    @staticmethod
+    def _gather(weight: Tensor, value: Tensor, out: Tensor) -> None:
+        H = value.shape[0]
+        torch.bmm(weight[..., H:], value, out=out)
+        out.transpose(0, 1).baddbmm_(weight.transpose(0, 1)[..., :H], value.transpose(0, 1))
+
+    @staticmethod
+    def _spread(weight: Tensor, value: Tensor, out: Tensor) -> None:
+        H = value.shape[0]
+        torch.bmm(weight[..., H:].transpose(1, 2), value, out=out)
+        out.transpose(0, 1).baddbmm_(weight[..., :H].permute(1, 2, 0), value.transpose(0, 1))
+
+
+def _reduced(channels: int) -> int:
+    return max(channels // 8, 1)
+
+
+def _projections(attention: CrissCrossAttention) -> tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d]:
+    return attention.query_conv, attention.key_conv, attention.value_conv
+
+
+def _columns(x_BCHW: Tensor) -> Tensor:
+    """Every column as a matrix of its own, copied: (B W, C, H)."""
+    return x_BCHW.permute(0, 3, 1, 2).contiguous().flatten(0, 1)
+
+
+def _rows(x_BCHW: Tensor) -> Tensor:
+    """Every row as a matrix of its own, copied: (B H, C, W)."""
+    return x_BCHW.permute(0, 2, 1, 3).contiguous().flatten(0, 1)
+
+
+def _chosen(implementations: Sequence[str] | None) -> list[str]:
+    for name in implementations or ():
+        if name not in names():
+            raise InputError(f"implementation {name}", "unknown", f"choose from {', '.join(names())}")
+    return [name for name in names() if not implementations or name in implementations or name == "reference"]
+
+
+def _check_memory(size: tuple[int, int], batch: int, device: torch.device) -> None:
+    """Refuse a map whose non-local attention would end in an out-of-memory kill: about five such matrices live at once."""
+    needed = 5 * 4 * batch * (size[0] * size[1]) ** 2
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[0]
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        why = f"a non-local block needs about {needed / 2**30:.0f} GiB there, and this machine has {there / 2**30:.0f}"
+        rest = " ".join(f"--implementation {name}" for name in names() if name != NON_LOCAL)
+        raise InputError(f"size {size[0]}x{size[1]}", why, f"use a smaller size, or leave it out with {rest}")
+
+
+def _contenders(
+    chosen: Sequence[str], size: tuple[int, int], channels: int, recurrence: int, batch: int, device: torch.device
+) -> list[Contender]:
+    """Everything to measure, with the same weights and input; the criss-cross ones compared with the reference."""
+    torch.manual_seed(0)
+    shared = CrissCrossAttention(channels, implementation="reference")
+    shared.gamma.data.fill_(0.5)  # at 0 every formulation is the identity and a wrong one would not be seen
+    x_BCHW, grad_BCHW = torch.randn(2, batch, channels, *size)
+    cost = formula(size, channels, recurrence, batch)
+    found: list[Contender] = []
+    expected: list[Tensor] = []
+    for name in chosen:
+        if name == FLOOR:
+            floor = Floor(size, channels, recurrence, batch, device)
+            found.append(Contender(name, floor.forward, floor.both, cost))
+            continue
+        module, layout = _module(name, shared, recurrence)
+        contender = _contender(name, module.to(device), x_BCHW, grad_BCHW, layout, device)
+        if name == NON_LOCAL:
+            found.append(Contender(name, *contender, formula(size, channels, 1, batch, keys=size[0] * size[1])))
+            continue
+        got = [contender[0](), *contender[1]()]
+        expected = expected or got
+        compare(name, got, expected)
+        found.append(Contender(name, *contender, cost))
+    return found
+
+
+def _module(name: str, shared: CrissCrossAttention, recurrence: int) -> tuple[nn.Module, torch.memory_format]:
+    """The formulation with its own copy of the shared weights, and the layout in which it is at its best."""
+    reduced = shared.query_conv.out_channels
+    implementation = "reference" if name in (OFFICIAL, NON_LOCAL) else name
+    attention = CrissCrossAttention(shared.value_conv.out_channels, reduced, implementation)
+    attention.load_state_dict(shared.state_dict())
+    if name == OFFICIAL:
+        return Official(attention, recurrence), torch.contiguous_format
+    if name == NON_LOCAL:
+        return NonLocal(attention), torch.contiguous_format
+    return RecurrentCrissCross(attention, recurrence), torch.channels_last
+
+
+def _contender(
+    name: str, module: nn.Module, x: Tensor, grad: Tensor, layout: torch.memory_format, device: torch.device
+) -> tuple[Callable[[], Tensor], Callable[[], tuple[Tensor, ...]]]:
+    x, grad = (tensor.to(device).contiguous(memory_format=layout) for tensor in (x, grad))
+    module = module.to(memory_format=layout)
+    leaves = [x.requires_grad_(), *module.parameters()]
+
+    def forward() -> Tensor:
+        with torch.inference_mode():
+            result: Tensor = module(x)
+        return result
+
+    def both() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(module(x), leaves, grad)
+
+    return forward, both
+
+
+def compare(name: str, got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Raise RuntimeError unless all tensors agree to TOLERANCE of the largest entry: a wrong result has no speed."""
+    scale = max(float(wanted.abs().max()) for wanted in expected)
+    for index, (mine, wanted) in enumerate(zip(got, expected, strict=True)):
+        difference = float((mine - wanted).abs().max()) / max(float(wanted.abs().max()), TOLERANCE * scale)
+        # not (<=), so that nan is refused too
+        if not difference <= TOLERANCE:
+            raise RuntimeError(f"{name} differs from the reference by {difference:.1e} in result {index}: not timed")
+
+
+def _alternate(contenders: Sequence[Contender], repeats: int, device: torch.device) -> list[tuple[Timing, Timing]]:
+    """Time every call once per round, after one round that warms up."""
+    calls = [call for one in contenders for call in (one.forward, one.both)]
+    milliseconds: list[list[float]] = [[] for _ in calls]
+    for round in range(repeats + 1):
+        for call, taken in zip(calls, milliseconds, strict=True):
+            gc.collect()
+            _wait(device)
+            start = time.perf_counter()
+            call()
+            _wait(device)
+            if round:
+                taken.append(1000 * (time.perf_counter() - start))
+    timings = [Timing(statistics.median(taken), min(taken), max(taken)) for taken in milliseconds]
+    return list(zip(timings[::2], timings[1::2], strict=True))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _counted(call: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def _peak(call: Callable[[], Any], device: torch.device) -> int:
+    """The most bytes that lived during a call above those before it, by torch's own allocator."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    # the CPU has no such statistics: replay the allocations and releases that the profiler saw, custom operators' too
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
+    live = peak = 0
+    for _, change in changes:
+        live += change
+        peak = max(peak, live)
+    return peak

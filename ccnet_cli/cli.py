@@ -1,0 +1,671 @@
+"""The command line: each command reads its arguments, calls one function and prints what it returns."""
+
+import difflib
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from typer.exceptions import TyperException
+
+from ccnet_cli import __version__
+from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, notice, one_line
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+# plain help: rich's panels would cost a third of the time that --help may take
+app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT)
+bench_app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT)
+presets_app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT)
+data_app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT)
+
+
+def _examples(*lines: str) -> str:
+    # \b keeps the lines as they are, whatever the terminal's width
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+BENCH_EXAMPLES = _examples("ccnet bench attention", "ccnet bench attention --size 97x97 --json bench.json")
+PRESETS_EXAMPLES = _examples(
+    "ccnet presets list", "ccnet presets show camvid", "ccnet presets copy quickstart mine.yaml"
+)
+DATA_EXAMPLES = _examples(
+    "ccnet data make toyscapes toys",
+    "ccnet data check toys --dataset toyscapes",
+    "ccnet data sample img.png",
+)
+app.add_typer(bench_app, name="bench", epilog=BENCH_EXAMPLES)
+app.add_typer(presets_app, name="presets", epilog=PRESETS_EXAMPLES)
+app.add_typer(data_app, name="data", epilog=DATA_EXAMPLES)
+
+
+class Format(StrEnum):
+    """How a segmentation is written."""
+
+    COLOR = "color"
+    OVERLAY = "overlay"
+    TRAIN_ID = "train-id"
+    LABEL_ID = "label-id"
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a preset key; repeatable.")
+]
+CheckpointFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="FILE",
+        help="Checkpoint; else $CCNET_CHECKPOINT, the newest run below ./runs, the demo weights.",
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data set (data.root).")]
+Mode = Annotated[
+    Literal["whole", "sliding"] | None,
+    typer.Option(metavar="whole|sliding", help="The whole image at once, or tile by tile."),
+]
+Scales = Annotated[str | None, typer.Option(metavar="LIST", help="Scales to average over, such as 0.75,1,1.25.")]
+Flip = Annotated[bool | None, typer.Option("--flip", help="Average over the mirrored image too.")]
+Formats = Annotated[
+    list[Format] | None,
+    typer.Option("--format", metavar="NAME", help="color, overlay, train-id or label-id; repeatable."),
+]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - prints JSON alone.")
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"ccnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog=_examples(
+        "ccnet train --preset quickstart",
+        "ccnet eval",
+        "ccnet predict img.png -o mask.png",
+        "ccnet visualize --point 300,400",
+    ),
+)
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
+) -> None:
+    """Semantic segmentation with criss-cross attention.
+
+    Exit codes: 0 done, 2 bad input, 3 the machine failed, 4 loss not finite, 130 or 143 interrupted, 1 a bug.
+    """
+    _help_alone(context)
+
+
+def _help_alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(
+    epilog=_examples(
+        "ccnet train --preset quickstart",
+        "ccnet train --preset camvid --data CamVid -o runs/camvid",
+        "ccnet train --preset cityscapes-r2-ohem --data Cityscapes --weights resnet101-imagenet.pth --gpus 4",
+        "ccnet train --preset quickstart -s model.recurrence=1 -s schedule.steps=200",
+        "ccnet train --preset quickstart -o runs/first --resume auto",
+    )
+)
+def train(
+    preset: Annotated[str, typer.Option(metavar="NAME|FILE", help="What to run; see ccnet presets list.")],
+    overrides: Overrides = None,
+    data: DataFolder = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", "-o", metavar="DIR", help="Folder of the run; a new one below ./runs.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="auto|FILE", help="Continue from the run's newest valid checkpoint, or from FILE."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Start from these weights (backbone or whole model).")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="GPUs to use, one process on each.")] = None,
+    processes: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Processes on the CPU.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of weights and data order.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Train a model; the run folder holds everything that belongs to the run."""
+    from ccnet_cli import config
+
+    settings = config.load(preset, [*(overrides or ()), *_data_root(data), *([] if seed is None else [f"seed={seed}"])])
+    from ccnet_cli.train import train as start
+
+    folder = start(settings, run=run, resume=resume, gpus=gpus, processes=processes, weights=weights, device=device)
+    print(folder)
+
+
+@app.command(
+    "eval",
+    epilog=_examples(
+        "ccnet eval",
+        "ccnet eval runs/camvid/best.pt --data CamVid --json scores.json",
+        "ccnet eval ckpt.pt --data Cityscapes --mode sliding --scales 0.75,1,1.25 --flip",
+        "ccnet eval ckpt.pt --data Cityscapes --save results --format label-id",
+    ),
+)
+def evaluate(
+    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", help="Checkpoint to score.")] = None,
+    option: CheckpointFile = None,
+    data: DataFolder = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="train or val.")] = "val",
+    overrides: Overrides = None,
+    mode: Mode = None,
+    scales: Scales = None,
+    flip: Flip = None,
+    device: Device = "auto",
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Score the first N images only.")] = None,
+    json_file: Json = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the IoU of each class.")] = None,
+    confusion: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the confusion matrix.")] = None,
+    save: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the label maps here.")] = None,
+    formats: Formats = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score a checkpoint: IoU of each class, mIoU, pixel and mean accuracy."""
+    if checkpoint and option:
+        raise InputError(f"checkpoint {option}", f"{checkpoint} is given too", "give one of them")
+    _writable(json_file, csv, confusion)
+    averaged = _numbers("--scales", scales)
+    from ccnet_cli.evaluate import evaluate as score
+
+    result = score(
+        checkpoint or option,
+        data=None if data is None else str(data),
+        split=split,
+        overrides=overrides or (),
+        mode=mode,
+        scales=averaged,
+        flip=flip,
+        device=device,
+        limit=limit,
+        confusion=confusion,
+        save=save,
+        save_formats=formats or [Format.COLOR],
+        overwrite=overwrite,
+    ).to_mapping()
+    if csv:
+        rows = [*result["classes"].items(), ("mIoU", result["miou"])]
+        _write(csv, "class,iou\n" + "".join(f"{_quoted(name)},{'' if v is None else v}\n" for name, v in rows))
+    if _json(result, json_file):
+        return
+    rows = [(name, _percent(value)) for name, value in result["classes"].items()]
+    summary = [("mIoU", "miou"), ("pixel accuracy", "pixel_accuracy"), ("mean accuracy", "mean_accuracy")]
+    rows += [(label, _percent(result[key])) for label, key in summary]
+    _table(f"{result['images']} images, {result['checkpoint']}", ("class", "IoU %"), rows, sections=[len(rows) - 4])
+
+
+@app.command(
+    epilog=_examples(
+        "ccnet predict img.png -o mask.png",
+        "ccnet predict street.jpg -o overlay.png --format overlay --legend legend.png",
+        "ccnet predict photos 'more/*.jpg' -o masks --format color --format train-id",
+    )
+)
+def predict(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Images, folders and patterns.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE|DIR", help="A file for one image, else a folder.")
+    ],
+    checkpoint: CheckpointFile = None,
+    formats: Formats = None,
+    legend: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the colours' names.")] = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    mode: Mode = None,
+    scales: Scales = None,
+    flip: Flip = None,
+) -> None:
+    """Segment photographs: colour masks, overlays or label ids."""
+    averaged = _numbers("--scales", scales)
+    from ccnet_cli.predict import predict as segment
+
+    written = segment(
+        sources,
+        output,
+        checkpoint=checkpoint,
+        formats=formats or [Format.COLOR],
+        overwrite=overwrite,
+        legend=legend,
+        device=device,
+        mode=mode,
+        scales=averaged,
+        flip=flip,
+    )
+    for path in written:
+        print(path)
+
+
+@app.command(
+    epilog=_examples(
+        "ccnet visualize --point 300,400",
+        "ccnet visualize street.jpg --point 300,400 --point 120,80 -o attention.png",
+        "ccnet visualize --point 300,400 --clip 98 --maps attention.npz",
+    )
+)
+def visualize(
+    image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="The sample image if left out.")] = None,
+    points: Annotated[
+        list[str] | None,
+        typer.Option("--point", metavar="X,Y", help="Pixel of the image, from top left; repeatable."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE")] = Path("attention.png"),
+    checkpoint: CheckpointFile = None,
+    clip: Annotated[
+        float, typer.Option(min=0, max=100, metavar="PERCENT", help="Percentile above which weights look alike.")
+    ] = 99.0,
+    maps: Annotated[Path | None, typer.Option(metavar="NPZ", help="Write the maps as arrays.")] = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw what the network attends to from a point: R=1 beside R=2."""
+    if not points:
+        raise InputError("option --point", "missing", "give a pixel, such as --point 300,400")
+    pixels = [_point(text) for text in points]
+    from ccnet_cli.visualize import visualize as draw
+
+    summary = draw(
+        image, pixels, output, checkpoint=checkpoint, clip=clip, maps=maps, device=device, overwrite=overwrite
+    )
+    rows = [
+        (f"{point['point'][0]},{point['point'][1]}", point["class"], f"R={r}", *map(_percent, point[f"r{r}"].values()))
+        for point in summary.to_mapping()["points"]
+        for r in range(1, summary.recurrence + 1)
+    ]
+    _table(
+        f"{output}: where the attention lies, %", ("point", "class", "pass", "own class", "on cross", "off cross"), rows
+    )
+
+
+@bench_app.callback(invoke_without_command=True)
+def bench(context: typer.Context) -> None:
+    """Measure what things cost, beside the alternatives."""
+    _help_alone(context)
+
+
+@bench_app.command(
+    "attention",
+    epilog=_examples(
+        "ccnet bench attention",
+        "ccnet bench attention --size 97x97 --channels 512 --recurrence 2 --threads 2",
+        "ccnet bench attention --implementation reference --implementation gemm --json bench.json",
+    ),
+)
+def bench_attention(
+    size: Annotated[str, typer.Option(metavar="HxW", help="Size of the feature map.")] = "97x97",
+    channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
+    recurrence: Annotated[int, typer.Option(min=1, max=3, metavar="R", help="Passes of the attention.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")] = 5,
+    implementations: Annotated[
+        list[str] | None, typer.Option("--implementation", metavar="NAME", help="Measure these only; repeatable.")
+    ] = None,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Time and memory of every attention implementation, the official formulation and a non-local block."""
+    _writable(json_file)
+    height, _, width = size.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and 0 < int(height) <= 4096 and 0 < int(width) <= 4096):
+        raise InputError(f"option --size {size}", "not a size", "write HEIGHTxWIDTH, such as 97x97")
+    from ccnet_cli.bench import attention
+
+    report = attention(
+        size=(int(height), int(width)),
+        channels=channels,
+        recurrence=recurrence,
+        batch=batch,
+        threads=threads,
+        repeats=repeats,
+        implementations=implementations,
+        device=device,
+    ).to_mapping()
+    if not _json(report, json_file):
+        pass
+
+
+@presets_app.callback(invoke_without_command=True)
+def presets(context: typer.Context) -> None:
+    """List, show and copy the presets that come with ccnet."""
+    _help_alone(context)
+
+
+@presets_app.command("list", epilog=_examples("ccnet presets list", "ccnet presets list --json -"))
+def presets_list(json_file: Json = None) -> None:
+    """Name the presets and what they are for."""
+    from ccnet_cli import config
+
+    found = [config.load(name) for name in config.names()]
+    if _json([config.to_mapping(preset) for preset in found], json_file):
+        return
+    rows = [(p.name, p.model.backbone, f"{p.model.recurrence}", p.data.dataset, p.description) for p in found]
+    _table(None, ("preset", "backbone", "R", "data", "what"), rows)
+
+
+@presets_app.command(
+    "show", epilog=_examples("ccnet presets show camvid", "ccnet presets show camvid -s schedule.lr=1e-3")
+)
+def presets_show(
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="The preset.")],
+    overrides: Overrides = None,
+    json_file: Json = None,
+) -> None:
+    """Print a whole preset as it would run."""
+    from ccnet_cli import config
+
+    preset = config.load(name, overrides or ())
+    if not _json(config.to_mapping(preset), json_file):
+        print(config.dump(preset), end="")
+
+
+@presets_app.command(
+    "copy", epilog=_examples("ccnet presets copy quickstart mine.yaml", "ccnet train --preset mine.yaml")
+)
+def presets_copy(
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="The preset.")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="The new file, or a folder for it.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Copy a preset, to change it."""
+    from ccnet_cli import config
+
+    config.load(name)
+    target = destination / f"{Path(name).stem}.yaml" if destination.is_dir() else destination
+    _new(target, overwrite)
+    shutil.copyfile(config.find(name), target)
+    print(target)
+
+
+@data_app.callback(invoke_without_command=True)
+def data_group(context: typer.Context) -> None:
+    """Make and check data sets."""
+    _help_alone(context)
+
+
+@data_app.command(
+    "make", epilog=_examples("ccnet data make toyscapes toys", "ccnet train --preset toyscapes-r2 --data toys")
+)
+def data_make(
+    dataset: Annotated[str, typer.Argument(metavar="toyscapes", help="The built-in data set.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make it in.")],
+) -> None:
+    """Draw the built-in data set: street scenes whose classes only long-range context tells."""
+    if dataset != "toyscapes":
+        raise InputError(f"data set {dataset}", "cannot be made", "use toyscapes, the built-in one")
+    from ccnet_cli.datasets.toyscapes import make
+
+    make(folder)
+    print(folder)
+
+
+@data_app.command(
+    "check",
+    epilog=_examples(
+        "ccnet data check toys --dataset toyscapes",
+        "ccnet data check Cityscapes --dataset cityscapes --split train",
+        "ccnet data check . --preset mine.yaml",
+    ),
+)
+def data_check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the data set.")],
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="cityscapes, camvid, toyscapes or, with --preset, folder.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Preset that describes the data (classes, lists).")
+    ] = None,
+    split: Annotated[list[str] | None, typer.Option(metavar="NAME", help="train or val; both if left out.")] = None,
+    overrides: Overrides = None,
+    json_file: Json = None,
+) -> None:
+    """Check that every pair exists, sizes match and labels are in range; count the classes."""
+    from ccnet_cli import config
+
+    chosen = [] if dataset is None else [f"data.dataset={dataset}"]
+    settings = config.load(preset or "quickstart", [*chosen, *(overrides or ()), *_data_root(folder)])
+    if dataset is None and preset is None:
+        raise InputError("option --dataset", "missing", "name the data set, such as --dataset cityscapes")
+    from ccnet_cli import datasets
+
+    reports = {}
+    for name in split or ("train", "val"):
+        source = datasets.open_source(settings.data, name, labels_required=False, verify=False)
+        reports[name] = datasets.check(source).to_mapping()
+    if not _json(reports, json_file):
+        for name, report in reports.items():
+            rows = [*report["pixels"].items(), ("(ignored)", report["ignored"])]
+            title = f"{name}: {report['images']} images, {report['labels']} labels"
+            _table(title, ("class", "pixels"), [(label, f"{count:,}") for label, count in rows])
+            for problem in report["problems"]:
+                print(problem)
+    problems = sum(len(report["problems"]) for report in reports.values())
+    if problems:
+        raise InputError(folder, f"{problems} problems found", "correct what the report names")
+
+
+@data_app.command("sample", epilog=_examples("ccnet data sample img.png", "ccnet predict img.png -o mask.png"))
+def data_sample(
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="PNG file to write.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the sample photograph that comes with ccnet."""
+    _new(output, overwrite)
+    from ccnet_cli.checkpoint import sample_image
+
+    shutil.copyfile(sample_image(), output)
+    print(output)
+
+
+def _data_root(folder: Path | None) -> list[str]:
+    # quoted: a path may hold characters that mean something in YAML
+    return [] if folder is None else [f"data.root={json.dumps(str(folder))}"]
+
+
+def _point(text: str) -> tuple[int, int]:
+    x, comma, y = text.partition(",")
+    if not (comma and x.strip().isdecimal() and y.strip().isdecimal() and len(text) < 20):
+        raise InputError(f"option --point {text}", "not a pixel", "write X,Y, such as --point 300,400")
+    return int(x), int(y)
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number <= 8 for number in numbers):
+        raise InputError(f"option {option} {text}", "not a list of scales", "write for example 0.75,1,1.25")
+    return numbers
+
+
+def _new(path: Path, overwrite: bool) -> None:
+    _writable(path)
+    if path.exists() and not overwrite:
+        raise InputError(path, "exists", "choose another name or add --overwrite")
+
+
+def _writable(*files: Path | None) -> None:
+    """Refuse, before any work, an output file that could not be written at the end."""
+    for path in files:
+        if path is None or str(path) == "-":
+            continue
+        if path.is_dir():
+            raise InputError(path, "is a folder", "give the name of a file")
+        if not path.parent.is_dir():
+            raise InputError(path, "its folder does not exist", f"make {path.parent} first")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise InputError(path, "cannot be written", "check its permissions")
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _json(value: object, path: Path | None) -> bool:
+    """Write a result as JSON where asked; True when that was stdout, where nothing else may be printed."""
+    if path is None:
+        return False
+    text = json.dumps(value, indent=2, allow_nan=False)
+    if str(path) != "-":
+        _write(path, text + "\n")
+        return False
+    print(text)
+    return True
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n\r') else text
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _table(
+    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], sections: Sequence[int] = ()
+) -> None:
+    """Print a table, numbers to the right; sections are the rows that a rule follows."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=None if title is None else Text(title), title_justify="left")
+    rows = list(rows)
+    for index, name in enumerate(columns):
+        numeric = all(
+            row[index].replace(",", "").replace(".", "").lstrip("-").isdecimal() for row in rows if row[index]
+        )
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for index, row in enumerate(rows):
+        table.add_row(*(Text(cell) for cell in row), end_section=index in sections)
+    # wide enough for any table where there is no terminal to ask
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the code of DESIGN's table; errors of the user take one line on stderr."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # taken out here so that it may stand anywhere, after the command too
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    _mend_streams()
+    try:
+        code = typer.main.get_command(app).main(words, prog_name="ccnet", standalone_mode=False)
+        sys.stdout.flush()
+    except SystemExit as stop:
+        # typer turns a broken pipe into a plain exit
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        code = _broken_pipe()
+    except BrokenPipeError:
+        code = _broken_pipe()
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        told = _told(error)
+        if debug or told is None:
+            traceback.print_exc()
+        if told is not None:
+            notice(f"error: {told}")
+        code = 1 if told is None else told.exit_code
+    sys.exit(code or 0)
+
+
+def _mend_streams() -> None:
+    """Let results be printed whatever the locale, and to nowhere where a stream is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - lives as long as the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _broken_pipe() -> int:
+    # what is still buffered must not raise again when the interpreter exits
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 128 + 13
+
+
+def _told(error: Exception) -> CCNetError | None:
+    """The error as one that a user can act on; None for a bug of ours."""
+    if isinstance(error, CCNetError):
+        return error
+    if isinstance(error, TyperException):
+        return _usage(error)
+    if _out_of_memory(error):
+        return EnvironmentFailure(
+            "memory", one_line(str(error))[:160] or "exhausted", "use smaller images or --mode sliding"
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        what: object = error.filename if error.filename is not None else "system"
+        why = os.strerror(error.errno)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENOMEM):
+            return EnvironmentFailure(what, why, "free some space or use another disk")
+        if error.filename is not None:
+            return InputError(what, why, "check the path and its permissions")
+    return None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    return (
+        isinstance(error, MemoryError)
+        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
+    )
+
+
+def _usage(error: TyperException) -> InputError:
+    """A mistake in the arguments, with the option that was meant."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "ccnet"
+    see = f"see {command} --help"
+    option = getattr(error, "option_name", None)
+    parameter = getattr(error, "param", None)
+    why = error.message.removeprefix("Value error, ").replace("Input should be", "must be").rstrip(".")
+    if unknown := re.match(r"No such command '(.*?)'", why, re.DOTALL):
+        near = difflib.get_close_matches(unknown[1], context.command.commands, n=1) if context else []
+        return InputError(f"command {unknown[1]}", "unknown", f"did you mean {near[0]}?" if near else see)
+    if option is not None and "No such option" in why:
+        known = [name for known in context.command.params for name in known.opts] if context else []
+        near = difflib.get_close_matches(option, known, n=1)
+        return InputError(f"option {option}", "unknown", f"did you mean {near[0]}?" if near else see)
+    if parameter is not None:
+        kind = parameter.param_type_name
+        name = parameter.opts[0] if kind == "option" else parameter.metavar or parameter.name
+        return InputError(f"{kind} {name}", why or "missing", see)
+    return InputError(command if option is None else f"option {option}", why, see)
+
+
+if __name__ == "__main__":
+    main()

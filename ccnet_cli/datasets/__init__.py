@@ -1,0 +1,77 @@
+"""Data sets: open_source gives a split's samples and classes; Training and Batches feed them to the network."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from ccnet_cli import config
+from ccnet_cli.datasets.camvid import open_camvid
+from ccnet_cli.datasets.cityscapes import open_cityscapes
+from ccnet_cli.datasets.folder import open_folder
+from ccnet_cli.datasets.listing import complete
+from ccnet_cli.datasets.report import Report, check
+from ccnet_cli.datasets.sampling import Batches
+from ccnet_cli.datasets.source import Classes, Sample, Source, load_image, load_label, load_pair
+from ccnet_cli.datasets.training import Training, collate, delivered
+from ccnet_cli.errors import InputError
+
+__all__ = [
+    "DATASETS",
+    "Batches",
+    "Classes",
+    "Report",
+    "Sample",
+    "Source",
+    "Training",
+    "check",
+    "collate",
+    "delivered",
+    "load_image",
+    "load_label",
+    "load_pair",
+    "open_source",
+]
+
+Reader = Callable[[config.Data, Path, str, bool], Source]
+
+# the built-in scenes are written in the layout of Cityscapes
+DATASETS: dict[str, Reader] = {
+    "cityscapes": open_cityscapes,
+    "camvid": open_camvid,
+    "toyscapes": open_cityscapes,
+    "folder": open_folder,
+}
+
+
+def open_source(data: config.Data, split: str, labels_required: bool = True, verify: bool = True) -> Source:
+    """The images of a split, train, val or another folder's name, every one with its label unless not required.
+
+    InputError names the first file that does not exist; verify=False leaves those for check to report.
+    """
+    source = DATASETS[data.dataset](data, _root(data), split, labels_required)
+    if data.palette is not None:
+        source = dataclasses.replace(source, classes=_recoloured(source.classes, data.palette))
+    if data.classes is not None and tuple(data.classes) != source.classes.names:
+        raise InputError("preset key data.classes", f"{data.dataset} has classes of its own", "remove the key")
+    return complete(source, labels_required) if verify else source
+
+
+def _root(data: config.Data) -> Path:
+    if data.root is None and data.dataset == "toyscapes":
+        from ccnet_cli.datasets import toyscapes
+
+        return toyscapes.built_in()
+    if data.root is None:
+        raise InputError("preset key data.root", "missing", f"give the folder of {data.dataset} with --data DIR")
+    root = Path(data.root).expanduser()
+    if not root.is_dir():
+        why = "is not a folder" if root.exists() else "does not exist"
+        raise InputError(f"folder {root}", why, f"give the folder of {data.dataset} with --data DIR")
+    return root
+
+
+def _recoloured(classes: Classes, palette: list[tuple[int, int, int]]) -> Classes:
+    if len(palette) != len(classes):
+        why = f"has {len(palette)} colours for {len(classes)} classes"
+        raise InputError("preset key data.palette", why, "give one colour for each class")
+    return dataclasses.replace(classes, palette=tuple(palette))

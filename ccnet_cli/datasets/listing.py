@@ -1,0 +1,169 @@
+"""Which files a data set has: list files and folders, checked before the first image is read."""
+
+import dataclasses
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ccnet_cli import config
+from ccnet_cli.datasets.source import Samples, Source
+from ccnet_cli.errors import InputError
+from ccnet_cli.images import IMAGE_SUFFIXES, read_bytes
+
+# IMAGE, LABEL or None, NAME, LINE; paths relative to the root
+Row = tuple[str, str | None, str, int]
+
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
+# a path with none of these needs no tidying
+UNTIDY = re.compile(r"^/|//|(^|/)\.{1,2}(/|$)")
+
+
+def folder(path: Path, expected: str) -> Path:
+    """The path, if it is a folder; InputError says what was expected there."""
+    if not path.is_dir():
+        why = "is not a folder" if path.exists() else "does not exist"
+        raise InputError(f"folder {path}", why, f"expected {expected}; check data.root and the split's name")
+    return path
+
+
+def find_list(data: config.Data, root: Path, split: str) -> Path | None:
+    """The split's list file, if one is set: relative to the data root or, where it is not there, the working folder."""
+    name = {"train": data.train_list, "val": data.val_list}.get(split)
+    if name is None:
+        return None
+    inside = root / name
+    return inside if inside.exists() or not Path(name).exists() else Path(name)
+
+
+def folder_name(data: config.Data, split: str) -> str:
+    """What the folders of a split are called: data.train_split, data.val_split, and any other split by its own name."""
+    return {"train": data.train_split, "val": data.val_split}.get(split, split)
+
+
+def read_list(path: Path, root: Path, unique: bool, labels_required: bool) -> Samples:
+    """Samples of a list file, a line each: IMAGE LABEL or, without labels, IMAGE.
+
+    Columns are separated by blanks, or by tabs alone where names hold blanks. InputError opens with the list and line.
+    unique refuses an image that comes twice: it would count twice.
+    """
+    top = os.fspath(root.absolute()).rstrip("/") + "/"
+    first: dict[str, int] = {}
+    rows: list[Row] = []
+    for number, line in _lines(path):
+        columns = [part for part in (column.strip(" ") for column in line.split("\t" if "\t" in line else " ")) if part]
+        if len(columns) > 2 or (labels_required and len(columns) < 2):
+            fix = "separate them by a tab if names hold blanks" if len(columns) > 2 else "write IMAGE LABEL"
+            raise InputError(f"{path} line {number}", f"two columns expected, found {len(columns)}", fix)
+        image, *label = [_inside(column, top, path, number) for column in columns]
+        name = posixpath.splitext(image)[0]
+        if unique and first.setdefault(name, number) != number:
+            why = f"names {name} again (line {first[name]}): it would count twice"
+            raise InputError(f"{path} line {number}", why, "remove one of the lines")
+        rows.append((image, label[0] if label else None, name, number))
+    if not rows:
+        raise InputError(f"list {path}", "names no image", "write a line IMAGE LABEL for each")
+    return Samples(root, rows)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbers and texts of the lines that are not blank; any name the file system allows passes, UTF-8 or not."""
+    content = read_bytes(path, "list")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"list {path}", "is UTF-16 text", "save it as UTF-8")
+    text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    if wrong := CONTROL.search(text):
+        number = text.count("\n", 0, wrong.start()) + 1
+        raise InputError(f"{path} line {number}", f"holds the character {wrong[0]!r}", "save it as plain UTF-8 text")
+    for number, line in enumerate(text.split("\n"), 1):
+        if line := line.strip(" \t\r"):
+            yield number, line
+
+
+def _inside(entry: str, top: str, path: Path, number: int) -> str:
+    """The entry relative to the root (top, with a slash at its end); one that leads out of it is refused."""
+    if not UNTIDY.search(entry):
+        return entry
+    tidy = posixpath.normpath(posixpath.join(top, entry))
+    if not tidy.startswith(top):
+        raise InputError(f"{path} line {number}", f"{entry} lies outside the data root {top}", "use paths inside it")
+    return tidy[len(top) :]
+
+
+def scan(top: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[str]:
+    """Relative paths, sorted, of the files below a folder that end in a suffix in any case; hidden ones are left out."""
+    endings = tuple(suffix.lower() for suffix in suffixes)
+    found: list[str] = []
+    seen: set[str] = set()
+    for base, folders, files in os.walk(top, followlinks=True):
+        real = os.path.realpath(base)
+        # a link may lead back up
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(base).relative_to(top)
+        found += [
+            (below / name).as_posix() for name in files if name.lower().endswith(endings) and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def beside(image: str) -> str:
+    """The label's relative path where it is the image's, as a PNG."""
+    return f"{posixpath.splitext(image)[0]}.png"
+
+
+def pair(images: Path, labels: Path | None, label_of: Callable[[str], str] = beside) -> Samples:
+    """Samples of the images below a folder; label_of gives a label's path below labels from its image's."""
+    rows: list[Row] = []
+    first: dict[str, str] = {}
+    for relative in scan(images):
+        name = posixpath.splitext(relative)[0]
+        if first.setdefault(name, relative) != relative:
+            why = f"has the same name as {first[name]} beside it: their results would overwrite each other"
+            raise InputError(f"image {images / relative}", why, "rename or remove one")
+        label = None if labels is None else os.fspath((labels / label_of(relative)).absolute())
+        rows.append((os.fspath((images / relative).absolute()), label, name, 0))
+    if not rows:
+        raise InputError(f"folder {images}", "holds no image", f"put {' '.join(IMAGE_SUFFIXES)} files there")
+    return Samples(Path("/"), rows)
+
+
+def existing(paths: Iterable[str]) -> Iterator[bool]:
+    """For each path whether it exists, each folder listed once: lists may name a million files."""
+    contents: dict[str, set[str]] = {}
+    for path in paths:
+        parent, _, name = path.rpartition("/")
+        if parent not in contents:
+            try:
+                with os.scandir(parent or "/") as entries:
+                    contents[parent] = {entry.name for entry in entries}
+            except OSError:
+                contents[parent] = set()
+        yield name in contents[parent]
+
+
+def complete(source: Source, labels_required: bool) -> Source:
+    """The source, once every file is known to exist; without labels_required a label that does not becomes None."""
+    samples = source.samples
+    assert isinstance(samples, Samples)
+    top = os.fspath(samples.root.absolute()).rstrip("/") + "/"
+    for index, there in enumerate(existing(posixpath.join(top, image) for image, *_ in samples.rows)):
+        if not there:
+            sample = samples[index]
+            raise InputError(f"{source.where(sample)}image {sample.image}", "does not exist", "check data.root")
+    rows: list[Row] = []
+    labelled = existing(posixpath.join(top, label or "") for _, label, *_ in samples.rows)
+    for row, there in zip(samples.rows, labelled, strict=True):
+        if row[1] is not None and there:
+            rows.append(row)
+        elif labels_required:
+            sample = samples[len(rows)]
+            why = "has no label" if sample.label is None else f"has no label {sample.label}"
+            raise InputError(f"{source.where(sample)}image {sample.image}", why, "give a label for every image")
+        else:
+            rows.append((row[0], None, *row[2:]))
+    return dataclasses.replace(source, samples=Samples(samples.root, rows))

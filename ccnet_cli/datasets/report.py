@@ -1,0 +1,64 @@
+"""Whether a data set is fit for use: every pair read, every problem collected, every pixel counted."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ccnet_cli.datasets.source import IGNORED, LABEL_IDS, Source, load_image, load_pair
+from ccnet_cli.errors import InputError
+
+
+@dataclass(frozen=True)
+class Report:
+    """What check found: pixels by class name, ignored ones apart; sizes as WIDTHxHEIGHT; a line for each problem."""
+
+    dataset: str
+    images: int
+    labels: int
+    sizes: dict[str, int]
+    pixels: dict[str, int]
+    ignored: int
+    problems: tuple[str, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return {
+            "dataset": self.dataset,
+            "images": self.images,
+            "labels": self.labels,
+            "sizes": self.sizes,
+            "pixels": self.pixels,
+            "ignored": self.ignored,
+            "problems": list(self.problems),
+        }
+
+
+def check(source: Source) -> Report:
+    """Read every image and label of a source; what is wrong with one does not stop the others."""
+    counts = np.zeros(256, np.int64)
+    sizes: Counter[str] = Counter()
+    problems: list[str] = []
+    labels = 0
+    for sample in source.samples:
+        try:
+            if sample.label is None:
+                image, label = load_image(sample), None
+                problems.append(f"{source.where(sample)}image {sample.image}: has no label")
+            else:
+                image, label = load_pair(source, sample)
+        except InputError as error:
+            problems.append(f"{source.where(sample)}{error}")
+            continue
+        sizes[f"{image.shape[1]}x{image.shape[0]}"] += 1
+        if label is not None:
+            labels += 1
+            counts += np.bincount(label.ravel(), minlength=256)
+    pixels = {name: int(count) for name, count in zip(source.classes.names, counts, strict=False)}
+    if labels and not any(pixels.values()):
+        problems.append("no labelled pixel: every one is ignored")
+    elif source.label_kind == LABEL_IDS and labels and not any(counts[6:IGNORED]):
+        problems.append("only labelIds below 19 occur, road to pole: these may be train ids under the name of labelIds")
+    ignored = int(counts[IGNORED])
+    return Report(source.dataset, len(source.samples), labels, dict(sizes), pixels, ignored, tuple(problems))

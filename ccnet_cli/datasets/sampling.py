@@ -1,0 +1,49 @@
+"""Which sample comes when: a stream fixed by the seed alone, cut into global batches and these among ranks."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch's samples, (count,); the same on every rank and machine."""
+    # the key keeps it apart from the augmentation's numbers: SeedSequence takes (s, e) and (s, e, 0) for one
+    sequence = np.random.SeedSequence((seed, epoch), spawn_key=(1,))
+    return np.random.Generator(np.random.Philox(sequence)).permutation(count)
+
+
+class Batches:
+    """A rank's share of every global batch, as lists of (epoch, index), for DataLoader's batch_sampler.
+
+    Position p = step * batch + j of the stream is sample permutation(epoch)[p mod count] of epoch p // count, so every
+    sample comes once an epoch, no batch is short, and neither a resume nor another number of ranks changes the stream.
+    """
+
+    def __init__(
+        self, count: int, batch: int, seed: int, rank: int = 0, world: int = 1, start_step: int = 0, steps: int = 1
+    ) -> None:
+        if count < 1 or batch < 1 or batch % world or not 0 <= rank < world:
+            raise ValueError(f"{count} samples, batch {batch}, rank {rank} of {world}")
+        self.count = count
+        self.batch = batch
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.start_step = start_step
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return max(self.steps - self.start_step, 0)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.batch // self.world
+        epoch, order = -1, np.empty(0, np.int64)
+        for step in range(self.start_step, self.steps):
+            items = []
+            first = step * self.batch + self.rank * share
+            for position in range(first, first + share):
+                if position // self.count != epoch:
+                    epoch = position // self.count
+                    order = permutation(self.count, self.seed, epoch)
+                items.append((epoch, int(order[position % self.count])))
+            yield items

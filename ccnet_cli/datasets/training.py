@@ -1,0 +1,91 @@
+"""Training samples for torch's DataLoader: read, augmented, normalised, padded."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from ccnet_cli.datasets.source import Source, load_pair
+from ccnet_cli.datasets.transforms import cut, generator, mirror, normalise, pad, scales
+from ccnet_cli.errors import CCNetError
+
+# torch takes seconds to load, and checking a data set does without it
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Item = tuple[Tensor, Tensor, str]
+    Batch = tuple[Tensor, Tensor, list[str]]
+
+
+class Training:
+    """A map-style data set of (epoch, index) -> image float32 (3, h, w), label int64 (h, w), name.
+
+    Only (seed, epoch, index) decide the augmentation, whichever worker or rank it runs in.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        crop: tuple[int, int],
+        scale_min: float = 0.7,
+        scale_max: float = 2.1,
+        scale_step: float = 0.1,
+        mirror: bool = True,
+        channel_order: str = "bgr",
+        mean: Sequence[float] = (104.00698793, 116.66876762, 122.67891434),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        seed: int = 0,
+    ) -> None:
+        self.source = source
+        self.crop = crop
+        self.scales = scales(scale_min, scale_max, scale_step)
+        self.mirror = mirror
+        self.channel_order = channel_order
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.seed = seed
+        # OpenCV's threads do not survive the fork into workers, and these are the parallelism here
+        cv2.setNumThreads(0)
+
+    def __len__(self) -> int:
+        return len(self.source.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> "Item":
+        import torch
+
+        epoch, index = key
+        sample = self.source.samples[index]
+        image, label = load_pair(self.source, sample)
+        random = generator(self.seed, epoch, index)
+        image, label = cut(image, label, self.crop, self.scales, random)
+        image = normalise(image, self.channel_order, self.mean, self.std)
+        image, label = pad(image, label, self.crop, self.source.ignore_index)
+        if self.mirror:
+            image, label = mirror(image, label, random)
+        return torch.from_numpy(image), torch.from_numpy(label.astype(np.int64)), sample.name
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> "list[Item] | CCNetError":
+        """A batch's items or the error that one of them met: raised in a worker, it would arrive as a RuntimeError."""
+        try:
+            return [self[key] for key in keys]
+        except CCNetError as error:
+            return error
+
+
+def collate(items: "list[Item] | CCNetError") -> "Batch | CCNetError":
+    """Images (N, 3, h, w), labels (N, h, w) and names of a batch, for DataLoader's collate_fn; an error passes."""
+    import torch
+
+    if isinstance(items, CCNetError):
+        return items
+    images, labels, names = zip(*items, strict=True)
+    return torch.stack(images), torch.stack(labels), list(names)
+
+
+def delivered(loader: "Iterable[Batch | CCNetError]") -> "Iterator[Batch]":
+    """The batches of a loader that uses collate; an InputError met in a worker is raised here."""
+    for batch in loader:
+        if isinstance(batch, CCNetError):
+            raise batch
+        yield batch

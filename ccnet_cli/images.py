@@ -1,0 +1,346 @@
+"""Read and write images and label maps, every file checked first; the only user of OpenCV's codecs."""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+import tempfile
+import threading
+import unicodedata
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ccnet_cli.errors import EnvironmentFailure, InputError
+
+# 16384 x 8192, about 400 MB as a decoded image: larger ones are refused from their header
+PIXEL_LIMIT = 1 << 27
+BYTE_LIMIT = 1 << 30
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+# OpenCV reads this once, while it is loaded
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(PIXEL_LIMIT))
+try:
+    import cv2
+except ImportError as error:
+    raise EnvironmentFailure(
+        "opencv",
+        f"cannot be loaded ({error})",
+        "run pip uninstall -y opencv-python && pip install opencv-python-headless, which needs no system libraries",
+    ) from None
+
+# what OpenCV has to say of a file is said by our error
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Palette = Sequence[Sequence[int]]
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GREY, PALETTE = 0, 3
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+# inside entropy-coded data 0xFF is followed by 0 (a stuffed byte) or a restart marker, unless a marker ends it
+JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+OTHER_FORMATS = {
+    b"GIF8": "GIF",
+    b"II*\x00": "TIFF",
+    b"MM\x00*": "TIFF",
+    b"\x00\x00\x00\x0cjP": "JPEG 2000",
+    b"version https://git-lfs": "a Git LFS pointer (run git lfs pull)",
+}
+_stderr_lock = threading.Lock()
+
+
+class _Damaged(Exception):
+    """Why a file's content cannot be trusted; the caller adds its name."""
+
+
+def read_bytes(path: Path, kind: str = "image") -> bytes:
+    """The content of a regular, non-empty file of at most BYTE_LIMIT bytes; InputError opens with kind and path."""
+    what = f"{kind} {path}"
+    try:
+        found = path.stat()
+        # a pipe or a device would block, or never end
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(what, "not a regular file", f"give the path of one {kind} file")
+        if found.st_size > BYTE_LIMIT:
+            raise InputError(what, f"larger than {BYTE_LIMIT >> 20} MiB", f"give a smaller {kind} file")
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({_reason(error)})"
+        raise InputError(what, why, "check the path and its permissions") from None
+    if not content:
+        raise InputError(what, "is empty (0 bytes)", "copy or download it again")
+    return content
+
+
+def read_image(path: Path, exif: bool = False) -> Pixels:
+    """A PNG, JPEG, WebP or BMP file as BGR (H, W, 3): grey repeated, alpha dropped, 16 bits cut to 8, CMYK converted.
+
+    The EXIF rotation is applied only if asked: a label map is stored in the sensor's orientation.
+    """
+    content = read_bytes(path)
+    try:
+        (height, width), content = _inspect(content, keep_exif=exif)
+        image = _decode(content, cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if image.dtype != np.uint8 or image.shape not in ((height, width, 3), (width, height, 3)):
+            raise _Damaged(f"decodes to {image.shape} where its header says {height} x {width}")
+    except _Damaged as error:
+        raise InputError(f"image {path}", str(error), "replace the file, or convert it to PNG or JPEG") from None
+    return image
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Height and width that an image's header gives, EXIF rotation left out; the pixels are not decoded."""
+    try:
+        return _inspect(read_bytes(path), keep_exif=False)[0]
+    except _Damaged as error:
+        raise InputError(f"image {path}", str(error), "replace the file, or convert it to PNG or JPEG") from None
+
+
+def read_label(path: Path) -> Labels:
+    """The values (H, W) in a one-channel PNG: the indices of a palette, grey of 1 to 16 bits unscaled."""
+    content = read_bytes(path, "label")
+    try:
+        if not content.startswith(PNG_SIGNATURE):
+            raise _Damaged("not a PNG: other formats change or cannot hold class values")
+        chunks = _png_chunks(content)
+        height, width, depth, colour = _png_header(chunks[0][1])
+        if colour not in (GREY, PALETTE):
+            raise _Damaged("has colour or alpha channels; a label map has one channel of class values")
+        # declared grey and without its palette, the decoder hands out a palette picture's indices
+        header = chunks[0][1][:9] + bytes([GREY]) + chunks[0][1][10:]
+        data = b"".join(body for name, body in chunks if name == b"IDAT")
+        values = _decode(_png((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")), cv2.IMREAD_UNCHANGED)
+        if values.shape != (height, width) or values.dtype != (np.uint16 if depth == 16 else np.uint8):
+            raise _Damaged(f"decodes to {values.shape} where its header says {height} x {width}")
+    except _Damaged as error:
+        raise InputError(f"label {path}", str(error), "save it as an 8-bit grey or palette PNG") from None
+    # the decoder stretches fewer than 8 bits to the full range of grey
+    return values if depth >= 8 else values // np.uint8(255 // ((1 << depth) - 1))
+
+
+def write_image(path: Path, image_bgr: Pixels) -> None:
+    """Write BGR (H, W, 3) in the format that the suffix names, whole or not at all."""
+    suffix = path.suffix.lower()
+    if suffix not in IMAGE_SUFFIXES:
+        raise InputError(f"output {path}", "has no image suffix", f"use one of {' '.join(IMAGE_SUFFIXES)}")
+    write_bytes(path, _encode(suffix, image_bgr))
+
+
+def write_label(path: Path, ids: Pixels, palette: Palette | None = None) -> None:
+    """Write ids (H, W) as a grey PNG, or with RGB colours of ids 0.. as a palette PNG (ids past them are black)."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"output {path}", "a label map must be a PNG", "give a name that ends in .png")
+    height, width = ids.shape
+    rows = np.zeros((height, width + 1), np.uint8)  # each row opens with its filter, 0
+    rows[:, 1:] = ids
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, GREY if palette is None else PALETTE, 0, 0, 0])
+    colours = [] if palette is None else [(b"PLTE", _table(palette).tobytes())]
+    write_bytes(path, _png((b"IHDR", header), *colours, (b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b"")))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, making its folder; InputError, or EnvironmentFailure where space ran out."""
+    # not made from the target's name, which may be as long as a name can be
+    temporary = path.parent / f".ccnet-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise EnvironmentFailure(f"output {path}", _reason(error), "make room and run again") from None
+        why = f"cannot be written ({_reason(error)})"
+        raise InputError(f"output {path}", why, "choose a folder that you can write to") from None
+
+
+def encode_png(image_bgr: Pixels) -> bytes:
+    """BGR (H, W, 3) as the bytes of a PNG file."""
+    return _encode(".png", image_bgr)
+
+
+def colorize(ids: Pixels, palette: Palette) -> Pixels:
+    """Ids (H, W) drawn in the palette's RGB colours, as BGR (H, W, 3); ids past the palette, as 255, are black."""
+    return np.ascontiguousarray(_table(palette)[:, ::-1][ids])
+
+
+def legend(names: Sequence[str], palette: Palette) -> Pixels:
+    """A picture of every class: a swatch of its RGB colour and its name, BGR (28 K + 12, W, 3) on white."""
+    plain = [unicodedata.normalize("NFKD", name).encode("ascii", "replace").decode() for name in names]
+    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.55
+    widest = max(cv2.getTextSize(name, font, scale, 1)[0][0] for name in plain)
+    picture = np.full((28 * len(plain) + 12, 60 + widest + 14, 3), 255, np.uint8)
+    for row, (name, (red, green, blue)) in enumerate(zip(plain, palette, strict=True)):
+        top = 28 * row + 9
+        picture[top : top + 22, 10:50] = (blue, green, red)
+        cv2.rectangle(picture, (10, top), (49, top + 21), (90, 90, 90), 1)
+        cv2.putText(picture, name, (60, top + 16), font, scale, (20, 20, 20), 1, cv2.LINE_AA)
+    return picture
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _table(palette: Palette) -> Pixels:
+    """RGB of all 256 ids, (256, 3); black past the palette."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    return table
+
+
+def _encode(suffix: str, image: Pixels) -> bytes:
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []
+    done, content = cv2.imencode(suffix, image, options)
+    if not done:
+        raise ValueError(f"no {suffix} file can hold {image.shape} of {image.dtype}")
+    return bytes(content)
+
+
+def _decode(content: bytes, flags: int) -> npt.NDArray[Any]:
+    """Decode, and refuse what the codec refuses or had to fill up."""
+    messages: list[bytes] = []
+    with _heard(messages):
+        try:
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        except cv2.error as error:
+            if error.code == cv2.Error.StsNoMem:
+                raise EnvironmentFailure("memory", "too little to decode an image", "free some, or scale it") from None
+            image = None
+    if image is None:
+        raise _Damaged("cannot be decoded: the file is damaged")
+    if any(b"premature end" in message.lower() for message in messages):
+        raise _Damaged("truncated: some of its pixels are missing")
+    return np.asarray(image)
+
+
+@contextlib.contextmanager
+def _heard(messages: list[bytes]) -> Iterator[None]:
+    """Collect what libjpeg and libpng print: they tell of missing data nowhere but on the C library's stderr."""
+    with _stderr_lock, contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            stderr = os.dup(2)
+        except OSError:  # stderr is closed, or nothing can be written: decode unheard
+            yield
+            return
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            for line in file:
+                if line.startswith((b"Corrupt JPEG", b"Premature end", b"libpng ")):
+                    messages.append(line)
+                else:  # another thread's
+                    os.write(2, line)
+
+
+def _inspect(content: bytes, keep_exif: bool) -> tuple[tuple[int, int], bytes]:
+    """Height and width by the header, and the bytes to decode; raises _Damaged unless the file is whole."""
+    if content.startswith(PNG_SIGNATURE):
+        chunks = _png_chunks(content)
+        height, width, _, _ = _png_header(chunks[0][1])
+        # transparency, profiles and texts change nothing here, and libpng complains about many of them
+        kept = {b"IHDR", b"PLTE", b"IDAT", b"IEND"} | ({b"eXIf"} if keep_exif else set())
+        return (height, width), _png(*(chunk for chunk in chunks if chunk[0] in kept))
+    if content.startswith(b"\xff\xd8\xff"):
+        height, width, end = _jpeg_frame(content)
+        return _limited(height, width), content[:end]
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return _limited(*_webp_size(content)), content
+    if content.startswith(b"BM") and len(content) >= 26:
+        if int.from_bytes(content[14:18], "little") == 12:
+            width, height = (int.from_bytes(content[at : at + 2], "little") for at in (18, 20))
+        else:  # rows stored from the top have a negative height
+            width, height = (abs(int.from_bytes(content[at : at + 4], "little", signed=True)) for at in (18, 22))
+        return _limited(height, width), content
+    named = next((name for start, name in OTHER_FORMATS.items() if content.startswith(start)), "another kind of file")
+    raise _Damaged(f"not a PNG, JPEG, WebP or BMP image but {named}")
+
+
+def _limited(height: int, width: int) -> tuple[int, int]:
+    if not height or not width:
+        raise _Damaged(f"its header says {height} x {width} pixels")
+    if height * width > PIXEL_LIMIT:
+        raise _Damaged(f"its header says {height} x {width} pixels, more than the limit of {PIXEL_LIMIT:,}")
+    return height, width
+
+
+def _png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG file of the given chunks."""
+    parts = [PNG_SIGNATURE]
+    for name, body in chunks:
+        parts += [len(body).to_bytes(4), name, body, zlib.crc32(body, zlib.crc32(name)).to_bytes(4)]
+    return b"".join(parts)
+
+
+def _png_chunks(content: bytes) -> list[tuple[bytes, bytes]]:
+    """Names and bodies up to IEND, every checksum compared (the decoder skips some)."""
+    chunks: list[tuple[bytes, bytes]] = []
+    start = len(PNG_SIGNATURE)
+    while not chunks or chunks[-1][0] != b"IEND":
+        length = int.from_bytes(content[start : start + 4])
+        name, body = content[start + 4 : start + 8], content[start + 8 : start + 8 + length]
+        checksum = content[start + 8 + length : start + 12 + length]
+        if len(checksum) < 4:
+            raise _Damaged("truncated: the PNG ends early")
+        if zlib.crc32(body, zlib.crc32(name)) != int.from_bytes(checksum):
+            raise _Damaged(f"damaged: the checksum of PNG chunk {name!r} does not match")
+        chunks.append((name, body))
+        start += 12 + length
+    if chunks[0][0] != b"IHDR" or len(chunks[0][1]) != 13:
+        raise _Damaged("damaged: the PNG does not begin with its header")
+    return chunks
+
+
+def _png_header(body: bytes) -> tuple[int, int, int, int]:
+    """Height, width, bit depth and colour type in IHDR."""
+    height, width = _limited(int.from_bytes(body[4:8]), int.from_bytes(body[:4]))
+    return height, width, body[8], body[9]
+
+
+def _jpeg_frame(content: bytes) -> tuple[int, int, int]:
+    """Height, width and where the file's own picture ends: thumbnails have end markers too, so segments are walked."""
+    height = width = 0
+    start = 2
+    while found := JPEG_MARKER.search(content, start):
+        marker, start = content[found.end() - 1], found.end()
+        if marker == 0xD9 and height:
+            return height, width, start
+        if marker in (0x01, 0xD8, 0xD9):  # these stand alone
+            continue
+        length = int.from_bytes(content[start : start + 2])
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = (int.from_bytes(content[at : at + 2]) for at in (start + 3, start + 5))
+            _limited(height, width)
+        start += length
+    raise _Damaged("truncated: the JPEG has no end marker")
+
+
+def _webp_size(content: bytes) -> tuple[int, int]:
+    """Height and width of a still WebP whose declared length is there."""
+    if len(content) < 30 or len(content) < 8 + int.from_bytes(content[4:8], "little"):
+        raise _Damaged("truncated: the WebP ends early")
+    kind = content[12:16]
+    if kind == b"VP8X":
+        if content[20] & 2:
+            raise _Damaged("an animated WebP")
+        width, height = (1 + int.from_bytes(content[at : at + 3], "little") for at in (24, 27))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(content[21:25], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        width, height = (int.from_bytes(content[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    return height, width

@@ -1,0 +1,53 @@
+"""How well predictions agree with the truth: one confusion matrix, and the figures read from it."""
+
+import torch
+from torch import Tensor
+
+
+class Confusion:
+    """Counts of pixels by class: matrix (K, K) int64, rows the truth, columns the prediction."""
+
+    def __init__(self, classes: int, device: torch.device | str = "cpu") -> None:
+        self.matrix = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+
+    def update(self, prediction: Tensor, label: Tensor, ignore_index: int = 255) -> None:
+        """Count every pixel whose label is not ignore_index; both are class indices of one shape, any integer type."""
+        if prediction.shape != label.shape:
+            raise ValueError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape")
+        classes, device = len(self.matrix), self.matrix.device
+        prediction, label = prediction.to(device), label.to(device)
+        valid = label != ignore_index
+        truth, answer = label[valid].long(), prediction[valid].long()
+        # an index out of range would be counted silently in another class's row
+        for name, index in (("label", truth), ("prediction", answer)):
+            if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < classes:
+                raise ValueError(f"{name} outside 0..{classes - 1}")
+        self.matrix += torch.bincount(truth * classes + answer, minlength=classes**2).view(classes, classes)
+
+    def merge(self, other: "Confusion") -> None:
+        """Add the counts of another matrix over the same classes."""
+        if other.matrix.shape != self.matrix.shape:
+            raise ValueError("confusion matrices of different sizes")
+        self.matrix += other.matrix.to(self.matrix.device)
+
+    def iou(self) -> Tensor:
+        """Intersection over union of each class, (K,) float64; nan where a class is neither present nor predicted."""
+        hits = self.matrix.diagonal()
+        return _ratio(hits, self.matrix.sum(0) + self.matrix.sum(1) - hits)
+
+    def miou(self) -> float:
+        """Mean IoU over the classes that are present or predicted (the Cityscapes rule); nan without any."""
+        return float(self.iou().nanmean())
+
+    def pixel_accuracy(self) -> float:
+        """The share of counted pixels that are right; nan without any."""
+        return float(_ratio(self.matrix.trace(), self.matrix.sum()))
+
+    def mean_accuracy(self) -> float:
+        """Mean over the classes present of the share of their pixels found; nan without any."""
+        return float(_ratio(self.matrix.diagonal(), self.matrix.sum(1)).nanmean())
+
+
+def _ratio(part: Tensor, total: Tensor) -> Tensor:
+    """part / total in float64, nan where total is 0; float32 would lose counts above 2**24."""
+    return part.double() / total.double()

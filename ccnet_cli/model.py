@@ -1,0 +1,149 @@
+"""CCNet: a backbone, the criss-cross attention head and the auxiliary head (ICCV 2019, figure 2)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ccnet_cli import config
+from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
+from ccnet_cli.errors import InputError
+from ccnet_cli.resnet import BACKBONES
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What the network expects of an image: channel order, and mean and std per channel of values 0 to 255."""
+
+    channel_order: Literal["bgr", "rgb"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def _conv_norm_act(inputs: int, outputs: int, bias: bool = False) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+    return [conv, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.01, inplace=True)]
+
+
+class RCCAHead(nn.Module):
+    """Reduce, attend over criss-cross paths, and classify with the backbone's features beside: (B, C, h, w) -> (B, K, h, w).
+
+    rcca None leaves the attention out (R = 0).
+    """
+
+    def __init__(
+        self, inputs: int, channels: int, classes: int, rcca: RecurrentCrissCross | None, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.conva = nn.Sequential(*_conv_norm_act(inputs, channels))
+        self.rcca = rcca
+        self.convb = nn.Sequential(*_conv_norm_act(channels, channels))
+        self.bottleneck = nn.Sequential(
+            *_conv_norm_act(inputs + channels, channels), nn.Dropout2d(dropout), nn.Conv2d(channels, classes, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores at the features' size."""
+        reduced = self.conva(x)
+        return self._classify(x, reduced if self.rcca is None else self.rcca(reduced))
+
+    def attend(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Class scores and the attention of each pass, each (B, P, h, w)."""
+        reduced = self.conva(x)
+        gathered, maps = (reduced, []) if self.rcca is None else self.rcca.attend(reduced)
+        return self._classify(x, gathered), maps
+
+    def _classify(self, x: Tensor, gathered: Tensor) -> Tensor:
+        scores: Tensor = self.bottleneck(torch.cat([x, self.convb(gathered)], dim=1))
+        return scores
+
+
+class FCNHead(nn.Sequential):
+    """The auxiliary classifier on layer3: (B, C, h, w) -> (B, K, h, w)."""
+
+    def __init__(self, inputs: int, channels: int, classes: int, dropout: float = 0.1) -> None:
+        super().__init__(
+            *_conv_norm_act(inputs, channels, bias=True), nn.Dropout2d(dropout), nn.Conv2d(channels, classes, 1)
+        )
+
+
+class CCNet(nn.Module):
+    """Normalised image (B, 3, H, W) -> class scores (B, K, h, w) at stride 8, sizes rounded up.
+
+    `normalisation` tells what the image must look like, `align_corners` how the scores are enlarged to image size.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: RCCAHead,
+        auxiliary: FCNHead | None = None,
+        normalisation: Normalisation | None = None,
+        align_corners: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.auxiliary = auxiliary
+        self.normalisation = normalisation or Normalisation(
+            "bgr", (104.00698793, 116.66876762, 122.67891434), (1, 1, 1)
+        )
+        self.align_corners = align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The main scores alone."""
+        scores: Tensor = self.head(self.backbone(x)[1])
+        return scores
+
+    def with_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The main scores, and those of the auxiliary head where the model has one."""
+        c3, c4 = self.backbone(x)
+        return self.head(c4), None if self.auxiliary is None else self.auxiliary(c3)
+
+    def attend(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The main scores and the attention of each pass, each (B, P, h, w); an empty list for R = 0."""
+        return self.head.attend(self.backbone(x)[1])
+
+    @property
+    def recurrence(self) -> int:
+        """How often the attention is applied, R."""
+        return 0 if self.head.rcca is None else self.head.rcca.recurrence
+
+    @property
+    def gamma(self) -> float:
+        """The weight of what the attention gathers; 0 for R = 0."""
+        return 0.0 if self.head.rcca is None else self.head.rcca.attention.gamma.item()
+
+
+def build(model: config.Model, classes: int, recompute: bool = False) -> CCNet:
+    """The network that a preset describes, freshly initialised; recompute trades time for training memory."""
+    backbone = BACKBONES[model.backbone](model.width, recompute)
+    c3, c4 = backbone.channels
+    rcca = None
+    if model.recurrence:
+        attention = CrissCrossAttention(model.channels, model.query_channels, model.implementation)
+        rcca = RecurrentCrissCross(attention, model.recurrence)
+    return CCNet(
+        backbone=backbone,
+        head=RCCAHead(c4, model.channels, classes, rcca, model.dropout),
+        auxiliary=FCNHead(c3, model.auxiliary_channels, classes, model.dropout) if model.auxiliary else None,
+        normalisation=Normalisation(model.channel_order, model.mean, model.std),
+        align_corners=model.align_corners,
+    )
+
+
+def device(name: str = "auto") -> torch.device:
+    """The device of a name: auto (CUDA where there is one), cpu, cuda or cuda:N; InputError where it is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
+        raise InputError(f"device {name}", "unknown", "use auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"device {name}", "torch sees no GPU here", "use --device cpu, or install a CUDA build of torch"
+        )
+    if index and int(index) >= torch.cuda.device_count():
+        raise InputError(f"device {name}", f"this machine has {torch.cuda.device_count()}", "count from cuda:0")
+    return torch.device(name)

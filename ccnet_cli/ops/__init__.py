@@ -1,0 +1,10 @@
+"""The criss-cross operators.
+
+Shape legend of this package: B batch, C channels, H height, W width, P = H + W positions on a pixel's cross: first the
+H positions of its column (its own one masked), then the W positions of its row (its own one kept). A name's suffix
+spells its axes in order, so ``value_BCHW`` is (B, C, H, W).
+"""
+
+from ccnet_cli.ops.criss_cross import affinity, aggregate, criss_cross, implementations, scatter
+
+__all__ = ["affinity", "aggregate", "criss_cross", "implementations", "scatter"]

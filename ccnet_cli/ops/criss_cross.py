@@ -1,0 +1,266 @@
+"""The torch operators behind the public functions: one operator each for autocast, torch.compile, DDP and export."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ccnet_cli.errors import InputError
+from ccnet_cli.ops import gemm, reference
+
+_MODULES = {"reference": reference, "gemm": gemm}
+
+
+def implementations() -> tuple[str, ...]:
+    """Names that `implementation` accepts besides "auto", the definition first."""
+    return tuple(_MODULES)
+
+
+def _resolve(implementation: str) -> str:
+    if implementation == "auto":
+        return "gemm"
+    if implementation not in _MODULES:
+        raise InputError(
+            f"implementation {implementation}", "not available in this version", f"use auto, {', '.join(_MODULES)}"
+        )
+    return implementation
+
+
+def affinity(query: Tensor, key: Tensor, implementation: str = "auto") -> Tensor:
+    """Energies of each pixel over its cross (ICCV 2019, section 3.2), not scaled.
+
+    query and key (B, C, H, W) -> (B, H + W, H, W): the column first, its own entry -inf, then the row. Half-precision
+    input gives float32 energies. Raises ValueError on shapes that do not fit and InputError on an unknown name.
+    """
+    _check(query, key)
+    name = _resolve(implementation)
+    with _without_autocast(query):
+        result: Tensor = torch.ops.ccnet.affinity(_full(query), _full(key), True, name)
+    return result
+
+
+def aggregate(attention: Tensor, value: Tensor, implementation: str = "auto") -> Tensor:
+    """Gather each pixel's cross, weighted (ICCV 2019, section 3.2).
+
+    attention (B, H + W, H, W) and value (B, C, H, W) -> (B, C, H, W) in the dtype of value.
+    Raises ValueError on shapes that do not fit and InputError on an unknown name.
+    """
+    _check_weights(attention, value)
+    with _without_autocast(value):
+        result: Tensor = torch.ops.ccnet.aggregate(attention.to(value.dtype), value, _resolve(implementation))
+    return result
+
+
+def scatter(attention: Tensor, value: Tensor, implementation: str = "auto") -> Tensor:
+    """Spread each pixel's value over its cross, weighted: the adjoint of aggregate in value, with its shapes."""
+    _check_weights(attention, value)
+    with _without_autocast(value):
+        result: Tensor = torch.ops.ccnet.scatter(attention.to(value.dtype), value, _resolve(implementation))
+    return result
+
+
+def criss_cross(query: Tensor, key: Tensor, value: Tensor, implementation: str = "auto") -> Tensor:
+    """Affinity, softmax over the whole cross and aggregation as one operator with its own backward.
+
+    query and key (B, C', H, W), value (B, C, H, W) -> (B, C, H, W) in the dtype of value; energies and softmax are at
+    least float32. Raises ValueError on shapes that do not fit and InputError on an unknown name.
+    """
+    _check(query, key)
+    if value.dim() != 4 or value.shape[0] != query.shape[0] or value.shape[2:] != query.shape[2:]:
+        raise ValueError(f"value {tuple(value.shape)} does not lie on the grid of query {tuple(query.shape)}")
+    name = _resolve(implementation)
+    with _without_autocast(query):
+        out: Tensor = torch.ops.ccnet.criss_cross(_full(query), _full(key), value, name)[0]
+    return out
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    kind = x.device.type
+    # the meta device, on which sizes and costs are worked out, has no autocast to switch off
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _check(query: Tensor, key: Tensor) -> None:
+    if query.dim() != 4 or query.shape != key.shape:
+        raise ValueError(
+            f"query {tuple(query.shape)} and key {tuple(key.shape)} must have one and the same shape (B, C, H, W)"
+        )
+
+
+def _check_weights(attention: Tensor, value: Tensor) -> None:
+    B, _, H, W = value.shape
+    if attention.shape != (B, H + W, H, W):
+        raise ValueError(f"attention {tuple(attention.shape)} must be (B, H + W, H, W) = {(B, H + W, H, W)}")
+
+
+# The three bilinear operators are closed under differentiation: the gradients of each are the other two.
+
+
+@torch.library.custom_op("ccnet::affinity", mutates_args=())
+def _affinity(query: Tensor, key: Tensor, mask: bool, implementation: str) -> Tensor:
+    return _innermost(_MODULES[implementation].affinity(query, key, mask))
+
+
+@torch.library.custom_op("ccnet::aggregate", mutates_args=())
+def _aggregate(attention: Tensor, value: Tensor, implementation: str) -> Tensor:
+    return _innermost(_MODULES[implementation].aggregate(attention, value))
+
+
+@torch.library.custom_op("ccnet::scatter", mutates_args=())
+def _scatter(attention: Tensor, value: Tensor, implementation: str) -> Tensor:
+    return _innermost(_MODULES[implementation].scatter(attention, value))
+
+
+@torch.library.custom_op("ccnet::criss_cross", mutates_args=())
+def _criss_cross(query: Tensor, key: Tensor, value: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
+    out, attention_BHWP = _MODULES[implementation].criss_cross(query, key, value)
+    return _innermost(out), attention_BHWP.contiguous()
+
+
+@torch.library.custom_op("ccnet::criss_cross_backward", mutates_args=())
+def _criss_cross_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, attention: Tensor, implementation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradients = _MODULES[implementation].criss_cross_backward(grad, query, key, value, attention)
+    return _innermost(gradients[0]), _innermost(gradients[1]), _innermost(gradients[2])
+
+
+def _innermost(x_BCHW: Tensor) -> Tensor:
+    """Every implementation answers with its second axis innermost in memory, as the fake kernels promise."""
+    return x_BCHW.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _empty(like: Tensor, channels: int) -> Tensor:
+    B, _, H, W = like.shape
+    return like.new_empty(B, H, W, channels).permute(0, 3, 1, 2)
+
+
+@_affinity.register_fake
+def _(query: Tensor, key: Tensor, mask: bool, implementation: str) -> Tensor:
+    return _empty(query, query.shape[2] + query.shape[3])
+
+
+@_aggregate.register_fake
+def _(attention: Tensor, value: Tensor, implementation: str) -> Tensor:
+    return _empty(value, value.shape[1])
+
+
+@_scatter.register_fake
+def _(attention: Tensor, value: Tensor, implementation: str) -> Tensor:
+    return _empty(value, value.shape[1])
+
+
+@_criss_cross.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
+    B, _, H, W = query.shape
+    return _empty(value, value.shape[1]), query.new_empty(B, H, W, H + W)
+
+
+@_criss_cross_backward.register_fake
+def _(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, attention: Tensor, implementation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty(query, query.shape[1]), _empty(key, key.shape[1]), _empty(value, value.shape[1])
+
+
+def _save_bilinear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    left, right, *ctx.options = inputs
+    ctx.save_for_backward(left, right)
+
+
+def _affinity_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    query, key = ctx.saved_tensors
+    mask, implementation = ctx.options
+    if mask:
+        H = query.shape[2]
+        own_PH = torch.eye(grad.shape[1], H, dtype=torch.bool, device=grad.device)
+        grad = grad.masked_fill(own_PH[..., None], 0.0)
+    return (
+        torch.ops.ccnet.aggregate(grad, key, implementation),
+        torch.ops.ccnet.scatter(grad, query, implementation),
+        None,
+        None,
+    )
+
+
+def _aggregate_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    attention, value = ctx.saved_tensors
+    (implementation,) = ctx.options
+    return (
+        torch.ops.ccnet.affinity(grad, value, False, implementation),
+        torch.ops.ccnet.scatter(attention, grad, implementation),
+        None,
+    )
+
+
+def _scatter_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    attention, value = ctx.saved_tensors
+    (implementation,) = ctx.options
+    return (
+        torch.ops.ccnet.affinity(value, grad, False, implementation),
+        torch.ops.ccnet.aggregate(attention, grad, implementation),
+        None,
+    )
+
+
+_affinity.register_autograd(_affinity_gradient, setup_context=_save_bilinear)
+_aggregate.register_autograd(_aggregate_gradient, setup_context=_save_bilinear)
+_scatter.register_autograd(_scatter_gradient, setup_context=_save_bilinear)
+
+
+def _save_criss_cross(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, ctx.implementation = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(query, key, value, output[1])
+
+
+def _criss_cross_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:
+    query, key, value, attention = ctx.saved_tensors
+    if not torch.is_grad_enabled():
+        return (*torch.ops.ccnet.criss_cross_backward(grad, query, key, value, attention, ctx.implementation), None)
+    # somebody wants gradients of these gradients: the same formula in differentiable operators
+    energy = torch.ops.ccnet.affinity(query, key, True, ctx.implementation)
+    weights = energy.softmax(dim=1)
+    pull = torch.ops.ccnet.affinity(grad, value, False, ctx.implementation).to(weights.dtype)
+    d_energy = weights * (pull - (weights * pull).sum(dim=1, keepdim=True))
+    return (
+        torch.ops.ccnet.aggregate(d_energy, key, ctx.implementation),
+        torch.ops.ccnet.scatter(d_energy, query, ctx.implementation),
+        torch.ops.ccnet.scatter(weights.to(grad.dtype), grad, ctx.implementation),
+        None,
+    )
+
+
+_criss_cross.register_autograd(_criss_cross_gradient, setup_context=_save_criss_cross)
+
+
+# FLOPs as torch counts them, 2 per multiply-add: one dot product or one update for each pixel and cross position.
+
+
+def _line_flops(shape: Sequence[int], positions: int) -> int:
+    B, C, H, W = shape
+    return 2 * B * C * H * W * positions
+
+
+@register_flop_formula([torch.ops.ccnet.affinity, torch.ops.ccnet.aggregate, torch.ops.ccnet.scatter])
+def _bilinear_flops(left: Sequence[int], right: Sequence[int], *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return _line_flops(right, right[2] + right[3])
+
+
+@register_flop_formula(torch.ops.ccnet.criss_cross)
+def _criss_cross_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    positions = query[2] + query[3]
+    return _line_flops(query, positions) + _line_flops(value, positions)
+
+
+@register_flop_formula(torch.ops.ccnet.criss_cross_backward)
+def _backward_flops(grad: Sequence[int], query: Sequence[int], *_: Any, **__: Any) -> int:
+    positions = query[2] + query[3]
+    return 2 * (_line_flops(query, positions) + _line_flops(grad, positions))

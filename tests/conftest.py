@@ -1,0 +1,51 @@
+"""What every test shares: which tests run here, and the command line in a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow = config.getoption("--slow") or "slow" in str(config.getoption("markexpr"))
+    for item in items:
+        if not slow and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and not _has_gpu():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture
+def ccnet(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in a process of its own, in an empty folder or in `cwd`, and return what it printed."""
+
+    def run(*arguments: object, cwd: Path = tmp_path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ccnet_cli.cli", *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=cwd, env=_environment(), capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    return run
+
+
+def _environment() -> dict[str, str]:
+    # a checkpoint or terminal of the person who runs the tests must not reach them
+    kept = {
+        key: value for key, value in os.environ.items() if key not in ("CCNET_CHECKPOINT", "FORCE_COLOR", "COLUMNS")
+    }
+    return kept | {"PYTHONPATH": str(Path(__file__).parent.parent)}

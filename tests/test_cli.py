@@ -1,0 +1,322 @@
+"""The command line: help, exit codes, and mistakes told in one line before anything is written."""
+
+import errno
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from ccnet_cli import __version__, cli, config
+from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError
+
+ROOT = Path(__file__).parent.parent
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def tree(command=None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    command = command or typer.main.get_command(cli.app)
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from tree(inner, (*path, name))
+
+
+COMMANDS = dict(tree())
+
+
+def call(*words: str) -> int:
+    """The exit code of a command run in this process."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    return stopped.value.code
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that a bad command leaves on stderr; nothing is printed or written beside it."""
+    before = sorted(Path.cwd().rglob("*"))
+    assert call(*words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("ccnet: error: ")
+    assert sorted(Path.cwd().rglob("*")) == before
+    return line.removeprefix("ccnet: error: ")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CCNET_CHECKPOINT", raising=False)
+    return tmp_path
+
+
+def test_the_promised_commands_are_there():
+    promised = {("train",), ("eval",), ("predict",), ("visualize",), ("bench", "attention")}
+    promised |= {("presets", name) for name in ("list", "show", "copy")}
+    promised |= {("data", name) for name in ("make", "check", "sample")}
+    assert promised <= COMMANDS.keys()
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_ends_with_examples_that_parse(path: tuple[str, ...], flag: str, capsys: pytest.CaptureFixture[str]):
+    assert call(*path, flag) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    before, _, examples = printed.out.partition("Examples:\n")
+    assert "Options:" in before
+    lines = [line.strip() for line in examples.strip().splitlines()]
+    assert lines and all(line.startswith("ccnet ") for line in lines)
+    assert any(line.split()[1 : 1 + len(path)] == list(path) for line in lines)
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom ccnet_cli import cli\n"
+        "try: cli.main(['train', '--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'numba', 'cv2', 'scipy', 'numpy', 'yaml'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Examples:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--preset", "nope"),
+        ("visualize",),
+        ("eval", "--scales", "a"),
+        ("eval", "--mode", "tiles"),
+        ("predict", "a.png"),
+        ("predict", "a.png", "-o", "b.png", "--format", "gif"),
+        ("fly",),
+    ],
+)
+def test_a_mistake_is_told_before_torch_is_loaded(words: tuple[str, ...]):
+    code = (
+        f"import sys\nfrom ccnet_cli import cli\ntry: cli.main({list(words)!r})\n"
+        "except SystemExit as stop: assert stop.code == 2\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", [(), ("bench",), ("presets",), ("data",)])
+def test_a_group_alone_shows_its_help(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    assert call(*path) == 0
+    assert "Examples:" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"ccnet {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("train", "--preset", "quickstart", "--overide", "x"), "option --overide: unknown; see ccnet train --help"),
+        (("train", "--prset", "quickstart"), "option --prset: unknown; did you mean --preset?"),
+        (("eval", "--scale", "1"), "option --scale: unknown; did you mean --scales?"),
+        (("train",), "option --preset: missing; see ccnet train --help"),
+        (("train", "--preset"), "option --preset: "),
+        (("train", "--preset", "quickstart", "--processes", "0"), "option --processes: "),
+        (("train", "--preset", "quickstart", "--gpus", "two"), "option --gpus: must be a valid integer"),
+        (("predict",), "argument SOURCE: missing; see ccnet predict --help"),
+        (("predict", "a.png"), "option --output: missing; see ccnet predict --help"),
+        (("trian",), "command trian: unknown; did you mean train?"),
+        (("fly",), "command fly: unknown; see ccnet --help"),
+        (("presets", "shwo"), "command shwo: unknown; did you mean show?"),
+        (("eval", "a", "b"), "ccnet eval: Got unexpected extra argument(s) (b); see ccnet eval --help"),
+        (("visualize", "--point", "300"), "option --point 300: not a pixel; write X,Y, such as --point 300,400"),
+        (("visualize", "--point", "3,4,5"), "option --point 3,4,5: not a pixel"),
+        (("visualize", "--point", "-3,4"), "option --point -3,4: not a pixel"),
+        (("visualize",), "option --point: missing"),
+        (("eval", "--scales", "1,,2"), "option --scales 1,,2: not a list of scales"),
+        (("eval", "--mode", "tiles"), "option --mode: 'tiles' is not one of 'whole', 'sliding'; "),
+        (("predict", "a.png", "-o", "b.png", "--format", "gif"), "option --format: "),
+        (("eval", "--scales", "nan"), "option --scales nan: not a list of scales"),
+        (("eval", "a.pt", "--checkpoint", "b.pt"), "checkpoint b.pt: a.pt is given too; give one of them"),
+        (("eval", "--json", "no/where.json"), "no/where.json: its folder does not exist"),
+        (("eval", "--csv", "."), ".: is a folder"),
+        (("bench", "attention", "--size", "97"), "option --size 97: not a size"),
+        (("bench", "attention", "--size", "0x5"), "option --size 0x5: not a size"),
+        (("data", "make", "cityscapes", "x"), "data set cityscapes: cannot be made"),
+        (("data", "check", "."), "option --dataset: missing"),
+        (("data", "check", ".", "--dataset", "cityscape"), "preset key data.dataset: "),
+        (("presets", "copy", "quickstart", "no/where.yaml"), "no/where.yaml: its folder does not exist"),
+        (("presets", "show", "quikstart"), "preset quikstart: unknown; did you mean quickstart?"),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_one_line(words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]):
+    assert refused(capsys, *words).startswith(told)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "schedule.lr=-1",
+        "schedule.lr=nan",
+        "schedule.lr=inf",
+        "schedule.lr=fast",
+        "learing_rate=1e-2",
+        "data.crop=769",
+        "data.crop=0,0",
+        "data.crop=-1,5",
+        "data.crop=768,768,3",
+        "train.batch=0",
+        "data.workers=-1",
+        "data.workers=9999",
+        "name=!!python/object/apply:os.system ['touch pwned']",
+        "name=" + "[" * 5000,
+        "seed",
+    ],
+)
+@pytest.mark.parametrize("command", [("train", "--preset"), ("presets", "show")])
+def test_a_bad_override_is_one_line(command: tuple[str, ...], override: str, capsys: pytest.CaptureFixture[str]):
+    refused(capsys, *command, "quickstart", "--set", override)
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ("name: x\n\tseed: 1\n", "bad.yaml:2:1"),
+        ("name: x\n  seed: 1\n", "bad.yaml:2:7"),
+        ("name: x\n---\nname: y\n", "bad.yaml:2:1"),
+        ("", "bad.yaml:1:1"),
+        ("- x\n", "bad.yaml:1:1"),
+        ("name: x\nname: y\n", "bad.yaml:2:1"),
+        ("x: !!python/object/apply:os.system ['touch pwned']\n", "bad.yaml:1:4"),
+        ("name: " + "[" * 5000, "bad.yaml:1:"),
+        ("learing_rate: 1\n", "preset key learing_rate: unknown; did you mean schedule.lr?"),
+    ],
+)
+def test_a_bad_preset_file_is_one_line(folder: Path, content: str, place: str, capsys: pytest.CaptureFixture[str]):
+    (folder / "bad.yaml").write_text(content)
+    assert place in refused(capsys, "train", "--preset", "bad.yaml")
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:77", "cpu:1", ""])
+def test_a_device_that_is_not_here_is_one_line(device: str, capsys: pytest.CaptureFixture[str]):
+    assert "device" in refused(capsys, "train", "--preset", "quickstart", "--device", device)
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(config, "names", lambda: [][0])
+    assert call("presets", "list") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("a", "b", "c"), 2),
+        (EnvironmentFailure("a", "b", "c"), 3),
+        (NonFiniteError("a", "b", "c"), 4),
+        (OSError(errno.ENOSPC, "No space left on device", "x.pt"), 3),
+        (OSError(errno.ENOSPC, "No space left on device"), 3),
+        (PermissionError(errno.EACCES, "Permission denied", "x.pt"), 2),
+        (MemoryError(), 3),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 3),
+    ],
+)
+def test_errors_end_with_their_exit_code_and_one_line(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail() -> list[str]:
+        raise error
+
+    monkeypatch.setattr(config, "names", fail)
+    assert call("presets", "list") == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert call("presets", "list", "--debug") == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_torch_running_out_of_memory_is_told(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    def fail() -> list[str]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(config, "names", fail)
+    assert call("presets", "list") == 3
+
+
+def test_an_interrupt_ends_quietly_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def interrupt() -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(config, "names", interrupt)
+    assert call("presets", "list") == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("words", ["presets list", "presets show quickstart", "presets list --json -"])
+def test_a_reader_that_leaves_early_is_no_error(words: str):
+    # the reading end is closed before ccnet writes a word
+    command = f"({sys.executable} -m ccnet_cli.cli {words}; echo $? >&2) | true"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.strip() in ("0", "141")
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_error(closed: str):
+    command = f"{sys.executable} -m ccnet_cli.cli presets list {closed}; echo code $? >&2"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == "code 0\n"
+
+
+def test_an_ascii_terminal_is_no_error(monkeypatch: pytest.MonkeyPatch, ccnet: Run):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = ccnet("presets", "list")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "quickstart" in done.stdout
+
+
+def test_a_name_that_is_not_utf8_is_told_not_crashed_on(ccnet: Run, folder: Path):
+    done = ccnet("presets", "show", b"\xff.yaml".decode("utf-8", "surrogateescape"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("ccnet: error: preset \\udcff.yaml: does not exist; ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_presets_are_listed_as_a_table_and_as_json(capsys: pytest.CaptureFixture[str]):
+    assert call("presets", "list") == 0
+    table = capsys.readouterr().out
+    assert call("presets", "list", "--json", "-") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [preset["name"] for preset in listed] == config.names()
+    assert all(name in table for name in config.names())
+
+
+def test_show_prints_what_would_run(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert call("presets", "show", "camvid", "-s", "model.recurrence=1", "-s", "schedule.lr=1e-4") == 0
+    (folder / "shown.yaml").write_text(capsys.readouterr().out)
+    assert config.load("shown.yaml") == config.load("camvid", ["model.recurrence=1", "schedule.lr=1e-4"])
+
+
+def test_show_writes_json_beside_the_text(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert call("presets", "show", "camvid", "--json", "camvid.json") == 0
+    assert capsys.readouterr().out.startswith("name: camvid\n")
+    assert json.loads((folder / "camvid.json").read_text()) == config.to_mapping(config.load("camvid"))
+    assert [path.name for path in folder.iterdir()] == ["camvid.json"]
+
+
+def test_copy_keeps_the_file_and_refuses_to_overwrite(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert call("presets", "copy", "camvid", "mine.yaml") == 0
+    assert capsys.readouterr().out == "mine.yaml\n"
+    assert (folder / "mine.yaml").read_bytes() == (config.folder() / "camvid.yaml").read_bytes()
+    (folder / "mine.yaml").write_text("changed")
+    assert refused(capsys, "presets", "copy", "camvid", "mine.yaml").startswith("mine.yaml: exists;")
+    assert (folder / "mine.yaml").read_text() == "changed"
+    assert call("presets", "copy", "camvid", "mine.yaml", "--overwrite") == 0
+    assert call("presets", "copy", "camvid", ".") == 0
+    assert config.load("camvid.yaml") == config.load("mine.yaml") == config.load("camvid")

@@ -1,0 +1,297 @@
+"""Presets: what they hold, how they are overridden, and how mistakes in them are told."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from ccnet_cli import config
+from ccnet_cli.errors import InputError
+
+SMALLEST = """\
+name: mine
+model: {backbone: tiny, recurrence: 2}
+data: {dataset: toyscapes, crop: [64, 128]}
+train: {batch: 4, optimizer: adamw, precision: fp32}
+schedule: {steps: 10, lr: 1e-2}
+"""
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(SMALLEST)
+    return str(path)
+
+
+def refused(name: str, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        config.load(name, overrides)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_promised_presets_are_there():
+    promised = {"cityscapes-r1", "cityscapes-r2", "cityscapes-r2-ohem", "camvid", "quickstart"}
+    assert promised | {f"toyscapes-r{r}" for r in range(3)} <= set(config.names())
+
+
+@pytest.mark.parametrize("name", config.names())
+def test_a_preset_of_ours_writes_every_key_and_its_own_name(name: str):
+    preset = config.load(name)
+    written = yaml.safe_load((config.folder() / f"{name}.yaml").read_text())
+    assert leaves(written) == leaves(config.to_mapping(preset)) == set(config.keys())
+    assert preset.name == name
+    assert preset.description and preset.source
+
+
+def leaves(mapping: dict, prefix: str = "") -> set[str]:
+    return {
+        leaf
+        for key, value in mapping.items()
+        for leaf in (leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
+    }
+
+
+def test_the_cityscapes_presets_are_the_published_recipe():
+    presets = [config.load(name) for name in ("cityscapes-r1", "cityscapes-r2", "cityscapes-r2-ohem")]
+    for preset in presets:
+        model, data, train, schedule = preset.model, preset.data, preset.train, preset.schedule
+        assert (model.backbone, model.width, model.channels, model.query_channels) == ("resnet101", 64, 512, 64)
+        assert (model.channel_order, model.std, model.align_corners) == ("bgr", (1, 1, 1), True)
+        assert model.mean == (104.00698793, 116.66876762, 122.67891434)
+        assert (model.auxiliary_channels, model.dropout) == (512, 0.1)
+        assert (train.batch, train.optimizer, train.momentum, train.weight_decay) == (8, "sgd", 0.9, 1e-4)
+        assert (train.clip_norm, train.ema, train.sync_bn) == (None, 0, True)
+        assert (schedule.steps, schedule.lr, schedule.power, schedule.warmup, schedule.minimum) == (
+            60000,
+            0.01,
+            0.9,
+            0,
+            0,
+        )
+        assert (data.dataset, data.crop, data.mirror) == ("cityscapes", (769, 769), True)
+        assert (data.scale_min, data.scale_max, data.scale_step) == (0.7, 2.1, 0.1)
+        assert preset.loss.auxiliary == 0.4
+    assert [preset.model.recurrence for preset in presets] == [1, 2, 2]
+    assert [preset.loss.ohem.enabled for preset in presets] == [False, False, True]
+    assert (presets[2].loss.ohem.threshold, presets[2].loss.ohem.min_kept) == (0.7, 100000)
+
+
+def test_the_toyscapes_presets_differ_in_recurrence_alone():
+    mappings = [config.to_mapping(config.load(f"toyscapes-r{r}")) for r in range(3)]
+    for r, mapping in enumerate(mappings):
+        assert mapping["model"].pop("recurrence") == r
+        assert f"R={r}" in mapping.pop("description")
+        del mapping["name"]
+    assert mappings[0] == mappings[1] == mappings[2]
+
+
+def test_an_exponent_is_a_number(preset: str):
+    assert config.load(preset).schedule.lr == 0.01
+    assert config.load(preset, ["schedule.lr=2e-3"]).schedule.lr == 0.002
+    assert config.load(preset, ["schedule.lr=1E+0"]).schedule.lr == 1.0
+
+
+def test_overrides_apply_in_order_and_reach_every_depth(preset: str):
+    loaded = config.load(
+        preset,
+        [
+            "seed=1",
+            "seed=2",
+            "loss.ohem.enabled=true",
+            "data.crop=32,48",
+            "eval.scales=[0.5, 1]",
+            "data.root=a=b",
+            "train.clip_norm=null",
+        ],
+    )
+    assert loaded.seed == 2
+    assert loaded.loss.ohem.enabled is True
+    assert loaded.data.crop == (32, 48)
+    assert loaded.eval.scales == [0.5, 1.0]
+    assert loaded.data.root == "a=b"
+    assert loaded.train.clip_norm is None
+
+
+def test_what_a_preset_leaves_out_has_the_documented_value(preset: str):
+    loaded = config.load(preset)
+    assert (loaded.seed, loaded.loss.auxiliary, loaded.loss.ohem.enabled) == (0, 0.4, False)
+    assert loaded.data.ignore_index == 255
+    assert (loaded.eval.mode, loaded.eval.scales, loaded.checkpoint.keep) == ("whole", [1.0], 2)
+
+
+def test_dump_and_mapping_lead_back_to_the_same_preset(tmp_path: Path):
+    for name in config.names():
+        preset = config.load(name)
+        path = tmp_path / "again.yaml"
+        path.write_text(config.dump(preset))
+        assert config.load(str(path)) == preset
+        assert config.from_mapping(config.to_mapping(preset)) == preset
+
+
+words = st.one_of(
+    st.sampled_from(["1e-2", "no", "on", "null", "~", "true", ".inf", "0x10", "1:30", "2020-01-01", "- a", "#x"]),
+    st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20),
+)
+
+
+@given(word=words)
+def test_any_text_survives_dump_and_load(word: str, tmp_path_factory: pytest.TempPathFactory):
+    mapping = yaml.safe_load(SMALLEST.replace("1e-2", "0.01")) | {"name": word, "description": word}
+    preset = config.from_mapping(mapping)
+    path = tmp_path_factory.getbasetemp() / "word.yaml"
+    path.write_text(config.dump(preset), encoding="utf-8")
+    assert config.load(str(path)) == preset
+
+
+def test_a_preset_cannot_be_changed_once_read(preset: str):
+    with pytest.raises(ValueError, match="frozen"):
+        config.load(preset).schedule.lr = 1.0
+
+
+def test_keys_name_every_field_of_the_schema():
+    def fields(section: type[BaseModel]) -> int:
+        nested = [f.annotation for f in section.model_fields.values() if hasattr(f.annotation, "model_fields")]
+        return len(section.model_fields) - len(nested) + sum(fields(inner) for inner in nested)
+
+    assert len(config.keys()) == len(set(config.keys())) == fields(config.Preset)
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("model.recurence=1", "model.recurrence"),
+        ("learing_rate=1", "schedule.lr"),
+        ("lr=1", "schedule.lr"),
+        ("train.batchsize=4", "train.batch"),
+        ("ohem.enabled=true", "loss.ohem.enabled"),
+        ("recurrence=1", "model.recurrence"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(preset: str, override: str, nearest: str):
+    key = override.partition("=")[0]
+    assert refused(preset, override) == f"preset key {key}: unknown; did you mean {nearest}?"
+
+
+def test_an_unknown_key_in_a_file_is_refused_with_the_nearest(tmp_path: Path):
+    path = tmp_path / "typo.yaml"
+    path.write_text(SMALLEST.replace("recurrence", "recurence"))
+    assert refused(str(path)) == "preset key model.recurence: unknown; did you mean model.recurrence?"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(f"schedule.lr={value}" for value in ("-1", "0", "nan", ".nan", "inf", ".inf", "1e999")),
+        *(f"schedule.lr={value}" for value in ("fast", "null", "true", "'1'")),
+        *(f"data.crop={value}" for value in ("769", "0,0", "-1,5", "768,768,3", "99999,1")),
+        *(f"data.crop={value}" for value in ("[1]", "[a,b]", "[1.5,2]", "null")),
+        *(f"train.batch={value}" for value in ("0", "-1", "1.5", "true", "many", "10000000000000000000000000")),
+        *(f"data.workers={value}" for value in ("-1", "9999", "two")),
+        *(f"model.recurrence={value}" for value in ("-1", "4", "1.0", "true", "")),
+        "model.backbone=vgg16",
+        "model.mean=[1, 2]",
+        "model.std=[1, 0, 1]",
+        "model.dropout=1",
+        "data.ignore_index=3",
+        "data.ignore_index=256",
+        "data.scale_min=3",
+        "data.palette=[[0, 0, 256]]",
+        "eval.mode=tiles",
+        "eval.scales=[]",
+        "eval.scales=[0]",
+        "schedule.warmup=10",
+        "schedule.minimum=1",
+        "checkpoint.keep=1",
+        "checkpoint.every=0",
+        "loss.ohem.threshold=0",
+        "loss.ohem=true",
+        "model={}",
+        "seed=-1",
+        "seed=4294967296",
+        "seed=010",
+        'name="a\\nb"',
+        "name=",
+        "name=!!python/object/apply:os.system ['touch x']",
+        "name=!!str x",
+        "data.classes=[road, road]",
+        "data.root=a: b",
+        "data.root=[",
+        "data.root=" + "[" * 5000,
+        "data.root=\x07",
+        "data.root",
+        "=1",
+        "",
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line(preset: str, override: str):
+    told = refused(preset, override)
+    key = override.partition("=")[0]
+    assert key.rpartition(".")[0] in told
+    assert len(told) < 700
+
+
+def test_a_folder_data_set_needs_classes_that_agree(preset: str):
+    assert "classes" in refused(preset, "data.dataset=folder")
+    named = ["data.dataset=folder", "data.classes=[road, car]"]
+    assert "1 colours for 2 classes" in refused(preset, *named, "data.palette=[[0, 0, 0]]")
+    assert "ignore_index 1 is also class car" in refused(preset, *named, "data.ignore_index=1")
+    assert config.load(preset, [*named, "data.ignore_index=2"]).data.ignore_index == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ("", ":1:1"),
+        ("# only a comment\n", ":1:1"),
+        ("- a\n", ":1:1"),
+        ("word\n", ":1:1"),
+        ("name: x\n\tseed: 1\n", ":2:1"),
+        ("name: x\n  seed: 1\n", ":2:7"),
+        ("name: x\n---\nname: y\n", ":2:1"),
+        ("name: x\nname: y\n", ":2:1"),
+        ("model: {width: 1, width: 2}\n", ":1:19"),
+        ("name: [\n", ":2:1"),
+        ("name: &a x\nseed: *a\n", ":2:7"),
+        ("name: !!python/object/apply:os.system ['touch x']\n", ":1:7"),
+        ("name: " + "[" * 5000, ":1:22"),
+        ("name: " + "{a: " * 5000, ":1:"),
+        ("1: x\n", ":1:1"),
+        ("? [a]\n: x\n", ":1:3"),
+        ("name: x\nseed: \x07\n", ":2"),
+    ],
+)
+def test_bad_yaml_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, where: str):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text(content)
+    assert f"bad.yaml{where}" in refused("bad.yaml")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def test_files_that_are_no_presets_are_refused(tmp_path: Path):
+    path = tmp_path / "p.yaml"
+    path.write_bytes(b"name: \xff\n")
+    assert "not UTF-8" in refused(str(path))
+    path.write_bytes(b"a" * (config.LARGEST_FILE + 1))
+    assert "larger than" in refused(str(path))
+    path.write_text("\ufeff" + SMALLEST, encoding="utf-8")
+    assert config.load(str(path)).name == "mine"
+    assert "does not exist" in refused(str(tmp_path / "none.yaml"))
+    assert "not a file" in refused(str(tmp_path))
+    assert "missing" in refused(str(write(tmp_path / "less.yaml", SMALLEST.replace("steps: 10, ", ""))))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest():
+    assert refused("quikstart") == "preset quikstart: unknown; did you mean quickstart?"
+    assert "choose one of" in refused("zzz")
+    assert "(empty)" in refused("")

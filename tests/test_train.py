@@ -1,0 +1,237 @@
+"""Training: what a run leaves behind, that it continues exactly, and that it stops before harm."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ccnet_cli import checkpoint, config, images
+from ccnet_cli.errors import InputError, NonFiniteError
+from ccnet_cli.train import train
+
+SETTINGS = {
+    "model.width=8",
+    "model.channels=16",
+    "model.auxiliary_channels=8",
+    "data.dataset=folder",
+    "data.classes=[sky, road]",
+    "data.crop=32,48",
+    "data.workers=0",
+    "train.batch=4",
+    "schedule.steps=6",
+    "schedule.warmup=0",
+    "checkpoint.every=2",
+    "eval.every=3",
+    "log.every=1",
+}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Ten pictures of a horizon, sky above road."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 4)):
+        for index in range(count):
+            label = np.zeros((40, 56), np.uint8)
+            label[random.integers(10, 30) :] = 1
+            picture = np.where(label[..., None] == 1, 60, 200) + random.integers(-30, 30, (40, 56, 3))
+            for kind in ("images", "labels"):
+                (tmp_path / "data" / kind / split).mkdir(parents=True, exist_ok=True)
+            images.write_image(tmp_path / f"data/images/{split}/{index}.png", picture.astype(np.uint8))
+            images.write_label(tmp_path / f"data/labels/{split}/{index}.png", label)
+    return tmp_path / "data"
+
+
+def preset(data, *more):
+    return config.load("quickstart", [f"data.root={data}", *sorted(SETTINGS), *more])
+
+
+def weights(run):
+    return checkpoint.read(run / "last.pt")["model"]
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for key in one:
+        assert torch.equal(one[key], other[key]), key
+
+
+def test_a_run_folder_holds_all_of_the_run(data, tmp_path, capsys):
+    run = train(preset(data), run=tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "miou" in row] == [3, 6]
+    table = (run / "metrics.csv").read_text().splitlines()
+    assert len(table) == 1 + len(rows) and table[0].startswith("step,epoch,loss,lr")
+    assert config.load(str(run / "preset.yaml")) == preset(data)
+    assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
+    assert cv2.imdecode(np.fromfile(run / "curves.png", np.uint8), cv2.IMREAD_COLOR).shape == (300, 1200, 3)
+    assert cv2.imdecode(np.fromfile(run / "batch.jpg", np.uint8), cv2.IMREAD_COLOR).shape == (64, 192, 3)
+    assert [path.name for path in checkpoint.committed(run / "checkpoints")] == ["step_00000006.pt", "step_00000004.pt"]
+    best = max(row["miou"] for row in rows if "miou" in row)
+    assert checkpoint.restore(run / "best.pt").metrics["miou"] == best
+    restored = checkpoint.restore(run / "last.pt")
+    assert restored.step == 6 and restored.classes.names == ("sky", "road")
+    assert "global batch 4 = 1 processes x 4 images x 1 accumulated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [(), ("train.ema=0.9", "model.dropout=0.5"), ("train.micro_batch=2",)])
+def test_a_resumed_run_ends_with_the_same_weights(data, tmp_path, options):
+    """The same six steps in one go, and cut after four by taking the later checkpoints away."""
+    whole = train(preset(data, *options), run=tmp_path / "whole")
+    cut = train(preset(data, *options), run=tmp_path / "cut")
+    for path in (cut / "checkpoints").glob("step_00000006.*"):
+        path.unlink()
+    for alias in ("last.pt", "last.json", "best.pt", "best.json"):
+        (cut / alias).unlink()
+    train(preset(data, *options), run=cut, resume="auto")
+    assert_equal(weights(whole), weights(cut))
+    kept = ("step", "loss", "lr", "miou")
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (whole, cut)]
+    first, second = ([{key: row.get(key) for key in kept} for row in log] for log in logs)
+    assert first == second
+
+
+def test_a_resumed_run_needs_its_momentum(data, tmp_path, monkeypatch):
+    """The twin of the test above: without the optimiser's state the weights differ, so it would notice."""
+    whole = train(preset(data), run=tmp_path / "whole")
+    monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda self, state: None)
+    resumed = train(preset(data), run=tmp_path / "run", resume=str(whole / "checkpoints/step_00000004.pt"))
+    with pytest.raises(AssertionError):
+        assert_equal(weights(whole), weights(resumed))
+
+
+def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, capsys):
+    run = train(preset(data), run=tmp_path / "run")
+    newest = run / "checkpoints/step_00000006.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    train(preset(data), run=run, resume="auto")
+    told = capsys.readouterr().err
+    assert "warning: skipped" in told and "step_00000006.pt" in told
+    assert checkpoint.restore(run / "last.pt").step == 6
+
+
+def test_nothing_to_do_past_the_end(data, tmp_path, capsys):
+    run = train(preset(data), run=tmp_path / "run")
+    before = weights(run)
+    train(preset(data), run=run, resume="auto")
+    assert "nothing to do" in capsys.readouterr().err
+    assert_equal(before, weights(run))
+
+
+def test_two_processes_see_the_batch_of_one(data, tmp_path, capfd):
+    """Each process takes half of every global batch; both end with the same weights, and evaluation counts all once."""
+    run = train(preset(data, "schedule.steps=3"), run=tmp_path / "run", processes=2)
+    assert "2 processes x 2 images x 1 accumulated" in capfd.readouterr().err
+    restored = checkpoint.restore(run / "last.pt")
+    assert restored.step == 3
+    from ccnet_cli.evaluate import evaluate
+
+    alone = evaluate(run / "last.pt")
+    assert alone.miou == pytest.approx(restored.metrics["miou"], abs=1e-12)
+    assert alone.images == 4
+
+
+def test_an_error_in_a_worker_process_is_told_in_its_own_words(data, tmp_path):
+    label = data / "labels/train/0.png"
+    images.write_label(label, np.full((40, 56), 77, np.uint8))
+    with pytest.raises(InputError, match=r"0\.png"):
+        train(preset(data), run=tmp_path / "run", processes=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_with_a_checkpoint(data, tmp_path, number):
+    options = [
+        item for setting in [*sorted(SETTINGS), "schedule.steps=100000", "eval.every=0"] for item in ("-s", setting)
+    ]
+    command = ["-m", "ccnet_cli.cli", "train", "--preset", "quickstart", "--data", data, "-o", "run", *options]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 90
+    while not (log.is_file() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, told
+    assert "Traceback" not in told
+    last = told.strip().splitlines()[-1]
+    step = int(re.search(r"at step (\d+)", last).group(1))
+    assert checkpoint.restore(tmp_path / "run" / "last.pt").step == step
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(data, tmp_path):
+    with pytest.raises(NonFiniteError, match="step"):
+        train(preset(data, "train.optimizer=sgd", "schedule.lr=1e30", "train.clip_norm=null"), run=tmp_path / "run")
+    for path in checkpoint.committed(tmp_path / "run/checkpoints"):
+        assert all(torch.isfinite(tensor).all() for tensor in checkpoint.read(path)["model"].values())
+
+
+def test_pixels_without_a_class_train_without_harm(data, tmp_path):
+    for path in (data / "labels/train").iterdir():
+        images.write_label(path, np.full((40, 56), 255, np.uint8))
+    run = train(preset(data, "loss.ohem.enabled=true", "eval.every=0"), run=tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert {row["loss"] for row in rows if "loss" in row} == {0.0}
+
+
+def test_weights_start_a_run(data, tmp_path):
+    first = train(preset(data), run=tmp_path / "first")
+    second = train(
+        preset(data, "schedule.lr=1e-12", "schedule.steps=1"), run=tmp_path / "second", weights=first / "last.pt"
+    )
+    for key, tensor in weights(second).items():
+        if "running" not in key and "tracked" not in key:
+            assert torch.allclose(tensor, weights(first)[key], atol=1e-6), key
+
+
+@pytest.mark.parametrize("setting", ["train.precision=bf16", "train.checkpoint_activations=true", "model.recurrence=0"])
+def test_variants_train(data, tmp_path, setting):
+    run = train(preset(data, setting, "schedule.steps=2"), run=tmp_path / "run")
+    assert checkpoint.restore(run / "last.pt").step == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "words"),
+    [
+        (["train.batch=5"], {"processes": 2}, "does not divide among 2 processes"),
+        (["train.micro_batch=3"], {}, "does not divide the 4 images"),
+        (["train.precision=fp16"], {}, "needs a GPU"),
+        ([], {"gpus": 9}, "this machine has"),
+        ([], {"device": "tpu"}, "unknown"),
+        ([], {"gpus": 1, "processes": 2}, "--gpus is given too"),
+        ([], {"resume": "missing.pt"}, "does not exist"),
+        ([], {"weights": Path("missing.pt")}, "does not exist"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(data, tmp_path, settings, arguments, words):
+    with pytest.raises(InputError, match=words):
+        train(preset(data, *settings), run=tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_use_is_not_overwritten(data, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match="not an empty folder"):
+        train(preset(data), run=tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+def test_auto_resume_without_a_run_starts_one(data, tmp_path, capsys):
+    run = train(preset(data, "schedule.steps=1"), run=tmp_path / "run", resume="auto")
+    assert "nothing to resume" in capsys.readouterr().err
+    assert checkpoint.restore(run / "last.pt").step == 1
