@@ -201,23 +201,21 @@ class NonLocal(nn.Module):
 
 
 class Floor:
-    """The matrix products of criss-cross passes and nothing else: no softmax, mask, residual, layout change or allocation.
+    """The matrix products of the criss-cross passes alone: no softmax, mask, residual, layout change or allocation.
 
-    What it computes means nothing; no implementation in matrix products can take less.
+    What it computes means nothing; it tells what is left to gain on an implementation in matrix products.
     """
 
-    def __init__(
-        self, size: tuple[int, int], channels: int, recurrence: int, batch: int, device: torch.device
-    ) -> None:
+    def __init__(self, size: tuple[int, int], channels: int, recurrence: int, batch: int, device: torch.device) -> None:
         H, W = size
         reduced = _reduced(channels)
         self.recurrence = recurrence
         self.split = [reduced, reduced, channels]
-        make = torch.zeros if device.type == "meta" else torch.rand
-        self.x_BHWC = make(batch, H, W, channels, device=device)
-        self.weight = make(channels, 2 * reduced + channels, device=device)
-        self.qkv = make(batch, H, W, 2 * reduced + channels, device=device)
-        self.energy_BHWP = make(batch, H, W, H + W, device=device)
+        # zeros would stay finite however often the products are repeated, but some processors multiply them faster
+        self.x_BHWC = torch.rand(batch, H, W, channels, device=device) / channels
+        self.weight = torch.rand(channels, 2 * reduced + channels, device=device) / channels
+        self.qkv = torch.empty(batch, H, W, 2 * reduced + channels, device=device)
+        self.energy_BHWP = torch.empty(batch, H, W, H + W, device=device)
         self.out_BHWC = torch.empty_like(self.x_BHWC)
         self.gradient = torch.empty_like(self.qkv)
         self.weight_gradient = torch.empty_like(self.weight)
@@ -293,7 +291,8 @@ def _chosen(implementations: Sequence[str] | None) -> list[str]:
 
 
 def _check_memory(size: tuple[int, int], batch: int, device: torch.device) -> None:
-    """Refuse a map whose non-local attention would end in an out-of-memory kill: about five such matrices live at once."""
+    """Refuse a map whose non-local attention would end in an out-of-memory kill."""
+    # about five matrices over all pairs of pixels live at once in its backward pass
     needed = 5 * 4 * batch * (size[0] * size[1]) ** 2
     if device.type == "cuda":
         there = torch.cuda.mem_get_info(device)[0]
@@ -351,11 +350,11 @@ def _contender(
 ) -> tuple[Callable[[], Tensor], Callable[[], tuple[Tensor, ...]]]:
     x, grad = (tensor.to(device).contiguous(memory_format=layout) for tensor in (x, grad))
     module = module.to(memory_format=layout)
-    leaves = [x.requires_grad_(), *module.parameters()]
+    plain, leaves = x.detach(), [x.requires_grad_(), *module.parameters()]
 
     def forward() -> Tensor:
-        with torch.inference_mode():
-            result: Tensor = module(x)
+        with torch.no_grad():
+            result: Tensor = module(plain)
         return result
 
     def both() -> tuple[Tensor, ...]:
@@ -412,6 +411,7 @@ def _peak(call: Callable[[], Any], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     # the CPU has no such statistics: replay the allocations and releases that the profiler saw, custom operators' too
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells on stderr when it starts and stops
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     with tempfile.TemporaryDirectory() as folder:

@@ -150,7 +150,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours, verified against its manifest where that lies beside it; InputError if bad."""
+    """The content of a checkpoint of ours, verified against a manifest that lies beside it; InputError if bad."""
     _examine(path)
     manifest = path.with_suffix(".json")
     if manifest.is_file():
@@ -213,7 +213,7 @@ def _verify(path: Path, manifest: Path) -> None:
 
 
 def restore(path: Path) -> Restored:
-    """The model of a checkpoint, in evaluation mode on the CPU; InputError if the file is not one of ours or damaged."""
+    """The model of a checkpoint, in evaluation mode on the CPU; InputError if the file is not ours or damaged."""
     content = read(path)
     try:
         preset = config.from_mapping(content["preset"])

@@ -342,8 +342,38 @@ def bench_attention(
         implementations=implementations,
         device=device,
     ).to_mapping()
-    if not _json(report, json_file):
-        pass
+    if _json(report, json_file):
+        return
+    rows = [
+        (
+            row["name"],
+            f"{row['forward']['median']:.1f}",
+            f"{row['forward_ratio']:.2f}",
+            f"{row['both']['median']:.1f}",
+            f"{row['both_ratio']:.2f}",
+            f"{row['forward_memory']:.0f}",
+            f"{row['both_memory']:.0f}",
+            f"{row['gflop']:.2f}",
+            f"{row['counted']:.2f}",
+            row["what"],
+        )
+        for row in report["rows"]
+    ]
+    title = f"{batch} x {channels} x {size}, R={recurrence}, {report['device']}, {report['threads']} threads, "
+    title += f"torch {report['torch']}, median of {repeats}; ratios to the reference, MiB at the peak, GFLOP forward"
+    columns = (
+        "formulation",
+        "forward ms",
+        "ratio",
+        "+ backward ms",
+        "ratio",
+        "MiB",
+        "MiB both",
+        "GFLOP",
+        "counted",
+        "",
+    )
+    _table(title, columns, rows)
 
 
 @presets_app.callback(invoke_without_command=True)
@@ -558,7 +588,10 @@ def _table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=None if title is None else Text(title), title_justify="left")
+    # above the table, which would fold it to its own width
+    if title is not None:
+        print(title)
+    table = Table()
     rows = list(rows)
     for index, name in enumerate(columns):
         numeric = all(

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ccnet_cli import errors
-from ccnet_cli.errors import CCNetError, EnvironmentFailure
+from ccnet_cli.errors import CCNetError, EnvironmentFailure, Interrupted
 
 
 def rank() -> int:
@@ -117,6 +117,7 @@ def launch(work: Callable[..., Any], arguments: tuple[Any, ...], processes: int)
     The error of the first process to fail is raised here: its own CCNetError, EnvironmentFailure for one that was
     killed, RuntimeError with its traceback for any other.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -138,6 +139,11 @@ def launch(work: Callable[..., Any], arguments: tuple[Any, ...], processes: int)
             return elastic_launch(settings, _guarded)(work, arguments, folder)[0]
         except ChildFailedError as error:
             raise _cause(Path(folder), error.failures) from None
+        except SignalException as error:
+            # the launcher has passed the signal on and waited for the processes to end
+            if any(Path(folder).iterdir()):
+                raise _cause(Path(folder), {}) from None
+            raise Interrupted("this run", f"stopped by {error.sigval.name}", "start again", error.sigval) from None
 
 
 def _guarded(work: Callable[..., Any], arguments: tuple[Any, ...], folder: str) -> Any:

@@ -47,6 +47,7 @@ GREY, PALETTE = 0, 3
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 # inside entropy-coded data 0xFF is followed by 0 (a stuffed byte) or a restart marker, unless a marker ends it
 JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+CODEC_MESSAGE = re.compile(rb"(?:Corrupt JPEG|Premature end|libpng )[^\n]*\n")
 OTHER_FORMATS = {
     b"GIF8": "GIF",
     b"II*\x00": "TIFF",
@@ -87,7 +88,7 @@ def read_image(path: Path, exif: bool = False) -> Pixels:
     """
     content = read_bytes(path)
     try:
-        (height, width), content = _inspect(content, keep_exif=exif)
+        (height, width), content = _inspect(content)
         image = _decode(content, cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if image.dtype != np.uint8 or image.shape not in ((height, width, 3), (width, height, 3)):
             raise _Damaged(f"decodes to {image.shape} where its header says {height} x {width}")
@@ -99,7 +100,7 @@ def read_image(path: Path, exif: bool = False) -> Pixels:
 def size(path: Path) -> tuple[int, int]:
     """Height and width that an image's header gives, EXIF rotation left out; the pixels are not decoded."""
     try:
-        return _inspect(read_bytes(path), keep_exif=False)[0]
+        return _inspect(read_bytes(path))[0]
     except _Damaged as error:
         raise InputError(f"image {path}", str(error), "replace the file, or convert it to PNG or JPEG") from None
 
@@ -240,21 +241,18 @@ def _heard(messages: list[bytes]) -> Iterator[None]:
             os.dup2(stderr, 2)
             os.close(stderr)
             file.seek(0)
-            for line in file:
-                if line.startswith((b"Corrupt JPEG", b"Premature end", b"libpng ")):
-                    messages.append(line)
-                else:  # another thread's
-                    os.write(2, line)
+            printed = file.read()
+            messages += CODEC_MESSAGE.findall(printed)
+            # what other threads printed meanwhile
+            os.write(2, CODEC_MESSAGE.sub(b"", printed))
 
 
-def _inspect(content: bytes, keep_exif: bool) -> tuple[tuple[int, int], bytes]:
+def _inspect(content: bytes) -> tuple[tuple[int, int], bytes]:
     """Height and width by the header, and the bytes to decode; raises _Damaged unless the file is whole."""
     if content.startswith(PNG_SIGNATURE):
         chunks = _png_chunks(content)
         height, width, _, _ = _png_header(chunks[0][1])
-        # transparency, profiles and texts change nothing here, and libpng complains about many of them
-        kept = {b"IHDR", b"PLTE", b"IDAT", b"IEND"} | ({b"eXIf"} if keep_exif else set())
-        return (height, width), _png(*(chunk for chunk in chunks if chunk[0] in kept))
+        return (height, width), content
     if content.startswith(b"\xff\xd8\xff"):
         height, width, end = _jpeg_frame(content)
         return _limited(height, width), content[:end]
@@ -317,9 +315,9 @@ def _jpeg_frame(content: bytes) -> tuple[int, int, int]:
     start = 2
     while found := JPEG_MARKER.search(content, start):
         marker, start = content[found.end() - 1], found.end()
-        if marker == 0xD9 and height:
+        if marker == 0xD9:
             return height, width, start
-        if marker in (0x01, 0xD8, 0xD9):  # these stand alone
+        if marker in (0x01, 0xD8):  # these stand alone
             continue
         length = int.from_bytes(content[start : start + 2])
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):

@@ -27,9 +27,9 @@ def _conv_norm_act(inputs: int, outputs: int, bias: bool = False) -> list[nn.Mod
 
 
 class RCCAHead(nn.Module):
-    """Reduce, attend over criss-cross paths, and classify with the backbone's features beside: (B, C, h, w) -> (B, K, h, w).
+    """Reduce, attend over criss-cross paths, and classify with the backbone's features beside.
 
-    rcca None leaves the attention out (R = 0).
+    (B, C, h, w) -> (B, K, h, w). rcca None leaves the attention out (R = 0).
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import platform
 import sys
@@ -54,7 +55,8 @@ class Record:
         self.board = _board(folder) if tensorboard else None
 
     def add(self, **row: float) -> None:
-        """Append one row, {column: number}; every row has its step."""
+        """Append one row, {column: number}; every row has its step, and what is not finite is left out."""
+        row = {column: value for column, value in row.items() if math.isfinite(value)}
         self.rows.append(row)
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -146,7 +148,7 @@ def mosaic(
     channel_order: str,
     palette: images.Palette,
 ) -> images.Pixels:
-    """The images of a batch as the network gets them (up to 8), each above its label, BGR uint8; ignored pixels black."""
+    """Up to 8 images of a batch as the network gets them, each above its label, BGR uint8; ignored pixels black."""
     columns = []
     for image, label in list(zip(batch_BCHW, label_BHW, strict=True))[:8]:
         pixels = image.float().cpu().numpy().transpose(1, 2, 0) * np.array(std) + np.array(mean)

@@ -1,15 +1,11 @@
 """Train a model: one self-contained, resumable run folder."""
 
-import copy
 import json
-import math
 import os
-import random
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,47 +14,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ccnet_cli import checkpoint, config, datasets, distributed, images
-from ccnet_cli.errors import InputError, Interrupted, NonFiniteError, notice
+from ccnet_cli import plan as plans
+from ccnet_cli import trainer as trainers
+from ccnet_cli.errors import Interrupted, notice
 from ccnet_cli.evaluate import evaluate_model
 from ccnet_cli.loss import Objective
-from ccnet_cli.model import CCNet, build
-from ccnet_cli.model import device as find_device
+from ccnet_cli.model import CCNet
+from ccnet_cli.plan import Plan
 from ccnet_cli.progress import Progress
 from ccnet_cli.record import Record, environment, mosaic
 from ccnet_cli.schedule import learning_rate
+from ccnet_cli.trainer import Trainer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What every process of a run needs to know; state is where to continue, weights where to begin."""
-
-    preset: config.Preset
-    run: Path
-    processes: int
-    cuda: bool
-    resume: Path | None
-    weights: Path | None
-
-    @property
-    def micro_batch(self) -> int:
-        """Images that one process computes at once; InputError where the global batch does not divide."""
-        train = self.preset.train
-        local, rest = divmod(train.batch, self.processes)
-        if rest or not local:
-            why = f"does not divide among {self.processes} processes"
-            raise InputError(f"preset key train.batch: {train.batch}", why, "choose a multiple")
-        micro = min(train.micro_batch or local, local)
-        if local % micro:
-            why = f"does not divide the {local} images of a process"
-            raise InputError(f"preset key train.micro_batch: {micro}", why, "choose a divisor")
-        return micro
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches per optimiser step."""
-        return self.preset.train.batch // (self.processes * self.micro_batch)
 
 
 def train(
@@ -77,7 +45,7 @@ def train(
     preset's. Raises InputError before anything is written, NonFiniteError before the step that would spoil the
     weights, and Interrupted after a signal, its checkpoint written.
     """
-    plan = _plan(preset, run, resume, gpus, processes, weights, device)
+    plan = plans.make(preset, run, resume, gpus, processes, weights, device)
     data = preset.data
     for split in ("train", "val"):
         datasets.open_source(data, split)
@@ -92,115 +60,6 @@ def train(
     return plan.run
 
 
-def _plan(
-    preset: config.Preset,
-    run: Path | None,
-    resume: str | None,
-    gpus: int | None,
-    processes: int,
-    weights: Path | None,
-    device: str,
-) -> Plan:
-    if gpus and processes > 1:
-        raise InputError("option --processes", "--gpus is given too", "give one of them")
-    if gpus and gpus > torch.cuda.device_count():
-        raise InputError(
-            f"option --gpus {gpus}", f"this machine has {torch.cuda.device_count()}", "use fewer, or --processes"
-        )
-    place = find_device("cuda" if gpus else "cpu" if processes > 1 else device)
-    if preset.train.precision == "fp16" and place.type == "cpu":
-        raise InputError("preset key train.precision: fp16", "needs a GPU", "use bf16 or fp32")
-    if preset.train.batch == 1:
-        raise InputError("preset key train.batch: 1", "batch normalisation needs 2 images or more", "use 2 or more")
-    if weights and resume:
-        raise InputError("option --weights", "--resume is given too", "give one of them")
-    found = None
-    if resume == "auto":
-        run = run or _newest_run(preset.name)
-        found = _resumable(run) if run else None
-        if found is None:
-            notice("nothing to resume: starting a new run")
-    elif resume is not None:
-        found = Path(resume)
-        if "training" not in checkpoint.read(found):
-            raise InputError(found, "holds weights alone, not a run's state", "use --weights to start from it")
-        run = run or (found.parent.parent if found.parent.name == "checkpoints" else found.parent)
-    elif run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise InputError(run, "is not an empty folder", "continue it with --resume auto, or choose another --run")
-    if weights:
-        checkpoint.read(weights)
-    run = run or Path("runs") / f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    plan = Plan(preset, run, gpus or processes, place.type == "cuda", found, weights)
-    if plan.micro_batch == 1:
-        notice("warning: batch normalisation sees one image at a time (micro batch 1)")
-    return plan
-
-
-def _newest_run(name: str) -> Path | None:
-    runs = [path for path in Path("runs").glob(f"{name}-*") if checkpoint.committed(path / "checkpoints")]
-    return max(runs, key=lambda path: checkpoint.committed(path / "checkpoints")[0].stat().st_mtime, default=None)
-
-
-def _resumable(run: Path) -> Path | None:
-    newest = checkpoint.newest(run / "checkpoints")
-    return newest[0] if newest else None
-
-
-@dataclass
-class Trainer:
-    """All that changes while training; `state` and `restore` name every part of it."""
-
-    plan: Plan
-    model: CCNet
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    averaged: CCNet | None
-    device: torch.device
-    step: int = 0
-    best: float = -1.0
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def inference_model(self) -> CCNet:
-        """The model to evaluate and to keep: the weights' moving average where there is one."""
-        return self.averaged or self.model
-
-    def state(self, classes: datasets.Classes) -> dict[str, Any]:
-        """The content of a checkpoint; every rank must call it."""
-        return {
-            "format": checkpoint.FORMAT,
-            "model": self.inference_model.state_dict(),
-            "preset": config.to_mapping(self.plan.preset),
-            "classes": classes.to_mapping(),
-            "step": self.step,
-            "metrics": self.metrics,
-            "training": {
-                "model": self.model.state_dict() if self.averaged else None,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "best": self.best,
-                "random": distributed.gather(_random_state(self.device)),
-            },
-        }
-
-    def restore(self, content: dict[str, Any], path: Path) -> None:
-        """Continue from a checkpoint's content."""
-        training = content["training"]
-        checkpoint.load_weights(self.inference_model, content["model"], path)
-        if self.averaged:
-            checkpoint.load_weights(self.model, training["model"] or content["model"], path)
-        self.optimizer.load_state_dict(training["optimizer"])
-        self.scaler.load_state_dict(training["scaler"])
-        self.step, self.metrics, self.best = content["step"], content["metrics"], training["best"]
-        states = training["random"]
-        if len(states) == distributed.world():
-            _set_random_state(states[distributed.rank()], self.device)
-        elif distributed.rank() == 0:
-            notice(
-                f"warning: resumed on {distributed.world()} processes, was {len(states)}: same images, other dropout"
-            )
-
-
 def _work(plan: Plan) -> None:
     """One process of a run."""
     with distributed.joined(plan.cuda) as device, _signals() as asked:
@@ -208,7 +67,7 @@ def _work(plan: Plan) -> None:
         main = distributed.rank() == 0
         torch.manual_seed(preset.seed)
         source = datasets.open_source(preset.data, "train")
-        trainer = _trainer(plan, len(source.classes), device)
+        trainer = trainers.build(preset, len(source.classes), device, plan.weights)
         torch.manual_seed(preset.seed * 1000 + distributed.rank() + 1)
         if plan.resume:
             trainer.restore(checkpoint.read(plan.resume), plan.resume)
@@ -219,33 +78,7 @@ def _work(plan: Plan) -> None:
             if main:
                 notice(f"nothing to do: {plan.run} has done {trainer.step} of {preset.schedule.steps} steps")
             return
-        _loop(trainer, source, asked, Record(plan.run, trainer.step, preset.log.tensorboard) if main else None)
-
-
-def _trainer(plan: Plan, classes: int, device: torch.device) -> Trainer:
-    train = plan.preset.train
-    model = build(plan.preset.model, classes, train.checkpoint_activations)
-    if plan.weights:
-        checkpoint.load_weights(model, checkpoint.read(plan.weights)["model"], plan.weights)
-    if train.sync_bn and plan.cuda and plan.processes > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = model.to(device)
-    if train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    averaged = copy.deepcopy(model).eval().requires_grad_(False) if train.ema else None
-    scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
-    return Trainer(plan, model, _optimizer(model, plan.preset), scaler, averaged, device)
-
-
-def _optimizer(model: nn.Module, preset: config.Preset) -> torch.optim.Optimizer:
-    train, lr = preset.train, preset.schedule.lr
-    if train.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr, train.momentum, weight_decay=train.weight_decay)
-    # AdamW's decay would pull norms, biases and the attention's gamma towards 0 at full strength
-    plain = [p for p in model.parameters() if p.dim() <= 1]
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr, betas=(train.momentum, 0.999))
+        _loop(plan, trainer, source, asked, Record(plan.run, trainer.step, preset.log.tensorboard) if main else None)
 
 
 class _Network(nn.Module):
@@ -261,8 +94,8 @@ class _Network(nn.Module):
         return loss
 
 
-def _loop(trainer: Trainer, source: datasets.Source, asked: list[int], record: Record | None) -> None:
-    plan, preset, model = trainer.plan, trainer.plan.preset, trainer.model
+def _loop(plan: Plan, trainer: Trainer, source: datasets.Source, asked: list[int], record: Record | None) -> None:
+    preset, model = plan.preset, trainer.model
     steps, ohem = preset.schedule.steps, preset.loss.ohem
     objective = Objective(
         ohem.enabled, ohem.threshold, ohem.min_kept, preset.loss.auxiliary, source.ignore_index, model.align_corners
@@ -277,7 +110,7 @@ def _loop(trainer: Trainer, source: datasets.Source, asked: list[int], record: R
     try:
         while trainer.step < steps:
             started = time.monotonic()
-            losses.append(_step(trainer, network, batches, source if record and trainer.step == 0 else None))
+            losses.append(_step(plan, trainer, network, batches, source if record and trainer.step == 0 else None))
             busy += time.monotonic() - started
             if record and (trainer.step % preset.log.every == 0 or trainer.step == steps):
                 rate = len(losses) * preset.train.batch / (busy - logged)
@@ -294,7 +127,7 @@ def _loop(trainer: Trainer, source: datasets.Source, asked: list[int], record: R
                 better = _evaluate(trainer, val, record)
                 model.train()
             if number or better or trainer.step == steps or trainer.step % preset.checkpoint.every == 0:
-                _save(trainer, source.classes, better)
+                _save(plan, trainer, source.classes, better)
                 if record:
                     record.draw()
             if number:
@@ -303,13 +136,14 @@ def _loop(trainer: Trainer, source: datasets.Source, asked: list[int], record: R
         progress.close()
 
 
-def _step(trainer: Trainer, network: nn.Module, batches: Iterator[Any], shown: datasets.Source | None) -> float:
+def _step(
+    plan: Plan, trainer: Trainer, network: nn.Module, batches: Iterator[Any], shown: datasets.Source | None
+) -> float:
     """One optimiser step over all its micro-batches; the mean loss. With `shown`, the first batch is drawn."""
-    plan, train = trainer.plan, trainer.plan.preset.train
-    schedule = trainer.plan.preset.schedule
-    rate = learning_rate(trainer.step, schedule.steps, schedule.lr, schedule.power, schedule.warmup, schedule.minimum)
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = rate
+    train, schedule = plan.preset.train, plan.preset.schedule
+    trainer.set_rate(
+        learning_rate(trainer.step, schedule.steps, schedule.lr, schedule.power, schedule.warmup, schedule.minimum)
+    )
     trainer.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=trainer.device)
     for index in range(plan.accumulation):
@@ -329,34 +163,9 @@ def _step(trainer: Trainer, network: nn.Module, batches: Iterator[Any], shown: d
                 loss = network(image, label) / plan.accumulation
             trainer.scaler.scale(loss).backward()
         total += loss.detach()
-    _update(trainer, total)
-    return float(total)
-
-
-def _update(trainer: Trainer, loss: Tensor) -> None:
-    """Step the optimiser, unless loss or gradients are not finite."""
-    train = trainer.plan.preset.train
-    trainer.scaler.unscale_(trainer.optimizer)
-    norm = nn.utils.get_total_norm([p.grad for p in trainer.model.parameters() if p.grad is not None])
-    # with fp16 the scaler itself skips the step and lowers its scale
-    if not trainer.scaler.is_enabled() and not (math.isfinite(loss) and math.isfinite(norm)):
-        what = f"step {trainer.step + 1}"
-        raise NonFiniteError(what, f"loss {float(loss)}, gradient norm {float(norm)}", "lower schedule.lr and resume")
-    if train.clip_norm:
-        nn.utils.clip_grads_with_norm_(trainer.model.parameters(), train.clip_norm, norm)
-    trainer.scaler.step(trainer.optimizer)
-    trainer.scaler.update()
-    trainer.step += 1
-    if trainer.averaged is not None:
-        # a short memory at first: the first weights are noise
-        decay = min(train.ema, (1 + trainer.step) / (10 + trainer.step))
-        with torch.no_grad():
-            own = trainer.model.state_dict()
-            for key, value in trainer.averaged.state_dict().items():
-                if value.is_floating_point():
-                    value.lerp_(own[key], 1 - decay)
-                else:
-                    value.copy_(own[key])
+    loss_value = float(total)
+    trainer.update(loss_value)
+    return loss_value
 
 
 def _loader(plan: Plan, source: datasets.Source, start: int) -> DataLoader[Any]:
@@ -408,7 +217,7 @@ def _evaluate(trainer: Trainer, val: datasets.Source, record: Record | None) -> 
     """Score the model on the validation split; whether it is the best so far."""
     started = time.monotonic()
     distributed.share_buffers(trainer.inference_model)
-    confusion = evaluate_model(trainer.inference_model, val, trainer.plan.preset.eval, trainer.device)
+    confusion = evaluate_model(trainer.inference_model, val, trainer.preset.eval, trainer.device)
     miou, accuracy, mean = confusion.miou(), confusion.pixel_accuracy(), confusion.mean_accuracy()
     trainer.metrics = {"miou": miou, "pixel_accuracy": accuracy, "mean_accuracy": mean}
     if record:
@@ -419,11 +228,11 @@ def _evaluate(trainer: Trainer, val: datasets.Source, record: Record | None) -> 
     return better
 
 
-def _save(trainer: Trainer, classes: datasets.Classes, better: bool) -> None:
+def _save(plan: Plan, trainer: Trainer, classes: datasets.Classes, better: bool) -> None:
     state = trainer.state(classes)
     if distributed.rank() == 0:
-        run = trainer.plan.run
-        path = checkpoint.save(run / "checkpoints", trainer.step, state, trainer.plan.preset.checkpoint.keep)
+        run = plan.run
+        path = checkpoint.save(run / "checkpoints", trainer.step, state, plan.preset.checkpoint.keep)
         checkpoint.name(path, run / "last.pt")
         if better:
             checkpoint.name(path, run / "best.pt")
@@ -452,15 +261,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate()}
-
-
-def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
-    random.setstate(state["python"])

@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     6: "cli",
     5: "train predict visualize bench",
-    4: "evaluate",
+    4: "evaluate plan trainer",
     3: "inference checkpoint weights outputs",
     2: "model",
     1: "attention resnet loss metrics schedule datasets distributed record progress",

@@ -28,8 +28,9 @@ def written(folder, name, content):
 def test_a_broken_image_is_refused_in_one_line(tmp_path, capfd, name):
     content, word = BROKEN_IMAGES[name]
     path = written(tmp_path, name, content)
-    with pytest.raises(InputError, match=word) as error:
+    with pytest.raises(InputError) as error:
         images.read_image(path)
+    assert word in error.value.why
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")  # the codecs' own words stay out of the user's sight
@@ -38,8 +39,9 @@ def test_a_broken_image_is_refused_in_one_line(tmp_path, capfd, name):
 @pytest.mark.parametrize("name", BROKEN_LABELS)
 def test_a_broken_label_is_refused(tmp_path, capfd, name):
     content, word = BROKEN_LABELS[name]
-    with pytest.raises(InputError, match=word):
+    with pytest.raises(InputError) as error:
         images.read_label(written(tmp_path, name, content))
+    assert word in error.value.why
     assert capfd.readouterr().err == ""
 
 
@@ -247,12 +249,12 @@ def test_the_legend_shows_every_colour():
 def test_words_of_others_on_stderr_are_kept(capfd):
     messages = []
     with images._heard(messages):
-        os.write(2, b"Corrupt JPEG data: x\n")
-        thread = threading.Thread(target=os.write, args=(2, b"progress\n"))
+        thread = threading.Thread(target=os.write, args=(2, b"30 %"))
         thread.start()
         thread.join()
+        os.write(2, b"Corrupt JPEG data: x\n")
     assert messages == [b"Corrupt JPEG data: x\n"]
-    assert capfd.readouterr().err == "progress\n"
+    assert capfd.readouterr().err == "30 %"
 
 
 def test_images_are_read_with_stderr_closed(tmp_path):

@@ -16,8 +16,8 @@ from ccnet_cli.images import IMAGE_SUFFIXES, read_bytes
 Row = tuple[str, str | None, str, int]
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
-# a path with none of these needs no tidying
-UNTIDY = re.compile(r"^/|//|(^|/)\.{1,2}(/|$)")
+# one of these is somewhere in a text with an entry that is absolute or has an empty, . or .. part
+UNTIDY = ("\n/", " /", "\t/", "//", "./", ".\n", ".\r", ". ", ".\t")
 
 
 def folder(path: Path, expected: str) -> Path:
@@ -48,27 +48,34 @@ def read_list(path: Path, root: Path, unique: bool, labels_required: bool) -> Sa
     Columns are separated by blanks, or by tabs alone where names hold blanks. InputError opens with the list and line.
     unique refuses an image that comes twice: it would count twice.
     """
+    text = _text(path)
+    # lists can be long: most need no look at the single entry
+    untidy = any(mark in f"\n{text}\n" for mark in UNTIDY)
     top = os.fspath(root.absolute()).rstrip("/") + "/"
     first: dict[str, int] = {}
     rows: list[Row] = []
-    for number, line in _lines(path):
-        columns = [part for part in (column.strip(" ") for column in line.split("\t" if "\t" in line else " ")) if part]
+    for number, line in enumerate(text.split("\n"), 1):
+        columns = [part for column in line.split("\t" if "\t" in line else " ") if (part := column.strip(" \r"))]
+        if not columns:
+            continue
         if len(columns) > 2 or (labels_required and len(columns) < 2):
             fix = "separate them by a tab if names hold blanks" if len(columns) > 2 else "write IMAGE LABEL"
             raise InputError(f"{path} line {number}", f"two columns expected, found {len(columns)}", fix)
-        image, *label = [_inside(column, top, path, number) for column in columns]
+        if untidy:
+            columns = [_inside(entry, top, f"{path} line {number}") for entry in columns]
+        image = columns[0]
         name = posixpath.splitext(image)[0]
         if unique and first.setdefault(name, number) != number:
             why = f"names {name} again (line {first[name]}): it would count twice"
             raise InputError(f"{path} line {number}", why, "remove one of the lines")
-        rows.append((image, label[0] if label else None, name, number))
+        rows.append((image, columns[1] if len(columns) == 2 else None, name, number))
     if not rows:
         raise InputError(f"list {path}", "names no image", "write a line IMAGE LABEL for each")
     return Samples(root, rows)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbers and texts of the lines that are not blank; any name the file system allows passes, UTF-8 or not."""
+def _text(path: Path) -> str:
+    """A list file's text; bytes that are not UTF-8 stay what they are, as the names of files may hold them."""
     content = read_bytes(path, "list")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"list {path}", "is UTF-16 text", "save it as UTF-8")
@@ -76,23 +83,19 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     if wrong := CONTROL.search(text):
         number = text.count("\n", 0, wrong.start()) + 1
         raise InputError(f"{path} line {number}", f"holds the character {wrong[0]!r}", "save it as plain UTF-8 text")
-    for number, line in enumerate(text.split("\n"), 1):
-        if line := line.strip(" \t\r"):
-            yield number, line
+    return text
 
 
-def _inside(entry: str, top: str, path: Path, number: int) -> str:
+def _inside(entry: str, top: str, where: str) -> str:
     """The entry relative to the root (top, with a slash at its end); one that leads out of it is refused."""
-    if not UNTIDY.search(entry):
-        return entry
     tidy = posixpath.normpath(posixpath.join(top, entry))
     if not tidy.startswith(top):
-        raise InputError(f"{path} line {number}", f"{entry} lies outside the data root {top}", "use paths inside it")
+        raise InputError(where, f"{entry} lies outside the data root {top}", "use paths inside it")
     return tidy[len(top) :]
 
 
 def scan(top: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[str]:
-    """Relative paths, sorted, of the files below a folder that end in a suffix in any case; hidden ones are left out."""
+    """Sorted relative paths of the files below a folder that end in a suffix, in any case; hidden ones are left out."""
     endings = tuple(suffix.lower() for suffix in suffixes)
     found: list[str] = []
     seen: set[str] = set()

@@ -5,18 +5,10 @@ column with the sign, so one criss-cross loop can carry the message; the other h
 from the sign than `REACH`, which is more than the convolutions of the tiny network see.
 """
 
-import hashlib
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
-
-from ccnet_cli.errors import EnvironmentFailure, InputError
-from ccnet_cli.images import write_image, write_label
 
 VERSION = 1
 SIZE = (176, 320)

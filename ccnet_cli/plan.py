@@ -1,0 +1,97 @@
+"""What a training run is going to do, settled and checked before anything is written."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ccnet_cli import checkpoint, config
+from ccnet_cli.errors import InputError, notice
+from ccnet_cli.model import device as find_device
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every process of a run needs to know; state is where to continue, weights where to begin."""
+
+    preset: config.Preset
+    run: Path
+    processes: int
+    cuda: bool
+    resume: Path | None
+    weights: Path | None
+
+    @property
+    def micro_batch(self) -> int:
+        """Images that one process computes at once; InputError where the global batch does not divide."""
+        train = self.preset.train
+        local, rest = divmod(train.batch, self.processes)
+        if rest or not local:
+            why = f"does not divide among {self.processes} processes"
+            raise InputError(f"preset key train.batch: {train.batch}", why, "choose a multiple")
+        micro = min(train.micro_batch or local, local)
+        if local % micro:
+            why = f"does not divide the {local} images of a process"
+            raise InputError(f"preset key train.micro_batch: {micro}", why, "choose a divisor")
+        return micro
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per optimiser step."""
+        return self.preset.train.batch // (self.processes * self.micro_batch)
+
+
+def make(
+    preset: config.Preset,
+    run: Path | None,
+    resume: str | None,
+    gpus: int | None,
+    processes: int,
+    weights: Path | None,
+    device: str,
+) -> Plan:
+    """The plan that train's arguments ask for; InputError for what cannot run here."""
+    if gpus and processes > 1:
+        raise InputError("option --processes", "--gpus is given too", "give one of them")
+    if gpus and gpus > torch.cuda.device_count():
+        raise InputError(
+            f"option --gpus {gpus}", f"this machine has {torch.cuda.device_count()}", "use fewer, or --processes"
+        )
+    place = find_device("cuda" if gpus else "cpu" if processes > 1 else device)
+    if preset.train.precision == "fp16" and place.type == "cpu":
+        raise InputError("preset key train.precision: fp16", "needs a GPU", "use bf16 or fp32")
+    if preset.train.batch == 1:
+        raise InputError("preset key train.batch: 1", "batch normalisation needs 2 images or more", "use 2 or more")
+    if weights and resume:
+        raise InputError("option --weights", "--resume is given too", "give one of them")
+    found = None
+    if resume == "auto":
+        run = run or _newest_run(preset.name)
+        found = _resumable(run) if run else None
+        if found is None:
+            notice("nothing to resume: starting a new run")
+    elif resume is not None:
+        found = Path(resume)
+        if "training" not in checkpoint.read(found):
+            raise InputError(found, "holds weights alone, not a run's state", "use --weights to start from it")
+        run = run or (found.parent.parent if found.parent.name == "checkpoints" else found.parent)
+    elif run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(run, "is not an empty folder", "continue it with --resume auto, or choose another --run")
+    if weights:
+        checkpoint.read(weights)
+    run = run or Path("runs") / f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    plan = Plan(preset, run, gpus or processes, place.type == "cuda", found, weights)
+    if plan.micro_batch == 1:
+        notice("warning: batch normalisation sees one image at a time (micro batch 1)")
+    return plan
+
+
+def _newest_run(name: str) -> Path | None:
+    runs = [path for path in Path("runs").glob(f"{name}-*") if checkpoint.committed(path / "checkpoints")]
+    return max(runs, key=lambda path: checkpoint.committed(path / "checkpoints")[0].stat().st_mtime, default=None)
+
+
+def _resumable(run: Path) -> Path | None:
+    newest = checkpoint.newest(run / "checkpoints")
+    return newest[0] if newest else None
