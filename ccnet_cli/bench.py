@@ -256,13 +256,15 @@ class Floor:
     def _gather(weight: Tensor, value: Tensor, out: Tensor) -> None:
         H = value.shape[0]
         torch.bmm(weight[..., H:], value, out=out)
-        out.transpose(0, 1).baddbmm_(weight.transpose(0, 1)[..., :H], value.transpose(0, 1))
+        lines = out.transpose(0, 1)
+        torch.baddbmm(lines, weight.transpose(0, 1)[..., :H], value.transpose(0, 1), out=lines)
 
     @staticmethod
     def _spread(weight: Tensor, value: Tensor, out: Tensor) -> None:
         H = value.shape[0]
         torch.bmm(weight[..., H:].transpose(1, 2), value, out=out)
-        out.transpose(0, 1).baddbmm_(weight[..., :H].permute(1, 2, 0), value.transpose(0, 1))
+        lines = out.transpose(0, 1)
+        torch.baddbmm(lines, weight[..., :H].permute(1, 2, 0), value.transpose(0, 1), out=lines)
 
 
 def _reduced(channels: int) -> int:

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.exceptions import TyperException
@@ -327,13 +327,11 @@ def bench_attention(
 ) -> None:
     """Time and memory of every attention implementation, the official formulation and a non-local block."""
     _writable(json_file)
-    height, _, width = size.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and 0 < int(height) <= 4096 and 0 < int(width) <= 4096):
-        raise InputError(f"option --size {size}", "not a size", "write HEIGHTxWIDTH, such as 97x97")
+    height, width = _size(size)
     from ccnet_cli.bench import attention
 
     report = attention(
-        size=(int(height), int(width)),
+        size=(height, width),
         channels=channels,
         recurrence=recurrence,
         batch=batch,
@@ -435,19 +433,32 @@ def data_group(context: typer.Context) -> None:
 
 
 @data_app.command(
-    "make", epilog=_examples("ccnet data make toyscapes toys", "ccnet train --preset toyscapes-r2 --data toys")
+    "make",
+    epilog=_examples(
+        "ccnet data make toyscapes toys",
+        "ccnet data make toyscapes shuffled --shuffle-signals",
+        "ccnet train --preset toyscapes-r2 --data toys",
+    ),
 )
 def data_make(
     dataset: Annotated[str, typer.Argument(metavar="toyscapes", help="The built-in data set.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make it in.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    train: Annotated[int | None, typer.Option(min=1, max=1_000_000, metavar="N", help="Training scenes.")] = None,
+    val: Annotated[int | None, typer.Option(min=1, max=1_000_000, metavar="N", help="Validation scenes.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Size of the scenes.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Another seed draws other scenes.")] = None,
+    shuffle_signals: Annotated[
+        bool, typer.Option("--shuffle-signals", help="Let the signals of val show colours drawn at random.")
+    ] = False,
 ) -> None:
     """Draw the built-in data set: street scenes whose classes only long-range context tells."""
     if dataset != "toyscapes":
         raise InputError(f"data set {dataset}", "cannot be made", "use toyscapes, the built-in one")
+    given = {"train": train, "val": val, "size": None if size is None else _size(size), "seed": seed}
     from ccnet_cli.datasets.toyscapes import make
 
-    make(folder)
-    print(folder)
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    print(make(folder, shuffle_signals=shuffle_signals, **chosen))
 
 
 @data_app.command(
@@ -492,7 +503,7 @@ def data_check(
                 print(problem)
     problems = sum(len(report["problems"]) for report in reports.values())
     if problems:
-        raise InputError(folder, f"{problems} problems found", "correct what the report names")
+        raise InputError(folder, f"{problems} problem{'s' * (problems > 1)} found", "correct what the report names")
 
 
 @data_app.command("sample", epilog=_examples("ccnet data sample img.png", "ccnet predict img.png -o mask.png"))
@@ -518,6 +529,13 @@ def _point(text: str) -> tuple[int, int]:
     if not (comma and x.strip().isdecimal() and y.strip().isdecimal() and len(text) < 20):
         raise InputError(f"option --point {text}", "not a pixel", "write X,Y, such as --point 300,400")
     return int(x), int(y)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and 0 < int(height[:9]) <= 4096 and 0 < int(width[:9]) <= 4096):
+        raise InputError(f"option --size {text}", "not a size", "write HEIGHTxWIDTH, such as 97x97")
+    return int(height), int(width)
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:

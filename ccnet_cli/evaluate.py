@@ -16,6 +16,7 @@ from ccnet_cli import config, distributed, images, outputs
 from ccnet_cli import model as models
 from ccnet_cli.datasets import Sample, Source, load_pair, open_source
 from ccnet_cli.errors import InputError, notice
+from ccnet_cli.images import cv2
 from ccnet_cli.inference import check_precision, segment
 from ccnet_cli.metrics import Confusion
 
@@ -184,9 +185,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def draw(confusion: Confusion, names: Sequence[str]) -> np.ndarray:
     """The matrix as a picture, BGR: each row is a true class, in percent of its pixels; grey where it has none."""
-    # after images, which prepares OpenCV and tells where it cannot be loaded
-    import cv2
-
     counts = confusion.matrix.double().numpy()
     total = counts.sum(1, keepdims=True)
     share = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)

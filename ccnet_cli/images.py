@@ -27,7 +27,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # OpenCV reads this once, while it is loaded
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(PIXEL_LIMIT))
 try:
-    import cv2
+    import cv2 as cv2
 except ImportError as error:
     raise EnvironmentFailure(
         "opencv",

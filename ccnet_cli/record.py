@@ -12,12 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
 from ccnet_cli import images
 from ccnet_cli.errors import InputError
+from ccnet_cli.images import cv2
 
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "seconds", "miou", "pixel_accuracy", "mean_accuracy")
 PACKAGES = ("ccnet-cli", "torch", "numpy", "opencv-python", "opencv-python-headless", "scipy", "numba", "typer")

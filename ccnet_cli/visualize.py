@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from ccnet_cli import model as models
 from ccnet_cli.attention import attention_map
 from ccnet_cli.errors import InputError, NonFiniteError, notice
 from ccnet_cli.evaluate import network
+from ccnet_cli.images import cv2
 from ccnet_cli.inference import interpolation, to_input
 
 # H, W the image; h, w the grid of cells on which the network attends; points and cells are (x, y)

@@ -153,6 +153,7 @@ def broken_images() -> dict[str, tuple[bytes, str]]:
         "bomb.jpg": (with_size(whole, 10_000, 20_000), "limit"),
         "no_size.png": (with_size(picture, 0, 24), "0 x 24"),
         "truncated.webp": (webp[: len(webp) // 2], "truncated"),
+        "short.webp": (b"RIFF" + (8).to_bytes(4, "little") + b"WEBPVP8X", "truncated"),
         "truncated.bmp": (cv2.imencode(".bmp", photograph())[1].tobytes()[:2000], "damaged"),
         "huge.bmp": (b"BM" + bytes(12) + (40).to_bytes(4, "little") + (100_000).to_bytes(4, "little") * 2, "limit"),
         "picture.gif": (cv2.imencode(".gif", photograph())[1].tobytes(), "GIF"),

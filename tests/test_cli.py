@@ -1,5 +1,6 @@
 """The command line: help, exit codes, and mistakes told in one line before anything is written."""
 
+import csv
 import errno
 import json
 import subprocess
@@ -320,3 +321,112 @@ def test_copy_keeps_the_file_and_refuses_to_overwrite(folder: Path, capsys: pyte
     assert call("presets", "copy", "camvid", "mine.yaml", "--overwrite") == 0
     assert call("presets", "copy", "camvid", ".") == 0
     assert config.load("camvid.yaml") == config.load("mine.yaml") == config.load("camvid")
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Put an evaluation with known figures in place of the real one, and return what it was asked for."""
+    from ccnet_cli import evaluate
+
+    asked: dict[str, object] = {}
+    figures = evaluate.Result(0.5, 0.75, 0.625, {"road": 0.5, 'a "b", c': None}, 2, 7, "x.pt", {"mode": "whole"})
+
+    def score(checkpoint: Path | None, **settings: object) -> evaluate.Result:
+        asked.update(settings, checkpoint=checkpoint)
+        return figures
+
+    monkeypatch.setattr(evaluate, "evaluate", score)
+    return asked
+
+
+def test_eval_prints_a_table(scored: dict[str, object], capsys: pytest.CaptureFixture[str]):
+    assert call("eval", "x.pt") == 0
+    cells = [[cell.strip() for cell in line.split("│")[1:3]] for line in capsys.readouterr().out.splitlines()]
+    for row in (["road", "50.00"], ['a "b", c', "-"], ["mIoU", "50.00"], ["pixel accuracy", "75.00"]):
+        assert row in cells
+
+
+def test_eval_prints_json_alone(scored: dict[str, object], capsys: pytest.CaptureFixture[str]):
+    assert call("eval", "x.pt", "--json", "-") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["classes"] == {"road": 0.5, 'a "b", c': None}
+    assert (figures["miou"], figures["images"], figures["checkpoint"]) == (0.5, 2, "x.pt")
+
+
+def test_eval_writes_csv_that_reads_back(scored: dict[str, object], folder: Path):
+    assert call("eval", "--csv", "scores.csv", "--json", "scores.json") == 0
+    with (folder / "scores.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["class", "iou"], ["road", "0.5"], ['a "b", c', ""], ["mIoU", "0.5"]]
+    assert json.loads((folder / "scores.json").read_text())["pixels"] == 7
+    assert {path.name for path in folder.iterdir()} == {"scores.csv", "scores.json"}
+
+
+def test_eval_hands_on_what_was_asked(scored: dict[str, object]):
+    words = "--checkpoint a.pt --data D --split train --mode sliding --scales 0.5,1 --flip --limit 3 --device cpu"
+    assert call("eval", *words.split(), "-s", "eval.tile=64,64", "--save", "out", "--format", "label-id") == 0
+    assert scored == {
+        "checkpoint": Path("a.pt"),
+        "data": "D",
+        "split": "train",
+        "mode": "sliding",
+        "scales": [0.5, 1.0],
+        "flip": True,
+        "limit": 3,
+        "device": "cpu",
+        "overrides": ["eval.tile=64,64"],
+        "save": Path("out"),
+        "save_formats": ["label-id"],
+        "confusion": None,
+        "overwrite": False,
+    }
+
+
+def test_eval_leaves_to_the_checkpoint_what_was_not_asked(scored: dict[str, object]):
+    assert call("eval") == 0
+    assert [scored[key] for key in ("checkpoint", "data", "mode", "scales", "flip", "limit", "save")] == [None] * 7
+
+
+def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    from ccnet_cli import train
+
+    asked: list[object] = []
+
+    def start(preset: config.Preset, **settings: object) -> Path:
+        asked.extend([preset, settings])
+        return Path("runs/new")
+
+    monkeypatch.setattr(train, "train", start)
+    data = "odd: [name], # here"
+    words = ["--data", data, "--seed", "7", "-s", "seed=3", "-o", "r", "--resume", "auto", "--gpus", "2"]
+    assert call("train", "--preset", "camvid", *words, "--weights", "w.pth", "--processes", "4") == 0
+    assert capsys.readouterr().out == "runs/new\n"
+    preset, settings = asked
+    assert (preset.name, preset.data.root, preset.seed) == ("camvid", data, 7)
+    assert settings == {
+        "run": Path("r"),
+        "resume": "auto",
+        "gpus": 2,
+        "processes": 4,
+        "weights": Path("w.pth"),
+        "device": "auto",
+    }
+
+
+def test_the_built_in_data_is_made_and_passes_its_check(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert call("data", "make", "toyscapes", "toys", "--train", "1", "--val", "2") == 0
+    assert capsys.readouterr().out == f"{folder / 'toys'}\n"
+    assert call("data", "check", "toys", "--dataset", "toyscapes", "--json", "-") == 0
+    reports = json.loads(capsys.readouterr().out)
+    assert [reports[split]["images"] for split in ("train", "val")] == [1, 2]
+    assert "is not empty" in refused(capsys, "data", "make", "toyscapes", "toys")
+
+
+def test_a_data_set_with_a_missing_label_fails_its_check(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert call("data", "make", "toyscapes", "toys", "--train", "1", "--val", "2") == 0
+    labels = sorted((folder / "toys").rglob("*_labelIds.png"))
+    labels[-1].unlink()
+    capsys.readouterr()
+    assert call("data", "check", "toys", "--dataset", "toyscapes") == 2
+    printed = capsys.readouterr()
+    assert labels[-1].name in printed.out
+    assert printed.err == "ccnet: error: toys: 1 problem found; correct what the report names\n"

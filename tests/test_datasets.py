@@ -324,6 +324,7 @@ def test_hidden_files_and_links_that_lead_back_are_left_out(own):
         "images/val/x.jpg labels/val/x.png\nimages/val/deep/y.jpg labels/val/deep/y.png\n",
         "images/val/x.jpg\tlabels/val/x.png\r\nimages/val/deep/y.jpg\tlabels/val/deep/y.png\r\n",
         "\ufeffimages/val/x.jpg  labels/val/x.png  \n\n \t \n  images/val/deep/y.jpg labels/val/deep/y.png",
+        "images//val/x.jpg labels/val//x.png\nimages/val/deep/y.jpg labels/val/deep/y.png\n",
         "./images//val/x.jpg labels/train/../val/x.png\nimages/val/deep/y.jpg\t labels/val/deep/y.png\t",
     ],
 )
@@ -343,6 +344,15 @@ def test_absolute_names_inside_the_root_and_names_with_blanks_work(own):
         datasets.load_pair(source, sample)
 
 
+def test_the_root_may_be_written_in_any_way(own, monkeypatch):
+    put(own / "val.lst", f"./images/val/x.jpg {own}/labels/val/x.png\n".encode())
+    monkeypatch.chdir(own / "images")
+    for root in ("..", f"{own}/images/../", "../labels/val/../.."):
+        source = datasets.open_source(settings(root, val_list="val.lst"), "val")
+        assert source.samples[0].name == "images/val/x"
+        datasets.load_pair(source, source.samples[0])
+
+
 BAD_LISTS = {
     "empty": (b"", r"list .*val\.lst: is empty"),
     "blank": (b" \n\t\r\n", r"list .*val\.lst: names no image"),
@@ -359,6 +369,8 @@ BAD_LISTS = {
     "sibling": (b"../%(root)s-2/x.png labels/val/x.png\n", "lies outside"),
     "parent as label": (b"images/val/x.jpg ..", "lies outside"),
     "the root itself": (b"images/.. labels/val/x.png\n", "lies outside"),
+    "absolute image": (b"/etc/x.png labels/val/x.png\n", r"/etc/x\.png lies outside"),
+    "absolute after a tab": (b"images/val/x.jpg\t/etc/x.png\n", r"/etc/x\.png lies outside"),
     "absolute": (b"images/val/x.jpg /etc/passwd\n", r"val\.lst line 1: /etc/passwd lies outside"),
     "missing image": (
         b"images/val/x.jpg labels/val/x.png\na.png b.png",

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -56,6 +57,12 @@ def test_mirror_can_be_turned_off(source):
     pixels, _ = datasets.load_pair(source, source.samples[0])
     for epoch in range(20):
         assert (plain[epoch, 0][0].numpy() == pixels.transpose(2, 0, 1)).all()
+
+
+def test_opencv_starts_no_threads_that_a_fork_would_lose(source):
+    cv2.setNumThreads(2)
+    training(source)
+    assert cv2.getNumThreads() == 1
 
 
 def test_seed_epoch_and_index_decide_the_sample(source):

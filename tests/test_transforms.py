@@ -40,6 +40,7 @@ def test_the_official_scales_are_fifteen_from_0_7_to_2_1():
         2.0,
         2.1,
     )
+    assert transforms.scales(0.9, 1.2, 0.1) == (0.9, 1.0, 1.1, 1.2)  # (1.2 - 0.9) / 0.1 is below 3
     assert transforms.scales(1.0, 1.0, 0.1) == (1.0,)
     assert transforms.scales(0.5, 1.2, 0.25) == (0.5, 0.75, 1.0)
 

@@ -51,7 +51,7 @@ def read_list(path: Path, root: Path, unique: bool, labels_required: bool) -> Sa
     text = _text(path)
     # lists can be long: most need no look at the single entry
     untidy = any(mark in f"\n{text}\n" for mark in UNTIDY)
-    top = os.fspath(root.absolute()).rstrip("/") + "/"
+    top = posixpath.normpath(root.absolute()).rstrip("/") + "/"
     first: dict[str, int] = {}
     rows: list[Row] = []
     for number, line in enumerate(text.split("\n"), 1):

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-import cv2
 import numpy as np
 
 from ccnet_cli import images
 from ccnet_cli.errors import InputError
+from ccnet_cli.images import cv2
 
 IGNORED = 255
 REFUSED = -1

@@ -1,47 +1,50 @@
-"""toyscapes: streets on a hillside, drawn with numpy and OpenCV, in which only long-range context tells a vehicle's class.
+"""toyscapes: streets on a hillside in which only long-range context tells a vehicle's class.
 
-All vehicles look alike. One coloured sign per scene says which class every vehicle of that scene has. Half of the vehicles share a row or a
-column with the sign, so one criss-cross loop can carry the message; the other half share neither, so it takes two. Every vehicle is farther
-from the sign than `REACH`, which is more than the convolutions of the tiny network see.
+All vehicles look alike; one coloured signal says which class every vehicle of its scene has. Half of the vehicles share
+a row or a column with the sign, so one criss-cross pass can carry the message; the others share neither, which takes
+two. All stand farther from the signal than `REACH`, more than the convolutions of the tiny network see.
 """
 
+import hashlib
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
-import cv2
 import numpy as np
 
-VERSION = 1
-SIZE = (176, 320)
-TRAIN, VAL = 480, 60
-SMALLEST = (160, 320)
-# pixels between the edges of the sign and of a vehicle: along the axis they share, or along both axes when they share none;
-# backbone and three 3x3 convolutions at stride 8 see 40 px far, bilinear upsampling adds 8
-REACH = 54
-TERRACE = 80
-ROAD = 34
-SIGN_RADIUS = 8
-VEHICLE = (48, 24)  # width, height
+from ccnet_cli import images
+from ccnet_cli.datasets import street
+from ccnet_cli.errors import InputError, notice
 
-# Cityscapes label ids
-SKY, BUILDING, VEGETATION, STREET, SIGN, POLE = 23, 11, 21, 7, 20, 0
+# to be raised when the drawing changes, so that the built-in set is drawn anew
+VERSION = 1
+SIZE = (160, 288)
+TRAIN, VAL = 480, 60
+SMALLEST = (160, 288)
+CITY = "hillside"
+# pixels between the edges of the signal and of a vehicle, along the axis they share, or along both when they share none:
+# backbone and three 3x3 convolutions at stride 8 see 39 far, and enlarging the scores spreads them by 8
+REACH = 50
+
+# Cityscapes label ids of the vehicles, and the colour (BGR) and label id of the signal that tells each: a traffic light
+# is red, yellow or green, a traffic signal has one of the other colours
 CLASSES = {"car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}
-# what the sign shows for each class, BGR, in the order of CLASSES
-SIGNALS = ((40, 30, 230), (30, 215, 245), (50, 200, 40), (225, 215, 30), (230, 70, 30), (215, 40, 210))
-FACADES = (
-    (178, 208, 226),
-    (190, 190, 222),
-    (214, 206, 190),
-    (182, 216, 200),
-    (206, 190, 210),
-    (168, 196, 232),
-    (220, 220, 216),
-)
-ROOFS = ((72, 88, 150), (84, 96, 128), (96, 92, 100), (66, 78, 118))
+LIGHT, SIGN = 19, 20
+SIGNALS = {
+    "car": ((40, 30, 230), LIGHT),
+    "truck": ((30, 215, 245), LIGHT),
+    "bus": ((50, 200, 40), LIGHT),
+    "train": ((230, 190, 30), SIGN),
+    "motorcycle": ((230, 60, 30), SIGN),
+    "bicycle": ((215, 40, 210), SIGN),
+}
 
 
 @dataclass(frozen=True)
 class Vehicle:
-    """A vehicle's place: `relation` to the sign is "row", "column" or "off"; x, y is its centre in pixels."""
+    """A vehicle's relation to the sign, "row", "column" or "off", and its centre in pixels."""
 
     relation: str
     x: int
@@ -50,7 +53,7 @@ class Vehicle:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was drawn: the class of all vehicles, the class whose colour the sign shows, the sign's centre in pixels, the vehicles."""
+    """The class of all vehicles, that whose colour the signal shows, the signal's centre in pixels, and the vehicles."""
 
     truth: str
     shown: str
@@ -59,42 +62,123 @@ class Facts:
     vehicles: tuple[Vehicle, ...]
 
 
+def built_in() -> Path:
+    """The folder of the built-in set, drawn on first use; two processes at once are fine, one's set is kept."""
+    parameters = repr((VERSION, TRAIN, VAL, SIZE))
+    name = f"toyscapes-{VERSION}-{hashlib.sha256(parameters.encode()).hexdigest()[:8]}"
+    folder = _cache() / name
+    if folder.is_dir():
+        return folder
+    notice(f"drawing the built-in data set, {TRAIN + VAL} scenes, into {folder}")
+    try:
+        return make(folder)
+    except InputError:
+        # another process may have been quicker
+        if folder.is_dir():
+            return folder
+        raise
+
+
+def _cache() -> Path:
+    """$CCNET_CACHE, $XDG_CACHE_HOME/ccnet, ~/.cache/ccnet, or a folder for temporary files where there is no home."""
+    if own := os.environ.get("CCNET_CACHE"):
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    # the XDG rule: a relative path is to be ignored
+    if Path(shared).is_absolute():
+        return Path(shared) / "ccnet"
+    if home := os.environ.get("HOME"):
+        return Path(home) / ".cache" / "ccnet"
+    return Path(tempfile.gettempdir()) / "ccnet"
+
+
+def make(
+    folder: Path,
+    *,
+    train: int = TRAIN,
+    val: int = VAL,
+    size: tuple[int, int] = SIZE,
+    seed: int = 0,
+    shuffle_signals: bool = False,
+) -> Path:
+    """Draw the splits train and val, scenes of size (H, W), in Cityscapes layout into a new or empty folder.
+
+    The classes take turns. shuffle_signals lets the signals of val show colours drawn at random; nothing else changes.
+    """
+    if train < 1 or val < 1:
+        raise InputError("toyscapes", f"{train} training and {val} validation scenes", "draw at least one of each")
+    if size[0] < SMALLEST[0] or size[1] < SMALLEST[1]:
+        smallest = f"{SMALLEST[0]}x{SMALLEST[1]}"
+        raise InputError("toyscapes", f"scenes of {size[0]}x{size[1]} are too small", f"draw at least {smallest}")
+    folder = folder.expanduser().resolve()
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            why = "is not empty" if folder.is_dir() else "is not a folder"
+            raise InputError(f"folder {folder}", why, "name a new folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".toyscapes-", dir=folder.parent))
+        try:
+            _write(temporary, "train", train, size, seed, shuffle=False)
+            _write(temporary, "val", val, size, seed, shuffle=shuffle_signals)
+            temporary.chmod(0o755)
+            # takes the place of an empty folder, and fails if another process has filled it meanwhile
+            temporary.replace(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        fix = "choose a folder that you can write to; $CCNET_CACHE names that of the built-in set"
+        raise InputError(f"folder {folder}", f"cannot be made ({error.strerror})", fix) from None
+    return folder
+
+
+def _write(root: Path, split: str, count: int, size: tuple[int, int], seed: int, shuffle: bool) -> None:
+    names = list(CLASSES)
+    stream = ("train", "val").index(split)
+    for index in range(count):
+        shown = names[np.random.default_rng((seed, stream, index, 1)).integers(len(names))] if shuffle else None
+        image, labels, _ = scene(np.random.default_rng((seed, stream, index)), size, names[index % len(names)], shown)
+        name = f"{CITY}_{index:06d}_000000"
+        images.write_image(root / "leftImg8bit" / split / CITY / f"{name}_leftImg8bit.png", image)
+        images.write_label(root / "gtFine" / split / CITY / f"{name}_gtFine_labelIds.png", labels)
+
+
 def scene(
     rng: np.random.Generator, size: tuple[int, int], truth: str | None = None, shown: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, Facts]:
-    """One street scene of size (H, W): image uint8 (H, W, 3) BGR, Cityscapes label ids uint8 (H, W), and what was drawn.
+    """A street scene of size (H, W): image uint8 (H, W, 3) BGR, Cityscapes label ids uint8 (H, W), what was drawn.
 
-    `truth` is the vehicles' class (None: drawn at random), `shown` the class whose colour the sign shows (None: the truth). Neither changes
-    anything else in the picture.
+    truth is the vehicles' class (None: drawn at random), shown that whose colour the signal shows (None: the truth);
+    neither changes anything else in the picture.
     """
     names = list(CLASSES)
     drawn = names[rng.integers(len(names))]
     truth = truth or drawn
     shown = shown or truth
     height, width = size
-    image, labels = np.empty((height, width, 3), np.uint8), np.full((height, width), SKY, np.uint8)
-    _sky(rng, image)
-    terraces = height // TERRACE
-    lowest = height - int(rng.integers(height - terraces * TERRACE + 1))
-    bottoms = [lowest - TERRACE * i for i in reversed(range(terraces))]
+    image, labels = np.empty((height, width, 3), np.uint8), np.full((height, width), street.SKY, np.uint8)
+    street.sky(rng, image)
+    terraces = height // street.TERRACE
+    lowest = height - int(rng.integers(height - terraces * street.TERRACE + 1))
+    bottoms = [lowest - street.TERRACE * i for i in reversed(range(terraces))]
     for index, bottom in enumerate(bottoms):
-        _terrace(rng, image, labels, bottom, top=index == 0)
-    image[lowest:], labels[lowest:] = image[lowest - 1], STREET
-    x, y, vehicles = _places(rng, width, [bottom - ROAD // 2 for bottom in bottoms])
+        street.terrace(rng, image, labels, bottom, top=index == 0)
+    image[lowest:], labels[lowest:] = image[lowest - 1], street.STREET
+    x, y, vehicles = _places(rng, width, [bottom - street.ROAD // 2 for bottom in bottoms])
     for vehicle in vehicles:
-        _vehicle(rng, image, labels, vehicle, CLASSES[truth])
-    _sign(image, labels, x, y, SIGNALS[names.index(shown)])
-    return _film(rng, image), labels, Facts(truth, shown, x, y, vehicles)
+        street.van(rng, image, labels, (vehicle.x, vehicle.y), CLASSES[truth])
+    street.signal(image, labels, x, y, *SIGNALS[shown])
+    return street.film(rng, image), labels, Facts(truth, shown, x, y, vehicles)
 
 
 def _places(rng: np.random.Generator, width: int, lanes: list[int]) -> tuple[int, int, tuple[Vehicle, ...]]:
-    """Where the sign and the vehicles stand: as many on the sign's row or column as off both."""
-    half = VEHICLE[0] // 2
-    gap = REACH + half + SIGN_RADIUS
+    """Where the signal and the vehicles stand: as many on the signal's row or column as off both."""
+    half = street.VEHICLE[0] // 2
+    gap = REACH + half + street.SIGNAL_RADIUS
     pairs = max(2, len(lanes) * width // 1000)
     while True:
         home = int(rng.integers(len(lanes)))
-        x, y = int(rng.integers(SIGN_RADIUS + 4, width - SIGN_RADIUS - 4)), lanes[home] + int(rng.integers(-2, 3))
+        x = int(rng.integers(street.SIGNAL_RADIUS + 4, width - street.SIGNAL_RADIUS - 4))
+        y = lanes[home] + int(rng.integers(-2, 3))
         others = [int(i) for i in rng.permutation([i for i in range(len(lanes)) if i != home])]
         on_column = min(len(others), pairs // 2)
         wanted = [("column", lane) for lane in others[:on_column]] + [("row", home)] * (pairs - on_column)
@@ -105,117 +189,8 @@ def _places(rng: np.random.Generator, width: int, lanes: list[int]) -> tuple[int
             for _ in range(20):
                 at = int(np.clip(rng.integers(low, high), half + 2, width - half - 2))
                 near = abs(at - x) < gap if relation != "column" else abs(at - x) > half
-                if not near and all(lane != other or abs(at - v.x) > VEHICLE[0] + 8 for other, v in placed):
+                if not near and all(lane != other or abs(at - v.x) > street.VEHICLE[0] + 8 for other, v in placed):
                     placed.append((lane, Vehicle(relation, at, lanes[lane] + int(rng.integers(-2, 3)))))
                     break
         if len(placed) == len(wanted):
             return x, y, tuple(vehicle for _, vehicle in placed)
-
-
-def _sky(rng: np.random.Generator, image: np.ndarray) -> None:
-    """Fill the whole image with a sky that brightens downwards, and a few clouds."""
-    high, low = np.array(((214, 176, 132), (236, 222, 204)), np.float32) + rng.uniform(-10, 10, 3).astype(np.float32)
-    ramp = np.clip(np.arange(len(image), dtype=np.float32) / TERRACE, 0, 1)[:, None]
-    image[:] = (high + (low - high) * ramp).astype(np.uint8)[:, None]
-    for _ in range(int(rng.integers(1, 3)) * image.shape[1] // 160):
-        x, y, r = int(rng.integers(image.shape[1])), int(rng.integers(2, 28)), int(rng.integers(5, 9))
-        for dx in (-r, 0, r):
-            _disc(image, x + dx, y + abs(dx) // 3, r - abs(dx) // 3, (248, 246, 242))
-
-
-def _terrace(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, bottom: int, top: bool) -> None:
-    """One street with its houses and trees, down to row `bottom`; behind the houses stands the hill, or the sky at the top of the town."""
-    ground, width = bottom - ROAD, image.shape[1]
-    if not top:
-        _hill(rng, image[bottom - TERRACE : ground], labels[bottom - TERRACE : ground])
-    x = int(rng.integers(-30, 4))
-    while x < width:
-        w, h = int(rng.integers(26, 54)), int(rng.integers(20, 36))
-        if rng.random() < 0.75:
-            _house(rng, image, labels, x, ground, w, h)
-        else:
-            _tree(rng, image, labels, x + w // 2, ground)
-        x += w + int(rng.integers(0, 10))
-    image[ground:bottom], labels[ground:bottom] = (104, 100, 98), STREET
-    image[ground : ground + 3] = (176, 178, 180)
-    for dash in range(int(rng.integers(-24, 0)), width, 26):
-        cv2.rectangle(image, (dash, bottom - ROAD // 2), (dash + 12, bottom - ROAD // 2 + 1), (206, 210, 212), -1)
-
-
-def _hill(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray) -> None:
-    """Grass with tufts over the whole of `image`, a view."""
-    image[:], labels[:] = (92, 146, 118), VEGETATION
-    for _ in range(image.shape[1] // 5):
-        x, y = int(rng.integers(image.shape[1])), int(rng.integers(len(image)))
-        _disc(image, x, y, int(rng.integers(2, 5)), (84 + int(rng.integers(-8, 9)), 136, 108))
-
-
-def _house(
-    rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, x: int, ground: int, w: int, h: int
-) -> None:
-    """A house of w x h pixels on row `ground`, x its left edge, with a roof of up to 9 pixels above."""
-    wall, roof = FACADES[rng.integers(len(FACADES))], ROOFS[rng.integers(len(ROOFS))]
-    eaves = ground - h
-    ridge = eaves - int(rng.integers(5, 10))
-    inset = int(rng.choice((0, w // 6, w // 2)))
-    outline = np.array([(x - 1, eaves), (x + inset, ridge), (x + w - inset, ridge), (x + w + 1, eaves)], np.int32)
-    cv2.fillPoly(image, [outline], roof, cv2.LINE_AA)
-    cv2.fillPoly(labels, [outline], BUILDING)
-    cv2.rectangle(image, (x, eaves), (x + w, ground), wall, -1)
-    cv2.rectangle(labels, (x, eaves), (x + w, ground), BUILDING, -1)
-    cv2.line(image, (x + w, eaves), (x + w, ground), tuple(int(0.8 * c) for c in wall), 1)
-    glass = (150, 120, 92) if rng.random() < 0.7 else (150, 212, 236)
-    for wy in range(eaves + 4, ground - 13, 11):
-        for wx in range(x + 5, x + w - 8, 10):
-            cv2.rectangle(image, (wx, wy), (wx + 4, wy + 6), glass, -1)
-    door = x + int(rng.integers(4, w - 8))
-    cv2.rectangle(image, (door, ground - 10), (door + 5, ground), tuple(int(0.55 * c) for c in wall), -1)
-
-
-def _tree(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, x: int, ground: int) -> None:
-    """A tree on row `ground`, x its trunk."""
-    cv2.rectangle(image, (x - 2, ground - 14), (x + 1, ground), (60, 84, 104), -1)
-    cv2.rectangle(labels, (x - 2, ground - 14), (x + 1, ground), VEGETATION, -1)
-    green = np.array((66, 128, 84)) + rng.integers(-12, 13, 3)
-    for dx, dy, r in ((-7, -18, 9), (7, -18, 9), (0, -26, 11)):
-        _disc(image, x + dx, ground + dy, r, tuple(int(c) for c in green))
-        cv2.circle(labels, (x + dx, ground + dy), r, VEGETATION, -1)
-        _disc(image, x + dx - 2, ground + dy - 3, r // 2, tuple(int(c) for c in green + 14))
-
-
-def _vehicle(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, vehicle: Vehicle, label: int) -> None:
-    """A grey van, 48 x 24 pixels, whatever its class."""
-    half, up, (x, y) = VEHICLE[0] // 2, VEHICLE[1] // 2, (vehicle.x, vehicle.y)
-    grey, facing = int(rng.integers(140, 200)), int(rng.choice((-1, 1)))
-    corners = ((-half, 7), (-half, -up + 3), (-half + 3, -up), (half - 10, -up), (half - 2, -2), (half, 1), (half, 7))
-    body = np.array([(x + facing * dx, y + dy) for dx, dy in corners], np.int32)
-    cv2.ellipse(image, (x, y + up - 1), (half + 1, 3), 0, 0, 360, (78, 75, 74), -1, cv2.LINE_AA)
-    cv2.fillPoly(image, [body], (grey, grey, grey), cv2.LINE_AA)
-    cv2.fillPoly(labels, [body], label)
-    cv2.line(image, (x - half + 2, y + 1), (x + half - 2, y + 1), (grey - 36,) * 3, 1)
-    for left, right in ((-half + 4, -half + 13), (-half + 15, -half + 24), (half - 21, half - 9)):
-        ends = sorted((x + facing * left, x + facing * right))
-        cv2.rectangle(image, (ends[0], y - up + 3), (ends[1], y - 2), (72, 66, 60), -1)
-    for wheel in (-half + 10, half - 10):
-        _disc(image, x + wheel, y + 7, 5, (40, 38, 38))
-        _disc(image, x + wheel, y + 7, 2, (150, 150, 150))
-        cv2.circle(labels, (x + wheel, y + 7), 5, label, -1)
-
-
-def _sign(image: np.ndarray, labels: np.ndarray, x: int, y: int, colour: tuple[int, int, int]) -> None:
-    """A round sign on a short post; the post is not labelled."""
-    cv2.rectangle(image, (x - 1, y), (x, y + 15), (150, 150, 150), -1)
-    cv2.rectangle(labels, (x - 1, y), (x, y + 15), POLE, -1)
-    _disc(image, x, y, SIGN_RADIUS, (250, 250, 250))
-    _disc(image, x, y, SIGN_RADIUS - 2, colour)
-    cv2.circle(labels, (x, y), SIGN_RADIUS, SIGN, -1)
-
-
-def _disc(image: np.ndarray, x: int, y: int, radius: int, colour: tuple[int, int, int]) -> None:
-    cv2.circle(image, (x, y), radius, colour, -1, cv2.LINE_AA)
-
-
-def _film(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """The picture under a little more or less light, with a little grain."""
-    grain = rng.integers(-3, 4, image.shape[:2], dtype=np.int16)[..., None]
-    return np.clip(image * rng.uniform(0.92, 1.06) + grain, 0, 255).astype(np.uint8)

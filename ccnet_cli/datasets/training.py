@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from ccnet_cli.datasets.source import Source, load_pair
 from ccnet_cli.datasets.transforms import cut, generator, mirror, normalise, pad, scales
 from ccnet_cli.errors import CCNetError
+from ccnet_cli.images import cv2
 
 # torch takes seconds to load, and checking a data set does without it
 if TYPE_CHECKING:

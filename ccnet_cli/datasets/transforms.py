@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
+
+from ccnet_cli.images import cv2
 
 # H, W an image; h, w the crop
 

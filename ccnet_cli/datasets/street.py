@@ -1,0 +1,135 @@
+"""What toyscapes' streets are drawn with: sky, terraces of houses and trees, vehicles and the signal.
+
+Every function draws into `image` uint8 (H, W, 3) BGR and `labels` uint8 (H, W), Cityscapes label ids, in place.
+"""
+
+import numpy as np
+
+from ccnet_cli.images import cv2
+
+TERRACE = 80  # pixels from one street down to the next
+ROAD = 34
+SIGNAL_RADIUS = 12
+VEHICLE = (48, 24)  # width, height
+
+# Cityscapes label ids; the signal's post stays without a label
+SKY, BUILDING, VEGETATION, STREET, POST = 23, 11, 21, 7, 0
+FACADES = (
+    (178, 208, 226),
+    (190, 190, 222),
+    (214, 206, 190),
+    (182, 216, 200),
+    (206, 190, 210),
+    (168, 196, 232),
+    (220, 220, 216),
+)
+ROOFS = ((72, 88, 150), (84, 96, 128), (96, 92, 100), (66, 78, 118))
+
+
+def sky(rng: np.random.Generator, image: np.ndarray) -> None:
+    """Fill the whole image with a sky that brightens downwards, and a few clouds."""
+    high, low = np.array(((214, 176, 132), (236, 222, 204)), np.float32) + rng.uniform(-10, 10, 3).astype(np.float32)
+    ramp = np.clip(np.arange(len(image), dtype=np.float32) / TERRACE, 0, 1)[:, None]
+    image[:] = (high + (low - high) * ramp).astype(np.uint8)[:, None]
+    for _ in range(int(rng.integers(1, 3)) * image.shape[1] // 160):
+        x, y, r = int(rng.integers(image.shape[1])), int(rng.integers(2, 28)), int(rng.integers(5, 9))
+        for dx in (-r, 0, r):
+            _disc(image, x + dx, y + abs(dx) // 3, r - abs(dx) // 3, (248, 246, 242))
+
+
+def terrace(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, bottom: int, top: bool) -> None:
+    """A street with its houses and trees, down to row `bottom`; behind them the hill, or at the top the sky."""
+    ground, width = bottom - ROAD, image.shape[1]
+    if not top:
+        _hill(rng, image[bottom - TERRACE : ground], labels[bottom - TERRACE : ground])
+    x = int(rng.integers(-30, 4))
+    while x < width:
+        w, h = int(rng.integers(26, 54)), int(rng.integers(20, 36))
+        if rng.random() < 0.75:
+            _house(rng, image, labels, x, ground, w, h)
+        else:
+            _tree(rng, image, labels, x + w // 2, ground)
+        x += w + int(rng.integers(0, 10))
+    image[ground:bottom], labels[ground:bottom] = (104, 100, 98), STREET
+    image[ground : ground + 3] = (176, 178, 180)
+    for dash in range(int(rng.integers(-24, 0)), width, 26):
+        cv2.rectangle(image, (dash, bottom - ROAD // 2), (dash + 12, bottom - ROAD // 2 + 1), (206, 210, 212), -1)
+
+
+def _hill(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray) -> None:
+    """Grass with tufts over the whole of `image`, a view."""
+    image[:], labels[:] = (92, 146, 118), VEGETATION
+    for _ in range(image.shape[1] // 5):
+        x, y = int(rng.integers(image.shape[1])), int(rng.integers(len(image)))
+        _disc(image, x, y, int(rng.integers(2, 5)), (84 + int(rng.integers(-8, 9)), 136, 108))
+
+
+def _house(
+    rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, x: int, ground: int, w: int, h: int
+) -> None:
+    """A house of w x h pixels on row `ground`, x its left edge, with a roof of up to 9 pixels above."""
+    wall, roof = FACADES[rng.integers(len(FACADES))], ROOFS[rng.integers(len(ROOFS))]
+    eaves = ground - h
+    ridge = eaves - int(rng.integers(5, 10))
+    inset = int(rng.choice((0, w // 6, w // 2)))
+    outline = np.array([(x - 1, eaves), (x + inset, ridge), (x + w - inset, ridge), (x + w + 1, eaves)], np.int32)
+    cv2.fillPoly(image, [outline], roof, cv2.LINE_AA)
+    cv2.fillPoly(labels, [outline], BUILDING)
+    cv2.rectangle(image, (x, eaves), (x + w, ground), wall, -1)
+    cv2.rectangle(labels, (x, eaves), (x + w, ground), BUILDING, -1)
+    cv2.line(image, (x + w, eaves), (x + w, ground), tuple(int(0.8 * c) for c in wall), 1)
+    glass = (150, 120, 92) if rng.random() < 0.7 else (150, 212, 236)
+    for wy in range(eaves + 4, ground - 13, 11):
+        for wx in range(x + 5, x + w - 8, 10):
+            cv2.rectangle(image, (wx, wy), (wx + 4, wy + 6), glass, -1)
+    door = x + int(rng.integers(4, w - 8))
+    cv2.rectangle(image, (door, ground - 10), (door + 5, ground), tuple(int(0.55 * c) for c in wall), -1)
+
+
+def _tree(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, x: int, ground: int) -> None:
+    """A tree on row `ground`, x its trunk."""
+    cv2.rectangle(image, (x - 2, ground - 14), (x + 1, ground), (60, 84, 104), -1)
+    cv2.rectangle(labels, (x - 2, ground - 14), (x + 1, ground), VEGETATION, -1)
+    green = np.array((66, 128, 84)) + rng.integers(-12, 13, 3)
+    for dx, dy, r in ((-7, -18, 9), (7, -18, 9), (0, -26, 11)):
+        _disc(image, x + dx, ground + dy, r, tuple(int(c) for c in green))
+        cv2.circle(labels, (x + dx, ground + dy), r, VEGETATION, -1)
+        _disc(image, x + dx - 2, ground + dy - 3, r // 2, tuple(int(c) for c in green + 14))
+
+
+def van(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, centre: tuple[int, int], label: int) -> None:
+    """A grey van, 48 x 24 pixels, whatever its class."""
+    (x, y), half, up = centre, VEHICLE[0] // 2, VEHICLE[1] // 2
+    grey, facing = int(rng.integers(140, 200)), int(rng.choice((-1, 1)))
+    corners = ((-half, 7), (-half, -up + 3), (-half + 3, -up), (half - 10, -up), (half - 2, -2), (half, 1), (half, 7))
+    body = np.array([(x + facing * dx, y + dy) for dx, dy in corners], np.int32)
+    cv2.ellipse(image, (x, y + up - 1), (half + 1, 3), 0, 0, 360, (78, 75, 74), -1, cv2.LINE_AA)
+    cv2.fillPoly(image, [body], (grey, grey, grey), cv2.LINE_AA)
+    cv2.fillPoly(labels, [body], label)
+    cv2.line(image, (x - half + 2, y + 1), (x + half - 2, y + 1), (grey - 36,) * 3, 1)
+    for left, right in ((-half + 4, -half + 13), (-half + 15, -half + 24), (half - 21, half - 9)):
+        ends = sorted((x + facing * left, x + facing * right))
+        cv2.rectangle(image, (ends[0], y - up + 3), (ends[1], y - 2), (72, 66, 60), -1)
+    for wheel in (-half + 10, half - 10):
+        _disc(image, x + wheel, y + 7, 5, (40, 38, 38))
+        _disc(image, x + wheel, y + 7, 2, (150, 150, 150))
+        cv2.circle(labels, (x + wheel, y + 7), 5, label, -1)
+
+
+def signal(image: np.ndarray, labels: np.ndarray, x: int, y: int, colour: tuple[int, int, int], label: int) -> None:
+    """A coloured disc, ringed white, on a short post; the post is not labelled."""
+    cv2.rectangle(image, (x - 1, y), (x, y + 15), (150, 150, 150), -1)
+    cv2.rectangle(labels, (x - 1, y), (x, y + 15), POST, -1)
+    _disc(image, x, y, SIGNAL_RADIUS, (250, 250, 250))
+    _disc(image, x, y, SIGNAL_RADIUS - 2, colour)
+    cv2.circle(labels, (x, y), SIGNAL_RADIUS, label, -1)
+
+
+def _disc(image: np.ndarray, x: int, y: int, radius: int, colour: tuple[int, int, int]) -> None:
+    cv2.circle(image, (x, y), radius, colour, -1, cv2.LINE_AA)
+
+
+def film(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """The picture under a little more or less light, with a little grain."""
+    grain = rng.integers(-3, 4, image.shape[:2], dtype=np.int16)[..., None]
+    return np.clip(image * rng.uniform(0.92, 1.06) + grain, 0, 255).astype(np.uint8)
