@@ -25,6 +25,7 @@ from ccnet_cli.errors import InputError
 OFFICIAL, NON_LOCAL, FLOOR = "official", "non-local", "floor"
 TELLS = {
     "reference": "the definition, in einsum",
+    "gemm": "batched matrix products on channels-last views, nothing copied",
     OFFICIAL: "the authors' formulation: copied rows and columns, concatenation, separate projections",
     NON_LOCAL: "one non-local block: every pixel is a key (always one pass)",
     FLOOR: "only the matrix products of the criss-cross passes, into buffers made before",

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import itertools
 import json
 import os
 import re
@@ -122,9 +123,9 @@ def _help_alone(context: typer.Context) -> None:
     epilog=_examples(
         "ccnet train --preset quickstart",
         "ccnet train --preset camvid --data CamVid -o runs/camvid",
-        "ccnet train --preset cityscapes-r2-ohem --data Cityscapes --weights resnet101-imagenet.pth --gpus 4",
+        "ccnet train --preset cityscapes-r2-ohem --data Cityscapes --gpus 4",
         "ccnet train --preset quickstart -s model.recurrence=1 -s schedule.steps=200",
-        "ccnet train --preset quickstart -o runs/first --resume auto",
+        "ccnet train --preset quickstart -o runs/first --resume",
     )
 )
 def train(
@@ -136,10 +137,10 @@ def train(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="auto|FILE", help="Continue from the run's newest valid checkpoint, or from FILE."),
+        typer.Option(metavar="[FILE]", help="Continue from FILE, or from the newest sound checkpoint of the run."),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Start from these weights (backbone or whole model).")
+        Path | None, typer.Option(metavar="FILE", help="Begin with the weights of this checkpoint.")
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="GPUs to use, one process on each.")] = None,
     processes: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Processes on the CPU.")] = 1,
@@ -270,7 +271,10 @@ def visualize(
         list[str] | None,
         typer.Option("--point", metavar="X,Y", help="Pixel of the image, from top left; repeatable."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE")] = Path("attention.png"),
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="attention.png, or the next free number of it."),
+    ] = None,
     checkpoint: CheckpointFile = None,
     clip: Annotated[
         float, typer.Option(min=0, max=100, metavar="PERCENT", help="Percentile above which weights look alike.")
@@ -283,10 +287,11 @@ def visualize(
     if not points:
         raise InputError("option --point", "missing", "give a pixel, such as --point 300,400")
     pixels = [_point(text) for text in points]
+    target = output or _free(Path("attention.png"))
     from ccnet_cli.visualize import visualize as draw
 
     summary = draw(
-        image, pixels, output, checkpoint=checkpoint, clip=clip, maps=maps, device=device, overwrite=overwrite
+        image, pixels, target, checkpoint=checkpoint, clip=clip, maps=maps, device=device, overwrite=overwrite
     )
     rows = [
         (f"{point['point'][0]},{point['point'][1]}", point["class"], f"R={r}", *map(_percent, point[f"r{r}"].values()))
@@ -578,6 +583,12 @@ def _write(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _free(path: Path) -> Path:
+    """The path itself, or with the first number that makes it a new one: figure.png, figure-2.png, ..."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return path if not path.exists() else next(new for new in numbered if not new.exists())
+
+
 def _json(value: object, path: Path | None) -> bool:
     """Write a result as JSON where asked; True when that was stdout, where nothing else may be printed."""
     if path is None:
@@ -627,7 +638,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # taken out here so that it may stand anywhere, after the command too
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    words = _resume_alone([word for word in words if word != "--debug"])
     _mend_streams()
     try:
         code = typer.main.get_command(app).main(words, prog_name="ccnet", standalone_mode=False)
@@ -649,6 +660,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             notice(f"error: {told}")
         code = 1 if told is None else told.exit_code
     sys.exit(code or 0)
+
+
+def _resume_alone(words: list[str]) -> list[str]:
+    """Let --resume stand without a value, which means auto; typer knows no option with a value that may be left out."""
+    if "--resume" in words:
+        after = words.index("--resume") + 1
+        if after == len(words) or words[after].startswith("-"):
+            return [*words[:after], "auto", *words[after:]]
+    return words
 
 
 def _mend_streams() -> None:

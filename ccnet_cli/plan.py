@@ -77,7 +77,7 @@ def make(
             raise InputError(found, "holds weights alone, not a run's state", "use --weights to start from it")
         run = run or (found.parent.parent if found.parent.name == "checkpoints" else found.parent)
     elif run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise InputError(run, "is not an empty folder", "continue it with --resume auto, or choose another --run")
+        raise InputError(run, "is not an empty folder", "continue it with --resume, or choose another --run")
     if weights:
         checkpoint.read(weights)
     run = run or Path("runs") / f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}"

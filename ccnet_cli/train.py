@@ -241,7 +241,7 @@ def _save(plan: Plan, trainer: Trainer, classes: datasets.Classes, better: bool)
 
 def _stop(plan: Plan, step: int, number: int) -> None:
     name = signal.Signals(number).name
-    fix = f"continue with --run {plan.run} --resume auto"
+    fix = f"continue with --run {plan.run} --resume"
     raise Interrupted(plan.run, f"stopped by {name} at step {step}, checkpoint written", fix, number)
 
 

@@ -430,3 +430,16 @@ def test_a_data_set_with_a_missing_label_fails_its_check(folder: Path, capsys: p
     printed = capsys.readouterr()
     assert labels[-1].name in printed.out
     assert printed.err == "ccnet: error: toys: 1 problem found; correct what the report names\n"
+
+
+def test_resume_may_stand_without_a_value():
+    assert cli._resume_alone(["train", "--resume"]) == ["train", "--resume", "auto"]
+    assert cli._resume_alone(["train", "--resume", "-o", "run"]) == ["train", "--resume", "auto", "-o", "run"]
+    assert cli._resume_alone(["train", "--resume", "a.pt"]) == ["train", "--resume", "a.pt"]
+
+
+def test_a_figure_without_a_name_takes_the_next_free_one(tmp_path: Path):
+    assert cli._free(tmp_path / "a.png") == tmp_path / "a.png"
+    (tmp_path / "a.png").touch()
+    (tmp_path / "a-2.png").touch()
+    assert cli._free(tmp_path / "a.png") == tmp_path / "a-3.png"
