@@ -381,8 +381,8 @@ def _alternate(contenders: Sequence[Contender], repeats: int, device: torch.devi
     calls = [call for one in contenders for call in (one.forward, one.both)]
     milliseconds: list[list[float]] = [[] for _ in calls]
     for round in range(repeats + 1):
+        gc.collect()
         for call, taken in zip(calls, milliseconds, strict=True):
-            gc.collect()
             _wait(device)
             start = time.perf_counter()
             call()

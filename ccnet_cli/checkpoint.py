@@ -243,6 +243,20 @@ def load_weights(model: CCNet, weights: dict[str, torch.Tensor], path: Path) -> 
     model.load_state_dict(weights)
 
 
+def export(source: Path, output: Path) -> Path:
+    """Write what is needed to use a checkpoint's model, without the state to train on; about a third of the size."""
+    content = read(source)
+    if output.exists() and output.samefile(source):
+        raise InputError(output, "is the checkpoint itself", "choose another name")
+    kept = {key: value for key, value in content.items() if key != "training"}
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _write(output, lambda file: torch.save(kept, file))
+    except OSError as error:
+        raise EnvironmentFailure(output, f"not written ({error.strerror})", "choose a writable place") from None
+    return output
+
+
 def find(explicit: Path | None = None) -> Path:
     """The checkpoint to use: the named one, $CCNET_CHECKPOINT, the newest run's below ./runs, or the demo weights.
 

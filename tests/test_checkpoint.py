@@ -63,8 +63,8 @@ def test_data_reaches_the_disk_before_its_name_does(tmp_path, monkeypatch):
     fsync, replace = os.fsync, Path.replace
 
     def note_fsync(descriptor):
-        target = os.readlink(f"/proc/self/fd/{descriptor}")
-        events.append(("fsync", "folder" if Path(target) == tmp_path else Path(target).suffix))
+        target = Path(f"/proc/self/fd/{descriptor}").readlink()
+        events.append(("fsync", "folder" if target == tmp_path else target.suffix))
         fsync(descriptor)
 
     def note_replace(self, target):
@@ -190,6 +190,17 @@ def test_a_bad_file_is_refused_in_one_line(kind, tmp_path, monkeypatch):
         checkpoint.restore(tmp_path / "bad.pt")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "executed").exists()
+
+
+def test_an_exported_model_is_the_same_without_its_training_state(tmp_path):
+    whole = checkpoint.save(tmp_path / "run", 3, content(3) | {"training": {"optimizer": torch.zeros(100_000)}}, keep=2)
+    small = checkpoint.export(whole, tmp_path / "small.pt")
+    assert small.stat().st_size < whole.stat().st_size - 400_000
+    assert "training" not in checkpoint.read(small)
+    wanted = checkpoint.restore(whole).model.state_dict()
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in checkpoint.restore(small).model.state_dict().items())
+    with pytest.raises(InputError, match="itself"):
+        checkpoint.export(whole, whole)
 
 
 def test_the_checkpoint_is_found_in_order(tmp_path, monkeypatch, capsys, saved):

@@ -1,8 +1,8 @@
 """toyscapes: streets on a hillside in which only long-range context tells a vehicle's class.
 
-All vehicles look alike; one coloured signal says which class every vehicle of its scene has. Half of the vehicles share
-a row or a column with the sign, so one criss-cross pass can carry the message; the others share neither, which takes
-two. All stand farther from the signal than `REACH`, more than the convolutions of the tiny network see.
+All vehicles look alike; one coloured signal says which class every vehicle of its scene has. Half of the vehicles
+share a row or a column with the signal, so one criss-cross pass can carry the message; the others share neither, which
+takes two. All stand farther from the signal than `REACH`, more than the convolutions of the tiny network see.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ SIZE = (160, 288)
 TRAIN, VAL = 480, 60
 SMALLEST = (160, 288)
 CITY = "hillside"
-# pixels between the edges of the signal and of a vehicle, along the axis they share, or along both when they share none:
+# pixels between the edges of signal and vehicle, along the axis they share, or along both when they share none:
 # backbone and three 3x3 convolutions at stride 8 see 39 far, and enlarging the scores spreads them by 8
 REACH = 50
 
 # Cityscapes label ids of the vehicles, and the colour (BGR) and label id of the signal that tells each: a traffic light
-# is red, yellow or green, a traffic signal has one of the other colours
+# is red, yellow or green, a traffic sign has one of the other colours
 CLASSES = {"car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}
 LIGHT, SIGN = 19, 20
 SIGNALS = {
@@ -44,7 +44,7 @@ SIGNALS = {
 
 @dataclass(frozen=True)
 class Vehicle:
-    """A vehicle's relation to the sign, "row", "column" or "off", and its centre in pixels."""
+    """A vehicle's relation to the signal, "row", "column" or "off", and its centre in pixels."""
 
     relation: str
     x: int
@@ -53,7 +53,7 @@ class Vehicle:
 
 @dataclass(frozen=True)
 class Facts:
-    """The class of all vehicles, that whose colour the signal shows, the signal's centre in pixels, and the vehicles."""
+    """The class of all vehicles, that whose colour the signal shows, the signal's centre in pixels, the vehicles."""
 
     truth: str
     shown: str
