@@ -39,9 +39,10 @@ class CrissCrossAttention(nn.Module):
         return self.gamma.to(gathered.dtype) * gathered + x_BCHW
 
     def attend(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """The output and each pixel's weights over its cross, (B, P, H, W), which sum to 1 over P."""
+        """The output and each pixel's weights over its cross, (B, P, H, W) float64, which sum to 1 over P."""
         query, key, value = self.project(x_BCHW)
-        attention_BPHW = ops.affinity(query, key, self.implementation).softmax(dim=1)
+        # energies are not scaled, and float32 would round a weight to 0 where they differ by more than 104
+        attention_BPHW = ops.affinity(query, key, self.implementation).double().softmax(dim=1)
         gathered = ops.aggregate(attention_BPHW, value, self.implementation)
         return self.gamma.to(gathered.dtype) * gathered + x_BCHW, attention_BPHW
 

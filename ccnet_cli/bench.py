@@ -17,10 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet_cli import model as models
 from ccnet_cli import ops
+from ccnet_cli.alternatives import Floor, NonLocal, Official, reduced_channels
 from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
 from ccnet_cli.errors import InputError
 
-# B batch, C channels of the map, c those of query and key, H height, W width; L matrices of one line each
+# B batch, C channels of the map, c those of query and key, H height, W width
 
 OFFICIAL, NON_LOCAL, FLOOR = "official", "non-local", "floor"
 TELLS = {
@@ -151,139 +152,10 @@ def formula(size: tuple[int, int], channels: int, recurrence: int, batch: int, k
     It gives the paper's table (TPAMI, cost of context modules): 8.27 per pass and 108.2 for non-local at 97x97, 512.
     """
     H, W = size
-    reduced = _reduced(channels)
+    reduced = reduced_channels(channels)
     projections = 2 * H * W * (channels + 1) * (2 * reduced + channels)
     products = 2 * H * W * (H + W - 1 if keys is None else keys) * (reduced + channels)
     return batch * recurrence * (projections + products) / 1e9
-
-
-class Official(nn.Module):
-    """The formulation of the authors' release: separate projections, lines copied into batches of matrices."""
-
-    def __init__(self, attention: CrissCrossAttention, recurrence: int) -> None:
-        super().__init__()
-        self.attention = attention
-        self.recurrence = recurrence
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        for _ in range(self.recurrence):
-            x_BCHW = self._once(x_BCHW)
-        return x_BCHW
-
-    def _once(self, x_BCHW: Tensor) -> Tensor:
-        B, C, H, W = x_BCHW.shape
-        query, key, value = (conv(x_BCHW) for conv in _projections(self.attention))
-        own_HH = torch.eye(H, dtype=torch.bool, device=x_BCHW.device)
-        column_LHH = torch.bmm(_columns(query).transpose(1, 2), _columns(key)).masked_fill(own_HH, float("-inf"))
-        row_LWW = torch.bmm(_rows(query).transpose(1, 2), _rows(key))
-        column_BHWH = column_LHH.view(B, W, H, H).transpose(1, 2)
-        weights_BHWP = torch.cat([column_BHWH, row_LWW.view(B, H, W, W)], dim=3).softmax(dim=3)
-        column_LHH = weights_BHWP[..., :H].transpose(1, 2).contiguous().view(B * W, H, H)
-        row_LWW = weights_BHWP[..., H:].contiguous().view(B * H, W, W)
-        from_column = torch.bmm(_columns(value), column_LHH.transpose(1, 2)).view(B, W, C, H).permute(0, 2, 3, 1)
-        from_row = torch.bmm(_rows(value), row_LWW.transpose(1, 2)).view(B, H, C, W).permute(0, 2, 1, 3)
-        return self.attention.gamma * (from_column + from_row) + x_BCHW
-
-
-class NonLocal(nn.Module):
-    """The block that criss-cross attention replaces (CVPR 2018, embedded Gaussian): each pixel attends to all H W."""
-
-    def __init__(self, attention: CrissCrossAttention) -> None:
-        super().__init__()
-        self.attention = attention
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        query, key, value = (conv(x_BCHW).flatten(2) for conv in _projections(self.attention))
-        weights = torch.bmm(query.transpose(1, 2), key).softmax(dim=2)
-        gathered = torch.bmm(value, weights.transpose(1, 2)).view_as(x_BCHW)
-        return self.attention.gamma * gathered + x_BCHW
-
-
-class Floor:
-    """The matrix products of the criss-cross passes alone: no softmax, mask, residual, layout change or allocation.
-
-    What it computes means nothing; it tells what is left to gain on an implementation in matrix products.
-    """
-
-    def __init__(self, size: tuple[int, int], channels: int, recurrence: int, batch: int, device: torch.device) -> None:
-        H, W = size
-        reduced = _reduced(channels)
-        self.recurrence = recurrence
-        self.split = [reduced, reduced, channels]
-        # zeros would stay finite however often the products are repeated, but some processors multiply them faster
-        self.x_BHWC = torch.rand(batch, H, W, channels, device=device) / channels
-        self.weight = torch.rand(channels, 2 * reduced + channels, device=device) / channels
-        self.qkv = torch.empty(batch, H, W, 2 * reduced + channels, device=device)
-        self.energy_BHWP = torch.empty(batch, H, W, H + W, device=device)
-        self.out_BHWC = torch.empty_like(self.x_BHWC)
-        self.gradient = torch.empty_like(self.qkv)
-        self.weight_gradient = torch.empty_like(self.weight)
-
-    def forward(self) -> Tensor:
-        """The projections, the energies and the aggregation of each pass."""
-        for _ in range(self.recurrence):
-            torch.mm(self.x_BHWC.flatten(0, 2), self.weight, out=self.qkv.flatten(0, 2))
-            for qkv, energy, out in zip(self.qkv, self.energy_BHWP, self.out_BHWC, strict=True):
-                query, key, value = qkv.split(self.split, dim=-1)
-                self._energies(query, key, energy)
-                self._gather(energy, value, out)
-        return self.out_BHWC
-
-    def both(self) -> None:
-        """forward, then the products of its backward pass: each forward product has two."""
-        self.forward()
-        for _ in range(self.recurrence):
-            parts = zip(self.qkv, self.gradient, self.energy_BHWP, self.out_BHWC, strict=True)
-            for qkv, gradient, energy, out in parts:
-                query, key, value = qkv.split(self.split, dim=-1)
-                d_query, d_key, d_value = gradient.split(self.split, dim=-1)
-                self._energies(out, value, energy)
-                self._gather(energy, key, d_query)
-                self._spread(energy, query, d_key)
-                self._spread(energy, out, d_value)
-            flat = self.gradient.flatten(0, 2)
-            torch.mm(flat, self.weight.T, out=self.out_BHWC.flatten(0, 2))
-            torch.mm(self.x_BHWC.flatten(0, 2).T, flat, out=self.weight_gradient)
-
-    @staticmethod
-    def _energies(left: Tensor, right: Tensor, out: Tensor) -> None:
-        H = left.shape[0]
-        torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0), out=out.transpose(0, 1)[..., :H])
-        torch.bmm(left, right.transpose(1, 2), out=out[..., H:])
-
-    @staticmethod
-    def _gather(weight: Tensor, value: Tensor, out: Tensor) -> None:
-        H = value.shape[0]
-        torch.bmm(weight[..., H:], value, out=out)
-        lines = out.transpose(0, 1)
-        torch.baddbmm(lines, weight.transpose(0, 1)[..., :H], value.transpose(0, 1), out=lines)
-
-    @staticmethod
-    def _spread(weight: Tensor, value: Tensor, out: Tensor) -> None:
-        H = value.shape[0]
-        torch.bmm(weight[..., H:].transpose(1, 2), value, out=out)
-        lines = out.transpose(0, 1)
-        torch.baddbmm(lines, weight[..., :H].permute(1, 2, 0), value.transpose(0, 1), out=lines)
-
-
-def _reduced(channels: int) -> int:
-    return max(channels // 8, 1)
-
-
-def _projections(attention: CrissCrossAttention) -> tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d]:
-    return attention.query_conv, attention.key_conv, attention.value_conv
-
-
-def _columns(x_BCHW: Tensor) -> Tensor:
-    """Every column as a matrix of its own, copied: (B W, C, H)."""
-    return x_BCHW.permute(0, 3, 1, 2).contiguous().flatten(0, 1)
-
-
-def _rows(x_BCHW: Tensor) -> Tensor:
-    """Every row as a matrix of its own, copied: (B H, C, W)."""
-    return x_BCHW.permute(0, 2, 1, 3).contiguous().flatten(0, 1)
 
 
 def _chosen(implementations: Sequence[str] | None) -> list[str]:

@@ -69,7 +69,7 @@ class FCNHead(nn.Sequential):
 
 
 class CCNet(nn.Module):
-    """Normalised image (B, 3, H, W) -> class scores (B, K, h, w) at stride 8, sizes rounded up.
+    """Normalised image (B, 3, H, W) -> class scores (B, K, h, w) at stride 8.
 
     `normalisation` tells what the image must look like, `align_corners` how the scores are enlarged to image size.
     """

@@ -92,7 +92,7 @@ class ResNet(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> (B, c3, h, w), (B, c4, h, w) at stride 8, sizes rounded up."""
+        """(B, 3, H, W) -> (B, c3, h, w), (B, c4, h, w) at stride 8: n pixels give (n + 1) // 2 // 4 + 1 cells."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.relu(self.bn3(self.conv3(x)))

@@ -88,7 +88,7 @@ def visualize(
     """Write a PNG with a row for each point (X, Y): the image, and the R = 1, R = 2, ... attention over it.
 
     Weights above the clip-th percentile (see clip_limit) share the brightest colour. maps also writes an npz file of
-    the raw float32 arrays r1, r2, ... (n, h, w), points (n, 2) and image_size (H, W). Without an image, the sample that
+    the raw float64 arrays r1, r2, ... (n, h, w), points (n, 2) and image_size (H, W). Without an image, the sample that
     comes with ccnet is drawn. InputError for a point outside the image and for a model without attention.
     """
     _check(image, points, output, clip, maps, overwrite)
@@ -258,7 +258,7 @@ def _paste(canvas: np.ndarray, part: np.ndarray, corner: tuple[int, int]) -> Non
 
 
 def _npz(points: Sequence[tuple[int, int]], maps: Sequence[Sequence[np.ndarray]], size: tuple[int, int]) -> bytes:
-    arrays = {f"r{r}": np.stack(of_points).astype(np.float32) for r, of_points in enumerate(zip(*maps, strict=True), 1)}
+    arrays = {f"r{r}": np.stack(of_points) for r, of_points in enumerate(zip(*maps, strict=True), 1)}
     content = io.BytesIO()
     np.savez_compressed(content, **arrays, points=np.array(points, np.int64), image_size=np.array(size, np.int64))
     return content.getvalue()

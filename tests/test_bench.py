@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccnet_cli import bench, ops
+from ccnet_cli import alternatives, bench, ops
 from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops import reference
@@ -66,7 +66,7 @@ def test_rows_can_be_chosen_and_the_reference_stays():
 def test_the_official_formulation_is_criss_cross_attention(H, W, recurrence):
     attention, x = shared(), torch.randn(2, 16, H, W, dtype=torch.float64)
     expected = RecurrentCrissCross(attention, recurrence)(x)
-    assert (bench.Official(attention, recurrence)(x) - expected).abs().max() < 1e-12
+    assert (alternatives.Official(attention, recurrence)(x) - expected).abs().max() < 1e-12
     assert (expected - x).abs().max() > 1e-2
 
 
@@ -76,11 +76,11 @@ def test_the_non_local_block_attends_to_every_pixel():
     query, key, value = attention.project(x)
     weights = torch.einsum("bchw,bcyx->bhwyx", query, key).flatten(3).softmax(-1).view(2, 3, 4, 3, 4)
     expected = 0.7 * torch.einsum("bhwyx,bcyx->bchw", weights, value) + x
-    torch.testing.assert_close(bench.NonLocal(attention)(x), expected)
+    torch.testing.assert_close(alternatives.NonLocal(attention)(x), expected)
 
 
 def test_the_floor_computes_the_products_and_no_more():
-    floor = bench.Floor((5, 7), 16, 1, 2, torch.device("cpu"))
+    floor = alternatives.Floor((5, 7), 16, 1, 2, torch.device("cpu"))
     out = floor.forward()
     projected = (floor.x_BHWC @ floor.weight).permute(0, 3, 1, 2)
     query, key, value = projected.split([2, 2, 16], dim=1)
@@ -95,7 +95,7 @@ def test_the_floor_computes_the_products_and_no_more():
 
 
 def test_the_floor_s_backward_products_are_the_gradients_without_a_softmax():
-    floor = bench.Floor((3, 4), 8, 1, 2, torch.device("cpu"))
+    floor = alternatives.Floor((3, 4), 8, 1, 2, torch.device("cpu"))
     floor.forward()
     qkv, out = floor.qkv.clone(), floor.out_BHWC.clone().permute(0, 3, 1, 2)
     floor.both()
@@ -107,8 +107,8 @@ def test_the_floor_s_backward_products_are_the_gradients_without_a_softmax():
 
 
 def test_a_wrong_formulation_is_not_timed(monkeypatch):
-    wrong = bench.Official.forward
-    monkeypatch.setattr(bench.Official, "forward", lambda self, x: wrong(self, x) * 1.01)
+    wrong = alternatives.Official.forward
+    monkeypatch.setattr(alternatives.Official, "forward", lambda self, x: wrong(self, x) * 1.01)
     with pytest.raises(RuntimeError, match="official differs from the reference"):
         bench.attention(**SMALL)
 

@@ -20,7 +20,7 @@ FLOORS = {
     5: "train predict visualize bench",
     4: "evaluate plan trainer",
     3: "inference checkpoint weights outputs",
-    2: "model",
+    2: "model alternatives",
     1: "attention resnet loss metrics schedule datasets distributed record progress",
     0: "ops config images",
     -1: "errors",

@@ -72,7 +72,7 @@ def test_the_maps_of_a_checkpoint_are_drawn_and_written(checkpoint, photograph, 
         assert set(npz) == {"r1", "r2", "points", "image_size"}
         assert npz["points"].tolist() == [list(point) for point in POINTS] and npz["image_size"].tolist() == [40, 64]
         r1, r2 = npz["r1"], npz["r2"]
-    assert r1.dtype == r2.dtype == np.float32 and r1.shape == r2.shape == (3, 5, 8)
+    assert r1.dtype == r2.dtype == np.float64 and r1.shape == r2.shape == (3, 5, 8)
 
     restored = checkpoints.restore(checkpoint)
     image = to_input(images.read_image(photograph), restored.model.normalisation, "cpu")
