@@ -277,8 +277,8 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
     """Read a preset by name, or a file by path, and apply overrides, each "key=value"; InputError if any is wrong."""
     path = find(name_or_path)
     mapping = _read(path)
-    for override in overrides:
-        _override(mapping, override)
+    for text in overrides:
+        override(mapping, text)
     return from_mapping(mapping)
 
 
@@ -365,11 +365,11 @@ def _parse(text: str, where: str) -> Any:
         raise InputError(place, f"character {error.character!r} is not allowed in YAML", "remove it") from None
 
 
-def _override(mapping: dict[str, Any], override: str) -> None:
+def override(mapping: dict[str, Any], text: str) -> None:
     """Set one key of a preset mapping in place from "key=value"."""
-    key, equals, text = override.partition("=")
+    key, equals, value = text.partition("=")
     if not equals or not key:
-        raise InputError(f"--set {override}", "KEY=VALUE expected", "write for example --set model.recurrence=1")
+        raise InputError(f"--set {text}", "KEY=VALUE expected", "write for example --set model.recurrence=1")
     if key not in keys():
         raise _unknown(key)
     *sections, last = key.split(".")
@@ -378,7 +378,7 @@ def _override(mapping: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise InputError(f"preset key {section}", "a group of keys expected", "see ccnet presets show quickstart")
         mapping = inner
-    mapping[last] = _parse(text, f"--set {key}")
+    mapping[last] = _parse(value, f"--set {key}")
 
 
 def _unknown(key: str) -> InputError:

@@ -157,8 +157,8 @@ def settled(
 ) -> config.Preset:
     """The preset with overrides, another data root, and those of the eval section's keys that are not None."""
     mapping = config.to_mapping(preset)
-    for override in overrides:
-        config._override(mapping, override)
+    for text in overrides:
+        config.override(mapping, text)
     if data is not None:
         mapping["data"]["root"] = data
     mapping["eval"].update({key: value for key, value in choices.items() if value is not None})

@@ -73,6 +73,7 @@ def find_images(sources: Sequence[str | Path], output: Path | None = None) -> di
     if not sources:
         raise InputError("sources", "no image given", "name an image, a folder or a glob")
     found: dict[Path, str] = {}
+    known: set[str] = set()
     for source in map(str, sources):
         if "\0" in source:
             raise InputError(f"source {source}", "a NUL in the name", "correct the name")
@@ -90,10 +91,10 @@ def find_images(sources: Sequence[str | Path], output: Path | None = None) -> di
             raise InputError(path, "does not exist", "name an image, a folder or a glob")
         if not matches:
             raise InputError(source, why, f"images end in {', '.join(sorted(images.IMAGE_SUFFIXES))}")
-        known = {_real(image) for image in found}
         for image, name in matches.items():
-            # the same file named twice is segmented once
-            if _real(image) not in known:
+            # the same file named twice, by two sources, is segmented once
+            if (real := _real(image)) not in known:
+                known.add(real)
                 found[image] = name.with_suffix("").as_posix()
     return found
 
