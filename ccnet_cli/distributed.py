@@ -6,6 +6,7 @@ import os
 import signal
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,8 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     """Gradients averaged over the processes, parameters equal from the start; the module itself where there is one."""
     if world() == 1:
         return module
+    # a 1x1 convolution's strides have two spellings, which DDP takes for two layouts
+    warnings.filterwarnings("ignore", "Grad strides do not match")
     return nn.parallel.DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
 
 
@@ -122,7 +125,9 @@ def launch(work: Callable[..., Any], arguments: tuple[Any, ...], processes: int)
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # the launcher's own account of a failure is many screens long; ours is one line
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -27,6 +27,7 @@ CITY = "hillside"
 # pixels between the edges of signal and vehicle, along the axis they share, or along both when they share none:
 # backbone and three 3x3 convolutions at stride 8 see 39 far, and enlarging the scores spreads them by 8
 REACH = 50
+PAIRS = 2
 
 # Cityscapes label ids of the vehicles, and the colour (BGR) and label id of the signal that tells each: a traffic light
 # is red, yellow or green, a traffic sign has one of the other colours
@@ -174,7 +175,7 @@ def _places(rng: np.random.Generator, width: int, lanes: list[int]) -> tuple[int
     """Where the signal and the vehicles stand: as many on the signal's row or column as off both."""
     half = street.VEHICLE[0] // 2
     gap = REACH + half + street.SIGNAL_RADIUS
-    pairs = max(2, len(lanes) * width // 1000)
+    pairs = max(PAIRS, len(lanes) * width // 1000)
     while True:
         home = int(rng.integers(len(lanes)))
         x = int(rng.integers(street.SIGNAL_RADIUS + 4, width - street.SIGNAL_RADIUS - 4))
