@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 from ccnet_cli import checkpoint, config, datasets, distributed, images
 from ccnet_cli import plan as plans
 from ccnet_cli import trainer as trainers
-from ccnet_cli.errors import Interrupted, notice
+from ccnet_cli.errors import InputError, Interrupted, notice
 from ccnet_cli.evaluate import evaluate_model
 from ccnet_cli.loss import Objective
 from ccnet_cli.model import CCNet
@@ -51,12 +52,19 @@ def train(
         datasets.open_source(data, split)
     per_step = f"{plan.processes} processes x {plan.micro_batch} images x {plan.accumulation} accumulated"
     notice(f"{plan.run}: global batch {preset.train.batch} = {per_step}, {preset.schedule.steps} steps")
+    existed = plan.run.exists()
     plan.run.mkdir(parents=True, exist_ok=True)
     images.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
-    if plan.processes > 1:
-        distributed.launch(_work, (plan,), plan.processes)
-    else:
-        _work(plan)
+    try:
+        if plan.processes > 1:
+            distributed.launch(_work, (plan,), plan.processes)
+        else:
+            _work(plan)
+    except InputError:
+        # a run that its data ended before the first checkpoint leaves nothing worth keeping
+        if not existed and not checkpoint.committed(plan.run / "checkpoints"):
+            shutil.rmtree(plan.run)
+        raise
     return plan.run
 
 
