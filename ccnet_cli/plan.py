@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -63,6 +64,8 @@ def make(
         raise InputError("preset key train.precision: fp16", "needs a GPU", "use bf16 or fp32")
     if preset.train.batch == 1:
         raise InputError("preset key train.batch: 1", "batch normalisation needs 2 images or more", "use 2 or more")
+    if preset.log.tensorboard and find_spec("tensorboard") is None:
+        raise InputError("preset key log.tensorboard", "not installed", "run pip install 'ccnet-cli[tensorboard]'")
     if weights and resume:
         raise InputError("option --weights", "--resume is given too", "give one of them")
     found = None

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from ccnet_cli import images
-from ccnet_cli.errors import InputError
 from ccnet_cli.images import cv2
 
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "seconds", "miou", "pixel_accuracy", "mean_accuracy")
@@ -52,7 +51,11 @@ class Record:
         self.folder = folder
         self.rows = [row for row in _read_log(folder / "log.jsonl") if row["step"] <= step]
         self._rewrite()
-        self.board = _board(folder) if tensorboard else None
+        self.board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"))
 
     def add(self, **row: float) -> None:
         """Append one row, {column: number}; every row has its step, and what is not finite is left out."""
@@ -97,16 +100,6 @@ def _read_log(path: Path) -> list[dict[str, float]]:
         if isinstance(row, dict) and "step" in row:
             rows.append(row)
     return rows
-
-
-def _board(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError(
-            "log.tensorboard", "tensorboard is not installed", "pip install ccnet-cli[tensorboard]"
-        ) from None
-    return SummaryWriter(str(folder / "tensorboard"))
 
 
 def curve(title: str, points: list[tuple[float, float]], size: tuple[int, int] = (300, 400)) -> images.Pixels:

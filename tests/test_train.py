@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -222,6 +223,16 @@ def test_what_cannot_run_is_refused_before_anything_is_written(data, tmp_path, s
     with pytest.raises(InputError, match=words):
         train(preset(data, *settings), run=tmp_path / "run", **arguments)
     assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_is_written_where_it_is_installed(data, tmp_path):
+    if find_spec("tensorboard") is None:
+        with pytest.raises(InputError, match="pip install"):
+            train(preset(data, "log.tensorboard=true"), run=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    else:
+        run = train(preset(data, "log.tensorboard=true", "schedule.steps=1"), run=tmp_path / "run")
+        assert list((run / "tensorboard").glob("events*"))
 
 
 def test_a_folder_in_use_is_not_overwritten(data, tmp_path):
