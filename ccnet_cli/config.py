@@ -120,7 +120,10 @@ class Data(Section):
 
 
 class Train(Section):
-    """The optimiser; batch is global, micro_batch what one process computes at once (the rest is accumulated)."""
+    """The optimiser; batch is global, micro_batch what one process computes at once (the rest is accumulated).
+
+    precision auto is bf16 where the device computes in it, else fp32.
+    """
 
     batch: Annotated[int, Field(strict=True, ge=1, le=65536)]
     micro_batch: Count | None = None
@@ -128,7 +131,7 @@ class Train(Section):
     momentum: Fraction = 0.9
     weight_decay: Float = 1e-4
     clip_norm: Positive | None = None
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
     channels_last: Flag = True
     checkpoint_activations: Flag = False
     ema: Fraction = 0.0

@@ -60,6 +60,9 @@ def make(
             f"option --gpus {gpus}", f"this machine has {torch.cuda.device_count()}", "use fewer, or --processes"
         )
     place = find_device("cuda" if gpus else "cpu" if processes > 1 else device)
+    if preset.train.precision == "auto":
+        train = preset.train.model_copy(update={"precision": "bf16" if computes_bf16(place) else "fp32"})
+        preset = preset.model_copy(update={"train": train})
     if preset.train.precision == "fp16" and place.type == "cpu":
         raise InputError("preset key train.precision: fp16", "needs a GPU", "use bf16 or fp32")
     if preset.train.batch == 1:
@@ -88,6 +91,14 @@ def make(
     if plan.micro_batch == 1:
         notice("warning: batch normalisation sees one image at a time (micro batch 1)")
     return plan
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; without them it is emulated, and slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _newest_run(name: str) -> Path | None:

@@ -47,11 +47,13 @@ def train(
     weights, and Interrupted after a signal, its checkpoint written.
     """
     plan = plans.make(preset, run, resume, gpus, processes, weights, device)
-    data = preset.data
+    preset = plan.preset
     for split in ("train", "val"):
-        datasets.open_source(data, split)
+        datasets.open_source(preset.data, split)
     per_step = f"{plan.processes} processes x {plan.micro_batch} images x {plan.accumulation} accumulated"
-    notice(f"{plan.run}: global batch {preset.train.batch} = {per_step}, {preset.schedule.steps} steps")
+    notice(
+        f"{plan.run}: global batch {preset.train.batch} = {per_step}, {preset.schedule.steps} steps, {preset.train.precision}"
+    )
     existed = plan.run.exists()
     plan.run.mkdir(parents=True, exist_ok=True)
     images.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())

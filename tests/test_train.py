@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from ccnet_cli import checkpoint, config, images
+from ccnet_cli import checkpoint, config, images, plan
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.train import train
 
@@ -28,6 +28,7 @@ SETTINGS = {
     "data.crop=32,48",
     "data.workers=0",
     "train.batch=4",
+    "train.precision=fp32",
     "schedule.steps=6",
     "schedule.warmup=0",
     "checkpoint.every=2",
@@ -188,6 +189,14 @@ def test_pixels_without_a_class_train_without_harm(data, tmp_path):
     run = train(preset(data, "loss.ohem.enabled=true", "eval.every=0"), run=tmp_path / "run")
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert {row["loss"] for row in rows if "loss" in row} == {0.0}
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_precision_auto_takes_what_the_device_has(data, tmp_path, monkeypatch, native, precision):
+    monkeypatch.setattr(plan, "computes_bf16", lambda device: native)
+    run = train(preset(data, "train.precision=auto", "schedule.steps=1"), run=tmp_path / "run")
+    assert config.load(str(run / "preset.yaml")).train.precision == precision
+    assert checkpoint.restore(run / "last.pt").preset.train.precision == precision
 
 
 def test_weights_start_a_run(data, tmp_path):
