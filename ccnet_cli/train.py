@@ -50,10 +50,9 @@ def train(
     preset = plan.preset
     for split in ("train", "val"):
         datasets.open_source(preset.data, split)
-    per_step = f"{plan.processes} processes x {plan.micro_batch} images x {plan.accumulation} accumulated"
-    notice(
-        f"{plan.run}: global batch {preset.train.batch} = {per_step}, {preset.schedule.steps} steps, {preset.train.precision}"
-    )
+    batch = f"global batch {preset.train.batch} = {plan.processes} processes x {plan.micro_batch} images"
+    length = f"{preset.schedule.steps} steps, {preset.train.precision}"
+    notice(f"{plan.run}: {batch} x {plan.accumulation} accumulated, {length}")
     existed = plan.run.exists()
     plan.run.mkdir(parents=True, exist_ok=True)
     images.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())

@@ -183,20 +183,24 @@ def figure(
         for index, (map_hw, part) in enumerate(zip(drawn, point.shares, strict=True), start=1):
             left = MARGIN + index * (column + GAP)
             limit = clip_limit(map_hw, point.cell, clip)
-            panel = overlay(small, enlarged(map_hw / limit, (height, width), align_corners))
-            _paste(canvas, marked(panel, place), (left, top))
+            weight_HW = enlarged(map_hw / limit, (height, width), align_corners)
+            panel = marked(overlay(small, weight_HW), place)
+            _paste(canvas, peaked(panel, enlarged(map_hw / map_hw.max(), (height, width), align_corners)), (left, top))
             _caption(canvas, (left, top + height), limit, part)
     return canvas
 
 
 def clip_limit(map_hw: np.ndarray, cell: tuple[int, int], clip: float) -> float:
-    """The clip-th percentile of the weights off the cell's cross, of those on it where the others are all 0.
+    """The weight that gets the brightest colour: the clip-th percentile of those off the cell's cross.
 
-    After two passes about half of the attention still lies on the cross: scaled by it, the rest would be black.
+    Of those on it where the others are all 0. Never below a hundredth of the largest weight.
     """
+    # after two passes about half of the attention may still lie on the cross: scaled by it, the rest would be black
     cross = _cross(map_hw.shape, cell)
     limits = [float(np.percentile(part, clip)) for part in (map_hw[~cross], map_hw[cross]) if part.size]
-    return next((limit for limit in limits if limit > 0), 1.0)
+    limit = next((limit for limit in limits if limit > 0), 1.0)
+    # a map with all its weight in a few cells has next to nothing at its percentile, and would show noise
+    return max(limit, float(map_hw.max()) / 100)
 
 
 def enlarged(map_hw: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
@@ -224,6 +228,14 @@ def marked(panel_bgr: np.ndarray, place: tuple[int, int], lines: bool = False) -
             line[:] = (line * 0.35 + 255 * 0.65).astype(np.uint8)
     for colour, thickness in (((0, 0, 0), 4), (MARK, 2)):
         cv2.circle(panel, place, 8, colour, thickness, cv2.LINE_AA)
+    return panel
+
+
+def peaked(panel_bgr: np.ndarray, weight_HW: np.ndarray) -> np.ndarray:
+    """A copy with a thin white ring around the largest weight, which may be a single cell."""
+    panel = panel_bgr.copy()
+    y, x = np.unravel_index(weight_HW.argmax(), weight_HW.shape)
+    cv2.circle(panel, (int(x), int(y)), 14, (255, 255, 255), 1, cv2.LINE_AA)
     return panel
 
 

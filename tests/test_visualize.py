@@ -188,10 +188,12 @@ def test_shares_add_what_lies_where():
 
 
 def test_the_scale_is_that_of_what_lies_off_the_cross():
-    map_hw = np.full((20, 20), 0.001)
+    map_hw = np.full((20, 20), 0.01)
     map_hw[3] = map_hw[:, 5] = 0.5
-    assert clip_limit(map_hw, (5, 3), 99) == pytest.approx(0.001)
-    map_hw[map_hw == 0.001] = 0
+    assert clip_limit(map_hw, (5, 3), 99) == pytest.approx(0.01)
+    map_hw[map_hw == 0.01] = 1e-9
+    assert clip_limit(map_hw, (5, 3), 99) == pytest.approx(0.005)
+    map_hw[map_hw == 1e-9] = 0
     map_hw[3, 0] = 9
     assert clip_limit(map_hw, (5, 3), 95) == pytest.approx(0.5)
     assert clip_limit(map_hw, (5, 3), 100) == 9

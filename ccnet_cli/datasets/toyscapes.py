@@ -72,7 +72,7 @@ def built_in() -> Path:
         return folder
     notice(f"drawing the built-in data set, {TRAIN + VAL} scenes, into {folder}")
     try:
-        return make(folder)
+        return make(folder, train=TRAIN, val=VAL, size=SIZE)
     except InputError:
         # another process may have been quicker
         if folder.is_dir():
