@@ -299,7 +299,9 @@ def visualize(
         for r in range(1, summary.recurrence + 1)
     ]
     _table(
-        f"{output}: where the attention lies, %", ("point", "class", "pass", "own class", "on cross", "off cross"), rows
+        f"{summary.image}: where the attention lies, %",
+        ("point", "class", "pass", "own class", "on cross", "off cross"),
+        rows,
     )
 
 
