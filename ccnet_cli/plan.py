@@ -60,9 +60,7 @@ def make(
             f"option --gpus {gpus}", f"this machine has {torch.cuda.device_count()}", "use fewer, or --processes"
         )
     place = find_device("cuda" if gpus else "cpu" if processes > 1 else device)
-    if preset.train.precision == "auto":
-        train = preset.train.model_copy(update={"precision": "bf16" if computes_bf16(place) else "fp32"})
-        preset = preset.model_copy(update={"train": train})
+    preset = _resolved(preset, place)
     if preset.train.precision == "fp16" and place.type == "cpu":
         raise InputError("preset key train.precision: fp16", "needs a GPU", "use bf16 or fp32")
     if preset.train.batch == 1:
@@ -91,6 +89,16 @@ def make(
     if plan.micro_batch == 1:
         notice("warning: batch normalisation sees one image at a time (micro batch 1)")
     return plan
+
+
+def _resolved(preset: config.Preset, device: torch.device) -> config.Preset:
+    """The preset as the run folder keeps it: no automatic choice left, and data that are found from any folder."""
+    train, data = preset.train, preset.data
+    if train.precision == "auto":
+        train = train.model_copy(update={"precision": "bf16" if computes_bf16(device) else "fp32"})
+    if data.root is not None:
+        data = data.model_copy(update={"root": str(Path(data.root).expanduser().resolve())})
+    return preset.model_copy(update={"train": train, "data": data})
 
 
 def computes_bf16(device: torch.device) -> bool:

@@ -138,6 +138,16 @@ def test_every_truncation_and_flip_is_noticed_by_the_manifest(saved, tmp_path):
     assert checkpoint.read(copy(saved, tmp_path, manifest=True))["step"] == 1
 
 
+def test_a_json_file_of_the_same_name_need_not_be_a_manifest(saved, tmp_path):
+    (tmp_path / "best.pt").write_bytes(saved.read_bytes())
+    (tmp_path / "best.json").write_text('{"miou": 0.5}')
+    assert checkpoint.read(tmp_path / "best.pt")["step"] == 1
+    (tmp_path / saved.name).write_bytes(saved.read_bytes())
+    (tmp_path / saved.name).with_suffix(".json").write_text('{"miou": 0.5}')
+    with pytest.raises(InputError, match="damaged manifest"):
+        checkpoint.read(tmp_path / saved.name)
+
+
 def test_a_flip_in_a_weight_is_noticed_without_a_manifest_too(saved, tmp_path):
     with zipfile.ZipFile(saved) as archive:
         largest = max(archive.infolist(), key=lambda member: member.file_size)

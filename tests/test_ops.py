@@ -254,3 +254,19 @@ def test_the_implementations_do_not_call_each_other():
 def test_importing_the_operators_does_not_load_numba():
     code = "import sys, ccnet_cli.ops; assert not {'numba', 'cv2', 'scipy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("implementation", ops.implementations())
+@pytest.mark.parametrize("shape", [(1, 8, 16, 5, 7), (2, 64, 512, 33, 20), (1, 8, 16, 1, 9)])
+def test_a_gpu_agrees_with_the_definition(implementation, shape):
+    B, c, C, H, W = shape
+    inputs = [torch.randn(B, channels, H, W, dtype=torch.float64) / channels**0.5 for channels in (c, c, C)]
+    found = []
+    for device, dtype, name in (("cpu", torch.float64, "reference"), ("cuda", torch.float32, implementation)):
+        parts = [part.to(device, dtype).requires_grad_() for part in inputs]
+        out = ops.criss_cross(*parts, name)
+        found.append([tensor.double().cpu() for tensor in (out, *torch.autograd.grad(out.square().sum(), parts))])
+    for expected, got in zip(*found, strict=True):
+        # TF32 is off unless asked for, so this is float32 rounding
+        assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()

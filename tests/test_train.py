@@ -17,6 +17,7 @@ import torch
 
 from ccnet_cli import checkpoint, config, images, plan
 from ccnet_cli.errors import InputError, NonFiniteError
+from ccnet_cli.evaluate import evaluate
 from ccnet_cli.train import train
 
 SETTINGS = {
@@ -138,8 +139,6 @@ def test_two_processes_see_the_batch_of_one(data, tmp_path, capfd):
     assert "2 processes x 2 images x 1 accumulated" in capfd.readouterr().err
     restored = checkpoint.restore(run / "last.pt")
     assert restored.step == 3
-    from ccnet_cli.evaluate import evaluate
-
     alone = evaluate(run / "last.pt")
     assert alone.miou == pytest.approx(restored.metrics["miou"], abs=1e-12)
     assert alone.images == 4
@@ -199,6 +198,13 @@ def test_precision_auto_takes_what_the_device_has(data, tmp_path, monkeypatch, n
     assert checkpoint.restore(run / "last.pt").preset.train.precision == precision
 
 
+def test_a_checkpoint_finds_its_data_from_another_folder(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = train(preset(Path("data"), "schedule.steps=1"), run=tmp_path / "run")
+    monkeypatch.chdir("/")
+    assert evaluate(run / "last.pt").images == 4
+
+
 def test_weights_start_a_run(data, tmp_path):
     first = train(preset(data), run=tmp_path / "first")
     second = train(
@@ -256,3 +262,10 @@ def test_auto_resume_without_a_run_starts_one(data, tmp_path, capsys):
     run = train(preset(data, "schedule.steps=1"), run=tmp_path / "run", resume="auto")
     assert "nothing to resume" in capsys.readouterr().err
     assert checkpoint.restore(run / "last.pt").step == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "auto", "fp16"])
+def test_a_gpu_trains(data, tmp_path, precision):
+    run = train(preset(data, f"train.precision={precision}", "data.workers=1"), run=tmp_path / "run", device="cuda")
+    assert checkpoint.restore(run / "last.pt").step == 6
