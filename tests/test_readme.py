@@ -21,7 +21,7 @@ def commands() -> list[str]:
 
 def parse(line: str) -> tuple[str, dict[str, object]]:
     """The command's name and its arguments' values; raises where the command or an option does not exist."""
-    words = shlex.split(line)[1:]
+    words = cli._resume_alone(shlex.split(line)[1:])
     command = typer.main.get_command(cli.app)
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
