@@ -29,7 +29,7 @@ TELLS = {
     "gemm": "batched matrix products on channels-last views, nothing copied",
     OFFICIAL: "the authors' formulation: copied rows and columns, concatenation, separate projections",
     NON_LOCAL: "one non-local block: every pixel is a key (always one pass)",
-    FLOOR: "only the matrix products of the criss-cross passes, into buffers made before",
+    FLOOR: "only the matrix products of the criss-cross passes",
 }
 # relative to the largest entry: float32 rounding stays below it, no mistake does
 TOLERANCE = 1e-3

@@ -41,8 +41,9 @@ def test_every_row_is_there_with_positive_figures():
         assert row.forward_ratio > 0 and row.both_ratio > 0 and row.what
         # the formula counts biases and each position once; torch the products that ran, both arms whole
         assert row.counted > 0 and 0.8 < row.gflop / row.counted < 1.2
-        assert (row.forward_memory > 0) == (row.both_memory > 0) == (row.name != "floor")
-        assert row.forward_memory <= row.both_memory
+        assert row.forward_memory > 0 and row.both_memory > 0
+        # the floor lets go of the round before as it begins the next
+        assert row.forward_memory <= row.both_memory or row.name == "floor"
     assert rows["reference"].forward_ratio == rows["reference"].both_ratio == 1
     # at least the result itself, and all the gradients
     assert rows["gemm"].forward_memory * 2**20 >= 2 * 16 * 35 * 4
@@ -82,7 +83,7 @@ def test_the_non_local_block_attends_to_every_pixel():
 def test_the_floor_computes_the_products_and_no_more():
     floor = alternatives.Floor((5, 7), 16, 1, 2, torch.device("cpu"))
     out = floor.forward()
-    projected = (floor.x_BHWC @ floor.weight).permute(0, 3, 1, 2)
+    projected = (floor.x_BHWC @ floor.weight[:, :, 0, 0].T).permute(0, 3, 1, 2)
     query, key, value = projected.split([2, 2, 16], dim=1)
     expected = reference.aggregate(reference.affinity(query, key, False), value)
     torch.testing.assert_close(out.permute(0, 3, 1, 2), expected)
