@@ -74,19 +74,23 @@ class Floor:
 
     def forward(self) -> Tensor:
         """The projections, the energies and the aggregation of each pass."""
+        self._passes()
+        return self.out_BHWC
+
+    def _passes(self) -> Tensor:
         for _ in range(self.recurrence):
-            self.qkv = F.conv2d(self.x_BHWC.permute(0, 3, 1, 2), self.weight).permute(0, 2, 3, 1)
-            for qkv, energy, out in zip(self.qkv, self.energy_BHWP, self.out_BHWC, strict=True):
+            projected = F.conv2d(self.x_BHWC.permute(0, 3, 1, 2), self.weight).permute(0, 2, 3, 1)
+            for qkv, energy, out in zip(projected, self.energy_BHWP, self.out_BHWC, strict=True):
                 query, key, value = qkv.split(self.split, dim=-1)
                 self._energies(query, key, energy)
                 self._gather(energy, value, out)
-        return self.out_BHWC
+        return projected
 
     def both(self) -> None:
         """forward, then the products of its backward pass: each forward product has two."""
-        self.forward()
+        projected = self._passes()
         for _ in range(self.recurrence):
-            parts = zip(self.qkv, self.gradient, self.energy_BHWP, self.out_BHWC, strict=True)
+            parts = zip(projected, self.gradient, self.energy_BHWP, self.out_BHWC, strict=True)
             for qkv, gradient, energy, out in parts:
                 query, key, value = qkv.split(self.split, dim=-1)
                 d_query, d_key, d_value = gradient.split(self.split, dim=-1)
