@@ -96,10 +96,10 @@ def test_the_floor_computes_the_products_and_no_more():
 
 def test_the_floor_s_backward_products_are_the_gradients_without_a_softmax():
     floor = alternatives.Floor((3, 4), 8, 1, 2, torch.device("cpu"))
-    floor.forward()
-    qkv, out = floor.qkv.clone(), floor.out_BHWC.clone().permute(0, 3, 1, 2)
+    out = floor.forward().clone().permute(0, 3, 1, 2)
     floor.both()
-    query, key, value = qkv.permute(0, 3, 1, 2).split([1, 1, 8], dim=1)
+    projected = (floor.x_BHWC @ floor.weight[:, :, 0, 0].T).permute(0, 3, 1, 2)
+    query, key, value = projected.split([1, 1, 8], dim=1)
     pull = reference.affinity(out, value, False)
     expected = reference.aggregate(pull, key), reference.scatter(pull, query), reference.scatter(pull, out)
     got = floor.gradient.permute(0, 3, 1, 2).split([1, 1, 8], dim=1)
