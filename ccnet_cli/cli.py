@@ -39,7 +39,7 @@ PRESETS_EXAMPLES = _examples(
 )
 DATA_EXAMPLES = _examples(
     "ccnet data make toyscapes toys",
-    "ccnet data check toys --dataset toyscapes",
+    "ccnet data check toys",
     "ccnet data sample img.png",
 )
 app.add_typer(bench_app, name="bench", epilog=BENCH_EXAMPLES)
@@ -488,7 +488,7 @@ def data_make(
 @data_app.command(
     "check",
     epilog=_examples(
-        "ccnet data check toys --dataset toyscapes",
+        "ccnet data check CamVid",
         "ccnet data check Cityscapes --dataset cityscapes --split train",
         "ccnet data check . --preset mine.yaml",
     ),
@@ -496,7 +496,8 @@ def data_make(
 def data_check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the data set.")],
     dataset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="cityscapes, camvid, toyscapes or, with --preset, folder.")
+        str | None,
+        typer.Option(metavar="NAME", help="cityscapes, camvid or toyscapes; told by the folders' names if left out."),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="Preset that describes the data (classes, lists).")
@@ -506,14 +507,12 @@ def data_check(
     json_file: Json = None,
 ) -> None:
     """Check that every pair exists, sizes match and labels are in range; count the classes."""
-    from ccnet_cli import config
+    from ccnet_cli import config, datasets
 
+    if dataset is None and preset is None:
+        dataset = datasets.recognise(folder)
     chosen = [] if dataset is None else [f"data.dataset={dataset}"]
     settings = config.load(preset or "quickstart", [*chosen, *(overrides or ()), *_data_root(folder)])
-    if dataset is None and preset is None:
-        raise InputError("option --dataset", "missing", "name the data set, such as --dataset cityscapes")
-    from ccnet_cli import datasets
-
     reports = {}
     for name in split or ("train", "val"):
         source = datasets.open_source(settings.data, name, labels_required=False, verify=False)
@@ -523,7 +522,7 @@ def data_check(
             rows = [*report["pixels"].items(), ("(ignored)", report["ignored"])]
             title = f"{name}: {report['images']} images, {report['labels']} labels"
             _table(title, ("class", "pixels"), [(label, f"{count:,}") for label, count in rows])
-            for problem in report["problems"]:
+            for problem in report["problems"] or ["no problem found"]:
                 print(problem)
     problems = sum(len(report["problems"]) for report in reports.values())
     if problems:

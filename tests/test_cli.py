@@ -148,7 +148,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (("bench", "attention", "--size", "97"), "option --size 97: not a size"),
         (("bench", "attention", "--size", "0x5"), "option --size 0x5: not a size"),
         (("data", "make", "cityscapes", "x"), "data set cityscapes: cannot be made"),
-        (("data", "check", "."), "option --dataset: missing"),
+        (("data", "check", "."), "folder .: holds no data set"),
         (("data", "check", ".", "--dataset", "cityscape"), "preset key data.dataset: "),
         (("presets", "copy", "quickstart", "no/where.yaml"), "no/where.yaml: its folder does not exist"),
         (("presets", "show", "quikstart"), "preset quikstart: unknown; did you mean quickstart?"),

@@ -503,3 +503,14 @@ def test_checking_data_needs_no_torch():
 
     code = "import sys, ccnet_cli.datasets; assert not {'torch', 'numba', 'scipy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("made", "name"), [("streets", "cityscapes"), ("drives", "camvid")])
+def test_a_data_set_is_told_by_its_folders(made, name, request):
+    assert datasets.recognise(request.getfixturevalue(made)) == name
+
+
+def test_folders_of_no_known_data_set_are_not_guessed(own, tmp_path):
+    for place, words in ((own, "known by its folders"), (tmp_path / "missing", "not a folder")):
+        with pytest.raises(InputError, match=words):
+            datasets.recognise(place)

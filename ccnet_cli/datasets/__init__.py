@@ -30,6 +30,7 @@ __all__ = [
     "load_label",
     "load_pair",
     "open_source",
+    "recognise",
 ]
 
 Reader = Callable[[config.Data, Path, str, bool], Source]
@@ -54,6 +55,20 @@ def open_source(data: config.Data, split: str, labels_required: bool = True, ver
     if data.classes is not None and tuple(data.classes) != source.classes.names:
         raise InputError("preset key data.classes", f"{data.dataset} has classes of its own", "remove the key")
     return complete(source, labels_required) if verify else source
+
+
+def recognise(folder: Path) -> str:
+    """The name of the data set whose folders lie here; InputError where they are no known one's."""
+    if (folder / "leftImg8bit").is_dir():
+        return "cityscapes"
+    if any(
+        path.is_dir() and path.with_name(path.name.removesuffix("annot")).is_dir() for path in folder.glob("*annot")
+    ):
+        return "camvid"
+    why = "holds no data set known by its folders" if folder.is_dir() else "is not a folder"
+    raise InputError(
+        f"folder {folder}", why, "name it with --dataset, or describe your own in a preset (--preset FILE)"
+    )
 
 
 def _root(data: config.Data) -> Path:
