@@ -321,6 +321,18 @@ def keys() -> list[str]:
     return list(_keys(Preset, ""))
 
 
+def differences(one: Preset, other: Preset) -> list[str]:
+    """The dotted keys in which two presets differ, in the schema's order."""
+    return [key for key in keys() if _value(one, key) != _value(other, key)]
+
+
+def _value(preset: Preset, key: str) -> Any:
+    value: Any = preset
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
 def _keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

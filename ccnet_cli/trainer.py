@@ -13,7 +13,7 @@ from torch import nn
 from ccnet_cli import checkpoint, config, distributed
 from ccnet_cli import model as models
 from ccnet_cli.datasets import Classes
-from ccnet_cli.errors import NonFiniteError, notice
+from ccnet_cli.errors import InputError, NonFiniteError, notice
 from ccnet_cli.model import CCNet
 
 
@@ -77,13 +77,20 @@ class Trainer:
         }
 
     def restore(self, content: dict[str, Any], path: Path) -> None:
-        """Continue from a checkpoint's content."""
+        """Continue from a checkpoint's content; InputError where it does not fit this run."""
         training = content["training"]
+        changed = config.differences(self.preset, config.from_mapping(content["preset"]))
+        if changed and distributed.rank() == 0:
+            notice(f"warning: resumed with other values of {', '.join(changed)} than before")
         checkpoint.load_weights(self.inference_model, content["model"], path)
         if self.averaged:
             checkpoint.load_weights(self.model, training["model"] or content["model"], path)
-        self.optimizer.load_state_dict(training["optimizer"])
-        self.scaler.load_state_dict(training["scaler"])
+        try:
+            self.optimizer.load_state_dict(training["optimizer"])
+            self.scaler.load_state_dict(training["scaler"])
+        except (ValueError, KeyError, RuntimeError) as error:
+            why = f"its optimiser state does not fit ({error})"
+            raise InputError(path, why, "resume with the preset that it was trained with") from None
         self.step, self.metrics, self.best = content["step"], content["metrics"], training["best"]
         states = training["random"]
         if len(states) == distributed.world():

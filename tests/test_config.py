@@ -295,3 +295,12 @@ def test_an_unknown_preset_is_refused_with_the_nearest():
     assert refused("quikstart") == "preset quikstart: unknown; did you mean quickstart?"
     assert "choose one of" in refused("zzz")
     assert "(empty)" in refused("")
+
+
+def test_differences_are_named_by_their_keys():
+    one, other = (
+        config.load("toyscapes-r1"),
+        config.load("toyscapes-r1", ["seed=4", "data.crop=8,9", "loss.ohem.min_kept=3"]),
+    )
+    assert config.differences(one, other) == ["seed", "data.crop", "loss.ohem.min_kept"]
+    assert config.differences(one, one) == []

@@ -113,6 +113,18 @@ def test_a_resumed_run_needs_its_momentum(data, tmp_path, monkeypatch):
         assert_equal(weights(whole), weights(resumed))
 
 
+def test_another_preset_is_told_or_refused_when_resuming(data, tmp_path, capsys):
+    first = train(preset(data), run=tmp_path / "first")
+    middle = str(first / "checkpoints/step_00000004.pt")
+    train(preset(data, "schedule.lr=1e-3"), run=tmp_path / "second", resume=middle)
+    assert "warning: resumed with other values of schedule.lr than before" in capsys.readouterr().err
+    with pytest.raises(InputError, match="optimiser state does not fit"):
+        train(preset(data, "train.optimizer=sgd"), run=tmp_path / "third", resume=middle)
+    with pytest.raises(InputError, match="the model's is"):
+        train(preset(data, "model.channels=8"), run=tmp_path / "fourth", resume=middle)
+    assert not (tmp_path / "third").exists() and not (tmp_path / "fourth").exists()
+
+
 def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, capsys):
     run = train(preset(data), run=tmp_path / "run")
     newest = run / "checkpoints/step_00000006.pt"
