@@ -55,7 +55,8 @@ def check(source: Source) -> Report:
         if label is not None:
             labels += 1
             counts += np.bincount(label.ravel(), minlength=256)
-    pixels = {name: int(count) for name, count in zip(source.classes.names, counts, strict=False)}
+    names = source.classes.names
+    pixels = {name: int(count) for name, count in zip(names, counts[: len(names)], strict=True)}
     if labels and not any(pixels.values()):
         problems.append("no labelled pixel: every one is ignored")
     elif source.label_kind == LABEL_IDS and labels and not any(counts[6:IGNORED]):
