@@ -97,18 +97,17 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 @contextmanager
-def joined(cuda: bool) -> Iterator[torch.device]:
-    """Join the processes that `launch` started; gives this process's device. Alone, it does nothing."""
+def joined(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that `launch` started and give this one's device of that kind; alone, the device itself."""
     if "LOCAL_RANK" not in os.environ:
-        yield torch.device("cuda" if cuda else "cpu")
+        yield device
         return
-    local = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     # after an error the group stays: closing it would make the other processes fail before this one has told why
     yield device
     dist.destroy_process_group()

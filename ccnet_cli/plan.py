@@ -14,12 +14,15 @@ from ccnet_cli.model import device as find_device
 
 @dataclass(frozen=True)
 class Plan:
-    """What every process of a run needs to know; state is where to continue, weights where to begin."""
+    """What every process of a run needs to know; resume is where to continue, weights where to begin.
+
+    device is that of a run of one process; of several on CUDA, each takes its own.
+    """
 
     preset: config.Preset
     run: Path
     processes: int
-    cuda: bool
+    device: torch.device
     resume: Path | None
     weights: Path | None
 
@@ -85,7 +88,7 @@ def make(
     if weights:
         checkpoint.read(weights)
     run = run or Path("runs") / f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    plan = Plan(preset, run, gpus or processes, place.type == "cuda", found, weights)
+    plan = Plan(preset, run, gpus or processes, place, found, weights)
     if plan.micro_batch == 1:
         notice("warning: batch normalisation sees one image at a time (micro batch 1)")
     return plan

@@ -55,7 +55,6 @@ def train(
     notice(f"{plan.run}: {batch} x {plan.accumulation} accumulated, {length}")
     existed = plan.run.exists()
     plan.run.mkdir(parents=True, exist_ok=True)
-    images.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
     try:
         if plan.processes > 1:
             distributed.launch(_work, (plan,), plan.processes)
@@ -71,7 +70,7 @@ def train(
 
 def _work(plan: Plan) -> None:
     """One process of a run."""
-    with distributed.joined(plan.cuda) as device, _signals() as asked:
+    with distributed.joined(plan.device) as device, _signals() as asked:
         preset = plan.preset
         main = distributed.rank() == 0
         torch.manual_seed(preset.seed)
@@ -80,13 +79,15 @@ def _work(plan: Plan) -> None:
         torch.manual_seed(preset.seed * 1000 + distributed.rank() + 1)
         if plan.resume:
             trainer.restore(checkpoint.read(plan.resume), plan.resume)
-        if main:
-            text = json.dumps(environment(device, plan.processes), indent=1)
-            images.write_bytes(plan.run / "environment.json", text.encode())
         if trainer.step >= preset.schedule.steps:
             if main:
                 notice(f"nothing to do: {plan.run} has done {trainer.step} of {preset.schedule.steps} steps")
             return
+        if main:
+            # not before the checkpoint is known to fit: a refused resume leaves the run as it was
+            images.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
+            text = json.dumps(environment(device, plan.processes), indent=1)
+            images.write_bytes(plan.run / "environment.json", text.encode())
         _loop(plan, trainer, source, asked, Record(plan.run, trainer.step, preset.log.tensorboard) if main else None)
 
 
@@ -204,10 +205,10 @@ def _loader(plan: Plan, source: datasets.Source, start: int) -> DataLoader[Any]:
     )
     return DataLoader(
         training,
-        batch_sampler=[batch[at : at + micro] for batch in batches for at in range(0, len(batch), micro)],
+        batch_sampler=(batch[at : at + micro] for batch in batches for at in range(0, len(batch), micro)),
         num_workers=data.workers,
         collate_fn=datasets.collate,
-        pin_memory=plan.cuda,
+        pin_memory=plan.device.type == "cuda",
         worker_init_fn=_quiet_worker if data.workers else None,
         timeout=300 if data.workers else 0,
         # its own: the loader's start would draw from the generator that dropout uses

@@ -25,8 +25,13 @@ def test_alone_everything_is_this_process():
     assert distributed.largest(3, torch.device("cpu")) == 3
 
 
+def test_alone_the_device_is_the_one_asked_for():
+    with distributed.joined(torch.device("cuda", 1)) as device:
+        assert device == torch.device("cuda", 1)
+
+
 def _agree(start):
-    with distributed.joined(cuda=False) as device:
+    with distributed.joined(torch.device("cpu")) as device:
         rank = distributed.rank()
         counts = torch.tensor([2**40 + rank, len(distributed.shard(5))])
         return (
@@ -42,7 +47,7 @@ def test_two_processes_agree():
 
 
 def _fail(kind):
-    with distributed.joined(cuda=False):
+    with distributed.joined(torch.device("cpu")):
         if distributed.rank() == 1:
             if kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -160,7 +160,7 @@ def test_real_processes_give_the_same_result(saved, data):
 
 
 def _work(saved, data):
-    with distributed.joined(cuda=False):
+    with distributed.joined(torch.device("cpu")):
         return evaluation.evaluate(saved, data, device="cpu")
 
 

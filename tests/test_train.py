@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from ccnet_cli import checkpoint, config, images, plan
+from ccnet_cli import checkpoint, config, datasets, images, plan
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.evaluate import evaluate
-from ccnet_cli.train import train
+from ccnet_cli.train import _loader, train
 
 SETTINGS = {
     "model.width=8",
@@ -123,6 +123,19 @@ def test_another_preset_is_told_or_refused_when_resuming(data, tmp_path, capsys)
     with pytest.raises(InputError, match="the model's is"):
         train(preset(data, "model.channels=8"), run=tmp_path / "fourth", resume=middle)
     assert not (tmp_path / "third").exists() and not (tmp_path / "fourth").exists()
+    kept = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="optimiser state does not fit"):
+        train(preset(data, "train.optimizer=sgd", "schedule.steps=9"), run=first, resume="auto")
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == kept
+
+
+def test_a_long_schedule_begins_at_once(data, tmp_path):
+    """A loader that laid out every batch beforehand would need gigabytes here."""
+    made = config.load("quickstart", [f"data.root={data}", *sorted(SETTINGS), "schedule.steps=1000000000"])
+    source = datasets.open_source(made.data, "train")
+    plan_ = plan.make(made, tmp_path / "run", None, None, 1, None, "cpu")
+    image, label, _ = next(iter(_loader(plan_, source, 0)))
+    assert image.shape == (4, 3, 32, 48) and label.shape == (4, 32, 48)
 
 
 def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, capsys):
