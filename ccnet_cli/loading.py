@@ -1,6 +1,6 @@
 """From a file to a model: a checkpoint of ours, or weights of other people taken as one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def understand(path: Path, preset: str | None = None, overrides: Sequence[str] =
         why = f"has {found.classes} classes, preset {settings.name} {len(classes)}"
         raise InputError(path, why, "choose a --preset with as many classes")
     own = build(settings.model, len(classes)).state_dict()
-    state = own | match(own, found.weights, path, found.classes is None, found.theirs)
+    state = own | match(own, found, path, found.classes is None, settings.model)
     notice(f"{path}: {found}" + ("" if found.classes else "; its head is new: the scores mean nothing yet"))
     return {
         "format": checkpoint.FORMAT,
@@ -79,7 +79,7 @@ def restore(path: Path, preset: str | None = None, overrides: Sequence[str] = ()
 
 def load_weights(model: CCNet, state: dict[str, torch.Tensor], path: Path) -> None:
     """Copy weights into the model, every one of them; InputError tells what does not fit."""
-    model.load_state_dict(match(model.state_dict(), state, path))
+    model.load_state_dict(match(model.state_dict(), weights.Foreign("", {}, state, ()), path))
 
 
 def begin(model: CCNet, path: Path, settings: config.Model, partial: bool = False) -> str:
@@ -90,7 +90,7 @@ def begin(model: CCNet, path: Path, settings: config.Model, partial: bool = Fals
     """
     found, partial = _beginning(path, partial)
     own = model.state_dict()
-    model.load_state_dict(own | match(own, found.weights, path, partial, found.theirs))
+    model.load_state_dict(own | match(own, found, path, partial, settings))
     unlike = weights.unlike(found.model, settings)
     if unlike and distributed.rank() == 0:
         notice(f"warning: {path} was trained with other values of {', '.join(unlike)}")
@@ -102,7 +102,7 @@ def check(path: Path, settings: config.Model, classes: int, partial: bool = Fals
     found, partial = _beginning(path, partial)
     with torch.device("meta"):
         own = build(settings, classes).state_dict()
-    fitting = match(own, found.weights, path, partial, found.theirs)
+    fitting = match(own, found, path, partial, settings)
     notice(f"beginning with {len(fitting)} of {len(own)} weights from {path}: {found}")
 
 
@@ -118,39 +118,40 @@ def _beginning(path: Path, partial: bool) -> tuple[weights.Foreign, bool]:
 
 def match(
     own: dict[str, torch.Tensor],
-    state: dict[str, torch.Tensor],
+    found: weights.Foreign,
     path: Path,
     partial: bool = False,
-    theirs: Callable[[str], str] = str,
+    settings: config.Model | None = None,
 ) -> dict[str, torch.Tensor]:
     """The weights that a model with the state dict `own` takes from a file; InputError unless all of them fit.
 
     Parts that the model was built without, attention or auxiliary head, may be left over, and counts of batches may be
-    missing. partial lets weights be missing or of another shape, but for 95 % of the backbone's. theirs gives the name
-    that a weight has in the file.
+    missing. partial lets weights be missing or of another shape, but for 95 % of the backbone's. settings are the
+    model's: the error tells which of them would fit.
     """
     fitting, wrong = {}, []
     for key, tensor in own.items():
-        given = state.get(key)
+        given = found.weights.get(key)
         if given is None and key.endswith("num_batches_tracked"):
             fitting[key] = torch.zeros((), dtype=tensor.dtype)
         elif given is None:
-            wrong.append(f"{theirs(key)} is missing")
+            wrong.append(f"{found.theirs(key)} is missing")
         elif given.shape != tensor.shape or given.is_floating_point() != tensor.is_floating_point():
-            wrong.append(f"{theirs(key)} is {tuple(given.shape)}, the model's is {tuple(tensor.shape)}")
+            wrong.append(f"{found.theirs(key)} is {tuple(given.shape)}, the model's is {tuple(tensor.shape)}")
         else:
             fitting[key] = given
-    absent = [part for part in ("head.rcca.", "auxiliary.") if not any(key.startswith(part) for key in own)]
-    surplus = [key for key in state if key not in own and not key.startswith(tuple(absent))]
     backbone = [key for key in own if key.startswith("backbone.")]
     share = sum(key in fitting for key in backbone) / len(backbone)
     if partial and share >= PARTIAL:
         return fitting
-    wrong += [f"{theirs(key)} has no place in the model" for key in surplus]
+    absent = tuple(part for part in ("head.rcca.", "auxiliary.") if not any(key.startswith(part) for key in own))
+    surplus = [key for key in found.weights if key not in own and not key.startswith(absent)]
+    wrong += [f"{found.theirs(key)} has no place in the model" for key in surplus]
     if wrong:
         rest = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        why = f"{len(wrong)} of {len(state)} weights do not fit: {'; '.join(wrong[:3])}{rest}"
-        fix = "use the preset that it was trained with"
+        why = f"{len(wrong)} weights do not fit: {'; '.join(wrong[:3])}{rest}"
+        other = [] if settings is None else weights.other_shapes(found.model, settings)
+        fix = f"set {', '.join(other)}" if other else "use the preset that it was trained with"
         if share >= PARTIAL:
             fix += ", or begin a training with the rest of it by --allow-partial"
         raise InputError(path, why, fix)

@@ -50,10 +50,10 @@ def train(
     """
     plan = plans.make(preset, run, resume, gpus, processes, weights, device, partial)
     preset = plan.preset
-    for split in ("train", "val"):
-        datasets.open_source(preset.data, split)
     if plan.weights:
         loading.check(plan.weights, preset.model, len(datasets.classes(preset.data)), plan.partial)
+    for split in ("train", "val"):
+        datasets.open_source(preset.data, split)
     batch = f"global batch {preset.train.batch} = {plan.processes} processes x {plan.micro_batch} images"
     length = f"{preset.schedule.steps} steps, {preset.train.precision}"
     notice(f"{plan.run}: {batch} x {plan.accumulation} accumulated, {length}")

@@ -36,7 +36,7 @@ STEM: Table = tuple(
     (f"stem.{index}.", f"backbone.{name}.")
     for index, name in zip((0, 1, 3, 4, 6, 7), ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"), strict=True)
 )
-BACKBONE: Table = (*STEM, ("", "backbone."))
+BACKBONE: Table = (("", "backbone."),)
 MMSEG: Table = (
     *((f"backbone.{theirs}", ours) for theirs, ours in STEM),
     ("backbone.", "backbone."),
@@ -152,6 +152,14 @@ def unlike(trained: Mapping[str, Any], settings: config.Model) -> list[str]:
     if any(abs(before - now) > 4 for before, now in zip(trained.get("mean", new["mean"]), new["mean"], strict=True)):
         differing.append("model.mean")
     return differing
+
+
+def other_shapes(trained: Mapping[str, Any], settings: config.Model) -> list[str]:
+    """The keys, as KEY=VALUE, that settings would need for a network's weights to fit."""
+    keys = ("backbone", "width", "stem", "channels", "query_channels", "auxiliary_channels", "auxiliary_bias")
+    new = settings.model_dump(mode="json")
+    new["query_channels"] = new["query_channels"] or max(new["channels"] // 8, 1)
+    return [f"model.{key}={trained[key]}" for key in keys if key in trained and trained[key] != new[key]]
 
 
 def official(weights: Mapping[str, Tensor], model: config.Model, path: Path) -> tuple[dict[str, Tensor], int]:
@@ -313,7 +321,8 @@ def _with_classes(found: Foreign, names: Any, palette: Any) -> Foreign:
 def _backbone(state: dict[str, Tensor], path: Path) -> Foreign:
     """A ResNet trained on ImageNet; its classifier is left out."""
     dropped = [key for key in state if key.startswith(("fc.", "head.fc."))]
-    weights = _renamed({key: tensor for key, tensor in state.items() if key not in dropped}, BACKBONE)
+    table = (*STEM, *BACKBONE) if "stem.0.weight" in state else BACKBONE
+    weights = _renamed({key: tensor for key, tensor in state.items() if key not in dropped}, table)
     trunk = _trunk(weights, path)
     owner, expected = {
         "deep": ("MIT's", MIT_INPUT),
@@ -322,7 +331,7 @@ def _backbone(state: dict[str, Tensor], path: Path) -> Foreign:
     }[trunk["stem"]]
     model = {**trunk, **OTHERS_TRUNK, **expected}
     done = ("a backbone alone", *([f"{dropped[0].rpartition('.')[0]} left out"] if dropped else []))
-    return Foreign(f"{owner} {trunk['backbone']}", model, weights, BACKBONE, done=done)
+    return Foreign(f"{owner} {trunk['backbone']}", model, weights, table, done=done)
 
 
 def _network(
