@@ -170,9 +170,10 @@ def export(
         raise InputError(output, "is the checkpoint itself", "choose another name")
     kept = {key: value for key, value in content.items() if key != "training"}
     if format == "official":
-        model = restore(source, preset, overrides).model
-        settings = config.from_mapping(content["preset"]).model
-        kept, rewritten = weights.official(model.state_dict(), settings, source)
+        state, settings = content["model"], config.from_mapping(content["preset"]).model
+        # a count other than 0 before the first step was in the file that the weights came from
+        counts = not content["step"] and any(t.any() for key, t in state.items() if key.endswith("num_batches_tracked"))
+        kept, rewritten = weights.official(state, settings, source, counts)
         if rewritten:
             notice(f"{rewritten} batch-norm scales below 1e-5 moved into the convolutions before them")
     try:

@@ -162,12 +162,15 @@ def other_shapes(trained: Mapping[str, Any], settings: config.Model) -> list[str
     return [f"model.{key}={trained[key]}" for key in keys if key in trained and trained[key] != new[key]]
 
 
-def official(weights: Mapping[str, Tensor], model: config.Model, path: Path) -> tuple[dict[str, Tensor], int]:
+def official(
+    weights: Mapping[str, Tensor], model: config.Model, path: Path, counts: bool = False
+) -> tuple[dict[str, Tensor], int]:
     """Our weights in the authors' layout, and how many channels had to be rewritten to fit in-place ABN's rule.
 
     A scale s becomes a w with abs(w) + 1e-5 == s, bit for bit where s was made so. A scale below 1e-5 has none: its
-    sign and size move to the convolution before it and its running mean, which leaves the output the same. InputError
-    where the authors' network differs from the model.
+    sign and size move to the convolution before it and its running mean, which leaves the output the same. counts of
+    batches, which in-place ABN does not have, are written if asked. InputError where the authors' network differs from
+    the model.
     """
     theirs = {
         "stem": "deep",
@@ -188,7 +191,8 @@ def official(weights: Mapping[str, Tensor], model: config.Model, path: Path) -> 
         rewritten += _fold(ours, key)
         ours[key] = _before_abs(ours[key])
     foreign = Foreign("", {}, ours, OFFICIAL)
-    written = {foreign.theirs(key): tensor for key, tensor in ours.items() if not key.endswith("num_batches_tracked")}
+    kept = [key for key in ours if counts or not key.endswith("num_batches_tracked")]
+    written = {foreign.theirs(key): ours[key] for key in kept}
     if not model.recurrence:
         written |= _idle_attention(model)
     return written, rewritten

@@ -229,8 +229,9 @@ def test_a_named_preset_replaces_the_inferred_one(tmp_path):
         loading.restore(path, "camvid")
 
 
-def test_official_and_back_is_the_same_file(tmp_path):
-    state = peers.authors(width=8, channels=16)
+@pytest.mark.parametrize("counts", [False, True])
+def test_official_and_back_is_the_same_file(tmp_path, counts):
+    state = peers.authors(width=8, channels=16, counts=counts)
     first = save(state, tmp_path / "official.pth")
     ours = loading.export(first, tmp_path / "ours.pt")
     back = loading.export(ours, tmp_path / "back.pth", "official")
