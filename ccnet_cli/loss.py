@@ -92,8 +92,8 @@ def _own(probability_BKHW: Tensor, label_BHW: Tensor, valid_BHW: Tensor) -> Tens
 
 def _sum(scores_BKHW: Tensor, label_BHW: Tensor, kept_BHW: Tensor, ignore_index: int) -> Tensor:
     loss_BHW = F.cross_entropy(scores_BKHW, label_BHW, ignore_index=ignore_index, reduction="none")
-    # a fill, not a product: an ignored pixel's loss must not turn the sum into NaN
-    return loss_BHW.masked_fill(~kept_BHW, 0.0).sum()
+    # a product, not a fill: a score that is not a number must show, and an ignored pixel's loss is 0 whatever it is
+    return (loss_BHW * kept_BHW).sum()
 
 
 def _pixels(valid_BHW: Tensor, average: str) -> Tensor | int:
@@ -111,9 +111,9 @@ def _sample(probability_BKHW: Tensor, label_Bhw: Tensor, y_h: Tensor, x_w: Tenso
     B, _, H, W = probability_BKHW.shape
     batch = torch.arange(B, device=label_Bhw.device)[:, None, None]
     top_h, left_w = y_h.floor(), x_w.floor()
-    upper_h, before_w = 1 - (y_h - top_h), 1 - (x_w - left_w)
-    rows = ((top_h, upper_h), ((top_h + 1).clamp(max=H - 1), 1 - upper_h))
-    columns = ((left_w, before_w), ((left_w + 1).clamp(max=W - 1), 1 - before_w))
+    down_h, across_w = y_h - top_h, x_w - left_w
+    rows = ((top_h, 1 - down_h), ((top_h + 1).clamp(max=H - 1), down_h))
+    columns = ((left_w, 1 - across_w), ((left_w + 1).clamp(max=W - 1), across_w))
     total_Bhw = torch.zeros(label_Bhw.shape, dtype=torch.float64, device=label_Bhw.device)
     for y, weight_h in rows:
         for x, weight_w in columns:

@@ -21,7 +21,8 @@ from ccnet_cli.loss import (
 
 CLASSES = 5
 CASES = ["random", "easy", "hard", "uniform", "flat", "ties", "few valid", "one valid", "all void"]
-# height, width, batch, classes; the last sample of 109, 115, 117 and 256 is rounded to beyond the border
+# height, width, batch, classes; the last sample of 109, 115, 117 and 256 is rounded to beyond the border, those of 22
+# and 26 fall between two pixels, and an eighth of 20 and 36 is rounded to even
 SHAPES = [
     (64, 64, 2, 5),
     (97, 129, 1, 19),
@@ -29,6 +30,8 @@ SHAPES = [
     (40, 57, 3, 2),
     (109, 115, 2, 3),
     (256, 33, 1, 4),
+    (22, 26, 2, 3),
+    (20, 36, 2, 3),
     (117, 1, 3, 2),
     (1, 40, 2, 6),
     (33, 1, 1, 3),
@@ -250,6 +253,14 @@ def test_scores_of_void_pixels_may_be_anything(loss):
     assert loss(scores, label) == expected
     (gradient,) = torch.autograd.grad(loss(scores, label), scores)
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy, mmseg_ohem_cross_entropy])
+def test_a_score_that_is_no_number_shows(loss):
+    scores, label = case("random", (24, 24))
+    label[1, 5, 6] = 1
+    scores[1, :, 5, 6] = float("nan")
+    assert loss(scores, label).isnan()
 
 
 @pytest.mark.parametrize("name", ["random", "few valid", "all void"])
