@@ -117,7 +117,7 @@ def _sample(probability_BKHW: Tensor, label_Bhw: Tensor, y_h: Tensor, x_w: Tenso
     total_Bhw = torch.zeros(label_Bhw.shape, dtype=torch.float64, device=label_Bhw.device)
     for y, weight_h in rows:
         for x, weight_w in columns:
-            corner_Bhw = probability_BKHW[batch, label_Bhw, y.long()[:, None], x.long()].double()
+            corner_Bhw = probability_BKHW[batch, label_Bhw, y.long()[:, None], x.long()]
             total_Bhw = total_Bhw + corner_Bhw * weight_h[:, None] * weight_w
     return total_Bhw.to(probability_BKHW.dtype)
 

@@ -104,9 +104,10 @@ def case(name: str, size: tuple[int, int], batch: int = 2, classes: int = CLASSE
 
 
 def mined(probability: torch.Tensor, label: torch.Tensor) -> list[tuple[int, float]]:
-    """min_kept and threshold to try; the last threshold is a pixel's very probability."""
+    """min_kept and threshold to try: MINED, some whose rank decides, and a threshold that is a pixel's probability."""
     own = np.sort(own_class(probability.numpy(), label.numpy())[label.numpy() != 255])
-    return [*MINED, *((64, float(p)) for p in own[len(own) // 2 :][:1])]
+    low = [(int(own.size * share), 1e-3) for share in (0.3, 0.6, 0.9)]
+    return [*MINED, *low, *((64, float(p)) for p in own[len(own) // 2 :][:1])]
 
 
 def agree(loss: torch.Tensor, scores: torch.Tensor, label: torch.Tensor, weight: np.ndarray) -> None:
