@@ -70,31 +70,30 @@ def cost(size: tuple[int, int] = (97, 97), channels: int = 512, batch: int = 1, 
     """
     place = models.device(device)
     measure.check_memory(size, batch, place, "use a smaller size")
-    x_BCHW, grad_BCHW = torch.randn(2, batch, channels, *size, device=place)
+    # channels innermost, as in training
+    x_BHWC, grad_BHWC = torch.randn(2, batch, *size, channels, device=place)
+    x_BCHW, grad_BCHW = x_BHWC.permute(0, 3, 1, 2), grad_BHWC.permute(0, 3, 1, 2)
     attention = CrissCrossAttention(channels).to(place)
     passes = {f"RCCA R={r}": (RecurrentCrissCross(attention, r), r, None) for r in (1, 2, 3)}
     modules = passes | {NON_LOCAL: (NonLocal(attention), 1, size[0] * size[1])}
     published = PUBLISHED if (size, channels, batch) == PUBLISHED_AT else {}
     rows = []
     for name, (module, recurrence, keys) in modules.items():
-        # each in the layout in which it is at its best
-        layout = torch.channels_last if keys is None else torch.contiguous_format
-        x, grad = (tensor.contiguous(memory_format=layout) for tensor in (x_BCHW, grad_BCHW))
         gflop = measure.formula(size, channels, recurrence, batch, keys)
-        rows.append(Row(name, gflop, *_measured(module, x, grad), published.get(name)))
+        rows.append(Row(name, gflop, *_measured(module, x_BCHW, grad_BCHW), published.get(name)))
     return Report(size, channels, batch, str(place), torch.__version__, tuple(rows))
 
 
-def _measured(module: nn.Module, x: Tensor, grad: Tensor) -> tuple[float, float, float, float]:
+def _measured(module: nn.Module, x_BCHW: Tensor, grad_BCHW: Tensor) -> tuple[float, float, float, float]:
     """GFLOP that torch counts, and the three memories of a Row."""
-    plain, leaves = x.detach(), [x.requires_grad_(), *module.parameters()]
+    plain_BCHW, leaves = x_BCHW.detach(), [x_BCHW.requires_grad_(), *module.parameters()]
 
     def infer() -> None:
         with torch.no_grad():
-            module(plain)
+            module(plain_BCHW)
 
     def step() -> None:
-        torch.autograd.grad(module(x), leaves, grad)
+        torch.autograd.grad(module(x_BCHW), leaves, grad_BCHW)
 
-    memories = (measure.peak(call, x.device) / 2**20 for call in (infer, lambda: module(x), step))
+    memories = (measure.peak(call, x_BCHW.device) / 2**20 for call in (infer, lambda: module(x_BCHW), step))
     return measure.counted(infer) / 1e9, *memories
