@@ -1,23 +1,18 @@
 """What criss-cross attention costs here: every implementation beside the alternatives, in one alternating run."""
 
 import gc
-import json
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from ccnet_cli import measure, ops
 from ccnet_cli import model as models
-from ccnet_cli import ops
-from ccnet_cli.alternatives import Floor, NonLocal, Official, reduced_channels
+from ccnet_cli.alternatives import Floor, NonLocal, Official
 from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
 from ccnet_cli.errors import InputError
 
@@ -117,7 +112,8 @@ def attention(
     place = models.device(device)
     chosen = _chosen(implementations)
     if NON_LOCAL in chosen:
-        _check_memory(size, batch, place)
+        rest = " ".join(f"--implementation {name}" for name in names() if name != NON_LOCAL)
+        measure.check_memory(size, batch, place, f"use a smaller size, or leave it out with {rest}")
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -132,10 +128,10 @@ def attention(
                 both=both,
                 forward_ratio=forward.median / reference[0],
                 both_ratio=both.median / reference[1],
-                forward_memory=_peak(one.forward, place) / 2**20,
-                both_memory=_peak(one.both, place) / 2**20,
+                forward_memory=measure.peak(one.forward, place) / 2**20,
+                both_memory=measure.peak(one.both, place) / 2**20,
                 gflop=one.gflop,
-                counted=_counted(one.forward) / 1e9,
+                counted=measure.counted(one.forward) / 1e9,
             )
             for one, (forward, both) in zip(contenders, timings, strict=True)
         )
@@ -146,37 +142,11 @@ def attention(
         torch.set_num_threads(before)
 
 
-def formula(size: tuple[int, int], channels: int, recurrence: int, batch: int, keys: int | None = None) -> float:
-    """GFLOP of the projections with bias and the two products over a pixel's keys (H + W - 1 unless told).
-
-    It gives the paper's table (TPAMI, cost of context modules): 8.27 per pass and 108.2 for non-local at 97x97, 512.
-    """
-    H, W = size
-    reduced = reduced_channels(channels)
-    projections = 2 * H * W * (channels + 1) * (2 * reduced + channels)
-    products = 2 * H * W * (H + W - 1 if keys is None else keys) * (reduced + channels)
-    return batch * recurrence * (projections + products) / 1e9
-
-
 def _chosen(implementations: Sequence[str] | None) -> list[str]:
     for name in implementations or ():
         if name not in names():
             raise InputError(f"implementation {name}", "unknown", f"choose from {', '.join(names())}")
     return [name for name in names() if not implementations or name in implementations or name == "reference"]
-
-
-def _check_memory(size: tuple[int, int], batch: int, device: torch.device) -> None:
-    """Refuse a map whose non-local attention would end in an out-of-memory kill."""
-    # about five matrices over all pairs of pixels live at once in its backward pass
-    needed = 5 * 4 * batch * (size[0] * size[1]) ** 2
-    if device.type == "cuda":
-        there = torch.cuda.mem_get_info(device)[0]
-    else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        why = f"a non-local block needs about {needed / 2**30:.0f} GiB there, and this machine has {there / 2**30:.0f}"
-        rest = " ".join(f"--implementation {name}" for name in names() if name != NON_LOCAL)
-        raise InputError(f"size {size[0]}x{size[1]}", why, f"use a smaller size, or leave it out with {rest}")
 
 
 def _contenders(
@@ -187,7 +157,7 @@ def _contenders(
     shared = CrissCrossAttention(channels, implementation="reference")
     shared.gamma.data.fill_(0.5)  # at 0 every formulation is the identity and a wrong one would not be seen
     x_BCHW, grad_BCHW = torch.randn(2, batch, channels, *size)
-    cost = formula(size, channels, recurrence, batch)
+    cost = measure.formula(size, channels, recurrence, batch)
     found: list[Contender] = []
     expected: list[Tensor] = []
     for name in chosen:
@@ -198,7 +168,7 @@ def _contenders(
         module, layout = _module(name, shared, recurrence)
         contender = _contender(name, module.to(device), x_BCHW, grad_BCHW, layout, device)
         if name == NON_LOCAL:
-            found.append(Contender(name, *contender, formula(size, channels, 1, batch, keys=size[0] * size[1])))
+            found.append(Contender(name, *contender, measure.formula(size, channels, 1, batch, keys=size[0] * size[1])))
             continue
         got = [contender[0](), *contender[1]()]
         expected = expected or got
@@ -268,34 +238,3 @@ def _alternate(contenders: Sequence[Contender], repeats: int, device: torch.devi
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _counted(call: Callable[[], Any]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
-
-
-def _peak(call: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes that lived during a call above those before it, by torch's own allocator."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    # the CPU has no such statistics: replay the allocations and releases that the profiler saw, custom operators' too
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells on stderr when it starts and stops
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
-    live = peak = 0
-    for _, change in changes:
-        live += change
-        peak = max(peak, live)
-    return peak

@@ -33,7 +33,9 @@ def _examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-BENCH_EXAMPLES = _examples("ccnet bench attention", "ccnet bench attention --size 97x97 --json bench.json")
+BENCH_EXAMPLES = _examples(
+    "ccnet bench attention", "ccnet bench attention --size 97x97 --json bench.json", "ccnet bench cost"
+)
 PRESETS_EXAMPLES = _examples(
     "ccnet presets list", "ccnet presets show camvid", "ccnet presets copy quickstart mine.yaml"
 )
@@ -440,6 +442,48 @@ def bench_attention(
         "counted",
         "",
     )
+    _table(title, columns, rows)
+
+
+@bench_app.command(
+    "cost",
+    epilog=_examples(
+        "ccnet bench cost", "ccnet bench cost --size 129x257 --json cost.json", "ccnet bench cost --json -"
+    ),
+)
+def bench_cost(
+    size: Annotated[str, typer.Option(metavar="HxW", help="Size of the feature map.")] = "97x97",
+    channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
+    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 1,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """The paper's table: GFLOP and memory of one to three passes and of a non-local block, each alone.
+
+    The last two columns are what the paper printed for one image of 769x769, whose map is 97x97 with 512 channels.
+    """
+    _writable(json_file)
+    height, width = _size(size)
+    from ccnet_cli.cost import cost
+
+    report = cost((height, width), channels, batch, device).to_mapping()
+    if _json(report, json_file):
+        return
+    rows = [
+        (
+            row["name"],
+            f"{row['gflop']:.2f}",
+            f"{row['counted']:.2f}",
+            f"{row['inference_memory']:.1f}",
+            f"{row['training_memory']:.1f}",
+            f"{row['step_memory']:.1f}",
+            *(f"{row['published'][key]:g}" if row["published"] else "" for key in ("gflop", "memory")),
+        )
+        for row in report["rows"]
+    ]
+    title = f"{batch} x {channels} x {size}, {report['device']}, torch {report['torch']}; GFLOP forward, "
+    title += "MiB at the peak above input and weights: inference, forward pass of training, that with backward"
+    columns = ("module", "GFLOP", "counted", "MiB infer", "MiB forward", "MiB + backward", "paper GFLOP", "paper MB")
     _table(title, columns, rows)
 
 

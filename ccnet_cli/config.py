@@ -166,17 +166,26 @@ class Schedule(Section):
 
 
 class Ohem(Section):
-    """Online hard example mining of the main loss, by the official rule."""
+    """Online hard example mining of the main loss.
+
+    rule official is the authors' (min_kept for what a process computes at once), mmseg mmsegmentation's (per image).
+    """
 
     enabled: Flag
     threshold: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.7
     min_kept: Count = 100000
+    rule: Literal["official", "mmseg"] = "official"
 
 
 class Loss(Section):
-    """Cross entropy, plus auxiliary times that of the auxiliary head."""
+    """Cross entropy, plus auxiliary times that of the auxiliary head.
+
+    average is what the sum over pixels is divided by: the valid ones, or all, as mmsegmentation does. Mining by the
+    official rule always averages over the pixels it keeps.
+    """
 
     auxiliary: Float = 0.4
+    average: Literal["valid", "all"] = "valid"
     ohem: Ohem = Ohem(enabled=False)
 
 

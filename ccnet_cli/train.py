@@ -112,7 +112,14 @@ def _loop(plan: Plan, trainer: Trainer, source: datasets.Source, asked: list[int
     preset, model = plan.preset, trainer.model
     steps, ohem = preset.schedule.steps, preset.loss.ohem
     objective = Objective(
-        ohem.enabled, ohem.threshold, ohem.min_kept, preset.loss.auxiliary, source.ignore_index, model.align_corners
+        ohem.enabled,
+        ohem.threshold,
+        ohem.min_kept,
+        preset.loss.auxiliary,
+        source.ignore_index,
+        model.align_corners,
+        ohem.rule,
+        preset.loss.average,
     )
     network = distributed.replicate(_Network(model, objective), trainer.device)
     batches = datasets.delivered(_loader(plan, source, trainer.step))

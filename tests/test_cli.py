@@ -55,7 +55,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_promised_commands_are_there():
-    promised = {("train",), ("eval",), ("predict",), ("visualize",), ("bench", "attention")}
+    promised = {("train",), ("eval",), ("predict",), ("visualize",)}
+    promised |= {("bench", name) for name in ("attention", "cost")}
     promised |= {("presets", name) for name in ("list", "show", "copy")}
     promised |= {("data", name) for name in ("make", "check", "sample")}
     assert promised <= COMMANDS.keys()
@@ -147,6 +148,8 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (("eval", "--csv", "."), ".: is a folder"),
         (("bench", "attention", "--size", "97"), "option --size 97: not a size"),
         (("bench", "attention", "--size", "0x5"), "option --size 0x5: not a size"),
+        (("bench", "cost", "--size", "97,97"), "option --size 97,97: not a size"),
+        (("bench", "cost", "--json", "no/where.json"), "no/where.json: its folder does not exist"),
         (("data", "make", "cityscapes", "x"), "data set cityscapes: cannot be made"),
         (("data", "check", "."), "folder .: holds no data set"),
         (("data", "check", ".", "--dataset", "cityscape"), "preset key data.dataset: "),

@@ -211,6 +211,8 @@ def test_an_unknown_key_in_a_file_is_refused_with_the_nearest(tmp_path: Path):
         "checkpoint.every=0",
         "loss.ohem.threshold=0",
         "loss.ohem=true",
+        "loss.ohem.rule=paper",
+        "loss.average=kept",
         "model={}",
         "seed=-1",
         "seed=4294967296",

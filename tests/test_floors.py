@@ -17,9 +17,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
     6: "cli",
-    5: "train predict visualize bench",
+    5: "train predict visualize bench cost",
     4: "evaluate plan trainer",
-    3: "inference loading outputs",
+    3: "inference loading outputs measure",
     2: "model checkpoint weights alternatives",
     1: "attention resnet loss metrics schedule datasets distributed record progress torchfile",
     0: "ops config images",

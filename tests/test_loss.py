@@ -1,14 +1,54 @@
-"""The losses against an independent rendering of the authors' rule with scipy and numpy, on the CPU."""
+"""The losses against independent renderings of their rules with scipy and numpy, on the CPU."""
+
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import zoom
+from scipy.special import log_softmax
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from ccnet_cli.loss import Objective, cross_entropy, ohem_cross_entropy, ohem_threshold
+from ccnet_cli.loss import (
+    Objective,
+    cross_entropy,
+    mmseg_ohem_cross_entropy,
+    mmseg_threshold,
+    ohem_cross_entropy,
+    ohem_threshold,
+)
 
 CLASSES = 5
+CASES = ["random", "easy", "hard", "uniform", "flat", "ties", "few valid", "one valid", "all void"]
+# height, width, batch, classes; the last sample of 109, 115, 117 and 256 is rounded to beyond the border, those of 22
+# and 26 fall between two pixels, and an eighth of 20 and 36 is rounded to even
+SHAPES = [
+    (64, 64, 2, 5),
+    (97, 129, 1, 19),
+    (193, 193, 1, 7),
+    (40, 57, 3, 2),
+    (109, 115, 2, 3),
+    (256, 33, 1, 4),
+    (22, 26, 2, 3),
+    (20, 36, 2, 3),
+    (117, 1, 3, 2),
+    (1, 40, 2, 6),
+    (33, 1, 1, 3),
+    (3, 9, 2, 4),
+    (1, 1, 1, 2),
+    (7, 300, 2, 3),
+]
+MINED = [(1, 0.7), (64, 0.7), (1000, 0.3), (1000, 0.7), (6400, 0.95), (10**6, 0.7)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Maps this small gain nothing from threads, which on a busy machine wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def authors_rule(
@@ -25,82 +65,183 @@ def authors_rule(
     else:
         own = columns[:, valid][small_label[valid], np.arange(valid.sum())]
         bound = max(threshold, float(np.partition(own, rank - 1)[rank - 1])) if rank else threshold
-    known = np.where(label == 255, 0, label)
-    own = np.take_along_axis(probability, known[:, None], 1)[:, 0]
-    return bound, (label != 255) & (own <= np.float32(bound))
+    return bound, (label != 255) & (own_class(probability, label) <= probability.dtype.type(bound))
 
 
-def case(name: str, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def mmseg_rule(probability: np.ndarray, label: np.ndarray, threshold: float, min_kept: int) -> tuple[float, np.ndarray]:
+    """mmsegmentation's threshold, by sorting the batch's valid pixels, and the mask of the pixels it keeps."""
+    valid, own = label != 255, own_class(probability, label)
+    ranked = np.sort(own[valid])
+    least = ranked[min(min_kept * len(label), len(ranked) - 1)] if len(ranked) else 0
+    bound = max(np.float32(threshold), least)
+    return float(bound), valid & (own < bound)
+
+
+def own_class(probability: np.ndarray, label: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(probability, np.where(label == 255, 0, label)[:, None], 1)[:, 0]
+
+
+def weighted(scores: torch.Tensor, label: torch.Tensor, weight: np.ndarray) -> tuple[float, np.ndarray]:
+    """The weighted sum of the pixels' cross entropies in float64, and its gradient."""
+    logarithm = log_softmax(scores.detach().double().numpy(), axis=1)
+    one_hot = np.moveaxis(np.eye(scores.shape[1])[np.where(label == 255, 0, label)], 3, 1)
+    return -(weight[:, None] * one_hot * logarithm).sum(), weight[:, None] * (np.exp(logarithm) - one_hot)
+
+
+def case(name: str, size: tuple[int, int], batch: int = 2, classes: int = CLASSES) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(len(name) + size[0])
-    label = torch.randint(0, CLASSES, (2, *size), generator=generator)
-    scores = torch.randn(2, CLASSES, *size, generator=generator)
+    label = torch.randint(0, classes, (batch, *size), generator=generator)
+    scores = torch.randn(batch, classes, *size, generator=generator)
+    if name == "flat":
+        scores = scores[:1, :, :1, :1].expand(batch, -1, *size).clone()
     if name in ("easy", "ties"):
-        scores = scores * 0.3 + 6 * F.one_hot(label, CLASSES).permute(0, 3, 1, 2)
+        scores = scores * 0.3 + 6 * F.one_hot(label, classes).permute(0, 3, 1, 2)
     if name == "hard":
-        scores = scores - 6 * F.one_hot(label, CLASSES).permute(0, 3, 1, 2)
+        scores = scores - 6 * F.one_hot(label, classes).permute(0, 3, 1, 2)
+    if name == "uniform":
+        scores = scores * 1e-3
     if name == "ties":
         scores = scores.round()
     if name == "all void":
         label.fill_(255)
-    elif name == "few valid":
-        label[torch.rand(label.shape, generator=generator) > 0.02] = 255
+    elif name == "one valid":
+        label.view(-1)[1:] = 255
     else:
-        label[torch.rand(label.shape, generator=generator) > 0.8] = 255
+        share = 0.02 if name == "few valid" else 0.8
+        label[torch.rand(label.shape, generator=generator) > share] = 255
     return scores, label
 
 
-@pytest.mark.parametrize("size", [(64, 64), (97, 121), (40, 57)])
-@pytest.mark.parametrize("min_kept", [0, 64, 1000, 6400, 100_000])
-@pytest.mark.parametrize("name", ["random", "easy", "hard", "all void", "few valid", "ties"])
-def test_ohem_is_the_authors_rule(name, min_kept, size):
-    scores, label = case(name, size)
-    probability = scores.softmax(1)
-    bound, kept = authors_rule(probability.numpy(), label.numpy(), 0.7, min_kept)
-    got = ohem_threshold(probability, label, 0.7, min_kept)
-    assert got.shape == () and abs(got.item() - bound) <= 1e-6
+def mined(probability: torch.Tensor, label: torch.Tensor) -> list[tuple[int, float]]:
+    """min_kept and threshold to try: MINED, some whose rank decides, and a threshold that is a pixel's probability."""
+    own = np.sort(own_class(probability.numpy(), label.numpy())[label.numpy() != 255])
+    low = [(int(own.size * share), 1e-3) for share in (0.3, 0.6, 0.9)]
+    return [*MINED, *low, *((64, float(p)) for p in own[len(own) // 2 :][:1])]
 
-    scores.requires_grad_()
-    loss = ohem_cross_entropy(scores, label, 0.7, min_kept)
+
+def agree(loss: torch.Tensor, scores: torch.Tensor, label: torch.Tensor, weight: np.ndarray) -> None:
+    """Value and gradient are those of the weighted sum, and exactly the pixels with a weight have a gradient."""
+    expected, wanted = weighted(scores, label, weight)
     (gradient,) = torch.autograd.grad(loss, scores)
-    # a pixel whose own class is sure gets no gradient worth counting, so the mask is read from the sum over classes
-    assert torch.equal(gradient.abs().sum(1) > 0, torch.from_numpy(kept))
+    assert torch.equal(gradient.abs().sum(1) > 0, torch.from_numpy(weight > 0))
+    assert abs(loss.item() - expected) <= 1e-6 * max(1, expected)
+    assert np.abs(gradient.numpy() - wanted).max() <= 1e-6
 
-    mined = label.masked_fill(~torch.from_numpy(kept), 255)
-    expected = F.cross_entropy(scores.double(), mined, ignore_index=255, reduction="sum") / max(kept.sum(), 1)
-    (wanted,) = torch.autograd.grad(expected, scores)
-    assert abs(loss.item() - expected.item()) <= 1e-5
-    assert (gradient - wanted).abs().max() <= 1e-6
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", CASES)
+def test_ohem_is_the_authors_rule(name, shape):
+    H, W, batch, classes = shape
+    scores, label = case(name, (H, W), batch, classes)
+    scores.requires_grad_()
+    probability = scores.detach().softmax(1)
+    for min_kept, threshold in mined(probability, label):
+        bound, kept = authors_rule(probability.numpy(), label.numpy(), threshold, min_kept)
+        assert ohem_threshold(probability, label, threshold, min_kept).numpy() == np.float32(bound)
+        loss = ohem_cross_entropy(scores, label, threshold, min_kept)
+        agree(loss, scores, label, kept / max(kept.sum(), 1))
+
+
+@pytest.mark.parametrize("size", [(97, 129), (193, 77), (109, 115), (256, 40), (720, 13)])
+def test_samples_are_scipy_s_bit_for_bit(size):
+    """In float64, where every rounding shows; the real thresholds are float32."""
+    scores, label = case("random", size)
+    probability = scores.double().softmax(1)
+    for min_kept in range(64, 6400, 320):
+        bound = authors_rule(probability.numpy(), label.numpy(), 1e-9, min_kept)[0]
+        assert ohem_threshold(probability, label, 1e-9, min_kept).item() == bound
+
+
+def test_zoom_s_zeros_beyond_the_border_count_as_samples():
+    """256 is a common crop: its last row on the grid reads as class 0 with probability 0, even where all is void."""
+    scores, label = case("random", (256, 64))
+    label[:, -1] = 255
+    probability = scores.softmax(1)
+    # 8 samples in the last row of each of the two images
+    for samples, least in ((16, True), (17, False)):
+        bound = authors_rule(probability.numpy(), label.numpy(), 1e-3, 64 * samples)[0]
+        assert (bound == 1e-3) == least
+        assert ohem_threshold(probability, label, 1e-3, 64 * samples).numpy() == np.float32(bound)
 
 
 def test_the_mining_cases_are_not_all_one():
     """The parametrised cases above reach every branch: keep all, the floor, and a threshold above it."""
-    bounds = []
+    bounds = {}
     for name, min_kept in (("easy", 6400), ("hard", 1000), ("few valid", 6400)):
         scores, label = case(name, (64, 64))
-        bounds.append(authors_rule(scores.softmax(1).numpy(), label.numpy(), 0.7, min_kept)[0])
-    assert 0.7 < bounds[0] < 1 and bounds[1:] == [0.7, 1]
+        for rule in (authors_rule, mmseg_rule):
+            bounds[rule, name] = rule(scores.softmax(1).numpy(), label.numpy(), 0.7, min_kept)[0]
+    for rule in (authors_rule, mmseg_rule):
+        assert 0.7 < bounds[rule, "easy"] < 1 and bounds[rule, "hard"] == pytest.approx(0.7)
+    assert bounds[authors_rule, "few valid"] == 1
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 9), (8, 8), (12, 4), (7, 300)])
-def test_crops_smaller_than_the_grid_work(size):
-    scores, label = case("random", size)
-    label[:] = label.masked_fill(label == 255, 1)
-    bound, kept = authors_rule(scores.softmax(1).numpy(), label.numpy(), 0.7, 64)
-    assert abs(ohem_threshold(scores.softmax(1), label, 0.7, 64).item() - bound) <= 1e-6
-    expected = F.cross_entropy(scores, label.masked_fill(~torch.from_numpy(kept), 255), ignore_index=255)
-    torch.testing.assert_close(ohem_cross_entropy(scores, label, 0.7, 64), expected)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", CASES)
+def test_the_other_rule_is_mmsegmentation_s(name, shape):
+    H, W, batch, classes = shape
+    scores, label = case(name, (H, W), batch, classes)
+    scores.requires_grad_()
+    probability = scores.detach().softmax(1)
+    pixels = {"all": label.numel(), "valid": max(int((label != 255).sum()), 1)}
+    for index, (min_kept, threshold) in enumerate(mined(probability, label)):
+        bound, kept = mmseg_rule(probability.numpy(), label.numpy(), threshold, min_kept)
+        true = torch.from_numpy(own_class(probability.numpy(), label.numpy()))
+        assert mmseg_threshold(true, label != 255, threshold, min_kept).item() == bound
+        average = ("all", "valid")[index % 2]
+        loss = mmseg_ohem_cross_entropy(scores, label, threshold, min_kept, average=average)
+        agree(loss, scores, label, kept / pixels[average])
 
 
-@pytest.mark.parametrize("ohem", [True, False])
+def test_the_rank_of_mmsegmentation_s_rule_grows_with_the_batch():
+    """By hand: ranks 0 to 5 of six valid pixels; min_kept 2 of two images is rank 4, and what lies at it is dropped."""
+    own = torch.tensor([[[0.5, 0.9, 0.1, 0.4]], [[0.3, 0.2, 0.6, 0.8]]])
+    valid = torch.tensor([[[True, False, True, True]], [[True, True, True, False]]])
+    for min_kept, expected in ((1, 0.3), (2, 0.5), (3, 0.6), (10**9, 0.6)):
+        assert mmseg_threshold(own, valid, 0.25, min_kept).item() == pytest.approx(expected)
+    assert mmseg_threshold(own, valid, 0.55, 1).item() == pytest.approx(0.55)
+    scores = torch.stack([own, 1 - own], 1).log()
+    label = torch.zeros(2, 1, 4, dtype=torch.long).masked_fill(~valid, 255)
+    expected = -torch.tensor([0.1, 0.2, 0.3, 0.4]).log().sum()
+    for average, pixels in (("valid", 6), ("all", 8)):
+        loss = mmseg_ohem_cross_entropy(scores, label, 0.25, 2, average=average)
+        torch.testing.assert_close(loss, expected / pixels)
+
+
+def test_mining_asks_the_device_for_nothing():
+    """Fake tensors hold no numbers: whatever needs one on the host, or as many as a mask has, raises."""
+    with FakeTensorMode():
+        scores, label = torch.empty(2, CLASSES, 40, 57), torch.empty(2, 40, 57, dtype=torch.long)
+        for loss, min_kept in product((ohem_cross_entropy, mmseg_ohem_cross_entropy), (1, 640, 10**6)):
+            assert loss(scores, label, 0.7, min_kept).shape == ()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("loss", [ohem_cross_entropy, mmseg_ohem_cross_entropy])
+@pytest.mark.parametrize("min_kept", [1, 640, 10**6])
+def test_mining_does_not_wait_for_the_gpu(loss, min_kept):
+    scores, label = case("random", (97, 129))
+    there = scores.cuda().requires_grad_(), label.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = loss(*there, 0.7, min_kept)
+        got.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(got.cpu(), loss(scores, label, 0.7, min_kept))
+
+
+@pytest.mark.parametrize("average", ["valid", "all"])
+@pytest.mark.parametrize("rule", [None, "official", "mmseg"])
 @pytest.mark.parametrize("valid", ["none", "one", "image"])
-def test_no_valid_pixel_gives_zero_and_not_nan(valid, ohem):
+def test_no_valid_pixel_gives_zero_and_not_nan(valid, rule, average):
     main, auxiliary = (torch.randn(2, CLASSES, 4, 5, requires_grad=True) for _ in range(2))
     label = torch.full((2, 32, 40), 255)
     if valid == "one":
         label[1, 3, 4] = 2
     if valid == "image":
         label[1] = 3
-    loss = Objective(ohem)(main, auxiliary, label)
+    loss = objective(rule, average=average)(main, auxiliary, label)
     loss.backward()
     assert (loss.item() == 0) == (valid == "none")
     for tensor in (loss, main.grad, auxiliary.grad):
@@ -109,39 +250,66 @@ def test_no_valid_pixel_gives_zero_and_not_nan(valid, ohem):
 
 def test_gradients_of_an_empty_crop_are_zeros():
     scores = torch.randn(2, CLASSES, 16, 16, requires_grad=True)
-    for loss in (cross_entropy, ohem_cross_entropy):
+    for loss in (cross_entropy, ohem_cross_entropy, mmseg_ohem_cross_entropy):
         (gradient,) = torch.autograd.grad(loss(scores, torch.full((2, 16, 16), 255)), scores)
         assert (gradient == 0).all()
 
 
-def test_scores_of_void_pixels_may_be_anything():
+@pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy, mmseg_ohem_cross_entropy])
+def test_scores_of_void_pixels_may_be_anything(loss):
     scores, label = case("random", (24, 24))
-    expected = ohem_cross_entropy(scores, label), cross_entropy(scores, label)
+    expected = loss(scores, label)
     scores = torch.where((label == 255)[:, None], torch.tensor(1e30), scores).requires_grad_()
-    assert (ohem_cross_entropy(scores, label), cross_entropy(scores, label)) == expected
-    (gradient,) = torch.autograd.grad(ohem_cross_entropy(scores, label), scores)
+    assert loss(scores, label) == expected
+    (gradient,) = torch.autograd.grad(loss(scores, label), scores)
     assert gradient.isfinite().all()
 
 
-def test_plain_cross_entropy_is_the_mean_over_valid_pixels():
-    scores, label = case("random", (17, 9))
-    expected = F.cross_entropy(scores, label, ignore_index=255)
-    torch.testing.assert_close(cross_entropy(scores, label), expected)
-    assert label[label != 255].numel() < label.numel()
+@pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy, mmseg_ohem_cross_entropy])
+def test_a_score_that_is_no_number_shows(loss):
+    scores, label = case("random", (24, 24))
+    label[1, 5, 6] = 1
+    scores[1, :, 5, 6] = float("nan")
+    assert loss(scores, label).isnan()
 
 
-@pytest.mark.parametrize("ohem", [True, False])
+@pytest.mark.parametrize("name", ["random", "few valid", "all void"])
+def test_plain_cross_entropy_is_the_mean_over_valid_or_all_pixels(name):
+    scores, label = case(name, (17, 9))
+    scores.requires_grad_()
+    valid = label.numpy() != 255
+    assert valid.sum() < valid.size
+    for average, pixels in (("valid", max(valid.sum(), 1)), ("all", valid.size)):
+        agree(cross_entropy(scores, label, average=average), scores, label, valid / pixels)
+
+
+@pytest.mark.parametrize("average", ["valid", "all"])
+@pytest.mark.parametrize("rule", [None, "official", "mmseg"])
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_the_objective_adds_a_weighted_plain_auxiliary_loss_at_label_size(align_corners, ohem):
+def test_the_objective_adds_a_weighted_plain_auxiliary_loss_at_label_size(align_corners, rule, average):
     torch.manual_seed(0)
     main, auxiliary = 3 * torch.randn(2, 2, CLASSES, 5, 6)
     label = case("random", (33, 41))[1]
-    objective = Objective(ohem, 0.7, 1000, auxiliary=0.4, align_corners=align_corners)
+    valid = label.numpy() != 255
+    pixels = valid.size if average == "all" else valid.sum()
     large = [F.interpolate(s, (33, 41), mode="bilinear", align_corners=align_corners) for s in (main, auxiliary)]
-    first = ohem_cross_entropy(large[0], label, 0.7, 1000) if ohem else cross_entropy(large[0], label)
-    torch.testing.assert_close(objective(main, auxiliary, label), first + 0.4 * cross_entropy(large[1], label))
-    torch.testing.assert_close(objective(main, None, label), first)
-    assert (ohem_cross_entropy(large[0], label, 0.7, 1000) - cross_entropy(large[0], label)).abs() > 1e-3
+    probability = large[0].softmax(1).numpy()
+    if rule == "official":
+        kept = authors_rule(probability, label.numpy(), 0.6, 1000)[1]
+        weight = kept / kept.sum()
+    else:
+        kept = mmseg_rule(probability, label.numpy(), 0.6, 1000)[1] if rule else valid
+        weight = kept / pixels
+    assert rule is None or 0 < kept.sum() < valid.sum()
+    first = weighted(large[0], label, weight)[0]
+    second = weighted(large[1], label, valid / pixels)[0]
+    loss = objective(rule, 0.6, 1000, auxiliary=0.3, align_corners=align_corners, average=average)
+    assert loss(main, auxiliary, label).item() == pytest.approx(first + 0.3 * second, rel=1e-6)
+    assert loss(main, None, label).item() == pytest.approx(first, rel=1e-6)
+
+
+def objective(rule: str | None, *mining: float, **options: object) -> Objective:
+    return Objective(rule is not None, *mining, rule=rule or "official", **options)
 
 
 def test_half_precision_scores_give_a_float32_loss():

@@ -18,6 +18,7 @@ import torch
 from ccnet_cli import checkpoint, config, datasets, images, loading, plan
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.evaluate import evaluate
+from ccnet_cli.loss import Objective
 from ccnet_cli.train import _loader, train
 
 SETTINGS = {
@@ -213,6 +214,22 @@ def test_pixels_without_a_class_train_without_harm(data, tmp_path):
     run = train(preset(data, "loss.ohem.enabled=true", "eval.every=0"), run=tmp_path / "run")
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert {row["loss"] for row in rows if "loss" in row} == {0.0}
+
+
+def test_the_loss_is_the_preset_s(data, tmp_path, monkeypatch):
+    made = []
+
+    def note(*given):
+        made.append(Objective(*given))
+        return made[-1]
+
+    monkeypatch.setattr("ccnet_cli.train.Objective", note)
+    mining = ("enabled=true", "threshold=0.6", "min_kept=77", "rule=mmseg")
+    chosen = ("loss.auxiliary=0.3", "loss.average=all", *(f"loss.ohem.{key}" for key in mining))
+    train(preset(data, "schedule.steps=1", *chosen), run=tmp_path / "run")
+    (used,) = made
+    assert (used.ohem, used.threshold, used.min_kept, used.rule) == (True, 0.6, 77, "mmseg")
+    assert (used.auxiliary, used.average, used.ignore_index, used.align_corners) == (0.3, "all", 255, True)
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
