@@ -102,15 +102,16 @@ def test_the_folder_that_eval_writes_is_scored_alike_as_it_is(by, saved, tmp_pat
 def test_a_test_set_without_labels_is_written_for_the_scorer(by, saved, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     data = tiny.make_cityscapes(tmp_path / "data", SIZES, "test", tmp_path / "hidden")
-    words = []
+    words, listing = [], None
     if by == "list":
+        listing = str(data / "test.lst")
         images = sorted(path.relative_to(data) for path in data.rglob("*.png"))
         (data / "test.lst").write_text("".join(f"{path}\n" for path in images))
         words = ["-s", "data.test_list=test.lst"]
     figures = evaluated(saved, "--data", data, "--split", "test", "--save", "out", "--format", "label-id", *words)
     assert {figures[key] for key in ("miou", "pixel_accuracy", "mean_accuracy")} == {None}
     assert set(figures["classes"].values()) == {None}
-    assert (figures["images"], figures["pixels"]) == (len(SIZES), 0)
+    assert (figures["images"], figures["pixels"], figures["settings"]["list"]) == (len(SIZES), 0, listing)
     told = capfd.readouterr()
     assert told.err == "ccnet: split test has no labels: its images are segmented into out, not scored\n"
     assert told.out == f"{len(SIZES)} images, {saved}: not scored\n"
