@@ -62,15 +62,24 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    """The network; mean and std are in channel_order, for pixel values 0 to 255."""
+    """The network; mean and std are in channel_order, for pixel values 0 to 255.
 
-    backbone: Literal["tiny", "resnet18", "resnet50", "resnet101"]
+    stem: deep is three 3x3 convolutions of 64, 64, 128 channels (at width 64), v1c of 32, 32, 64, 7x7 one of 64.
+    dilation: the first block of layers 3 and 4 is dilated as the others are, or half as much (contracted).
+    """
+
+    backbone: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
     width: Channels = 64
+    stem: Literal["deep", "v1c", "7x7"] = "deep"
+    dilation: Literal["dilated", "contracted"] = "dilated"
+    pool: Literal["ceil", "floor"] = "ceil"
     recurrence: Annotated[int, Field(strict=True, ge=0, le=3)]
     channels: Channels = 512
     query_channels: Channels | None = None
+    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
     auxiliary: Flag = True
     auxiliary_channels: Channels = 512
+    auxiliary_bias: Flag = True
     dropout: Fraction = 0.1
     channel_order: Literal["bgr", "rgb"] = "bgr"
     mean: tuple[Float, Float, Float] = (104.00698793, 116.66876762, 122.67891434)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ccnet_cli import checkpoint as checkpoints
-from ccnet_cli import config, distributed, images, outputs
+from ccnet_cli import config, distributed, images, loading, outputs
 from ccnet_cli import model as models
 from ccnet_cli.datasets import Sample, Source, load_image, load_pair, open_source
 from ccnet_cli.errors import InputError, notice
@@ -51,6 +51,7 @@ def evaluate(
     data: str | None = None,
     split: str = "val",
     overrides: Sequence[str] = (),
+    preset: str | None = None,
     mode: str | None = None,
     tile: tuple[int, int] | None = None,
     scales: Sequence[float] | None = None,
@@ -63,22 +64,25 @@ def evaluate(
     save_formats: Sequence[str] = ("color",),
     overwrite: bool = False,
 ) -> Result:
-    """Score a checkpoint; each of several processes takes its share, and all return the same.
+    """Score a checkpoint or other people's weights; of several processes each takes its share, all return the same.
 
-    data replaces the checkpoint's own data.root; overrides ("key=value") and then mode, tile, scales and flip replace
-    its other settings. limit scores the first images only. confusion draws the matrix as a PNG, save writes one PNG per
-    image and format into a folder, where existing files are refused unless overwrite. Of the splits train and val
-    every image needs a label. Any other may come without labels: then its images are saved and nothing is scored. One
-    that has labels for some of its images only is refused, as the figure of a part would pass for that of the whole.
+    preset (a name or file) replaces the one that the checkpoint holds or the weights suggest, overrides ("key=value")
+    its keys, data its data.root, and mode, tile, scales and flip those of its eval section. limit scores the first
+    images only. confusion draws the matrix as a PNG, save writes one PNG per image and format into a folder, where
+    existing files are refused unless overwrite.
+
+    Of the splits train and val every image needs a label. Any other may come without labels: then its images are saved
+    and nothing is scored. One that has labels for some of its images only is refused, as the figure of a part would
+    pass for that of the whole.
     """
     place = models.device(device)
     formats = outputs.check_formats(save_formats)
     check_precision(precision)
     if confusion is not None and confusion.suffix.lower() != ".png":
         raise InputError(confusion, "the confusion matrix is drawn as a PNG", "end the name in .png")
-    restored = checkpoints.restore(checkpoints.find(checkpoint))
-    preset = settled(restored.preset, overrides, data, mode=mode, tile=tile, scales=scales, flip=flip)
-    source = open_source(preset.data, split, labels_required=split in LABELLED)
+    restored = loading.restore(checkpoints.find(checkpoint), preset, overrides)
+    settled = with_choices(restored.preset, data, mode=mode, tile=tile, scales=scales, flip=flip)
+    source = open_source(settled.data, split, labels_required=split in LABELLED)
     _check(source, restored)
     scored = _labelled(source, split, save)
     source = replace(source, samples=source.samples[:limit])
@@ -98,16 +102,16 @@ def evaluate(
         if done % EVERY == 0 and done < shard:
             _tell(f"{done} of {shard} images evaluated")
 
-    matrix = evaluate_model(network(restored, place), source, preset.eval, place, on_image, precision)
+    matrix = evaluate_model(network(restored, place), source, settled.eval, place, on_image, precision)
     if scored and not matrix.matrix.any():
         _tell(f"the labels of split {split} are all void: there is no score")
     if confusion is not None and distributed.rank() == 0:
         images.write_image(confusion, draw(matrix, source.classes.names))
     settings = {
-        **preset.eval.model_dump(mode="json", include={"mode", "tile", "scales", "flip"}),
+        **settled.eval.model_dump(mode="json", include={"mode", "tile", "scales", "flip"}),
         "precision": precision,
-        "dataset": preset.data.dataset,
-        "data": preset.data.root,
+        "dataset": settled.data.dataset,
+        "data": settled.data.root,
         "split": split,
         "list": None if source.listing is None else str(source.listing),
         "limit": limit,
@@ -164,20 +168,16 @@ def result(confusion: Confusion, source: Source, checkpoint: Path, settings: dic
     )
 
 
-def settled(
-    preset: config.Preset, overrides: Sequence[str] = (), data: str | None = None, **choices: Any
-) -> config.Preset:
-    """The preset with overrides, another data root, and those of the eval section's keys that are not None."""
+def with_choices(preset: config.Preset, data: str | None = None, **choices: Any) -> config.Preset:
+    """The preset with another data root, and those of the eval section's keys that are not None."""
     mapping = config.to_mapping(preset)
-    for text in overrides:
-        config.override(mapping, text)
     if data is not None:
         mapping["data"]["root"] = data
     mapping["eval"].update({key: value for key, value in choices.items() if value is not None})
     return config.from_mapping(mapping)
 
 
-def network(restored: checkpoints.Restored, device: torch.device) -> nn.Module:
+def network(restored: loading.Restored, device: torch.device) -> nn.Module:
     """The restored model on the device, in the memory format it was trained in."""
     model = restored.model.to(device)
     return model.to(memory_format=torch.channels_last) if restored.preset.train.channels_last else model
@@ -227,7 +227,7 @@ def draw(confusion: Confusion, names: Sequence[str]) -> np.ndarray:
     return picture
 
 
-def _check(source: Source, restored: checkpoints.Restored) -> None:
+def _check(source: Source, restored: loading.Restored) -> None:
     """InputError unless there are images, of the classes that the checkpoint knows."""
     fix = "choose another --split, or the data set that the checkpoint was trained on"
     if not source.samples:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ccnet_cli import checkpoint, images
+from ccnet_cli import images, loading
 from ccnet_cli import predict as prediction
 from ccnet_cli.errors import InputError
 
@@ -50,7 +50,7 @@ def test_one_image_to_one_file(saved, photos, tmp_path):
     ids = images.read_label(mask)
     assert ids.shape == (40, 56)
     assert len(np.unique(ids)) >= 3
-    palette = np.array(checkpoint.restore(saved).classes.palette)
+    palette = np.array(loading.restore(saved).classes.palette)
     np.testing.assert_array_equal(read(mask), palette[ids][:, :, ::-1])
     predict([photos / "a.png"], tmp_path / "ids.png", saved, formats=["train-id"])
     np.testing.assert_array_equal(read(tmp_path / "ids.png"), ids)
