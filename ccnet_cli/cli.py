@@ -160,7 +160,9 @@ def train(
     """Train a model; the run folder holds everything that belongs to the run."""
     from ccnet_cli import config
 
-    settings = config.load(preset, [*(overrides or ()), *_data_root(data), *([] if seed is None else [f"seed={seed}"])])
+    settings = config.load(
+        preset, [*(overrides or ()), *_path("data.root", data), *([] if seed is None else [f"seed={seed}"])]
+    )
     from ccnet_cli.train import train as start
 
     folder = start(
@@ -184,13 +186,20 @@ def train(
         "ccnet eval CS_scenes_60000.pth --data Cityscapes",
         "ccnet eval ckpt.pt --data Cityscapes --mode sliding --scales 0.75,1,1.25 --flip",
         "ccnet eval ckpt.pt --data Cityscapes --save results --format label-id",
+        "ccnet eval ckpt.pt --data Cityscapes --split test --list test.lst --save results --format label-id",
     ),
 )
 def evaluate(
     checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", help="Checkpoint to score.")] = None,
     option: CheckpointFile = None,
     data: DataFolder = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="train or val.")] = "val",
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="train, val, or another, such as test, that may have no labels.")
+    ] = "val",
+    listing: Annotated[
+        Path | None,
+        typer.Option("--list", metavar="FILE", help="List file of the split (data.train_list, val_list or test_list)."),
+    ] = None,
     preset: OtherPreset = None,
     overrides: Overrides = None,
     mode: Mode = None,
@@ -217,7 +226,7 @@ def evaluate(
         data=None if data is None else str(data),
         split=split,
         preset=preset,
-        overrides=overrides or (),
+        overrides=[*(overrides or ()), *_path(f"data.{split}_list", listing)],
         mode=mode,
         scales=averaged,
         flip=flip,
@@ -233,10 +242,14 @@ def evaluate(
         _write(csv, "class,iou\n" + "".join(f"{_quoted(name)},{'' if v is None else v}\n" for name, v in rows))
     if _json(result, json_file):
         return
+    title = f"{result['images']} images, {result['checkpoint']}"
+    if result["miou"] is None:
+        print(f"{title}: not scored")
+        return
     rows = [(name, _percent(value)) for name, value in result["classes"].items()]
     summary = [("mIoU", "miou"), ("pixel accuracy", "pixel_accuracy"), ("mean accuracy", "mean_accuracy")]
     rows += [(label, _percent(result[key])) for label, key in summary]
-    _table(f"{result['images']} images, {result['checkpoint']}", ("class", "IoU %"), rows, sections=[len(rows) - 4])
+    _table(title, ("class", "IoU %"), rows, sections=[len(rows) - 4])
 
 
 @app.command(
@@ -601,7 +614,7 @@ def data_check(
     if dataset is None and preset is None:
         dataset = datasets.recognise(folder)
     chosen = [] if dataset is None else [f"data.dataset={dataset}"]
-    settings = config.load(preset or "quickstart", [*chosen, *(overrides or ()), *_data_root(folder)])
+    settings = config.load(preset or "quickstart", [*chosen, *(overrides or ()), *_path("data.root", folder)])
     reports = {}
     for name in split or ("train", "val"):
         source = datasets.open_source(settings.data, name, labels_required=False, verify=False)
@@ -631,9 +644,9 @@ def data_sample(
     print(output)
 
 
-def _data_root(folder: Path | None) -> list[str]:
+def _path(key: str, path: Path | None) -> list[str]:
     # quoted: a path may hold characters that mean something in YAML
-    return [] if folder is None else [f"data.root={json.dumps(str(folder))}"]
+    return [] if path is None else [f"{key}={json.dumps(str(path))}"]
 
 
 def _point(text: str) -> tuple[int, int]:

@@ -97,6 +97,7 @@ class Data(Section):
     val_split: Text = "val"
     train_list: Text | None = None
     val_list: Text | None = None
+    test_list: Text | None = None
     train_images: Text | None = None
     train_labels: Text | None = None
     val_images: Text | None = None

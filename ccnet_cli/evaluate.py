@@ -14,7 +14,7 @@ from torch import nn
 from ccnet_cli import checkpoint as checkpoints
 from ccnet_cli import config, distributed, images, loading, outputs
 from ccnet_cli import model as models
-from ccnet_cli.datasets import Sample, Source, load_pair, open_source
+from ccnet_cli.datasets import Sample, Source, load_image, load_pair, open_source
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.images import cv2
 from ccnet_cli.inference import check_precision, segment
@@ -22,13 +22,15 @@ from ccnet_cli.metrics import Confusion
 
 # images between two lines of progress
 EVERY = 20
+# splits that are there to be learnt from and scored: a label that is missing is a mistake
+LABELLED = ("train", "val")
 # pixels of a cell of the drawn matrix
 CELL = 44
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation found: shares in 0..1, None where there was nothing to measure."""
+    """What an evaluation found: shares in 0..1, None where there was nothing to measure; images are those segmented."""
 
     miou: float | None
     pixel_accuracy: float | None
@@ -68,6 +70,10 @@ def evaluate(
     its keys, data its data.root, and mode, tile, scales and flip those of its eval section. limit scores the first
     images only. confusion draws the matrix as a PNG, save writes one PNG per image and format into a folder, where
     existing files are refused unless overwrite.
+
+    Of the splits train and val every image needs a label. Any other may come without labels: then its images are saved
+    and nothing is scored. One that has labels for some of its images only is refused, as the figure of a part would
+    pass for that of the whole.
     """
     place = models.device(device)
     formats = outputs.check_formats(save_formats)
@@ -76,10 +82,13 @@ def evaluate(
         raise InputError(confusion, "the confusion matrix is drawn as a PNG", "end the name in .png")
     restored = loading.restore(checkpoints.find(checkpoint), preset, overrides)
     settled = with_choices(restored.preset, data, mode=mode, tile=tile, scales=scales, flip=flip)
-    source = open_source(settled.data, split, labels_required=True)
-    source = replace(source, samples=source.samples[:limit])
+    source = open_source(settled.data, split, labels_required=split in LABELLED)
     _check(source, restored)
+    scored = _labelled(source, split, save)
+    source = replace(source, samples=source.samples[:limit])
     planned = {} if save is None else _plan(source, save, formats, overwrite)
+    if not scored:
+        _tell(f"split {split} has no labels: its images are segmented into {save}, not scored")
 
     shard = len(distributed.shard(len(source.samples)))
     done = 0
@@ -90,10 +99,12 @@ def evaluate(
         if save is not None:
             for format, path in planned[sample.name].items():
                 outputs.write(path, format, ids, image, source.classes)
-        if done % EVERY == 0 and done < shard and distributed.rank() == 0:
-            notice(f"{done} of {shard} images evaluated")
+        if done % EVERY == 0 and done < shard:
+            _tell(f"{done} of {shard} images evaluated")
 
     matrix = evaluate_model(network(restored, place), source, settled.eval, place, on_image, precision)
+    if scored and not matrix.matrix.any():
+        _tell(f"the labels of split {split} are all void: there is no score")
     if confusion is not None and distributed.rank() == 0:
         images.write_image(confusion, draw(matrix, source.classes.names))
     settings = {
@@ -102,6 +113,7 @@ def evaluate(
         "dataset": settled.data.dataset,
         "data": settled.data.root,
         "split": split,
+        "list": None if source.listing is None else str(source.listing),
         "limit": limit,
     }
     return result(matrix, source, restored.path, settings)
@@ -115,7 +127,7 @@ def evaluate_model(
     on_image: Callable[[Sample, np.ndarray, np.ndarray], None] | None = None,
     precision: str = "fp32",
 ) -> Confusion:
-    """The confusion matrix over every labelled image, on every process, each image counted once.
+    """The confusion matrix over every image that has a label, on every process, each image counted once.
 
     on_image gets sample, BGR image and train ids (H, W) of each image of this process. The model's modes are kept.
     """
@@ -124,10 +136,12 @@ def evaluate_model(
     samples = [source.samples[index] for index in distributed.shard(len(source.samples))]
     s = settings
     with evaluating(model):
-        for sample, image, label in _ahead(lambda sample: (sample, *load_pair(source, sample)), samples):
+        for sample, image, label in _ahead(lambda sample: _load(source, sample), samples):
             ids = segment(model, image, device, s.mode, s.tile, s.scales, s.flip, precision)
-            confusion.update(torch.from_numpy(ids), torch.from_numpy(label), source.ignore_index)
-            counted += torch.tensor([1, np.count_nonzero(label != source.ignore_index)])
+            counted[0] += 1
+            if label is not None:
+                confusion.update(torch.from_numpy(ids), torch.from_numpy(label), source.ignore_index)
+                counted[1] += np.count_nonzero(label != source.ignore_index)
             if on_image is not None:
                 on_image(sample, image, ids)
     # where the processes meet: NCCL sums on the GPU alone
@@ -224,6 +238,22 @@ def _check(source: Source, restored: loading.Restored) -> None:
         raise InputError(f"data set {source.dataset}", why, fix)
 
 
+def _labelled(source: Source, split: str, save: Path | None) -> bool:
+    """Whether every image has a label; InputError where some have none, or none has one and nothing is saved either."""
+    missing = [sample for sample in source.samples if sample.label is None]
+    if not missing:
+        return True
+    count, first = len(source.samples), missing[0]
+    if len(missing) < count:
+        why = f"has no label, as {len(missing)} of {count} images of split {split}"
+        fix = "label every image or none; --list FILE can name those with a label"
+        raise InputError(f"{source.where(first)}image {first.image}", why, fix)
+    if save is None:
+        why = "has no labels, so there is nothing to score"
+        raise InputError(f"split {split}", why, "add --save DIR to segment its images, or choose a split with labels")
+    return False
+
+
 def _plan(source: Source, folder: Path, formats: Sequence[str], overwrite: bool) -> dict[str, dict[str, Path]]:
     """The files of each image of this process, by its name; InputError if one leaves the folder or replaces a file."""
     if folder.exists() and not folder.is_dir():
@@ -234,8 +264,24 @@ def _plan(source: Source, folder: Path, formats: Sequence[str], overwrite: bool)
         raise InputError(f"image name {twice}", "stands for two images", "rename one of them")
     own = [names[index] for index in distributed.shard(len(names))]
     planned = {name: outputs.destinations(folder, name, formats) for name in own}
-    outputs.refuse_existing((path for paths in planned.values() for path in paths.values()), overwrite)
+    written = [path for paths in planned.values() for path in paths.values()]
+    read = [path for sample in source.samples for path in (sample.image, sample.label) if path is not None]
+    outputs.refuse_inputs(read, written)
+    outputs.refuse_existing(written, overwrite)
     return planned
+
+
+def _tell(text: str) -> None:
+    """A notice by one of the processes."""
+    if distributed.rank() == 0:
+        notice(text)
+
+
+def _load(source: Source, sample: Sample) -> tuple[Sample, np.ndarray, np.ndarray | None]:
+    """The sample with its BGR image and, where it has a label, that."""
+    if sample.label is None:
+        return sample, load_image(sample), None
+    return sample, *load_pair(source, sample)
 
 
 def _ahead(load: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

@@ -57,6 +57,14 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
             raise InputError(above, "is a file, not a folder", "choose another output")
 
 
+def refuse_inputs(inputs: Iterable[Path], paths: Iterable[Path]) -> None:
+    """InputError for the first path that is one of the inputs, links followed."""
+    originals = {os.path.realpath(path) for path in inputs}
+    for path in paths:
+        if os.path.realpath(path) in originals:
+            raise InputError(path, "is one of the images to segment, or its label", "choose another output")
+
+
 def write(path: Path, format: str, ids: np.ndarray, image_bgr: np.ndarray, classes: Classes) -> None:
     """Write one segmentation, making its folder; ids are train ids (H, W) uint8, every one of them a class.
 

@@ -47,7 +47,7 @@ def predict(
             why = "is also the name of a mask" if legend in written else "has no image suffix"
             raise InputError(f"legend {legend}", why, "give it another name, such as legend.png")
         written.append(legend)
-    _refuse_inputs(found, written)
+    outputs.refuse_inputs(found, written)
     outputs.refuse_existing(written, overwrite)
     check_precision(precision)
     place = models.device(device)
@@ -123,14 +123,6 @@ def plan_outputs(found: dict[Path, str], output: Path, formats: Sequence[str]) -
                 raise InputError(f"{owner[path]} and {image}", f"both would be written to {path}", "segment them apart")
             owner[path] = image
     return plan
-
-
-def _refuse_inputs(found: dict[Path, str], written: list[Path]) -> None:
-    """InputError where a mask would replace one of the images."""
-    originals = {_real(image) for image in found}
-    for path in written:
-        if _real(path) in originals:
-            raise InputError(path, "is one of the images to segment", "choose another output")
 
 
 def _walk(root: Path, output: Path | None) -> list[Path]:

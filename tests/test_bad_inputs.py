@@ -109,6 +109,32 @@ CASES = {
     "list leads outside": (lambda: write("data/val.lst", "../good.png ../good.png\n"), LISTED, "val.lst line 1"),
     "list twice": (lambda: write("data/val.lst", f"val/000.png {LABEL[5:]}\n" * 2), LISTED, "val.lst line 2"),
     "list names nothing": (lambda: write("data/val.lst", f"val/x.png {LABEL[5:]}\n"), LISTED, "val.lst line 1"),
+    "list twice without labels": (
+        lambda: write("data/test.lst", "val/000.png\n" * 2),
+        [*EVAL, "--split", "test", "--list", "test.lst"],
+        "test.lst line 2: names val/000 again",
+    ),
+    "list leads outside without labels": (
+        lambda: write("data/test.lst", "../good.png\n"),
+        [*EVAL, "--split", "test", "--list", "test.lst"],
+        "lies outside the data root",
+    ),
+    "list is not there": (lambda: None, [*EVAL, "--list", "none.lst"], "none.lst: does not exist"),
+    "list of a split that has none": (
+        lambda: write("data/any.lst", "val/000.png\n"),
+        [*EVAL, "--split", "any", "--list", "any.lst"],
+        "preset key data.any_list: unknown; did you mean data.",
+    ),
+    "nothing to score or save": (
+        lambda: write("data/test.lst", "val/000.png\n"),
+        "eval model.pt --data data --json out.json --split test --list test.lst".split(),
+        "split test: has no labels",
+    ),
+    "no labels and output exists": (
+        lambda: [write("data/test.lst", "val/000.png\n"), write("out/val/000.png", "mine")],
+        [*EVAL, "--split", "test", "--list", "test.lst"],
+        "000.png: exists",
+    ),
     "data missing": (lambda: None, "eval model.pt --data nowhere".split(), "nowhere"),
     "output exists": (
         lambda: write("out.png", b"mine"),

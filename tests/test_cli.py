@@ -366,7 +366,8 @@ def test_eval_writes_csv_that_reads_back(scored: dict[str, object], folder: Path
 
 def test_eval_hands_on_what_was_asked(scored: dict[str, object]):
     words = "--checkpoint a.pt --data D --split train --mode sliding --scales 0.5,1 --flip --limit 3 --device cpu"
-    assert call("eval", *words.split(), "-s", "eval.tile=64,64", "--save", "out", "--format", "label-id") == 0
+    words += " -s eval.tile=64,64 --list my:list --save out --format label-id"
+    assert call("eval", *words.split()) == 0
     assert scored == {
         "checkpoint": Path("a.pt"),
         "data": "D",
@@ -376,7 +377,7 @@ def test_eval_hands_on_what_was_asked(scored: dict[str, object]):
         "flip": True,
         "limit": 3,
         "device": "cpu",
-        "overrides": ["eval.tile=64,64"],
+        "overrides": ["eval.tile=64,64", 'data.train_list="my:list"'],
         "preset": None,
         "save": Path("out"),
         "save_formats": ["label-id"],
@@ -388,6 +389,7 @@ def test_eval_hands_on_what_was_asked(scored: dict[str, object]):
 def test_eval_leaves_to_the_checkpoint_what_was_not_asked(scored: dict[str, object]):
     assert call("eval") == 0
     assert [scored[key] for key in ("checkpoint", "data", "mode", "scales", "flip", "limit", "save")] == [None] * 7
+    assert scored["overrides"] == []
 
 
 def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

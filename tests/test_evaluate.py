@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from ccnet_cli import checkpoint, config, distributed, loading
+from ccnet_cli import checkpoint, config, distributed, loading, outputs
 from ccnet_cli import evaluate as evaluation
 from ccnet_cli.datasets import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
@@ -153,6 +154,27 @@ def test_a_sampler_that_repeats_images_is_noticed(saved, data, monkeypatch):
         evaluate(saved, data)
 
 
+def bare(folder, sizes=SIZES[:3]):
+    """A split test of images alone."""
+    data = tiny.make_camvid(folder, sizes, "test")
+    shutil.rmtree(data / "testannot")
+    return data
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_any_number_of_processes_writes_every_image_once(saved, tmp_path, world, monkeypatch):
+    data = bare(tmp_path / "data")
+    options = {"split": "test", "save_formats": ["train-id"]}
+    alone = evaluate(saved, data, save=tmp_path / "alone", **options)
+    written, write = [], outputs.write
+    monkeypatch.setattr(outputs, "write", lambda path, *rest: (written.append(path.name), write(path, *rest)))
+    results = in_ranks(world, lambda _: evaluate(saved, data, save=tmp_path / "out", **options), monkeypatch)
+    assert results == [alone] * world
+    assert sorted(written) == ["000.png", "001.png", "002.png"]
+    read = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("out", "alone")]
+    assert read[0] == read[1]
+
+
 @pytest.mark.slow
 def test_real_processes_give_the_same_result(saved, data):
     alone = evaluate(saved, data)
@@ -198,7 +220,6 @@ def test_maps_are_saved_in_every_format(saved, data, tmp_path):
 
 
 def test_label_ids_are_the_data_sets_own(tmp_path):
-    from ccnet_cli import outputs
     from ccnet_cli.datasets import Classes
 
     classes = Classes(("road", "sky"), ((1, 2, 3), (4, 5, 6)), (7, 23))
@@ -224,7 +245,6 @@ def test_saved_files_are_kept_unless_asked(saved, data, tmp_path):
 )
 @pytest.mark.parametrize("several", [False, True])
 def test_names_cannot_leave_the_folder(name, several, tmp_path):
-    from ccnet_cli import outputs
 
     folder = tmp_path / "save"
     for base in (folder, folder / "color"):
@@ -263,6 +283,68 @@ def test_a_missing_label_is_refused_before_the_first_image(saved, tmp_path, monk
     with pytest.raises(InputError, match=r"002\.png"):
         evaluate(saved, data, save=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_images_without_labels_and_nowhere_to_go_are_refused(saved, tmp_path, monkeypatch):
+    data = bare(tmp_path)
+    monkeypatch.setattr(evaluation, "segment", lambda *_: pytest.fail("an image was segmented"))
+    with pytest.raises(InputError, match="split test: has no labels, so there is nothing to score; add --save DIR"):
+        evaluate(saved, data, split="test", confusion=tmp_path / "matrix.png")
+
+
+def test_images_without_labels_are_segmented_as_any(saved, data, tmp_path, capfd):
+    evaluate(saved, data, save=tmp_path / "with", limit=3)
+    assert capfd.readouterr().err == ""
+    result = evaluate(saved, bare(tmp_path), split="test", save=tmp_path / "without")
+    assert capfd.readouterr().err.count("\n") == 1
+    assert (result.images, result.pixels, result.miou, set(result.classes.values())) == (3, 0, None, {None})
+    read = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("with", "without")]
+    assert read[0] == read[1]
+
+
+def test_any_split_but_train_and_val_may_do_without_labels(saved, tmp_path):
+    data = bare(tmp_path)
+    for split in ("holdout", "train", "val"):
+        (data / split).symlink_to(data / "test")
+        (data / f"{split}annot").mkdir()
+    assert evaluate(saved, data, split="holdout", save=tmp_path / "out").images == 3
+    for split in ("train", "val"):
+        with pytest.raises(InputError, match=r"000\.png: has no label .*000\.png; give a label for every image"):
+            evaluate(saved, data, split=split, save=tmp_path / "out", overwrite=True)
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_a_split_with_some_labels_is_refused(saved, tmp_path, limit):
+    data = tiny.make_camvid(tmp_path / "data", SIZES[:3], "test")
+    (data / "testannot" / "001.png").unlink()
+    with pytest.raises(InputError, match=r"001\.png: has no label, as 1 of 3 images of split test; label every image"):
+        evaluate(saved, data, split="test", save=tmp_path / "out", limit=limit)
+    assert not (tmp_path / "out").exists()
+    (data / "some.lst").write_text("".join(f"test/{name}.png testannot/{name}.png\n" for name in ("000", "002")))
+    assert evaluate(saved, data, split="test", overrides=["data.test_list=some.lst"]).images == 2
+
+
+def test_labels_that_are_all_void_are_told(saved, tmp_path, capfd):
+    evaluate(saved, tiny.make_camvid(tmp_path, [(8, 8)], "test", void=2), split="test")
+    assert capfd.readouterr().err == "ccnet: the labels of split test are all void: there is no score\n"
+
+
+def test_notices_come_from_one_process(saved, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(distributed, "shard", range)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    evaluate(saved, bare(tmp_path), split="test", save=tmp_path / "out")
+    assert capfd.readouterr().err == ""
+
+
+def test_saved_files_never_replace_what_is_read(saved, data, tmp_path):
+    copied = shutil.copytree(data, tmp_path / "data")
+    before = {path: path.read_bytes() for path in copied.rglob("*.png")}
+    lines = [f"val/{path.name} valannot/{path.name}\n" for path in (copied / "val").iterdir()]
+    (copied / "val.lst").write_text("".join(lines))
+    for save, overrides in ((copied, ["data.val_list=val.lst"]), (copied / "valannot", [])):
+        with pytest.raises(InputError, match="is one of the images to segment, or its label"):
+            evaluate(saved, copied, save=save, overrides=overrides, overwrite=True)
+    assert {path: path.read_bytes() for path in copied.rglob("*.png")} == before
 
 
 def test_other_classes_than_the_checkpoints_are_refused(saved, data, tmp_path):

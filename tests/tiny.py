@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ccnet_cli import checkpoint, config
-from ccnet_cli.datasets.camvid import CLASSES
+from ccnet_cli.datasets import Classes, camvid, cityscapes
 from ccnet_cli.model import build
 
 OVERRIDES = (
@@ -20,11 +20,17 @@ OVERRIDES = (
 )
 
 
-def save_checkpoint(folder: Path, *overrides: str, spoil: bool = False) -> Path:
-    """An untrained model of CamVid's classes that answers with several of them; spoil makes its scores nan."""
+# label ids: road, building and car, then every one that does not count
+STREET_IDS = (7, 11, 26, *range(7), 9, 10, *range(14, 17), 18, 29, 30)
+
+
+def save_checkpoint(
+    folder: Path, *overrides: str, spoil: bool = False, classes: Classes = camvid.CLASSES, never: int | None = None
+) -> Path:
+    """An untrained model that answers with several of the classes, CamVid's, but never one; spoil makes scores nan."""
     preset = config.load("camvid", [*OVERRIDES, *overrides])
     torch.manual_seed(3)
-    model = build(preset.model, len(CLASSES)).eval()
+    model = build(preset.model, len(classes)).eval()
     with torch.no_grad():
         if model.head.rcca is not None:
             model.head.rcca.attention.gamma.fill_(0.5)
@@ -32,13 +38,15 @@ def save_checkpoint(folder: Path, *overrides: str, spoil: bool = False) -> Path:
         classify = model.head.bottleneck[-1]
         classify.weight.mul_(20)
         classify.bias.zero_()
+        if never is not None:
+            classify.bias[never] = -1e6
         if spoil:
             classify.bias.fill_(float("nan"))
     state = {
         "format": checkpoint.FORMAT,
         "model": model.state_dict(),
         "preset": config.to_mapping(preset),
-        "classes": CLASSES.to_mapping(),
+        "classes": classes.to_mapping(),
         "step": 1,
         "metrics": {},
     }
@@ -72,4 +80,23 @@ def make_camvid(root: Path, sizes: list[tuple[int, int]], split: str = "val", vo
         label[random.random((height, width)) < void] = 11
         write(root / split / f"{number:03}.png", picture(height, width, number))
         write(root / f"{split}annot" / f"{number:03}.png", label)
+    return root
+
+
+def save_cityscapes_checkpoint(folder: Path) -> Path:
+    """As save_checkpoint, of Cityscapes' classes; it never answers with train."""
+    classes = cityscapes.CLASSES
+    return save_checkpoint(folder, "data.dataset=cityscapes", classes=classes, never=classes.names.index("train"))
+
+
+def make_cityscapes(root: Path, sizes: list[tuple[int, int]], split: str, labels: Path | None) -> Path:
+    """One image per size below root and, if given, random label ids below labels; the last label map is all void."""
+    for number, (height, width) in enumerate(sizes):
+        city = ("ulm", "bad-homburg")[number % 2]
+        name = f"{split}/{city}/{city}_{number:06}_{number + 19:06}"
+        write(root / f"leftImg8bit/{name}_leftImg8bit.png", picture(height, width, number))
+        if labels is not None:
+            ids = np.array(STREET_IDS[3:] if number == len(sizes) - 1 else STREET_IDS, np.uint8)
+            values = np.random.default_rng(number).choice(ids, (height, width))
+            write(labels / f"gtFine/{name}_gtFine_labelIds.png", values)
     return root

@@ -30,7 +30,7 @@ def folder(path: Path, expected: str) -> Path:
 
 def find_list(data: config.Data, root: Path, split: str) -> Path | None:
     """The split's list file, if one is set: relative to the data root or, where it is not there, the working folder."""
-    name = {"train": data.train_list, "val": data.val_list}.get(split)
+    name = {"train": data.train_list, "val": data.val_list, "test": data.test_list}.get(split)
     if name is None:
         return None
     inside = root / name
@@ -59,7 +59,8 @@ def read_list(path: Path, root: Path, unique: bool, labels_required: bool) -> Sa
         if not columns:
             continue
         if len(columns) > 2 or (labels_required and len(columns) < 2):
-            fix = "separate them by a tab if names hold blanks" if len(columns) > 2 else "write IMAGE LABEL"
+            short = "write IMAGE LABEL (ccnet eval --split test does without labels)"
+            fix = "separate them by a tab if names hold blanks" if len(columns) > 2 else short
             raise InputError(f"{path} line {number}", f"two columns expected, found {len(columns)}", fix)
         if untidy:
             columns = [_inside(entry, top, f"{path} line {number}") for entry in columns]
