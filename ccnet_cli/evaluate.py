@@ -95,7 +95,7 @@ def evaluate(
     if confusion is not None and distributed.rank() == 0:
         images.write_image(confusion, draw(matrix, source.classes.names))
     settings = {
-        **preset.eval.model_dump(mode="json", include={"mode", "tile", "scales", "flip"}),
+        **preset.eval.model_dump(mode="json", include={"mode", "tile", "fit", "scales", "flip"}),
         "precision": precision,
         "dataset": preset.data.dataset,
         "data": preset.data.root,
@@ -123,7 +123,8 @@ def evaluate_model(
     s = settings
     with evaluating(model):
         for sample, image, label in _ahead(lambda sample: (sample, *load_pair(source, sample)), samples):
-            ids = segment(model, image, device, s.mode, s.tile, s.scales, s.flip, precision)
+            mirrored = source.classes.mirrored
+            ids = segment(model, image, device, s.mode, s.tile, s.scales, s.flip, precision, s.fit, mirrored)
             confusion.update(torch.from_numpy(ids), torch.from_numpy(label), source.ignore_index)
             counted += torch.tensor([1, np.count_nonzero(label != source.ignore_index)])
             if on_image is not None:

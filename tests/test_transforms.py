@@ -87,13 +87,14 @@ def test_padding_is_below_and_right_with_the_mean_and_the_ignored_label():
     assert (label[:2] == 1).all() and (label[2:] == 255).all()
 
 
-def drawn(seed, count=400, shape=(8, 10), crop=(6, 6), scales=(1.0,)):
+def drawn(seed, count=400, shape=(8, 10), crop=(6, 6), scales=(1.0, 1.0, 0.1)):
     """Crops of an image that holds each pixel's own position."""
     y, x = np.mgrid[: shape[0], : shape[1]]
     image = np.dstack([y, x, y]).astype(np.uint8)
     label = (y * shape[1] + x).astype(np.uint8)
     for index in range(count):
-        yield transforms.cut(image, label, crop, scales, transforms.generator(seed, 0, index))
+        random = transforms.generator(seed, 0, index)
+        yield transforms.cut(*transforms.resize(image, label, transforms.random_scale(*scales, random)), crop, random)
 
 
 def test_every_place_comes_equally_often():
@@ -118,8 +119,8 @@ def test_half_of_the_samples_are_mirrored_with_their_padding():
 
 
 def test_every_scale_comes_equally_often():
-    scales = transforms.scales(0.7, 2.1, 0.1)
-    heights = [image.shape[0] for image, _ in drawn(1, 3000, shape=(10, 10), crop=(100, 100), scales=scales)]
+    places = drawn(1, 3000, shape=(10, 10), crop=(100, 100), scales=(0.7, 2.1, 0.1))
+    heights = [image.shape[0] for image, _ in places]
     counts = np.array([heights.count(height) for height in range(7, 22)])
     assert counts.sum() == 3000
     assert all(140 < times < 270 for times in counts)  # 200 each expected
@@ -146,7 +147,10 @@ def test_cutting_does_not_touch_its_input():
     image = photograph(20, 20)
     label = image[:, :, 0].copy()
     before = image.copy(), label.copy()
-    transforms.cut(image, label, (9, 9), (1.0, 1.5), np.random.default_rng(0))
+    random = np.random.default_rng(0)
+    transforms.cut(*transforms.resize(image, label, 1.5), (9, 9), random)
+    transforms.cut(image, label, (9, 9), random, 0.3)
+    transforms.distort(image, random)
     assert (image == before[0]).all() and (label == before[1]).all()
 
 
