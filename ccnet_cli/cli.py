@@ -497,7 +497,10 @@ def data_check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the data set.")],
     dataset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="cityscapes, camvid or toyscapes; told by the folders' names if left out."),
+        typer.Option(
+            metavar="NAME",
+            help="cityscapes, camvid, ade20k, voc, lip, cocostuff; told by the folders' names if left out.",
+        ),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="Preset that describes the data (classes, lists).")

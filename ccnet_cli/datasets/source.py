@@ -109,6 +109,13 @@ class Source:
         return f"{self.listing} line {sample.line}: " if self.listing and sample.line else ""
 
 
+def coloured(table: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """The names and RGB colours of a table "NAME RRGGBB, NAME RRGGBB, ..."."""
+    entries = [entry.strip().rpartition(" ") for entry in table.split(",")]
+    colours = [bytes.fromhex(colour) for _, _, colour in entries]
+    return tuple(name for name, _, _ in entries), tuple((red, green, blue) for red, green, blue in colours)
+
+
 def lookup(train_ids: Mapping[int, int], ignored: Sequence[int]) -> np.ndarray:
     """The table (65536,) int16 of file value -> train id; ignored values give 255, all others -1."""
     table = np.full(65536, REFUSED, np.int16)
