@@ -412,8 +412,11 @@ def presets_list(json_file: Json = None) -> None:
     found = [config.load(name) for name in config.names()]
     if _json([config.to_mapping(preset) for preset in found], json_file):
         return
-    rows = [(p.name, p.model.backbone, f"{p.model.recurrence}", p.data.dataset, p.description) for p in found]
-    _table(None, ("preset", "backbone", "R", "data", "what"), rows)
+    _table(
+        None,
+        ("preset", "what", "published", "source"),
+        [(p.name, p.description, p.published or "", p.source) for p in found],
+    )
 
 
 @presets_app.command(

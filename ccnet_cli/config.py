@@ -189,6 +189,7 @@ class Ohem(Section):
     enabled: Flag
     threshold: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.7
     min_kept: Count = 100000
+    rule: Literal["official", "mmseg"] = "official"
 
 
 class Loss(Section):
