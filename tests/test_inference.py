@@ -73,18 +73,23 @@ def bilinear(array_KHW, height, width, align_corners):
     return out
 
 
-def oracle(model, image, mode, tile, scales, flip):
+def oracle(model, image, mode, tile, scales, flip, fit=None, pairs=()):
     """The averaged scores, the plain way: (K, H, W) float64."""
     height, width = image.shape[-2:]
     pixels = image[0].numpy().astype(np.float64)
     total = 0
     for scale in scales:
         h, w = max(1, round(scale * height)), max(1, round(scale * width))
+        if fit is not None:
+            factor = scale * min(fit[0] / max(height, width), fit[1] / min(height, width))
+            h, w = (max(1, math.floor(side * factor + 0.5)) for side in (height, width))
         picture = bilinear(pixels, h, w, model.align_corners)
         views = [picture, picture[:, :, ::-1]] if flip else [picture]
         for number, view in enumerate(views):
             scores = slide(model, view, tile) if mode == "sliding" else run(model, view)
             scores = bilinear(scores, height, width, model.align_corners)
+            for one, other in pairs if number else ():
+                scores[[one, other]] = scores[[other, one]]
             total = total + (scores[:, :, ::-1] if number else scores)
     return total / (len(scales) * (1 + flip))
 
@@ -131,6 +136,37 @@ def test_scores_match_the_oracle(shape, mode, align_corners):
         expected = oracle(model, image, mode, TILE, scales, flip)
         # float32 places of bilinear samples are good to a few 1e-6 of a pixel
         np.testing.assert_allclose(scores.numpy(), expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("mode", ["whole", "sliding"])
+@pytest.mark.parametrize("shape", [(40, 70), (17, 23), (33, 1)])
+def test_a_picture_made_to_fit_is_scored_at_its_own_size(shape, mode, align_corners):
+    model = Strided(align_corners)
+    image = photo(*shape)
+    for fit, scales, flip in (((50, 30), (1.0,), False), ((90, 31), (0.5, 1.25), True)):
+        scores = inference.class_scores(model, image, mode, TILE, scales, flip, fit)
+        assert scores.shape == (4, *shape)
+        expected = oracle(model, image, mode, TILE, scales, flip, fit)
+        np.testing.assert_allclose(scores.numpy(), expected, atol=3e-4, rtol=0)
+    if shape == (40, 70):
+        assert np.abs(expected - oracle(model, image, mode, TILE, scales, flip)).max() > 0.1
+
+
+def test_a_picture_that_fits_already_is_left_as_it_is():
+    image = photo(30, 50)
+    assert torch.equal(inference.class_scores(Strided(), image, fit=(50, 40)), inference.class_scores(Strided(), image))
+
+
+@pytest.mark.parametrize("mode", ["whole", "sliding"])
+def test_classes_that_a_mirror_exchanges_are_exchanged_back(mode):
+    model, image, pairs = Strided(), photo(40, 70), ((0, 3), (1, 2))
+    scores = inference.class_scores(model, image, mode, TILE, (1.0, 0.75), True, mirrored=pairs)
+    expected = oracle(model, image, mode, TILE, (1.0, 0.75), True, pairs=pairs)
+    np.testing.assert_allclose(scores.numpy(), expected, atol=2e-4, rtol=0)
+    assert np.abs(expected - oracle(model, image, mode, TILE, (1.0, 0.75), True)).max() > 0.1
+    plain = inference.class_scores(model, image, mode, TILE, mirrored=pairs)
+    assert torch.equal(plain, inference.class_scores(model, image, mode, TILE))
 
 
 def test_the_oracle_tells_the_official_defects_apart():

@@ -138,6 +138,30 @@ def test_a_long_schedule_begins_at_once(data, tmp_path):
     assert image.shape == (4, 3, 32, 48) and label.shape == (4, 32, 48)
 
 
+def test_the_preset_s_augmentation_reaches_the_samples(data, tmp_path):
+    keys = ["fit=[80, 60]", "scale_min=0.5", "scale_max=1.5", "scale_step=0", "category_ratio=0.8", "photometric=true"]
+    loaded = preset(data, *(f"data.{key}" for key in keys), "seed=4")
+    source = datasets.open_source(loaded.data, "train")
+    loader = _loader(plan.make(loaded, tmp_path / "run", None, None, 1, None, "cpu"), source, 0)
+    expected = datasets.Training(
+        source,
+        crop=(32, 48),
+        scale_min=0.5,
+        scale_max=1.5,
+        scale_step=0,
+        mean=loaded.model.mean,
+        std=loaded.model.std,
+        seed=4,
+        fit=(80, 60),
+        category_ratio=0.8,
+        photometric=True,
+    )
+    for index in range(6):
+        for ours, theirs in zip(loader.dataset[2, index], expected[2, index], strict=True):
+            assert ours == theirs if isinstance(ours, str) else torch.equal(ours, theirs)
+    assert vars(loader.dataset) == vars(expected)
+
+
 def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, capsys):
     run = train(preset(data), run=tmp_path / "run")
     newest = run / "checkpoints/step_00000006.pt"
