@@ -57,14 +57,14 @@ def test_a_sample_is_the_steps_of_the_recipe_in_order(source, epoch):
 @pytest.mark.parametrize("epoch", range(12))
 def test_mmsegmentation_s_steps_come_between_the_authors(source, epoch):
     image, label, _ = training(
-        source, scale_min=0.5, scale_max=2.0, scale_step=0, fit=(40, 24), category_ratio=0.6, photometric=True
+        source, scale_min=0.5, scale_max=2.0, scale_step=0, fit=(40, 24), category_ratio=0.4, photometric=True
     )[epoch, 2]
     pixels, ids = datasets.load_pair(source, source.samples[2])
     random = transforms.generator(3, epoch, 2)
     # 20 x 30 fits within 40 x 24 as 24 x 36, before the scale
     factor = random.uniform(0.5, 2.0) * 1.2
     pixels, ids = transforms.resize(pixels, ids, factor)
-    pixels, ids = transforms.cut(pixels, ids, (24, 26), random, 0.6)
+    pixels, ids = transforms.cut(pixels, ids, (24, 26), random, 0.4)
     # the distortion sees the photograph alone: not what is padded
     pixels = transforms.distort(pixels, random)
     pixels = (pixels[:, :, ::-1].astype(np.float32) - np.float32(MEAN)) / np.float32(STD)

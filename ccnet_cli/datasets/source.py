@@ -179,7 +179,9 @@ def looks_like_train_ids(present: np.ndarray) -> bool:
 
 def _wrong_values(source: Source, label: Path, refused: np.ndarray) -> InputError:
     listed = ", ".join(str(value) for value in refused[:8]) + (", ..." if len(refused) > 8 else "")
-    fix = "correct the file, or data.classes and data.ignore_index"
+    fix = "correct the file, or " + (
+        "data.classes and data.ignore_index" if source.dataset == "folder" else "data.dataset"
+    )
     if refused.max() >= 1000:
         fix = "these look like instance ids: use the *_labelIds.png files"
     elif source.label_kind == TRAIN_IDS and refused.max() <= 33:
