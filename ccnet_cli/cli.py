@@ -514,8 +514,11 @@ def presets_list(json_file: Json = None) -> None:
     found = [config.load(name) for name in config.names()]
     if _json([config.to_mapping(preset) for preset in found], json_file):
         return
-    rows = [(p.name, p.model.backbone, f"{p.model.recurrence}", p.data.dataset, p.description) for p in found]
-    _table(None, ("preset", "backbone", "R", "data", "what"), rows)
+    _table(
+        None,
+        ("preset", "what", "published", "source"),
+        [(p.name, p.description, p.published or "", p.source) for p in found],
+    )
 
 
 @presets_app.command(
@@ -599,7 +602,10 @@ def data_check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the data set.")],
     dataset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="cityscapes, camvid or toyscapes; told by the folders' names if left out."),
+        typer.Option(
+            metavar="NAME",
+            help="cityscapes, camvid, ade20k, voc, lip, cocostuff; told by the folders' names if left out.",
+        ),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="Preset that describes the data (classes, lists).")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ccnet_cli.errors import InputError
 
@@ -29,15 +29,29 @@ SYNONYMS = {
 }
 
 
-def _pair(value: object) -> object:
-    """Read "H,W" as the two integers that it names; leave anything else to the validator."""
+def _two(value: object, meaning: str) -> object:
+    """Read "512,1024" as the two integers that it names; leave anything else of two parts to the validator."""
     if isinstance(value, str):
         parts = value.split(",")
         if len(parts) == 2 and all(re.fullmatch(r"\s*\d{1,6}\s*", part) for part in parts):
             return [int(part) for part in parts]
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError("two positive integers expected, height and width, such as 512,1024")
+        raise ValueError(f"two positive integers expected, {meaning}")
     return value
+
+
+def _pair(value: object) -> object:
+    return _two(value, "height and width, such as 512,1024")
+
+
+def _sides(value: object) -> object:
+    return _two(value, "the longer side and the shorter, such as 2048,512")
+
+
+def _longer_first(sides: tuple[int, int]) -> tuple[int, int]:
+    if sides[0] < sides[1]:
+        raise ValueError("the longer side comes first, whatever the picture's orientation")
+    return sides
 
 
 # strict: YAML has its own types, so a quoted number or a true in place of 1 is a mistake worth telling
@@ -51,6 +65,7 @@ Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
 Side = Annotated[int, Field(strict=True, ge=1, le=16384)]
 Pair = Annotated[tuple[Side, Side], BeforeValidator(_pair)]
+Fit = Annotated[tuple[Side, Side], BeforeValidator(_sides), AfterValidator(_longer_first)]
 Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Scale = Annotated[float, Field(strict=True, gt=0, le=8, allow_inf_nan=False)]
 
@@ -89,9 +104,13 @@ class Model(Section):
 
 
 class Data(Section):
-    """Where images and labels are, which classes they have, and how training samples are cut."""
+    """Where images and labels are, which classes they have, and how training samples are cut.
 
-    dataset: Literal["cityscapes", "camvid", "toyscapes", "folder"]
+    A picture is scaled to fit within fit, its longer and its shorter side, and then by scale_min to scale_max, with
+    scale_step 0 anything between. category_ratio below 1 avoids crops of which one class covers that share.
+    """
+
+    dataset: Literal["cityscapes", "camvid", "ade20k", "voc", "lip", "cocostuff", "toyscapes", "folder"]
     root: Text | None = None
     train_split: Text = "train"
     val_split: Text = "val"
@@ -106,10 +125,13 @@ class Data(Section):
     palette: list[tuple[Byte, Byte, Byte]] | None = None
     ignore_index: Byte = 255
     crop: Pair
+    fit: Fit | None = None
     scale_min: Scale = 0.7
     scale_max: Scale = 2.1
-    scale_step: Scale = 0.1
+    scale_step: Annotated[float, Field(strict=True, ge=0, le=8, allow_inf_nan=False)] = 0.1
+    category_ratio: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
     mirror: Flag = True
+    photometric: Flag = False
     workers: Annotated[int, Field(strict=True, ge=0, le=64)] = 2
 
     @model_validator(mode="after")
@@ -191,10 +213,14 @@ class Loss(Section):
 
 
 class Eval(Section):
-    """How images are scored; every counts training steps between evaluations, 0 for once at the end."""
+    """How images are scored; every counts training steps between evaluations, 0 for once at the end.
+
+    An image is scaled to fit within fit, its longer and its shorter side, before scales apply; scores get its own size.
+    """
 
     mode: Literal["whole", "sliding"] = "whole"
     tile: Pair = (769, 769)
+    fit: Fit | None = None
     scales: Annotated[list[Scale], Field(min_length=1, max_length=32)] = [1.0]
     flip: Flag = False
     every: Int = 0

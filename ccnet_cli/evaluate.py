@@ -108,7 +108,7 @@ def evaluate(
     if confusion is not None and distributed.rank() == 0:
         images.write_image(confusion, draw(matrix, source.classes.names))
     settings = {
-        **settled.eval.model_dump(mode="json", include={"mode", "tile", "scales", "flip"}),
+        **settled.eval.model_dump(mode="json", include={"mode", "tile", "fit", "scales", "flip"}),
         "precision": precision,
         "dataset": settled.data.dataset,
         "data": settled.data.root,
@@ -137,7 +137,8 @@ def evaluate_model(
     s = settings
     with evaluating(model):
         for sample, image, label in _ahead(lambda sample: _load(source, sample), samples):
-            ids = segment(model, image, device, s.mode, s.tile, s.scales, s.flip, precision)
+            mirrored = source.classes.mirrored
+            ids = segment(model, image, device, s.mode, s.tile, s.scales, s.flip, precision, s.fit, mirrored)
             counted[0] += 1
             if label is not None:
                 confusion.update(torch.from_numpy(ids), torch.from_numpy(label), source.ignore_index)

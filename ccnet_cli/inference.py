@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccnet_cli.datasets.transforms import normalise
+from ccnet_cli.datasets.transforms import exchange, normalise, scaled
 from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError
 
 # K classes, H and W the image; a block of scores holds K x BAND x BLOCK values
@@ -37,11 +37,13 @@ def segment(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     precision: str = "fp32",
+    fit: tuple[int, int] | None = None,
+    mirrored: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
     """The class of each pixel, uint8 (H, W), of a uint8 BGR image; precision fp32, bf16 or fp16 is the network's."""
     image = to_input(image_bgr, model.normalisation, device)
     with torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32"):
-        scores = class_scores(model, image, mode, tile, scales, flip)
+        scores = class_scores(model, image, mode, tile, scales, flip, fit, mirrored)
     return label_map(scores)
 
 
@@ -52,12 +54,16 @@ def class_scores(
     tile: tuple[int, int] = (769, 769),
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    fit: tuple[int, int] | None = None,
+    mirrored: Sequence[tuple[int, int]] = (),
 ) -> Tensor:
     """Logits averaged over scales and mirrored views, (K, H, W) float32 at the image's size.
 
     whole: each scaled picture's logits go straight to the image's size. sliding: tiles are averaged at the scaled size
-    first. Scaled sizes are round(scale * size), at least 1. Short of memory, it clears the cache, then accumulates on
-    the CPU; EnvironmentFailure if neither is enough. The mode and the tile never change by themselves.
+    first. Scaled sizes are round(scale * size), at least 1, the size being what fits within fit, its longer and its
+    shorter side, where that is given. mirrored pairs the classes that trade places in a mirrored view. Short of memory,
+    it clears the cache, then accumulates on the CPU; EnvironmentFailure if neither is enough. The mode and the tile
+    never change by themselves.
     """
     if mode not in ("whole", "sliding"):
         raise ValueError(f"mode must be whole or sliding, not {mode}")
@@ -65,7 +71,8 @@ def class_scores(
     # twice on the device, the second time after its cache was cleared
     for place in [device, device] + [torch.device("cpu")] * (device.type != "cpu"):
         try:
-            return _average(model, image_1CHW, tile if mode == "sliding" else None, scales, flip, place)
+            tiles = tile if mode == "sliding" else None
+            return _average(model, image_1CHW, tiles, scales, flip, fit, mirrored, place)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -216,6 +223,8 @@ def _average(
     tile: tuple[int, int] | None,
     scales: Sequence[float],
     flip: bool,
+    fit: tuple[int, int] | None,
+    pairs: Sequence[tuple[int, int]],
     place: torch.device,
 ) -> Tensor:
     """class_scores in one attempt, with the accumulator on the device `place`."""
@@ -224,7 +233,7 @@ def _average(
     weight = 1 / (len(scales) * (1 + flip))
     scores = None
     for scale in scales:
-        picture = resized(image, scale, align_corners)
+        picture = resized(image, scale, align_corners, fit)
         rows, columns = _cut(height, width, picture, tile)
         for mirrored in (False, True)[: 1 + flip]:
             view = picture.flip(-1) if mirrored else picture
@@ -236,6 +245,8 @@ def _average(
                     logits = model(F.pad(part, missing) if any(missing) else part)[0].float().to(place)
                     if scores is None:
                         scores = logits.new_zeros(logits.shape[0], height, width)
+                    if mirrored and pairs:
+                        logits = logits[exchange(len(logits), pairs).tolist()]
                     top, down = rows.placement(y, logits.shape[1], align_corners)
                     left, across = columns.placement(x, logits.shape[2], align_corners)
                     if mirrored:
@@ -245,9 +256,10 @@ def _average(
     return scores
 
 
-def resized(image_1CHW: Tensor, scale: float, align_corners: bool) -> Tensor:
-    """The image at round(scale * size) pixels per side, at least 1, bilinear."""
-    size = [max(1, round(scale * side)) for side in image_1CHW.shape[-2:]]
-    if size == list(image_1CHW.shape[-2:]):
+def resized(image_1CHW: Tensor, scale: float, align_corners: bool, fit: tuple[int, int] | None = None) -> Tensor:
+    """The image at its scaled size, bilinear."""
+    height, width = image_1CHW.shape[-2:]
+    size = scaled((height, width), scale, fit)
+    if size == (height, width):
         return image_1CHW
     return F.interpolate(image_1CHW, size=size, mode="bilinear", align_corners=align_corners)

@@ -53,11 +53,12 @@ def predict(
     place = models.device(device)
 
     restored = loading.restore(checkpoints.find(checkpoint), preset, overrides)
-    settings = with_choices(restored.preset, mode=mode, tile=tile, scales=scales, flip=flip).eval
+    s = with_choices(restored.preset, mode=mode, tile=tile, scales=scales, flip=flip).eval
+    mirrored = restored.classes.mirrored
     model = network(restored, place)
     for count, (source, targets) in enumerate(plan.items(), start=1):
         image = images.read_image(source, exif=True)
-        ids = segment(model, image, place, settings.mode, settings.tile, settings.scales, settings.flip, precision)
+        ids = segment(model, image, place, s.mode, s.tile, s.scales, s.flip, precision, s.fit, mirrored)
         for format, path in targets.items():
             outputs.write(path, format, ids, image, restored.classes)
         if count % EVERY == 0 and count < len(plan):

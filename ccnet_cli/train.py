@@ -213,6 +213,9 @@ def _loader(plan: Plan, source: datasets.Source, start: int) -> DataLoader[Any]:
         model.mean,
         model.std,
         preset.seed,
+        data.fit,
+        data.category_ratio,
+        data.photometric,
     )
     return DataLoader(
         training,

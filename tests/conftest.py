@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# tensors here are small, and two threads that wait for each other on a busy machine take ten times as long as one
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+from bad_inputs import jpeg, photograph, png
 
 from ccnet_cli import __version__, cli, config
 from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError
@@ -299,6 +301,29 @@ def test_presets_are_listed_as_a_table_and_as_json(capsys: pytest.CaptureFixture
     listed = json.loads(capsys.readouterr().out)
     assert [preset["name"] for preset in listed] == config.names()
     assert all(name in table for name in config.names())
+    # cells are folded between words, none of which is broken
+    for preset in listed:
+        assert all(word in table for word in f"{preset['published'] or ''} {preset['source']}".split())
+    assert any("mIoU 76.17 on val" in line and "mmseg-r50-voc-512-20k" in line for line in table.splitlines())
+    assert {preset["published"] for preset in listed} >= {None, config.load("mmseg-r50-voc-512-20k").published}
+    assert max(map(len, table.splitlines())) <= 160
+
+
+def test_a_data_set_of_any_kind_is_checked(folder: Path, capsys: pytest.CaptureFixture[str]):
+    for split, side in (("train", "left"), ("val", "right")):
+        for name, content in (
+            (f"{split}_images/a.jpg", jpeg(photograph(4, 5))),
+            (f"{split}_segmentations/a.png", png(np.full((4, 5), 18 if side == "left" else 19))),
+        ):
+            (folder / "LIP" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "LIP" / name).write_bytes(content)
+    assert call("data", "check", "LIP", "--json", "-") == 0
+    reports = json.loads(capsys.readouterr().out)
+    assert reports["train"]["dataset"] == "lip"
+    assert [reports[split]["pixels"][f"{side} shoe"] for split, side in (("train", "left"), ("val", "right"))] == [
+        20,
+        20,
+    ]
 
 
 def test_show_prints_what_would_run(folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -415,6 +440,7 @@ def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: 
         "processes": 4,
         "weights": Path("w.pth"),
         "device": "auto",
+        "partial": False,
     }
 
 

@@ -82,6 +82,68 @@ def test_the_cityscapes_presets_are_the_published_recipe():
     assert (presets[2].loss.ohem.threshold, presets[2].loss.ohem.min_kept) == (0.7, 100000)
 
 
+# mmsegmentation's table: backbone, data set, crop, thousands of steps -> mIoU, mIoU with scales and flip
+MMSEGMENTATION = """
+50 cityscapes 512x1024 40 77.76 78.87
+101 cityscapes 512x1024 40 76.35 78.19
+50 cityscapes 769 40 78.46 79.93
+101 cityscapes 769 40 76.94 78.62
+50 cityscapes 512x1024 80 79.03 80.16
+101 cityscapes 512x1024 80 78.87 79.90
+50 cityscapes 769 80 79.29 81.08
+101 cityscapes 769 80 79.45 80.66
+50 ade20k 512 80 41.78 42.98
+101 ade20k 512 80 43.97 45.13
+50 ade20k 512 160 42.08 43.13
+101 ade20k 512 160 43.71 45.04
+50 voc 512 20 76.17 77.51
+101 voc 512 20 77.27 79.02
+50 voc 512 40 75.96 77.04
+101 voc 512 40 77.87 78.90
+"""
+
+
+@pytest.mark.parametrize("row", MMSEGMENTATION.strip().splitlines())
+def test_the_mmsegmentation_presets_are_its_recipes(row: str):
+    depth, dataset, crop, steps, single, multiple = row.split()
+    preset = config.load(f"mmseg-r{depth}-{dataset}-{crop}-{steps}k")
+    assert preset.published == f"mIoU {single} on val, single scale; {multiple} with scales and flip"
+    assert preset.source.startswith(f"mmsegmentation configs/ccnet, ccnet_r{depth}-d8_{crop.partition('x')[0]}x")
+    assert f"_{steps}k_" in preset.source
+    model, data, schedule, test = preset.model, preset.data, preset.schedule, preset.eval
+    assert (model.backbone, model.stem, model.dilation, model.pool) == (f"resnet{depth}", "v1c", "contracted", "floor")
+    assert (model.activation, model.auxiliary_bias, model.auxiliary_channels) == ("relu", False, 256)
+    assert (model.recurrence, model.channels, model.query_channels, model.dropout) == (2, 512, 64, 0.1)
+    assert (model.channel_order, model.mean) == ("rgb", (123.675, 116.28, 103.53))
+    assert (model.std, model.align_corners) == ((58.395, 57.12, 57.375), crop == "769")
+    assert (preset.train.optimizer, preset.train.momentum, preset.train.weight_decay) == ("sgd", 0.9, 5e-4)
+    assert preset.train.batch == (8 if dataset == "cityscapes" else 16)
+    assert (schedule.steps, schedule.lr, schedule.minimum) == (int(steps) * 1000, 0.01, 1e-4)
+    assert (schedule.power, schedule.warmup) == (0.9, 0)
+    size, fit = {
+        "512x1024": ((512, 1024), (2048, 1024)),
+        "769": ((769, 769), (2049, 1025)),
+        "512": ((512, 512), (2048, 512)),
+    }[crop]
+    assert (data.dataset, data.crop, data.fit) == (dataset, size, fit)
+    assert (data.scale_min, data.scale_max, data.scale_step) == (0.5, 2.0, 0)
+    assert (data.category_ratio, data.mirror, data.photometric) == (0.75, True, True)
+    assert (preset.loss.auxiliary, preset.loss.average, preset.loss.ohem.enabled) == (0.4, "all", False)
+    assert (test.mode, test.fit) == ("sliding" if crop == "769" else "whole", fit)
+    assert (test.tile, test.scales, test.flip) == (size, [1.0], False)
+
+
+def test_the_run_scripts_differ_from_the_readme_in_what_they_set():
+    readme = config.load("cityscapes-r2")
+    told = {"name", "description", "source", "published"}
+    for name, batch in (("cityscapes-r2-run-local", {"train.batch"}), ("cityscapes-r2-run-azure", set())):
+        preset = config.load(name)
+        assert set(config.differences(readme, preset)) - told == {"train.weight_decay", "eval.mode"} | batch
+        assert (preset.train.weight_decay, preset.eval.mode) == (5e-4, "sliding")
+        assert preset.train.batch == (4 if batch else 8)
+        assert (preset.published, "commit" in preset.source) == (None, True)
+
+
 def test_the_toyscapes_presets_differ_in_recurrence_alone():
     mappings = [config.to_mapping(config.load(f"toyscapes-r{r}")) for r in range(3)]
     for r, mapping in enumerate(mappings):
@@ -201,6 +263,16 @@ def test_an_unknown_key_in_a_file_is_refused_with_the_nearest(tmp_path: Path):
         "data.ignore_index=3",
         "data.ignore_index=256",
         "data.scale_min=3",
+        "data.scale_step=-0.1",
+        "data.scale_step=.inf",
+        *(f"data.category_ratio={value}" for value in ("0", "1.01", "-1", "true", ".nan")),
+        *(f"data.photometric={value}" for value in ("1", "yes", "null")),
+        *(f"data.fit={value}" for value in ("2048", "512,2048", "0,0", "[1]", "[a,b]", "99999,1", "2048,512,3")),
+        *(f"eval.fit={value}" for value in ("769,1538", "[2048]", "whole")),
+        "model.stem=deeper",
+        "model.auxiliary_bias=0",
+        "loss.average=mean",
+        "data.dataset=imagenet",
         "data.palette=[[0, 0, 256]]",
         "eval.mode=tiles",
         "eval.scales=[]",
@@ -236,6 +308,14 @@ def test_a_bad_value_is_refused_in_one_line(preset: str, override: str):
     key = override.partition("=")[0]
     assert key.rpartition(".")[0] in told
     assert len(told) < 700
+
+
+def test_what_fit_means_is_told(preset: str):
+    assert config.load(preset, ["data.fit=2048,512", "eval.fit=[64, 64]"]).data.fit == (2048, 512)
+    for key in ("data.fit", "eval.fit"):
+        assert "the longer side and the shorter" in refused(preset, f"{key}=2048")
+        assert "the longer side comes first" in refused(preset, f"{key}=512,2048")
+        assert config.load(preset, [f"{key}=null"]) == config.load(preset)
 
 
 def test_a_folder_data_set_needs_classes_that_agree(preset: str):

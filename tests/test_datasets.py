@@ -253,7 +253,7 @@ def test_the_ignored_value_of_own_data_becomes_255(own):
     source = datasets.open_source(settings(own, ignore_index=7), "val")
     assert np.bincount(datasets.load_label(source, source.samples[1]).ravel()).tolist() == [0, 0, 39, *[0] * 252, 9]
     path.write_bytes(png(np.full((6, 8), 255)))
-    with pytest.raises(InputError, match=r"value 255 is no label of folder \(0 to 2, 7\)"):
+    with pytest.raises(InputError, match=r"value 255 is no label of folder \(0 to 2, 7\); .*data\.ignore_index"):
         datasets.load_label(source, source.samples[1])
     for value in (256 + 1, 65_535):
         path.write_bytes(png(np.full((6, 8), value), 16))
@@ -505,7 +505,17 @@ def test_checking_data_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize(("made", "name"), [("streets", "cityscapes"), ("drives", "camvid")])
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        ("streets", "cityscapes"),
+        ("drives", "camvid"),
+        ("scenes", "ade20k"),
+        ("objects", "voc"),
+        ("persons", "lip"),
+        ("stuff", "cocostuff"),
+    ],
+)
 def test_a_data_set_is_told_by_its_folders(made, name, request):
     assert datasets.recognise(request.getfixturevalue(made)) == name
 
@@ -514,3 +524,257 @@ def test_folders_of_no_known_data_set_are_not_guessed(own, tmp_path):
     for place, words in ((own, "known by its folders"), (tmp_path / "missing", "not a folder")):
         with pytest.raises(InputError, match=words):
             datasets.recognise(place)
+
+
+# facts of the published sets, written down a second time: their number of classes, and some of them by train id
+PUBLISHED = {
+    "ade20k": (150, {0: ("wall", (120, 120, 120)), 12: ("person", (150, 5, 61)), 149: ("flag", (92, 0, 255))}),
+    "voc": (21, {0: ("background", (0, 0, 0)), 15: ("person", (192, 128, 128)), 20: ("tvmonitor", (0, 64, 128))}),
+    "lip": (20, {0: ("background", (0, 0, 0)), 14: ("left arm", (51, 170, 221)), 19: ("right shoe", (255, 170, 0))}),
+    "cocostuff": (171, {0: ("person", (0, 192, 64)), 80: ("banner", (0, 192, 0)), 170: ("wood", (64, 64, 0))}),
+}
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """An ADE20K of one training and one validation image with every value; the first one's photograph is grey."""
+    top = tmp_path / "ADEChallengeData2016"
+    values = np.arange(154).reshape(7, 22) % 151
+    for number, split in enumerate(("training", "validation")):
+        image = photograph(7, 22)
+        put(top / f"images/{split}/ADE_{number:08}.jpg", jpeg(image if number else image[..., 0]))
+        put(top / f"annotations/{split}/ADE_{number:08}.png", png(values))
+    put(top / "objectInfo150.txt", b"")
+    return tmp_path
+
+
+@pytest.fixture
+def objects(tmp_path):
+    """A VOC 2012 of five photographs: a and b to train on, c to score, d and e from the augmented set."""
+    top = tmp_path / "VOCdevkit/VOC2012"
+    colours = [(value, 0, 0) for value in range(256)]
+    for index, name in enumerate("abcde"):
+        put(top / f"JPEGImages/{name}.jpg", jpeg(photograph(4, 6)))
+        values = np.where(np.arange(24).reshape(4, 6) < 3, 255, index)
+        if name in "abc":
+            put(top / f"SegmentationClass/{name}.png", png(values, colour=3, palette=colours))
+        # the augmented labels of a and b differ: those of the challenge are to be used
+        put(top / f"SegmentationClassAug/{name}.png", png(values if name in "de" else np.full((4, 6), 20)))
+    for name, entries in {"train": "ab", "val": "c", "aug": "ed", "trainaug": "aebd", "test": "f"}.items():
+        put(top / f"ImageSets/Segmentation/{name}.txt", "".join(f"{entry}\n" for entry in entries).encode())
+    return tmp_path
+
+
+@pytest.fixture
+def persons(tmp_path):
+    """A LIP of two training images and one to score, every class in each."""
+    for split, names in {"train": ("77_1", "77_2"), "val": ("100_1",)}.items():
+        for name in names:
+            put(tmp_path / f"{split}_images/{name}.jpg", jpeg(photograph(4, 5)))
+            put(tmp_path / f"{split}_segmentations/{name}.png", png(np.arange(20).reshape(4, 5)))
+        put(tmp_path / f"{split}_id.txt", "\r\n".join(reversed(names)).encode())
+    return tmp_path
+
+
+@pytest.fixture
+def stuff(tmp_path):
+    """A COCO-Stuff of an image in each split, every value of the published maps in each."""
+    used = [value for value in range(182) if value not in (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)]
+    for split in ("train2017", "val2017"):
+        put(tmp_path / f"images/{split}/000000000009.jpg", jpeg(photograph(4, 43)))
+        put(tmp_path / f"annotations/{split}/000000000009.png", png(np.array([*used, 255]).reshape(4, 43)))
+    put(tmp_path / "annotations/instances_val2017.json", b"{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_classes_are_the_published_ones(name):
+    classes = getattr(datasets, name).CLASSES
+    count, some = PUBLISHED[name]
+    assert len(classes) == len(set(classes.names)) == count
+    for train_id, (word, colour) in some.items():
+        assert (classes.names[train_id], classes.palette[train_id]) == (word, colour)
+    assert all(word == word.strip() and word for word in classes.names)
+
+
+@pytest.mark.parametrize(("made", "name"), [("scenes", "ade20k"), ("objects", "voc"), ("persons", "lip")])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_published_set_is_sound_as_it_is_unpacked(made, name, split, request):
+    root = request.getfixturevalue(made)
+    report = datasets.check(datasets.open_source(settings(root, name), split))
+    assert report.problems == ()
+    assert report.labels == report.images > 0
+
+
+def test_ade20k_ignores_value_zero_and_numbers_its_classes_from_one(scenes):
+    source = datasets.open_source(settings(scenes, "ade20k"), "val")
+    assert [sample.name for sample in source.samples] == ["ADE_00000001"]
+    label = datasets.load_label(source, source.samples[0])
+    assert label.ravel().tolist() == [255, *range(150), 255, 0, 1]
+    assert source.classes.label_ids == tuple(range(1, 151))
+    inside = datasets.open_source(settings(scenes / "ADEChallengeData2016", "ade20k"), "val")
+    assert list(inside.samples) == list(source.samples)
+    put(source.samples[0].label, png(np.full((7, 22), 151)))
+    with pytest.raises(
+        InputError, match=r"value 151 is no label of ade20k \(0 to 150, 255\); correct the file, or data\.dataset"
+    ):
+        datasets.load_label(source, source.samples[0])
+
+
+def test_voc_trains_on_the_augmented_set_where_it_lies(objects):
+    data = settings(objects, "voc")
+    source = datasets.open_source(data, "train")
+    assert [(sample.name, sample.label.parent.name) for sample in source.samples] == [
+        ("a", "SegmentationClass"),
+        ("e", "SegmentationClassAug"),
+        ("b", "SegmentationClass"),
+        ("d", "SegmentationClassAug"),
+    ]
+    assert [int(datasets.load_label(source, sample)[-1, -1]) for sample in source.samples] == [0, 4, 1, 3]
+    assert (datasets.load_label(source, source.samples[0])[0, :3] == 255).all()
+    sets = objects / "VOCdevkit/VOC2012/ImageSets/Segmentation"
+    (sets / "trainaug.txt").unlink()
+    source = datasets.open_source(data, "train")
+    assert [sample.name for sample in source.samples] == ["a", "b", "e", "d"]
+    (sets / "aug.txt").unlink()
+    with pytest.raises(InputError, match=r"aug\.txt: does not exist"):
+        datasets.open_source(data, "train")
+    (objects / "VOCdevkit/VOC2012/SegmentationClassAug").rename(objects / "elsewhere")
+    assert [sample.name for sample in datasets.open_source(data, "train").samples] == ["a", "b"]
+
+
+def test_voc_reads_its_own_lists_from_any_of_its_folders(objects):
+    for root in (objects, objects / "VOCdevkit", objects / "VOCdevkit/VOC2012"):
+        source = datasets.open_source(settings(root, "voc"), "val")
+        assert [(sample.name, sample.line) for sample in source.samples] == [("c", 1)]
+        assert datasets.open_source(settings(root, "voc", train_split="aug"), "train").samples[0].name == "e"
+    with pytest.raises(InputError, match=r"test\.txt line 1: image .*f\.jpg: does not exist"):
+        datasets.open_source(settings(objects, "voc"), "test", labels_required=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n \n", "names no image"),
+        (b"c\n../c\n", r"val\.txt line 2: a name expected, found \.\./c"),
+        (b"..\n", r"val\.txt line 1: a name expected"),
+        (b"c\n\nc\n", r"val\.txt line 3: names c again \(line 1\)"),
+        (b"c\x00\n", "holds the character"),
+        (b"a\nz\n", r"val\.txt line 2: image .*z\.jpg: does not exist"),
+        (b"a\nd\n", None),
+    ],
+)
+def test_a_bad_list_of_names_is_refused_at_its_line(objects, text, message):
+    put(objects / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt", text)
+    if message is None:
+        assert len(datasets.open_source(settings(objects, "voc"), "val").samples) == 2
+        return
+    with pytest.raises(InputError, match=message):
+        datasets.open_source(settings(objects, "voc"), "val")
+
+
+def test_lip_follows_its_lists_or_takes_all(persons):
+    data = settings(persons, "lip")
+    assert [sample.name for sample in datasets.open_source(data, "train").samples] == ["77_2", "77_1"]
+    put(persons / "train_id.txt", b"77_1\n")
+    assert [sample.name for sample in datasets.open_source(data, "train").samples] == ["77_1"]
+    (persons / "train_id.txt").unlink()
+    source = datasets.open_source(data, "train")
+    assert [sample.name for sample in source.samples] == ["77_1", "77_2"]
+    assert datasets.load_label(source, source.samples[0]).ravel().tolist() == list(range(20))
+
+
+def test_lip_is_read_as_it_was_packed(persons):
+    source = datasets.open_source(settings(persons, "lip"), "val")
+    before = datasets.load_label(source, source.samples[0])
+    packed = persons / "packed"
+    for inner in ("TrainVal_images", "TrainVal_parsing_annotations/TrainVal_parsing_annotations"):
+        (packed / inner).mkdir(parents=True)
+    for path in list(persons.iterdir()):
+        if path != packed:
+            inner = "TrainVal_parsing_annotations/" * 2 if "segmentations" in path.name else "TrainVal_images"
+            path.rename(packed / inner / path.name)
+    source = datasets.open_source(settings(packed, "lip"), "val")
+    np.testing.assert_array_equal(datasets.load_label(source, source.samples[0]), before)
+    assert datasets.recognise(packed) == "lip"
+
+
+def test_lip_pairs_left_and_right():
+    classes = datasets.lip.CLASSES
+    assert classes.mirrored == ((14, 15), (16, 17), (18, 19))
+    assert [(classes.names[one], classes.names[other]) for one, other in classes.mirrored] == [
+        (f"left {limb}", f"right {limb}") for limb in ("arm", "leg", "shoe")
+    ]
+    mapping = classes.to_mapping()
+    assert mapping["mirrored"] == [[14, 15], [16, 17], [18, 19]]
+    assert datasets.Classes.from_mapping(mapping) == classes
+    # a checkpoint of classes that know no left and right is what it always was
+    assert "mirrored" not in cityscapes.CLASSES.to_mapping()
+    for bad in ([[14, 20]], [[14, 14]], [[14, 15], [15, 16]], [[-1, 3]], [[1, 2, 3]], 4):
+        with pytest.raises((ValueError, TypeError)):
+            datasets.Classes.from_mapping({**mapping, "mirrored": bad})
+
+
+def test_coco_stuff_leaves_out_the_eleven_values_that_nothing_has(stuff):
+    source = datasets.open_source(settings(stuff, "cocostuff"), "val")
+    assert datasets.check(source).problems == ()
+    assert datasets.load_label(source, source.samples[0]).ravel().tolist() == [*range(171), 255]
+    assert (source.classes.label_ids[11], source.classes.label_ids[170]) == (12, 181)
+    for value in (11, 90, 182):
+        put(source.samples[0].label, png(np.full((4, 43), value)))
+        with pytest.raises(InputError, match=f"value {value} "):
+            datasets.load_label(source, source.samples[0])
+
+
+def test_coco_stuff_takes_maps_that_are_converted_as_they_are(stuff):
+    raw = stuff / "annotations/val2017/000000000009.png"
+    converted = raw.with_name("000000000009_labelTrainIds.png")
+    put(converted, png(np.array([*range(171), 255]).reshape(4, 43)))
+    data = settings(stuff, "cocostuff", val_list="val.lst")
+    for label in (raw, converted):
+        put(stuff / "val.lst", f"images/val2017/000000000009.jpg {label}\n".encode())
+        source = datasets.open_source(data, "val")
+        assert datasets.load_label(source, source.samples[0]).ravel().tolist() == [*range(171), 255]
+    mixed = zip(("val", "train"), (raw, converted), strict=True)
+    put(stuff / "val.lst", "".join(f"images/{s}2017/000000000009.jpg {label}\n" for s, label in mixed).encode())
+    with pytest.raises(InputError, match="labelTrainIds"):
+        datasets.open_source(data, "val")
+    # beside the published maps the converted ones are not used
+    assert datasets.open_source(settings(stuff, "cocostuff"), "val").samples[0].label == raw
+    raw.unlink()
+    source = datasets.open_source(settings(stuff, "cocostuff"), "val")
+    assert source.samples[0].label == converted
+    assert datasets.load_label(source, source.samples[0]).ravel().tolist() == [*range(171), 255]
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "image", "label"),
+    [
+        ("ade20k", "scenes", "images/training/ADE_00000000.jpg", "annotations/training/ADE_00000000.png"),
+        ("voc", "objects", "JPEGImages/d.jpg", "SegmentationClassAug/d.png"),
+        ("lip", "persons", "train_images/77_1.jpg", "train_segmentations/77_1.png"),
+        ("cocostuff", "stuff", "images/train2017/000000000009.jpg", "annotations/train2017/000000000009.png"),
+    ],
+)
+def test_list_files_name_the_pairs_of_every_set(name, made, image, label, request):
+    top = next(request.getfixturevalue(made).rglob(image)).parents[image.count("/")]
+    put(top / "mine.lst", f"{image} {label}\n".encode() * 2)
+    data = settings(top, name, train_list="mine.lst", val_list="mine.lst")
+    source = datasets.open_source(data, "train")
+    assert [(sample.image, sample.label) for sample in source.samples] == [(top / image, top / label)] * 2
+    datasets.load_pair(source, source.samples[0])
+    with pytest.raises(InputError, match=r"mine\.lst line 2: names .* again"):
+        datasets.open_source(data, "val")
+
+
+@pytest.mark.parametrize("name", ["ade20k", "voc", "lip", "cocostuff"])
+def test_a_published_set_that_is_not_there_is_told_with_what_was_expected(name, tmp_path):
+    with pytest.raises(InputError, match=r"does not exist; expected .*NAME|does not exist; expected images/"):
+        datasets.open_source(settings(tmp_path, name), "val")
+    (tmp_path / "images/validation").mkdir(parents=True)
+    (tmp_path / "images/val2017").mkdir()
+    (tmp_path / "JPEGImages").mkdir()
+    (tmp_path / "val_images").mkdir()
+    with pytest.raises(InputError, match=r"(annotations|SegmentationClass|segmentations).*: does not exist; expected "):
+        datasets.open_source(settings(tmp_path, name), "val")

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -184,6 +185,35 @@ def test_real_processes_give_the_same_result(saved, data):
 def _work(saved, data):
     with distributed.joined(torch.device("cpu")):
         return evaluation.evaluate(saved, data, device="cpu")
+
+
+def test_images_are_scored_at_the_size_they_fit_and_with_sides_exchanged(saved, data):
+    model = loading.restore(saved).model
+    source = open_source(config.load("camvid", [f"data.root={data}"]).data, "val")
+    paired = replace(source, classes=replace(source.classes, mirrored=((0, 1), (2, 5))))
+    settings, cpu = config.Eval(fit=(64, 40), flip=True), torch.device("cpu")
+    answers = {}
+
+    def keep(sample, image, ids):
+        answers[sample.name] = (image, ids)
+
+    evaluation.evaluate_model(model, paired, settings, cpu, keep)
+    for image, ids in answers.values():
+        height, width = image.shape[:2]
+        factor = min(64 / max(height, width), 40 / min(height, width))
+        size = [max(1, int(side * factor + 0.5)) for side in (height, width)]
+        pixels = ((image - np.array(model.normalisation.mean)) / model.normalisation.std).astype(np.float32)
+        picture = torch.from_numpy(pixels.transpose(2, 0, 1)[None])
+        picture = F.interpolate(picture, size=size, mode="bilinear", align_corners=True)
+        with torch.no_grad():
+            views = [model(picture), model(picture.flip(3))]
+        scores = [F.interpolate(view, size=(height, width), mode="bilinear", align_corners=True)[0] for view in views]
+        # left is right in the mirror: as a class and as a side
+        scores[1] = scores[1][[1, 0, 5, 3, 4, 2, *range(6, 11)]].flip(2)
+        assert ((scores[0] + scores[1]).argmax(0).numpy() != ids).mean() < 0.002
+    unpaired = evaluation.evaluate_model(model, source, settings, cpu).matrix
+    assert not torch.equal(unpaired, evaluation.evaluate_model(model, paired, settings, cpu).matrix)
+    assert evaluate(saved, data, overrides=["eval.fit=64,40"]).settings["fit"] == [64, 40]
 
 
 def test_the_modes_of_the_model_are_kept(saved, data):

@@ -44,6 +44,21 @@ def test_the_paper_s_network_has_its_size():
     assert parameters(on_meta(PAPER.model_copy(update={"recurrence": 3}))) == parameters(network)
 
 
+def test_every_preset_builds_its_network():
+    classes = {"cityscapes": 19, "toyscapes": 19, "camvid": 11, "ade20k": 150, "voc": 21}
+    presets = [config.load(name) for name in config.names()]
+    # many differ in their schedule alone
+    networks = {preset.model.model_dump_json() + preset.data.dataset: preset for preset in presets}
+    for preset in networks.values():
+        with torch.device("meta"), torch.no_grad():
+            network = build(preset.model, classes[preset.data.dataset])
+            main, auxiliary = network.with_auxiliary(torch.empty(2, 3, 65, 97))
+        assert main.shape[:2] == (2, classes[preset.data.dataset])
+        assert (auxiliary is not None) == preset.model.auxiliary
+        assert network.align_corners == preset.model.align_corners
+    assert len(networks) >= 12
+
+
 @pytest.mark.parametrize(("size", "grid"), [((769, 769), (97, 97)), ((1024, 2048), (129, 257)), ((8, 8), (2, 2))])
 def test_the_paper_s_network_has_stride_8_and_rounds_up(size, grid):
     network = on_meta()

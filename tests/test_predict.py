@@ -7,10 +7,12 @@ import cv2
 import numpy as np
 import pytest
 import tiny
+import torch
 
-from ccnet_cli import images, loading
+from ccnet_cli import checkpoint, images, loading
 from ccnet_cli import predict as prediction
 from ccnet_cli.errors import InputError
+from ccnet_cli.inference import segment
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,24 @@ def test_one_image_to_one_file(saved, photos, tmp_path):
     np.testing.assert_array_equal(
         read(tmp_path / "over.png"), (read(photos / "a.png").astype(int) + palette[ids][:, :, ::-1]) // 2
     )
+
+
+def test_the_checkpoint_tells_what_an_image_must_fit_and_which_classes_a_mirror_exchanges(photos, tmp_path):
+    saved = tiny.save_checkpoint(tmp_path, "eval.fit=64,48", "eval.flip=true")
+    content = checkpoint.read(saved)
+    content["classes"]["mirrored"] = [[0, 1], [2, 5]]
+    saved = checkpoint.save(tmp_path / "paired", 1, content, keep=2)
+    predict([photos / "a.png"], tmp_path / "a.png", saved)
+    restored, image = loading.restore(saved), read(photos / "a.png")
+    assert restored.classes.mirrored == ((0, 1), (2, 5))
+    cpu = torch.device("cpu")
+
+    def expected(fit, mirrored):
+        return segment(restored.model, image, cpu, flip=True, fit=fit, mirrored=mirrored)
+
+    ids = images.read_label(tmp_path / "a.png")
+    np.testing.assert_array_equal(ids, expected((64, 48), ((0, 1), (2, 5))))
+    assert (ids != expected(None, ((0, 1), (2, 5)))).any() and (ids != expected((64, 48), ())).any()
 
 
 def test_a_folder_is_mirrored(saved, photos, tmp_path):

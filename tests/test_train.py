@@ -139,6 +139,45 @@ def test_a_long_schedule_begins_at_once(data, tmp_path):
     assert image.shape == (4, 3, 32, 48) and label.shape == (4, 32, 48)
 
 
+def test_the_preset_s_augmentation_reaches_the_samples(data, tmp_path):
+    keys = ["fit=[80, 60]", "scale_min=0.5", "scale_max=1.5", "scale_step=0", "category_ratio=0.8", "photometric=true"]
+    loaded = preset(data, *(f"data.{key}" for key in keys), "seed=4")
+    source = datasets.open_source(loaded.data, "train")
+    loader = _loader(plan.make(loaded, tmp_path / "run", None, None, 1, None, "cpu"), source, 0)
+    expected = datasets.Training(
+        source,
+        crop=(32, 48),
+        scale_min=0.5,
+        scale_max=1.5,
+        scale_step=0,
+        mean=loaded.model.mean,
+        std=loaded.model.std,
+        seed=4,
+        fit=(80, 60),
+        category_ratio=0.8,
+        photometric=True,
+    )
+    for index in range(6):
+        for ours, theirs in zip(loader.dataset[2, index], expected[2, index], strict=True):
+            assert ours == theirs if isinstance(ours, str) else torch.equal(ours, theirs)
+    assert vars(loader.dataset) == vars(expected)
+
+
+def test_a_checkpoint_of_persons_knows_what_a_mirror_exchanges(tmp_path):
+    random = np.random.default_rng(1)
+    for split in ("train", "val"):
+        for index in range(4):
+            picture, label = (random.integers(0, top, (30, 20, 3)).astype(np.uint8) for top in (256, 20))
+            images.write_image(tmp_path / f"LIP/{split}_images/{index}.jpg", picture)
+            images.write_label(tmp_path / f"LIP/{split}_segmentations/{index}.png", label[..., 0])
+    keys = ["data.dataset=lip", "data.classes=null", "data.photometric=true", "data.category_ratio=0.75"]
+    test = ["eval.flip=true", "eval.fit=[40, 32]", "eval.every=0"]
+    run = train(preset(tmp_path / "LIP", *keys, *test, "schedule.steps=1"), run=tmp_path / "run")
+    restored = loading.restore(run / "last.pt")
+    assert restored.classes == datasets.lip.CLASSES
+    assert evaluate(run / "last.pt", device="cpu").miou == pytest.approx(restored.metrics["miou"])
+
+
 def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, capsys):
     run = train(preset(data), run=tmp_path / "run")
     newest = run / "checkpoints/step_00000006.pt"

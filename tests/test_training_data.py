@@ -1,3 +1,5 @@
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -50,6 +52,45 @@ def test_a_sample_is_the_steps_of_the_recipe_in_order(source, epoch):
         pixels, ids = pixels[:, ::-1], ids[:, ::-1]
     torch.testing.assert_close(image, torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
     assert (label.numpy() == ids).all()
+
+
+@pytest.mark.parametrize("epoch", range(12))
+def test_mmsegmentation_s_steps_come_between_the_authors(source, epoch):
+    image, label, _ = training(
+        source, scale_min=0.5, scale_max=2.0, scale_step=0, fit=(40, 24), category_ratio=0.4, photometric=True
+    )[epoch, 2]
+    pixels, ids = datasets.load_pair(source, source.samples[2])
+    random = transforms.generator(3, epoch, 2)
+    # 20 x 30 fits within 40 x 24 as 24 x 36, before the scale
+    factor = random.uniform(0.5, 2.0) * 1.2
+    pixels, ids = transforms.resize(pixels, ids, factor)
+    pixels, ids = transforms.cut(pixels, ids, (24, 26), random, 0.4)
+    # the distortion sees the photograph alone: not what is padded
+    pixels = transforms.distort(pixels, random)
+    pixels = (pixels[:, :, ::-1].astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
+    below, right = 24 - ids.shape[0], 26 - ids.shape[1]
+    pixels = np.pad(pixels, ((0, below), (0, right), (0, 0)))
+    ids = np.pad(ids, ((0, below), (0, right)), constant_values=255)
+    if random.integers(2):
+        pixels, ids = pixels[:, ::-1], ids[:, ::-1]
+    torch.testing.assert_close(image, torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
+    assert (label.numpy() == ids).all()
+
+
+def test_a_mirrored_person_s_left_is_right(source):
+    paired = dataclasses.replace(source, classes=dataclasses.replace(source.classes, mirrored=((0, 2),)))
+    mirrored = 0
+    for epoch in range(20):
+        image, label, _ = training(source)[epoch, 1]
+        with_pairs, exchanged, _ = training(paired)[epoch, 1]
+        assert torch.equal(image, with_pairs)
+        if not torch.equal(label, exchanged):
+            mirrored += 1
+            assert torch.equal(exchanged, torch.tensor([2, 1, 0] + [255] * 253)[label])
+    assert 4 < mirrored < 16
+    for epoch in range(5):
+        plain, kept = training(source, mirror=False)[epoch, 1][1], training(paired, mirror=False)[epoch, 1][1]
+        assert torch.equal(plain, kept)
 
 
 def test_mirror_can_be_turned_off(source):

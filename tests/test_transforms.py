@@ -1,3 +1,6 @@
+import colorsys
+from fractions import Fraction
+
 import cv2
 import numpy as np
 import pytest
@@ -87,13 +90,14 @@ def test_padding_is_below_and_right_with_the_mean_and_the_ignored_label():
     assert (label[:2] == 1).all() and (label[2:] == 255).all()
 
 
-def drawn(seed, count=400, shape=(8, 10), crop=(6, 6), scales=(1.0,)):
+def drawn(seed, count=400, shape=(8, 10), crop=(6, 6), scales=(1.0, 1.0, 0.1)):
     """Crops of an image that holds each pixel's own position."""
     y, x = np.mgrid[: shape[0], : shape[1]]
     image = np.dstack([y, x, y]).astype(np.uint8)
     label = (y * shape[1] + x).astype(np.uint8)
     for index in range(count):
-        yield transforms.cut(image, label, crop, scales, transforms.generator(seed, 0, index))
+        random = transforms.generator(seed, 0, index)
+        yield transforms.cut(*transforms.resize(image, label, transforms.random_scale(*scales, random)), crop, random)
 
 
 def test_every_place_comes_equally_often():
@@ -118,8 +122,8 @@ def test_half_of_the_samples_are_mirrored_with_their_padding():
 
 
 def test_every_scale_comes_equally_often():
-    scales = transforms.scales(0.7, 2.1, 0.1)
-    heights = [image.shape[0] for image, _ in drawn(1, 3000, shape=(10, 10), crop=(100, 100), scales=scales)]
+    places = drawn(1, 3000, shape=(10, 10), crop=(100, 100), scales=(0.7, 2.1, 0.1))
+    heights = [image.shape[0] for image, _ in places]
     counts = np.array([heights.count(height) for height in range(7, 22)])
     assert counts.sum() == 3000
     assert all(140 < times < 270 for times in counts)  # 200 each expected
@@ -146,7 +150,10 @@ def test_cutting_does_not_touch_its_input():
     image = photograph(20, 20)
     label = image[:, :, 0].copy()
     before = image.copy(), label.copy()
-    transforms.cut(image, label, (9, 9), (1.0, 1.5), np.random.default_rng(0))
+    random = np.random.default_rng(0)
+    transforms.cut(*transforms.resize(image, label, 1.5), (9, 9), random)
+    transforms.cut(image, label, (9, 9), random, 0.3)
+    transforms.distort(image, random)
     assert (image == before[0]).all() and (label == before[1]).all()
 
 
@@ -158,3 +165,209 @@ def test_labels_are_not_shifted_against_the_image():
         image, ids = transforms.resize(np.dstack([label * 200] * 3), label, scale)
         assert ((image[:, :, 0] > 100) == ids).mean() > 0.999
     assert cv2.INTER_NEAREST_EXACT != cv2.INTER_NEAREST
+
+
+def test_a_step_of_zero_draws_from_the_whole_range():
+    random = np.random.default_rng(0)
+    found = np.array([transforms.random_scale(0.5, 2.0, 0, random) for _ in range(3000)])
+    assert 0.5 <= found.min() < 0.51 and 1.99 < found.max() < 2
+    # as many in each tenth of the range: not in each tenth of its logarithm
+    assert np.abs(np.histogram(found, 10, (0.5, 2))[0] - 300).max() < 60
+    assert transforms.random_scale(1.5, 1.5, 0, random) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("size", "fit", "expected"),
+    [
+        ((1024, 2048), (2048, 1024), (1024, 2048)),
+        ((1024, 2048), (2049, 1025), (1025, 2049)),  # 1024.5 is rounded up
+        ((2048, 1024), (2049, 1025), (2049, 1025)),
+        ((375, 500), (2048, 512), (512, 683)),
+        ((500, 375), (2048, 512), (683, 512)),
+        ((100, 1000), (2048, 512), (205, 2048)),
+        ((512, 512), (2048, 512), (512, 512)),
+        ((1, 16000), (64, 64), (1, 64)),
+    ],
+)
+def test_a_picture_fits_as_mmsegmentation_has_it(size, fit, expected):
+    assert transforms.scaled(size, 1.0, fit) == expected
+
+
+def test_a_picture_that_fits_is_as_large_as_can_be_and_keeps_its_shape():
+    random = np.random.default_rng(1)
+    for _ in range(300):
+        height, width = (int(side) for side in random.integers(20, 900, 2))
+        fit = tuple(sorted((int(side) for side in random.integers(20, 900, 2)), reverse=True))
+        size = transforms.scaled((height, width), 1.0, fit)
+        assert max(size) <= fit[0] and min(size) <= fit[1]
+        assert max(size) == fit[0] or min(size) == fit[1]
+        exact = min(Fraction(fit[0], max(height, width)), Fraction(fit[1], min(height, width)))
+        assert all(abs(new - old * exact) <= 0.5 for new, old in zip(size, (height, width), strict=True))
+        for scale in (0.5, 1.7):
+            times = transforms.scaled((height, width), scale, fit)
+            assert all(abs(side * scale - other) <= 0.5 + 0.5 * scale for side, other in zip(size, times, strict=True))
+
+
+def test_resize_fits_and_then_scales():
+    image, label = photograph(30, 45), np.arange(30 * 45).reshape(30, 45).astype(np.uint8)
+    resized, ids = transforms.resize(image, label, 0.5, (90, 80))
+    assert resized.shape == (30, 45, 3)
+    assert resized is image and ids is label
+    resized, ids = transforms.resize(image, label, 2.0, (90, 40))
+    assert ids.shape == (80, 120)
+    np.testing.assert_array_equal(resized, transforms.resize(image, label, 80 / 30)[0])
+
+
+def chosen(label, crop, random, ratio, ignored):
+    """Where mmsegmentation's rule puts a crop, as it is told: ten looks, and what is drawn after the last one stays."""
+
+    def draw():
+        y = random.integers(max(label.shape[0] - crop[0], 0) + 1)
+        return y, random.integers(max(label.shape[1] - crop[1], 0) + 1)
+
+    y, x = draw()
+    for _ in range(10):
+        values, counts = np.unique(label[y : y + crop[0], x : x + crop[1]], return_counts=True)
+        counts = counts[values != ignored]
+        if len(counts) > 1 and counts.max() / counts.sum() < ratio:
+            return y, x
+        y, x = draw()
+    return y, x
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.75, 0.999])
+@pytest.mark.parametrize("ignored", [255, 3])
+def test_a_crop_that_one_class_fills_is_drawn_again(ratio, ignored):
+    label = np.zeros((20, 24), np.uint8)
+    label[4:12, 5:14] = 1
+    label[:, 18:] = ignored
+    label[15:, 2:9] = 7
+    image = np.dstack(np.broadcast_arrays(*np.ogrid[:20, :24], 0)).astype(np.uint8)
+    places = set()
+    for index in range(150):
+        part, ids = transforms.cut(image, label, (6, 8), np.random.default_rng(index), ratio, ignored)
+        y, x = chosen(label, (6, 8), np.random.default_rng(index), ratio, ignored)
+        assert (int(part[0, 0, 0]), int(part[0, 0, 1])) == (y, x)
+        np.testing.assert_array_equal(ids, label[y : y + 6, x : x + 8])
+        places.add((y, x))
+    assert len(places) > 20
+
+
+def test_ten_more_crops_are_drawn_at_most():
+    # one place of eleven shows two classes in equal parts: missed by the share that eleven draws leave
+    label = np.zeros((1, 12), np.uint8)
+    label[0, 11] = 1
+    image = np.zeros((1, 12, 3), np.uint8)
+    parts = [transforms.cut(image, label, (1, 2), np.random.default_rng(i), 0.75)[1] for i in range(2000)]
+    found = sum(part.tolist() == [[0, 1]] for part in parts)
+    assert abs(found / 2000 - (1 - (10 / 11) ** 11)) < 0.04
+    calls = []
+
+    class Counting:
+        def integers(self, _):
+            calls.append(1)
+            return 0
+
+    transforms.cut(image, label, (1, 2), Counting(), 0.75)
+    assert len(calls) == 2 * 11
+    calls.clear()
+    # switched off, a crop of one class alone costs the two numbers that it always did
+    transforms.cut(image, label, (1, 2), Counting())
+    assert len(calls) == 2
+
+
+def test_the_largest_share_leaves_out_what_is_ignored():
+    label = np.array([[0, 0, 0, 1], [255, 255, 2, 255]], np.uint8)
+    assert transforms.largest_share(label, 255) == 3 / 5
+    assert transforms.largest_share(label, 0) == 3 / 5
+    assert transforms.largest_share(np.full((3, 3), 255, np.uint8), 255) == 1
+    assert transforms.largest_share(np.full((3, 3), 4, np.uint8), 255) == 1
+    # seen through a cut the pixels do not lie in one run
+    assert transforms.largest_share(label[:, 1:3], 255) == 2 / 3
+
+
+def told_distortion(image, random):
+    """mmsegmentation's distortion, step by step in floats."""
+
+    def line(values, slope, offset):
+        return np.clip(values.astype(np.float32) * np.float32(slope) + np.float32(offset), 0, 255).astype(np.uint8)
+
+    def contrast(image):
+        return line(image, random.uniform(0.5, 1.5), 0) if random.integers(2) else image
+
+    if random.integers(2):
+        image = line(image, 1, random.uniform(-32, 32))
+    early = random.integers(2)
+    if early:
+        image = contrast(image)
+    if random.integers(2):
+        hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
+        hsv[:, :, 1] = line(hsv[:, :, 1], random.uniform(0.5, 1.5), 0)
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+    if random.integers(2):
+        hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
+        hsv[:, :, 0] = (hsv[:, :, 0].astype(int) + random.integers(-18, 18)) % 180
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+    return image if early else contrast(image)
+
+
+def test_distortion_takes_the_told_steps_in_order():
+    image = photograph(9, 11)
+    for index in range(200):
+        output = transforms.distort(image, np.random.default_rng(index))
+        np.testing.assert_array_equal(output, told_distortion(image, np.random.default_rng(index)))
+        assert output.dtype == np.uint8
+    assert transforms.distort(image[2:3, 4:5], np.random.default_rng(3)).shape == (1, 1, 3)
+
+
+def test_each_distortion_comes_half_of_the_time_and_keeps_its_range():
+    # brightness and contrast move a grey, saturation and hue do not
+    grey = np.full((1, 1, 3), 100, np.uint8)
+    values = np.array([transforms.distort(grey, np.random.default_rng(i)) for i in range(4000)]).reshape(-1, 3)
+    assert (values == values[:, :1]).all()
+    level = values[:, 0]
+    assert abs((level == 100).mean() - 1 / 4) < 0.03
+    # up to (100 + 32) * 1.5 and down to (100 - 32) * 0.5
+    assert 34 <= level.min() < 40 and 185 < level.max() <= 198
+    # black stays black but for brightness, which half of the time adds up to 32 or takes what is not there
+    black = np.zeros((1, 1, 3), np.uint8)
+    level = np.array([transforms.distort(black, np.random.default_rng(i)).max() for i in range(4000)])
+    assert abs((level > 0).mean() - 1 / 4) < 0.03
+    assert 40 < level.max() <= 48
+    # hue alone turns red towards green or blue, by up to 36 degrees
+    red = np.zeros((1, 1, 3), np.uint8)
+    red[..., 2] = 100
+    turned = []
+    for index in range(4000):
+        blue, green, crimson = (int(value) for value in transforms.distort(red, np.random.default_rng(index))[0, 0])
+        turned.append((colorsys.rgb_to_hsv(crimson, green, blue)[0] * 360 + 180) % 360 - 180)
+    assert abs((np.abs(turned) > 0.5).mean() - 1 / 2 * 35 / 36) < 0.03
+    # dark colours of eight bits tell their hue to some degrees
+    assert -41 < min(turned) < -32 and 32 < max(turned) < 39
+
+
+def test_hue_is_turned_and_saturation_multiplied_as_colorsys_does():
+    image = photograph(12, 12)
+    turn, table = 11, (np.arange(256) + 11) % 180
+    turned = transforms._in_hsv(image, 0, table.astype(np.uint8))
+    paled = transforms._in_hsv(image, 1, (np.arange(256) // 2).astype(np.uint8))
+    for (y, x), _ in np.ndenumerate(image[..., 0]):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(image[y, x, ::-1] / 255))
+        expected = colorsys.hsv_to_rgb((hue + turn / 180) % 1, saturation, value)
+        # a hue of eight bits is good to a degree: four levels of a colour
+        assert np.abs(turned[y, x, ::-1] - np.array(expected) * 255).max() < 8
+        expected = colorsys.hsv_to_rgb(hue, saturation / 2, value)
+        assert np.abs(paled[y, x, ::-1] - np.array(expected) * 255).max() < 6
+
+
+def test_pairs_trade_places_in_a_mirror_alone():
+    image = np.zeros((3, 1, 6), np.float32)
+    label = np.array([[0, 1, 2, 3, 4, 255]], np.uint8)
+    seen = set()
+    for index in range(20):
+        _, ids = transforms.mirror(image, label, np.random.default_rng(index), ((1, 4), (2, 3)))
+        assert ids.dtype == np.uint8
+        seen.add(tuple(ids[0].tolist()))
+    assert seen == {(0, 1, 2, 3, 4, 255), (255, 1, 2, 3, 4, 0)}
+    assert label.tolist() == [[0, 1, 2, 3, 4, 255]]
+    assert transforms.exchange(5, ((1, 4),)).tolist() == [0, 4, 2, 3, 1]

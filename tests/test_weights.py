@@ -16,11 +16,6 @@ WIDTH, CHANNELS = 16, 64
 SIZES = [(97, 129), (193, 193)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def save(content, path: Path, legacy: bool = False) -> Path:
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     return path

@@ -5,15 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ccnet_cli import config
-from ccnet_cli.datasets import camvid, cityscapes, folder
+from ccnet_cli.datasets import ade20k, camvid, cityscapes, cocostuff, folder, lip, voc
+from ccnet_cli.datasets.ade20k import open_ade20k
 from ccnet_cli.datasets.camvid import open_camvid
 from ccnet_cli.datasets.cityscapes import open_cityscapes
+from ccnet_cli.datasets.cocostuff import open_cocostuff
 from ccnet_cli.datasets.folder import open_folder
+from ccnet_cli.datasets.lip import open_lip
 from ccnet_cli.datasets.listing import complete
 from ccnet_cli.datasets.report import Report, check
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import Classes, Sample, Source, load_image, load_label, load_pair
 from ccnet_cli.datasets.training import Training, collate, delivered
+from ccnet_cli.datasets.voc import open_voc
 from ccnet_cli.errors import InputError
 
 __all__ = [
@@ -42,6 +46,10 @@ Reader = Callable[[config.Data, Path, str, bool], Source]
 DATASETS: dict[str, Reader] = {
     "cityscapes": open_cityscapes,
     "camvid": open_camvid,
+    "ade20k": open_ade20k,
+    "voc": open_voc,
+    "lip": open_lip,
+    "cocostuff": open_cocostuff,
     "toyscapes": open_cityscapes,
     "folder": open_folder,
 }
@@ -49,6 +57,19 @@ DATASETS: dict[str, Reader] = {
 CLASSES: dict[str, Classes] = {
     "cityscapes": cityscapes.CLASSES,
     "camvid": camvid.CLASSES,
+    "ade20k": ade20k.CLASSES,
+    "voc": voc.CLASSES,
+    "lip": lip.CLASSES,
+    "cocostuff": cocostuff.CLASSES,
+}
+
+# what lies in a data set's folder, any of these lines of it
+SIGNS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "cityscapes": (("leftImg8bit",),),
+    "ade20k": (("ADEChallengeData2016",), *((f"images/{s}", f"annotations/{s}") for s in ("training", "validation"))),
+    "voc": (("VOCdevkit/VOC2012",), ("VOC2012",), ("JPEGImages", "ImageSets/Segmentation")),
+    "lip": (("TrainVal_images",), *((f"{s}_images", f"{s}_segmentations") for s in ("train", "val"))),
+    "cocostuff": tuple((f"images/{s}2017", f"annotations/{s}2017") for s in ("train", "val")),
 }
 
 
@@ -74,8 +95,9 @@ def classes(data: config.Data) -> Classes:
 
 def recognise(folder: Path) -> str:
     """The name of the data set whose folders lie here; InputError where they are no known one's."""
-    if (folder / "leftImg8bit").is_dir():
-        return "cityscapes"
+    for name, signs in SIGNS.items():
+        if any(all((folder / path).is_dir() for path in paths) for paths in signs):
+            return name
     if any(
         path.is_dir() and path.with_name(path.name.removesuffix("annot")).is_dir() for path in folder.glob("*annot")
     ):

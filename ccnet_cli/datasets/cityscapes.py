@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from ccnet_cli import config
-from ccnet_cli.datasets.listing import find_list, folder, folder_name, pair, read_list, scan
-from ccnet_cli.datasets.source import IGNORED, LABEL_IDS, TRAIN_IDS, Classes, Samples, Source, lookup
-from ccnet_cli.errors import InputError
+from ccnet_cli.datasets.listing import find_list, folder, folder_name, lists_train_ids, pair, read_list, scan
+from ccnet_cli.datasets.source import IGNORED, LABEL_IDS, TRAIN_IDS, Classes, Source, lookup
 
 # train id, in order: name, labelId, RGB
 TABLE = (
@@ -44,7 +43,7 @@ def open_cityscapes(data: config.Data, root: Path, split: str, labels_required: 
     """The split of a list file, or of the official folders where none is given; labelIds, or train ids if so named."""
     if listing := find_list(data, root, split):
         samples = read_list(listing, root, unique=split != "train", labels_required=labels_required)
-        kind = _kind_of_list(listing, samples)
+        kind = TRAIN_IDS if lists_train_ids(listing, samples) else LABEL_IDS
         return Source(data.dataset, samples, CLASSES, LOOKUPS[kind], label_kind=kind, listing=listing)
     name = folder_name(data, split)
     images = folder(root / "leftImg8bit" / name, "leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png")
@@ -57,11 +56,3 @@ def open_cityscapes(data: config.Data, root: Path, split: str, labels_required: 
     suffix = "_gtFine_labelTrainIds.png" if only_train_ids else "_gtFine_labelIds.png"
     samples = pair(images, labels, lambda image: image.rpartition(".")[0].removesuffix("_leftImg8bit") + suffix)
     return Source(data.dataset, samples, CLASSES, LOOKUPS[kind], label_kind=kind)
-
-
-def _kind_of_list(listing: Path, samples: Samples) -> str:
-    """What the label files of a list hold, by their names; one list holds one kind."""
-    kinds = {"labelTrainIds" in label for _, label, _, _ in samples.rows if label is not None}
-    if len(kinds) == 2:
-        raise InputError(f"list {listing}", "names labelIds and labelTrainIds files", "list one kind of label")
-    return TRAIN_IDS if kinds == {True} else LABEL_IDS

@@ -42,6 +42,11 @@ def folder_name(data: config.Data, split: str) -> str:
     return {"train": data.train_split, "val": data.val_split}.get(split, split)
 
 
+def home(root: Path, holds: str, below: Sequence[str]) -> Path:
+    """The root, or the first of its folders `below` where it lacks what they hold; the root where all do."""
+    return next((place for place in (root, *(root / name for name in below)) if (place / holds).exists()), root)
+
+
 def read_list(path: Path, root: Path, unique: bool, labels_required: bool) -> Samples:
     """Samples of a list file, a line each: IMAGE LABEL or, without labels, IMAGE.
 
@@ -73,6 +78,42 @@ def read_list(path: Path, root: Path, unique: bool, labels_required: bool) -> Sa
     if not rows:
         raise InputError(f"list {path}", "names no image", "write a line IMAGE LABEL for each")
     return Samples(root, rows)
+
+
+def lists_train_ids(listing: Path, samples: Samples) -> bool:
+    """Whether the label files of a list are named labelTrainIds; InputError where some are and some are not."""
+    kinds = {"labelTrainIds" in label for _, label, _, _ in samples.rows if label is not None}
+    if len(kinds) == 2:
+        raise InputError(f"list {listing}", "names labelTrainIds files and others", "list one kind of label")
+    return kinds == {True}
+
+
+def read_names(path: Path, unique: bool) -> list[tuple[str, int]]:
+    """The bare names in a list, one a line, each with its line number; unique refuses one that comes twice."""
+    first: dict[str, int] = {}
+    names: list[tuple[str, int]] = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not (name := line.strip()):
+            continue
+        if "/" in name or name in (".", ".."):
+            raise InputError(f"{path} line {number}", f"a name expected, found {name}", "write names without folders")
+        if first.setdefault(name, number) != number and unique:
+            why = f"names {name} again (line {first[name]}): it would count twice"
+            raise InputError(f"{path} line {number}", why, "remove one of the lines")
+        names.append((name, number))
+    if not names:
+        raise InputError(f"list {path}", "names no image", "write a name on each line")
+    return names
+
+
+def named(names: Sequence[tuple[str, int]], images: Path, labels: Sequence[Path]) -> Samples:
+    """Samples of the JPEGs of these names below a folder, with these labels."""
+    top = os.fspath(images.absolute())
+    rows = [
+        (f"{top}/{name}.jpg", os.fspath(label.absolute()), name, line)
+        for (name, line), label in zip(names, labels, strict=True)
+    ]
+    return Samples(Path("/"), rows)
 
 
 def _text(path: Path) -> str:

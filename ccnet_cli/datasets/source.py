@@ -19,11 +19,15 @@ LABEL_IDS, TRAIN_IDS, OWN_IDS = "labelIds", "trainIds", "ids"
 
 @dataclass(frozen=True)
 class Classes:
-    """Names, RGB colours and the values written as label ids, in the order of the train ids."""
+    """Names, RGB colours and the values written as label ids, in the order of the train ids.
+
+    mirrored pairs the classes that trade places where left and right do.
+    """
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     label_ids: tuple[int, ...]
+    mirrored: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) == len(self.palette) == len(self.label_ids) < 256:
@@ -31,16 +35,21 @@ class Classes:
         bytes_needed = [*self.label_ids, *(value for colour in self.palette for value in colour)]
         if not all(isinstance(value, int) and 0 <= value <= 255 for value in bytes_needed):
             raise ValueError("colours and label ids lie in 0 to 255")
+        paired = [train_id for pair in self.mirrored for train_id in pair]
+        if len(set(paired)) < len(paired) or not set(paired) <= set(range(len(self.names))):
+            raise ValueError("mirrored pairs each class once at most")
 
     def __len__(self) -> int:
         return len(self.names)
 
     def to_mapping(self) -> dict[str, Any]:
-        """Lists of plain types under names, palette and label_ids, as checkpoints hold them."""
+        """Lists of plain types under names, palette, label_ids and, where there are any, mirrored, for checkpoints."""
+        mirrored = {"mirrored": [list(pair) for pair in self.mirrored]} if self.mirrored else {}
         return {
             "names": list(self.names),
             "palette": [list(colour) for colour in self.palette],
             "label_ids": list(self.label_ids),
+            **mirrored,
         }
 
     @classmethod
@@ -48,7 +57,8 @@ class Classes:
         """The classes that to_mapping described; KeyError, TypeError or ValueError if it is not such a mapping."""
         red_green_blue = [(int(red), int(green), int(blue)) for red, green, blue in mapping["palette"]]
         names = tuple(str(name) for name in mapping["names"])
-        return cls(names, tuple(red_green_blue), tuple(int(value) for value in mapping["label_ids"]))
+        mirrored = tuple((int(one), int(other)) for one, other in mapping.get("mirrored", ()))
+        return cls(names, tuple(red_green_blue), tuple(int(value) for value in mapping["label_ids"]), mirrored)
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,13 @@ class Source:
     def where(self, sample: Sample) -> str:
         """ "LIST line N: " for a sample that a list file named, else nothing."""
         return f"{self.listing} line {sample.line}: " if self.listing and sample.line else ""
+
+
+def coloured(table: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """The names and RGB colours of a table "NAME RRGGBB, NAME RRGGBB, ..."."""
+    entries = [entry.strip().rpartition(" ") for entry in table.split(",")]
+    colours = [bytes.fromhex(colour) for _, _, colour in entries]
+    return tuple(name for name, _, _ in entries), tuple((red, green, blue) for red, green, blue in colours)
 
 
 def lookup(train_ids: Mapping[int, int], ignored: Sequence[int]) -> np.ndarray:
@@ -162,7 +179,9 @@ def looks_like_train_ids(present: np.ndarray) -> bool:
 
 def _wrong_values(source: Source, label: Path, refused: np.ndarray) -> InputError:
     listed = ", ".join(str(value) for value in refused[:8]) + (", ..." if len(refused) > 8 else "")
-    fix = "correct the file, or data.classes and data.ignore_index"
+    fix = "correct the file, or " + (
+        "data.classes and data.ignore_index" if source.dataset == "folder" else "data.dataset"
+    )
     if refused.max() >= 1000:
         fix = "these look like instance ids: use the *_labelIds.png files"
     elif source.label_kind == TRAIN_IDS and refused.max() <= 33:

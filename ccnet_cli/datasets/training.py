@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ccnet_cli.datasets.source import Source, load_pair
-from ccnet_cli.datasets.transforms import cut, generator, mirror, normalise, pad, scales
+from ccnet_cli.datasets.transforms import cut, distort, generator, mirror, normalise, pad, random_scale, resize
 from ccnet_cli.errors import CCNetError
 from ccnet_cli.images import cv2
 
@@ -36,10 +36,16 @@ class Training:
         mean: Sequence[float] = (104.00698793, 116.66876762, 122.67891434),
         std: Sequence[float] = (1.0, 1.0, 1.0),
         seed: int = 0,
+        fit: tuple[int, int] | None = None,
+        category_ratio: float = 1.0,
+        photometric: bool = False,
     ) -> None:
         self.source = source
         self.crop = crop
-        self.scales = scales(scale_min, scale_max, scale_step)
+        self.scales = (scale_min, scale_max, scale_step)
+        self.fit = fit
+        self.category_ratio = category_ratio
+        self.photometric = photometric
         self.mirror = mirror
         self.channel_order = channel_order
         self.mean = tuple(mean)
@@ -58,11 +64,14 @@ class Training:
         sample = self.source.samples[index]
         image, label = load_pair(self.source, sample)
         random = generator(self.seed, epoch, index)
-        image, label = cut(image, label, self.crop, self.scales, random)
+        image, label = resize(image, label, random_scale(*self.scales, random), self.fit)
+        image, label = cut(image, label, self.crop, random, self.category_ratio, self.source.ignore_index)
+        if self.photometric:
+            image = distort(image, random)
         image = normalise(image, self.channel_order, self.mean, self.std)
         image, label = pad(image, label, self.crop, self.source.ignore_index)
         if self.mirror:
-            image, label = mirror(image, label, random)
+            image, label = mirror(image, label, random, self.source.classes.mirrored)
         return torch.from_numpy(image), torch.from_numpy(label.astype(np.int64)), sample.name
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> "list[Item] | CCNetError":

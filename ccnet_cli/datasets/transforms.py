@@ -1,4 +1,4 @@
-"""Pure functions that make a training sample of an image and its label map; the recipe is the authors'."""
+"""Pure functions that make a training sample of an image and its label map: the authors' recipe or mmsegmentation's."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,13 @@ import numpy as np
 from ccnet_cli.images import cv2
 
 # H, W an image; h, w the crop
+
+# how often a crop that one class fills is drawn again
+REDRAWS = 10
+# how far mmsegmentation changes a photograph: added, multiplied, multiplied, added on OpenCV's circle of 180 hues
+BRIGHTNESS = 32
+CONTRAST = SATURATION = (0.5, 1.5)
+HUE = 18
 
 
 def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -21,38 +28,122 @@ def scales(minimum: float, maximum: float, step: float) -> tuple[float, ...]:
     return tuple(round(minimum + k * step, 9) for k in range(count))
 
 
+def random_scale(minimum: float, maximum: float, step: float, random: np.random.Generator) -> float:
+    """One of the scales, each as likely as the others; with step 0 any number of the range."""
+    if step == 0:
+        return float(random.uniform(minimum, maximum))
+    choices = scales(minimum, maximum, step)
+    return choices[int(random.integers(len(choices)))]
+
+
+def scaled(size: tuple[int, int], scale: float, fit: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(H, W) times scale, at least one pixel; with fit, of the largest size whose longer and shorter side fit in it."""
+    height, width = size
+    if fit is None:
+        return max(1, round(height * scale)), max(1, round(width * scale))
+    scale *= min(fit[0] / max(size), fit[1] / min(size))
+    # here a half is rounded up, as mmsegmentation does: 1024 x 2048 becomes 1025 x 2049 to fit 2049, 1025
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
 def cut(
     image_HW3: np.ndarray,
     label_HW: np.ndarray,
     crop: tuple[int, int],
-    scales: Sequence[float],
     random: np.random.Generator,
+    category_ratio: float = 1.0,
+    ignore_index: int = 255,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scale at random and cut a random part of at most crop (h, w): the same as padding to the crop first."""
-    image, label = resize(image_HW3, label_HW, scales[int(random.integers(len(scales)))])
-    height, width = label.shape
-    top = int(random.integers(max(height - crop[0], 0) + 1))
-    left = int(random.integers(max(width - crop[1], 0) + 1))
-    return image[top : top + crop[0], left : left + crop[1]], label[top : top + crop[0], left : left + crop[1]]
+    """Cut a random part of at most crop (h, w): the same as padding to the crop first.
 
-
-def mirror(image_3HW: np.ndarray, label_HW: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Left and right exchanged, or not, with equal chance; padding moves with the rest."""
-    if random.integers(2):
-        return np.ascontiguousarray(image_3HW[:, :, ::-1]), np.ascontiguousarray(label_HW[:, ::-1])
-    return image_3HW, label_HW
-
-
-def resize(image_HW3: np.ndarray, label_HW: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Image bilinear, label nearest, to round(scale x size), at least one pixel."""
+    With category_ratio below 1 it is drawn again, up to REDRAWS times, while one class covers that share of its pixels.
+    """
     height, width = label_HW.shape
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if size == (width, height):
+    for _ in range(1 + REDRAWS):
+        top = int(random.integers(max(height - crop[0], 0) + 1))
+        left = int(random.integers(max(width - crop[1], 0) + 1))
+        label = label_HW[top : top + crop[0], left : left + crop[1]]
+        if category_ratio == 1 or largest_share(label, ignore_index) < category_ratio:
+            break
+    return image_HW3[top : top + crop[0], left : left + crop[1]], label
+
+
+def largest_share(label_HW: np.ndarray, ignore_index: int) -> float:
+    """The share of the most frequent class among the pixels that are not ignored, uint8; 1 where all are."""
+    counts = cv2.calcHist([label_HW], [0], None, [256], [0, 256]).ravel()
+    counts[ignore_index] = 0
+    total = counts.sum(dtype=np.float64)
+    return float(counts.max() / total) if total else 1.0
+
+
+def distort(image_HW3: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Change brightness, contrast, saturation and hue of uint8 BGR, each with equal chance; contrast second or last."""
+    image = image_HW3
+    if random.integers(2):
+        image = cv2.LUT(image, _line(1.0, random.uniform(-BRIGHTNESS, BRIGHTNESS)))
+    contrast_first = random.integers(2)
+    if contrast_first and random.integers(2):
+        image = cv2.LUT(image, _line(random.uniform(*CONTRAST)))
+    if random.integers(2):
+        image = _in_hsv(image, 1, _line(random.uniform(*SATURATION)))
+    if random.integers(2):
+        # the upper end is left out, as it is there
+        turned = (np.arange(256) + random.integers(-HUE, HUE)) % 180
+        image = _in_hsv(image, 0, turned.astype(np.uint8))
+    if not contrast_first and random.integers(2):
+        image = cv2.LUT(image, _line(random.uniform(*CONTRAST)))
+    return image
+
+
+def _line(slope: float, offset: float = 0.0) -> np.ndarray:
+    """The table of slope * value + offset, cut off at 0 and 255, fractions dropped."""
+    return np.clip(np.arange(256, dtype=np.float32) * np.float32(slope) + np.float32(offset), 0, 255).astype(np.uint8)
+
+
+def _in_hsv(image_HW3: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+    """uint8 BGR with the table applied to its hue (channel 0) or saturation (1)."""
+    hsv = cv2.cvtColor(image_HW3, cv2.COLOR_BGR2HSV)
+    hsv[..., channel] = table[hsv[..., channel]]
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR))
+
+
+def mirror(
+    image_3HW: np.ndarray,
+    label_HW: np.ndarray,
+    random: np.random.Generator,
+    pairs: Sequence[tuple[int, int]] = (),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Left and right exchanged, or not, with equal chance; padding moves with the rest.
+
+    pairs are the classes that trade places in a mirror, such as left and right arm.
+    """
+    if not random.integers(2):
+        return image_3HW, label_HW
+    label = np.ascontiguousarray(label_HW[:, ::-1])
+    if pairs:
+        label = exchange(256, pairs).astype(label.dtype)[label]
+    return np.ascontiguousarray(image_3HW[:, :, ::-1]), label
+
+
+def exchange(count: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """0 to count - 1 in order but for the pairs, whose two numbers trade places."""
+    order = np.arange(count)
+    for one, other in pairs:
+        order[one], order[other] = other, one
+    return order
+
+
+def resize(
+    image_HW3: np.ndarray, label_HW: np.ndarray, scale: float, fit: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image bilinear, label nearest, to the scaled size."""
+    height, width = scaled((label_HW.shape[0], label_HW.shape[1]), scale, fit)
+    if (height, width) == label_HW.shape:
         return image_HW3, label_HW
     # plain INTER_NEAREST takes pixel corners for centres and would shift labels by up to half a pixel against the image
     return (
-        cv2.resize(image_HW3, size, interpolation=cv2.INTER_LINEAR),
-        cv2.resize(label_HW, size, interpolation=cv2.INTER_NEAREST_EXACT),
+        cv2.resize(image_HW3, (width, height), interpolation=cv2.INTER_LINEAR),
+        cv2.resize(label_HW, (width, height), interpolation=cv2.INTER_NEAREST_EXACT),
     )
 
 
