@@ -67,6 +67,10 @@ CheckpointFile = Annotated[
         help="Checkpoint; else $CCNET_CHECKPOINT, the newest run below ./runs, the demo weights.",
     ),
 ]
+OtherPreset = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="NAME|FILE", help="Preset in place of the one that the file holds or suggests."),
+]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data set (data.root).")]
@@ -123,7 +127,7 @@ def _help_alone(context: typer.Context) -> None:
     epilog=_examples(
         "ccnet train --preset quickstart",
         "ccnet train --preset camvid --data CamVid -o runs/camvid",
-        "ccnet train --preset cityscapes-r2-ohem --data Cityscapes --gpus 4",
+        "ccnet train --preset cityscapes-r2-ohem --data Cityscapes --gpus 4 --weights resnet101-imagenet.pth",
         "ccnet train --preset quickstart -s model.recurrence=1 -s schedule.steps=200",
         "ccnet train --preset quickstart -o runs/first --resume",
     )
@@ -140,8 +144,12 @@ def train(
         typer.Option(metavar="[FILE]", help="Continue from FILE, or from the newest sound checkpoint of the run."),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Begin with the weights of this checkpoint.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Begin with these weights: a checkpoint, the authors', ImageNet's, ..."),
     ] = None,
+    partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Take the weights that fit, as long as the backbone's do.")
+    ] = False,
     gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="GPUs to use, one process on each.")] = None,
     processes: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Processes on the CPU.")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of weights and data order.")] = None,
@@ -153,7 +161,16 @@ def train(
     settings = config.load(preset, [*(overrides or ()), *_data_root(data), *([] if seed is None else [f"seed={seed}"])])
     from ccnet_cli.train import train as start
 
-    folder = start(settings, run=run, resume=resume, gpus=gpus, processes=processes, weights=weights, device=device)
+    folder = start(
+        settings,
+        run=run,
+        resume=resume,
+        gpus=gpus,
+        processes=processes,
+        weights=weights,
+        device=device,
+        partial=partial,
+    )
     print(folder)
 
 
@@ -162,6 +179,7 @@ def train(
     epilog=_examples(
         "ccnet eval",
         "ccnet eval runs/camvid/best.pt --data CamVid --json scores.json",
+        "ccnet eval CS_scenes_60000.pth --data Cityscapes",
         "ccnet eval ckpt.pt --data Cityscapes --mode sliding --scales 0.75,1,1.25 --flip",
         "ccnet eval ckpt.pt --data Cityscapes --save results --format label-id",
     ),
@@ -171,6 +189,7 @@ def evaluate(
     option: CheckpointFile = None,
     data: DataFolder = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="train or val.")] = "val",
+    preset: OtherPreset = None,
     overrides: Overrides = None,
     mode: Mode = None,
     scales: Scales = None,
@@ -184,7 +203,7 @@ def evaluate(
     formats: Formats = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score a checkpoint: IoU of each class, mIoU, pixel and mean accuracy."""
+    """Score a checkpoint, ours or other people's: IoU of each class, mIoU, pixel and mean accuracy."""
     if checkpoint and option:
         raise InputError(f"checkpoint {option}", f"{checkpoint} is given too", "give one of them")
     _writable(json_file, csv, confusion)
@@ -195,6 +214,7 @@ def evaluate(
         checkpoint or option,
         data=None if data is None else str(data),
         split=split,
+        preset=preset,
         overrides=overrides or (),
         mode=mode,
         scales=averaged,
@@ -237,6 +257,8 @@ def predict(
     mode: Mode = None,
     scales: Scales = None,
     flip: Flip = None,
+    preset: OtherPreset = None,
+    overrides: Overrides = None,
 ) -> None:
     """Segment photographs: colour masks, overlays or label ids."""
     averaged = _numbers("--scales", scales)
@@ -253,6 +275,8 @@ def predict(
         mode=mode,
         scales=averaged,
         flip=flip,
+        preset=preset,
+        overrides=overrides or (),
     )
     for path in written:
         print(path)
@@ -282,6 +306,8 @@ def visualize(
     maps: Annotated[Path | None, typer.Option(metavar="NPZ", help="Write the maps as arrays.")] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
+    preset: OtherPreset = None,
+    overrides: Overrides = None,
 ) -> None:
     """Draw what the network attends to from a point: R=1 beside R=2."""
     if not points:
@@ -291,7 +317,16 @@ def visualize(
     from ccnet_cli.visualize import visualize as draw
 
     summary = draw(
-        image, pixels, target, checkpoint=checkpoint, clip=clip, maps=maps, device=device, overwrite=overwrite
+        image,
+        pixels,
+        target,
+        checkpoint=checkpoint,
+        clip=clip,
+        maps=maps,
+        device=device,
+        overwrite=overwrite,
+        preset=preset,
+        overrides=overrides or (),
     )
     rows = [
         (f"{point['point'][0]},{point['point'][1]}", point["class"], f"R={r}", *map(_percent, point[f"r{r}"].values()))
@@ -307,19 +342,29 @@ def visualize(
 
 @app.command(
     epilog=_examples(
-        "ccnet export runs/camvid -o camvid.pt", "ccnet predict img.png -o mask.png --checkpoint camvid.pt"
+        "ccnet export runs/camvid -o camvid.pt",
+        "ccnet predict img.png -o mask.png --checkpoint camvid.pt",
+        "ccnet export runs/cityscapes --format official -o CS_scenes.pth",
+        "ccnet export CS_scenes_60000.pth -o ours.pt",
     )
 )
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint or run folder.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint, run folder, or other weights.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The new file.")],
+    format: Annotated[
+        Literal["weights", "official"],
+        typer.Option(metavar="weights|official", help="Our file, or the layout of the authors' code."),
+    ] = "weights",
+    preset: OtherPreset = None,
+    overrides: Overrides = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a checkpoint's model alone, to hand on: without the optimiser's state, about a third of the size."""
     _new(output, overwrite)
-    from ccnet_cli import checkpoint as checkpoints
+    from ccnet_cli.checkpoint import find
+    from ccnet_cli.loading import export as write
 
-    print(checkpoints.export(checkpoints.find(checkpoint), output))
+    print(write(find(checkpoint), output, format, preset, overrides or ()))
 
 
 @bench_app.callback(invoke_without_command=True)

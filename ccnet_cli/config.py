@@ -77,9 +77,13 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    """The network; mean and std are in channel_order, for pixel values 0 to 255."""
+    """The network; mean and std are in channel_order, for pixel values 0 to 255.
 
-    backbone: Literal["tiny", "resnet18", "resnet50", "resnet101"]
+    stem: deep is three 3x3 convolutions of 64, 64, 128 channels (at width 64), v1c of 32, 32, 64, 7x7 one of 64.
+    dilation: the first block of layers 3 and 4 is dilated as the others are, or half as much (contracted).
+    """
+
+    backbone: Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
     width: Channels = 64
     stem: Literal["deep", "v1c", "7x7"] = "deep"
     dilation: Literal["dilated", "contracted"] = "dilated"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ccnet_cli import checkpoint as checkpoints
-from ccnet_cli import config, distributed, images, outputs
+from ccnet_cli import config, distributed, images, loading, outputs
 from ccnet_cli import model as models
 from ccnet_cli.datasets import Sample, Source, load_pair, open_source
 from ccnet_cli.errors import InputError, notice
@@ -49,6 +49,7 @@ def evaluate(
     data: str | None = None,
     split: str = "val",
     overrides: Sequence[str] = (),
+    preset: str | None = None,
     mode: str | None = None,
     tile: tuple[int, int] | None = None,
     scales: Sequence[float] | None = None,
@@ -61,20 +62,21 @@ def evaluate(
     save_formats: Sequence[str] = ("color",),
     overwrite: bool = False,
 ) -> Result:
-    """Score a checkpoint; each of several processes takes its share, and all return the same.
+    """Score a checkpoint or other people's weights; of several processes each takes its share, all return the same.
 
-    data replaces the checkpoint's own data.root; overrides ("key=value") and then mode, tile, scales and flip replace
-    its other settings. limit scores the first images only. confusion draws the matrix as a PNG, save writes one PNG per
-    image and format into a folder, where existing files are refused unless overwrite.
+    preset (a name or file) replaces the one that the checkpoint holds or the weights suggest, overrides ("key=value")
+    its keys, data its data.root, and mode, tile, scales and flip those of its eval section. limit scores the first
+    images only. confusion draws the matrix as a PNG, save writes one PNG per image and format into a folder, where
+    existing files are refused unless overwrite.
     """
     place = models.device(device)
     formats = outputs.check_formats(save_formats)
     check_precision(precision)
     if confusion is not None and confusion.suffix.lower() != ".png":
         raise InputError(confusion, "the confusion matrix is drawn as a PNG", "end the name in .png")
-    restored = checkpoints.restore(checkpoints.find(checkpoint))
-    preset = settled(restored.preset, overrides, data, mode=mode, tile=tile, scales=scales, flip=flip)
-    source = open_source(preset.data, split, labels_required=True)
+    restored = loading.restore(checkpoints.find(checkpoint), preset, overrides)
+    settled = with_choices(restored.preset, data, mode=mode, tile=tile, scales=scales, flip=flip)
+    source = open_source(settled.data, split, labels_required=True)
     source = replace(source, samples=source.samples[:limit])
     _check(source, restored)
     planned = {} if save is None else _plan(source, save, formats, overwrite)
@@ -91,14 +93,14 @@ def evaluate(
         if done % EVERY == 0 and done < shard and distributed.rank() == 0:
             notice(f"{done} of {shard} images evaluated")
 
-    matrix = evaluate_model(network(restored, place), source, preset.eval, place, on_image, precision)
+    matrix = evaluate_model(network(restored, place), source, settled.eval, place, on_image, precision)
     if confusion is not None and distributed.rank() == 0:
         images.write_image(confusion, draw(matrix, source.classes.names))
     settings = {
-        **preset.eval.model_dump(mode="json", include={"mode", "tile", "fit", "scales", "flip"}),
+        **settled.eval.model_dump(mode="json", include={"mode", "tile", "fit", "scales", "flip"}),
         "precision": precision,
-        "dataset": preset.data.dataset,
-        "data": preset.data.root,
+        "dataset": settled.data.dataset,
+        "data": settled.data.root,
         "split": split,
         "limit": limit,
     }
@@ -153,20 +155,16 @@ def result(confusion: Confusion, source: Source, checkpoint: Path, settings: dic
     )
 
 
-def settled(
-    preset: config.Preset, overrides: Sequence[str] = (), data: str | None = None, **choices: Any
-) -> config.Preset:
-    """The preset with overrides, another data root, and those of the eval section's keys that are not None."""
+def with_choices(preset: config.Preset, data: str | None = None, **choices: Any) -> config.Preset:
+    """The preset with another data root, and those of the eval section's keys that are not None."""
     mapping = config.to_mapping(preset)
-    for text in overrides:
-        config.override(mapping, text)
     if data is not None:
         mapping["data"]["root"] = data
     mapping["eval"].update({key: value for key, value in choices.items() if value is not None})
     return config.from_mapping(mapping)
 
 
-def network(restored: checkpoints.Restored, device: torch.device) -> nn.Module:
+def network(restored: loading.Restored, device: torch.device) -> nn.Module:
     """The restored model on the device, in the memory format it was trained in."""
     model = restored.model.to(device)
     return model.to(memory_format=torch.channels_last) if restored.preset.train.channels_last else model
@@ -216,7 +214,7 @@ def draw(confusion: Confusion, names: Sequence[str]) -> np.ndarray:
     return picture
 
 
-def _check(source: Source, restored: checkpoints.Restored) -> None:
+def _check(source: Source, restored: loading.Restored) -> None:
     """InputError unless there are images, of the classes that the checkpoint knows."""
     fix = "choose another --split, or the data set that the checkpoint was trained on"
     if not source.samples:

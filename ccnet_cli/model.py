@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ccnet_cli import config
 from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
 from ccnet_cli.errors import InputError
-from ccnet_cli.resnet import BACKBONES
+from ccnet_cli.resnet import build as build_backbone
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class Normalisation:
     std: tuple[float, float, float]
 
 
-def _conv_norm_act(inputs: int, outputs: int, bias: bool = False) -> list[nn.Module]:
+def _conv_norm_act(inputs: int, outputs: int, activation: str, bias: bool = False) -> list[nn.Module]:
     conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
-    return [conv, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.01, inplace=True)]
+    act = nn.ReLU(inplace=True) if activation == "relu" else nn.LeakyReLU(0.01, inplace=True)
+    return [conv, nn.BatchNorm2d(outputs), act]
 
 
 class RCCAHead(nn.Module):
@@ -33,14 +34,22 @@ class RCCAHead(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, channels: int, classes: int, rcca: RecurrentCrissCross | None, dropout: float = 0.1
+        self,
+        inputs: int,
+        channels: int,
+        classes: int,
+        rcca: RecurrentCrissCross | None,
+        dropout: float = 0.1,
+        activation: str = "leaky_relu",
     ) -> None:
         super().__init__()
-        self.conva = nn.Sequential(*_conv_norm_act(inputs, channels))
+        self.conva = nn.Sequential(*_conv_norm_act(inputs, channels, activation))
         self.rcca = rcca
-        self.convb = nn.Sequential(*_conv_norm_act(channels, channels))
+        self.convb = nn.Sequential(*_conv_norm_act(channels, channels, activation))
         self.bottleneck = nn.Sequential(
-            *_conv_norm_act(inputs + channels, channels), nn.Dropout2d(dropout), nn.Conv2d(channels, classes, 1)
+            *_conv_norm_act(inputs + channels, channels, activation),
+            nn.Dropout2d(dropout),
+            nn.Conv2d(channels, classes, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,9 +71,19 @@ class RCCAHead(nn.Module):
 class FCNHead(nn.Sequential):
     """The auxiliary classifier on layer3: (B, C, h, w) -> (B, K, h, w)."""
 
-    def __init__(self, inputs: int, channels: int, classes: int, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        channels: int,
+        classes: int,
+        dropout: float = 0.1,
+        activation: str = "leaky_relu",
+        bias: bool = True,
+    ) -> None:
         super().__init__(
-            *_conv_norm_act(inputs, channels, bias=True), nn.Dropout2d(dropout), nn.Conv2d(channels, classes, 1)
+            *_conv_norm_act(inputs, channels, activation, bias),
+            nn.Dropout2d(dropout),
+            nn.Conv2d(channels, classes, 1),
         )
 
 
@@ -110,6 +129,13 @@ class CCNet(nn.Module):
         """How often the attention is applied, R."""
         return 0 if self.head.rcca is None else self.head.rcca.recurrence
 
+    @recurrence.setter
+    def recurrence(self, times: int) -> None:
+        if self.head.rcca is None and times:
+            raise ValueError("the model was built without attention (recurrence 0)")
+        if self.head.rcca is not None:
+            self.head.rcca.recurrence = times
+
     @property
     def gamma(self) -> float:
         """The weight of what the attention gathers; 0 for R = 0."""
@@ -118,16 +144,20 @@ class CCNet(nn.Module):
 
 def build(model: config.Model, classes: int, recompute: bool = False) -> CCNet:
     """The network that a preset describes, freshly initialised; recompute trades time for training memory."""
-    backbone = BACKBONES[model.backbone](model.width, recompute)
+    backbone = build_backbone(model.backbone, model.width, model.stem, model.dilation, model.pool, recompute)
     c3, c4 = backbone.channels
-    rcca = None
+    rcca = auxiliary = None
     if model.recurrence:
         attention = CrissCrossAttention(model.channels, model.query_channels, model.implementation)
         rcca = RecurrentCrissCross(attention, model.recurrence)
+    if model.auxiliary:
+        auxiliary = FCNHead(
+            c3, model.auxiliary_channels, classes, model.dropout, model.activation, model.auxiliary_bias
+        )
     return CCNet(
         backbone=backbone,
-        head=RCCAHead(c4, model.channels, classes, rcca, model.dropout),
-        auxiliary=FCNHead(c3, model.auxiliary_channels, classes, model.dropout) if model.auxiliary else None,
+        head=RCCAHead(c4, model.channels, classes, rcca, model.dropout, model.activation),
+        auxiliary=auxiliary,
         normalisation=Normalisation(model.channel_order, model.mean, model.std),
         align_corners=model.align_corners,
     )

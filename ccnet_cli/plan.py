@@ -16,7 +16,7 @@ from ccnet_cli.model import device as find_device
 class Plan:
     """What every process of a run needs to know; resume is where to continue, weights where to begin.
 
-    device is that of a run of one process; of several on CUDA, each takes its own.
+    device is that of a run of one process; of several on CUDA, each takes its own. partial is loading.begin's.
     """
 
     preset: config.Preset
@@ -25,6 +25,7 @@ class Plan:
     device: torch.device
     resume: Path | None
     weights: Path | None
+    partial: bool
 
     @property
     def micro_batch(self) -> int:
@@ -54,6 +55,7 @@ def make(
     processes: int,
     weights: Path | None,
     device: str,
+    partial: bool = False,
 ) -> Plan:
     """The plan that train's arguments ask for; InputError for what cannot run here."""
     if gpus and processes > 1:
@@ -72,6 +74,8 @@ def make(
         raise InputError("preset key log.tensorboard", "not installed", "run pip install 'ccnet-cli[tensorboard]'")
     if weights and resume:
         raise InputError("option --weights", "--resume is given too", "give one of them")
+    if partial and not weights:
+        raise InputError("option --allow-partial", "there are no weights to take in part", "add --weights FILE")
     found = None
     if resume == "auto":
         run = run or _newest_run(preset.name)
@@ -85,10 +89,8 @@ def make(
         run = run or (found.parent.parent if found.parent.name == "checkpoints" else found.parent)
     elif run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise InputError(run, "is not an empty folder", "continue it with --resume, or choose another --run")
-    if weights:
-        checkpoint.read(weights)
     run = run or Path("runs") / f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    plan = Plan(preset, run, gpus or processes, place, found, weights)
+    plan = Plan(preset, run, gpus or processes, place, found, weights, partial)
     if plan.micro_batch == 1:
         notice("warning: batch normalisation sees one image at a time (micro batch 1)")
     return plan

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ccnet_cli import checkpoint as checkpoints
-from ccnet_cli import images, outputs
+from ccnet_cli import images, loading, outputs
 from ccnet_cli import model as models
 from ccnet_cli.errors import InputError, notice
-from ccnet_cli.evaluate import network, settled
+from ccnet_cli.evaluate import network, with_choices
 from ccnet_cli.inference import check_precision, segment
 
 # images between two lines of progress
@@ -29,11 +29,14 @@ def predict(
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
     precision: str = "fp32",
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> list[Path]:
     """Segment every image of the sources and return the files written, the legend last.
 
     output ends in .png for one image, else it is a folder that mirrors the sources' names. Left out, mode, tile, scales
-    and flip are those of the checkpoint. InputError before the first image where names collide or files exist already.
+    and flip are those of the checkpoint; preset and overrides are those of loading.restore. InputError before the first
+    image where names collide or files exist already.
     """
     formats = outputs.check_formats(formats)
     found = find_images(sources, output)
@@ -49,8 +52,8 @@ def predict(
     check_precision(precision)
     place = models.device(device)
 
-    restored = checkpoints.restore(checkpoints.find(checkpoint))
-    s = settled(restored.preset, mode=mode, tile=tile, scales=scales, flip=flip).eval
+    restored = loading.restore(checkpoints.find(checkpoint), preset, overrides)
+    s = with_choices(restored.preset, mode=mode, tile=tile, scales=scales, flip=flip).eval
     mirrored = restored.classes.mirrored
     model = network(restored, place)
     for count, (source, targets) in enumerate(plan.items(), start=1):

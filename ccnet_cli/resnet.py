@@ -1,6 +1,4 @@
-"""Dilated ResNets with the deep stem, and a tiny backbone: image (B, 3, H, W) -> (c3, c4) at stride 8."""
-
-from collections.abc import Callable
+"""Dilated ResNets, and a tiny backbone: image (B, 3, H, W) -> (c3, c4) at stride 8."""
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -61,10 +59,10 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 class ResNet(nn.Module):
-    """Strides 1, 2, 1, 1 and dilations 1, 1, 2, 4 in every block of the four layers: output stride 8.
+    """Strides 1, 2, 1, 1 and dilations 1, 1, 2, 4 in the four layers: output stride 8.
 
-    width is that of layer1 (64 in the paper); `channels` tells those of (c3, c4). With recompute, blocks keep only
-    their input for backward and run again.
+    width is that of layer1 (64 in the paper); `channels` tells those of (c3, c4). stem, dilation and pool are the
+    choices of config.Model. With recompute, blocks keep only their input for backward and run again.
     """
 
     def __init__(
@@ -72,30 +70,41 @@ class ResNet(nn.Module):
         block: type[BasicBlock] | type[Bottleneck],
         depths: tuple[int, int, int, int],
         width: int = 64,
+        stem: str = "deep",
+        dilation: str = "dilated",
+        pool: str = "ceil",
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        self.conv1, self.bn1 = conv_norm(3, width, 3, stride=2)
-        self.conv2, self.bn2 = conv_norm(width, width)
-        self.conv3, self.bn3 = conv_norm(width, 2 * width)
+        kernel, stem_widths = _stem(stem, width)
+        inputs = 3
+        for index, outputs in enumerate(stem_widths, start=1):
+            conv, norm = conv_norm(inputs, outputs, kernel, stride=2 if index == 1 else 1)
+            self.add_module(f"conv{index}", conv)
+            self.add_module(f"bn{index}", norm)
+            inputs = outputs
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
-        inputs = 2 * width
-        for index, (depth, stride, dilation) in enumerate(zip(depths, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=pool == "ceil")
+        self.stem_depth = len(stem_widths)
+        for index, (depth, stride, rate) in enumerate(zip(depths, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
             outputs = width * 2**index
-            blocks = [block(inputs, outputs, stride, dilation)]
+            # contracted: the block that would have had the stride still sees the grid as the layer before it did
+            first = max(rate // 2, 1) if dilation == "contracted" else rate
+            blocks = [block(inputs, outputs, stride, first)]
             inputs = outputs * block.expansion
-            blocks += [block(inputs, outputs, 1, dilation) for _ in range(depth - 1)]
+            blocks += [block(inputs, outputs, 1, rate) for _ in range(depth - 1)]
             self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
         self.channels = (inputs // 2, inputs)
         self.recompute = recompute
         initialise(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> (B, c3, h, w), (B, c4, h, w) at stride 8: n pixels give (n + 1) // 2 // 4 + 1 cells."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        x = self.relu(self.bn3(self.conv3(x)))
+        """(B, 3, H, W) -> (B, c3, h, w), (B, c4, h, w) at stride 8.
+
+        n pixels give (n + 1) // 2 // 4 + 1 cells, or ceil(n / 8) where the max-pool rounds down.
+        """
+        for index in range(1, self.stem_depth + 1):
+            x = self.relu(getattr(self, f"bn{index}")(getattr(self, f"conv{index}")(x)))
         x = self._run(self.layer2, self._run(self.layer1, self.maxpool(x)))
         c3 = self._run(self.layer3, x)
         return c3, self._run(self.layer4, c3)
@@ -105,6 +114,14 @@ class ResNet(nn.Module):
             recompute = self.recompute and self.training
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
+
+
+def _stem(name: str, width: int) -> tuple[int, tuple[int, ...]]:
+    """Kernel size and output channels of the stem's convolutions."""
+    if name == "7x7":
+        return 7, (width,)
+    half = max(width // 2, 1)
+    return 3, (width, width, 2 * width) if name == "deep" else (half, half, width)
 
 
 class Tiny(nn.Module):
@@ -135,9 +152,25 @@ def initialise(module: nn.Module) -> None:
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
 
-BACKBONES: dict[str, Callable[[int, bool], ResNet | Tiny]] = {
-    "tiny": lambda width, recompute: Tiny(width),
-    "resnet18": lambda width, recompute: ResNet(BasicBlock, (2, 2, 2, 2), width, recompute),
-    "resnet50": lambda width, recompute: ResNet(Bottleneck, (3, 4, 6, 3), width, recompute),
-    "resnet101": lambda width, recompute: ResNet(Bottleneck, (3, 4, 23, 3), width, recompute),
+RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
+BACKBONES = ("tiny", *RESNETS)
+
+
+def build(
+    name: str,
+    width: int = 64,
+    stem: str = "deep",
+    dilation: str = "dilated",
+    pool: str = "ceil",
+    recompute: bool = False,
+) -> ResNet | Tiny:
+    """The backbone of that name, one of BACKBONES; tiny has no choices but its width."""
+    if name == "tiny":
+        return Tiny(width)
+    return ResNet(*RESNETS[name], width, stem, dilation, pool, recompute)

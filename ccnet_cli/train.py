@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ccnet_cli import checkpoint, config, datasets, distributed, images
+from ccnet_cli import checkpoint, config, datasets, distributed, images, loading
 from ccnet_cli import plan as plans
 from ccnet_cli import trainer as trainers
 from ccnet_cli.errors import InputError, Interrupted, notice
@@ -38,16 +38,20 @@ def train(
     processes: int = 1,
     weights: Path | None = None,
     device: str = "auto",
+    partial: bool = False,
 ) -> Path:
     """Train as the preset says and return the run folder, made below ./runs unless given.
 
     resume is "auto" (the run's newest sound checkpoint; a fresh start where there is none) or a checkpoint file.
+    weights is a checkpoint or other people's weights to begin with; with partial, where most of the backbone fits.
     gpus and processes start that many processes of this machine on CUDA or the CPU. The global batch stays the
     preset's. Raises InputError before anything is written, NonFiniteError before the step that would spoil the
     weights, and Interrupted after a signal, its checkpoint written.
     """
-    plan = plans.make(preset, run, resume, gpus, processes, weights, device)
+    plan = plans.make(preset, run, resume, gpus, processes, weights, device, partial)
     preset = plan.preset
+    if plan.weights:
+        loading.check(plan.weights, preset.model, len(datasets.classes(preset.data)), plan.partial)
     for split in ("train", "val"):
         datasets.open_source(preset.data, split)
     batch = f"global batch {preset.train.batch} = {plan.processes} processes x {plan.micro_batch} images"
@@ -75,7 +79,7 @@ def _work(plan: Plan) -> None:
         main = distributed.rank() == 0
         torch.manual_seed(preset.seed)
         source = datasets.open_source(preset.data, "train")
-        trainer = trainers.build(preset, len(source.classes), device, plan.weights)
+        trainer = trainers.build(preset, len(source.classes), device, plan.weights, plan.partial)
         torch.manual_seed(preset.seed * 1000 + distributed.rank() + 1)
         if plan.resume:
             trainer.restore(checkpoint.read(plan.resume), plan.resume)

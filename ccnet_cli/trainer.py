@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ccnet_cli import checkpoint, config, distributed
+from ccnet_cli import checkpoint, config, distributed, loading
 from ccnet_cli import model as models
 from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError, NonFiniteError, notice
@@ -27,6 +27,7 @@ class Trainer:
     scaler: torch.amp.GradScaler
     averaged: CCNet | None
     device: torch.device
+    origin: str = ""
     step: int = 0
     best: float = -1.0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -67,6 +68,7 @@ class Trainer:
             "classes": classes.to_mapping(),
             "step": self.step,
             "metrics": self.metrics,
+            "origin": self.origin,
             "training": {
                 "model": self.model.state_dict() if self.averaged else None,
                 "optimizer": self.optimizer.state_dict(),
@@ -82,9 +84,9 @@ class Trainer:
         changed = config.differences(self.preset, config.from_mapping(content["preset"]))
         if changed and distributed.rank() == 0:
             notice(f"warning: resumed with other values of {', '.join(changed)} than before")
-        checkpoint.load_weights(self.inference_model, content["model"], path)
+        loading.load_weights(self.inference_model, content["model"], path)
         if self.averaged:
-            checkpoint.load_weights(self.model, training["model"] or content["model"], path)
+            loading.load_weights(self.model, training["model"] or content["model"], path)
         try:
             self.optimizer.load_state_dict(training["optimizer"])
             self.scaler.load_state_dict(training["scaler"])
@@ -92,6 +94,7 @@ class Trainer:
             why = f"its optimiser state does not fit ({error})"
             raise InputError(path, why, "resume with the preset that it was trained with") from None
         self.step, self.metrics, self.best = content["step"], content["metrics"], training["best"]
+        self.origin = content.get("origin", "")
         states = training["random"]
         if len(states) == distributed.world():
             _set_random_state(states[distributed.rank()], self.device)
@@ -101,12 +104,13 @@ class Trainer:
             )
 
 
-def build(preset: config.Preset, classes: int, device: torch.device, weights: Path | None = None) -> Trainer:
-    """Model, optimiser and the rest at step 0; weights is a checkpoint of ours to begin with."""
+def build(
+    preset: config.Preset, classes: int, device: torch.device, weights: Path | None = None, partial: bool = False
+) -> Trainer:
+    """Model, optimiser and the rest at step 0; weights is a file to begin with, partial as loading.begin takes it."""
     train = preset.train
     model = models.build(preset.model, classes, train.checkpoint_activations)
-    if weights:
-        checkpoint.load_weights(model, checkpoint.read(weights)["model"], weights)
+    origin = loading.begin(model, weights, preset.model, partial) if weights else ""
     if train.sync_bn and device.type == "cuda" and distributed.world() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device)
@@ -114,7 +118,7 @@ def build(preset: config.Preset, classes: int, device: torch.device, weights: Pa
         model = model.to(memory_format=torch.channels_last)
     averaged = copy.deepcopy(model).eval().requires_grad_(False) if train.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
-    return Trainer(preset, model, _optimizer(model, preset), scaler, averaged, device)
+    return Trainer(preset, model, _optimizer(model, preset), scaler, averaged, device, origin)
 
 
 def _optimizer(model: nn.Module, preset: config.Preset) -> torch.optim.Optimizer:

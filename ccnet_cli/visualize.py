@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ccnet_cli import checkpoint as checkpoints
-from ccnet_cli import images, outputs
+from ccnet_cli import images, loading, outputs
 from ccnet_cli import model as models
 from ccnet_cli.attention import attention_map
 from ccnet_cli.errors import InputError, NonFiniteError, notice
@@ -84,16 +84,19 @@ def visualize(
     maps: Path | None = None,
     device: str = "auto",
     overwrite: bool = False,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> Summary:
     """Write a PNG with a row for each point (X, Y): the image, and the R = 1, R = 2, ... attention over it.
 
     Weights above the clip-th percentile (see clip_limit) share the brightest colour. maps also writes an npz file of
     the raw float64 arrays r1, r2, ... (n, h, w), points (n, 2) and image_size (H, W). Without an image, the sample that
-    comes with ccnet is drawn. InputError for a point outside the image and for a model without attention.
+    comes with ccnet is drawn. preset and overrides are those of loading.restore. InputError for a point outside the
+    image and for a model without attention.
     """
     _check(image, points, output, clip, maps, overwrite)
     place = models.device(device)
-    restored = checkpoints.restore(checkpoints.find(checkpoint))
+    restored = loading.restore(checkpoints.find(checkpoint), preset, overrides)
     recurrence, gamma = restored.model.recurrence, restored.model.gamma
     if recurrence == 0:
         fix = "use a checkpoint with model.recurrence 1 or more"

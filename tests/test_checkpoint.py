@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ccnet_cli import checkpoint, config
+from ccnet_cli import checkpoint, config, loading
 from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.model import build
@@ -45,7 +45,7 @@ def copy(saved, folder, change=lambda data: data, manifest=False):
 
 
 def test_restore_gives_the_model_back(saved):
-    restored = checkpoint.restore(saved)
+    restored = loading.restore(saved)
     assert not restored.model.training
     assert restored.classes == CLASSES and restored.step == 1 and restored.metrics == {"miou": 0.5}
     wanted = content()["model"]
@@ -92,7 +92,7 @@ def test_only_the_newest_are_kept_and_names_outlive_them(tmp_path, keep):
     steps = [f"step_{step:08d}" for step in range(5, 5 - keep, -1)]
     assert [path.stem for path in checkpoint.committed(tmp_path / "checkpoints")] == steps
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2 * keep
-    assert checkpoint.restore(tmp_path / "best.pt").step == 1
+    assert loading.restore(tmp_path / "best.pt").step == 1
 
 
 def test_leftovers_of_dead_processes_are_swept(tmp_path):
@@ -169,13 +169,13 @@ class _Gadget:
 
 BAD = {
     "empty": (lambda path: path.write_bytes(b""), "empty"),
-    "one byte": (lambda path: path.write_bytes(b"x"), "not a checkpoint"),
-    "zeros": (lambda path: path.write_bytes(bytes(1_000_000)), "not a checkpoint"),
-    "html": (lambda path: path.write_text("<html>404</html>"), "not a checkpoint"),
+    "one byte": (lambda path: path.write_bytes(b"x"), "not a file that torch.save wrote"),
+    "zeros": (lambda path: path.write_bytes(bytes(1_000_000)), "not a file that torch.save wrote"),
+    "html": (lambda path: path.write_text("<html>404</html>"), "web page"),
     "lfs": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
     "bomb": (_deflated, "compressed"),
-    "gadget": (lambda path: torch.save({"model": _Gadget()}, path), "not a readable checkpoint"),
-    "weights alone": (lambda path: torch.save({"a.weight": torch.zeros(2)}, path), "not a checkpoint of ccnet"),
+    "gadget": (lambda path: torch.save({"model": _Gadget()}, path), "never run"),
+    "weights alone": (lambda path: torch.save({"a.weight": torch.zeros(2)}, path), "no network known here"),
     "future": (lambda path: torch.save(content() | {"format": 99}, path), "update ccnet-cli"),
     "folder": (lambda path: path.mkdir(), "not a regular file"),
     "missing": (lambda path: None, "does not exist"),
@@ -197,20 +197,20 @@ def test_a_bad_file_is_refused_in_one_line(kind, tmp_path, monkeypatch):
     make, words = BAD[kind]
     make(tmp_path / "bad.pt")
     with pytest.raises(InputError, match=words) as refused:
-        checkpoint.restore(tmp_path / "bad.pt")
+        loading.restore(tmp_path / "bad.pt")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "executed").exists()
 
 
 def test_an_exported_model_is_the_same_without_its_training_state(tmp_path):
     whole = checkpoint.save(tmp_path / "run", 3, content(3) | {"training": {"optimizer": torch.zeros(100_000)}}, keep=2)
-    small = checkpoint.export(whole, tmp_path / "small.pt")
+    small = loading.export(whole, tmp_path / "small.pt")
     assert small.stat().st_size < whole.stat().st_size - 400_000
     assert "training" not in checkpoint.read(small)
-    wanted = checkpoint.restore(whole).model.state_dict()
-    assert all(torch.equal(tensor, wanted[key]) for key, tensor in checkpoint.restore(small).model.state_dict().items())
+    wanted = loading.restore(whole).model.state_dict()
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in loading.restore(small).model.state_dict().items())
     with pytest.raises(InputError, match="itself"):
-        checkpoint.export(whole, whole)
+        loading.export(whole, whole)
 
 
 def test_the_checkpoint_is_found_in_order(tmp_path, monkeypatch, capsys, saved):

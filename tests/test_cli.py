@@ -399,6 +399,7 @@ def test_eval_hands_on_what_was_asked(scored: dict[str, object]):
         "limit": 3,
         "device": "cpu",
         "overrides": ["eval.tile=64,64"],
+        "preset": None,
         "save": Path("out"),
         "save_formats": ["label-id"],
         "confusion": None,

@@ -13,7 +13,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from ccnet_cli import checkpoint, config, distributed
+from ccnet_cli import checkpoint, config, distributed, loading
 from ccnet_cli import evaluate as evaluation
 from ccnet_cli.datasets import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
@@ -46,7 +46,7 @@ def plain_answer(model, image):
 
 def plain_figures(saved, data, split="val"):
     """IoU per class, pixel accuracy and pixels of a whole split, each class's pixels collected as sets."""
-    model = checkpoint.restore(saved).model
+    model = loading.restore(saved).model
     truth, answer = set(), set()
     for path in sorted((data / split).glob("*.png")):
         image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
@@ -137,7 +137,7 @@ def in_ranks(world, work, monkeypatch):
 @pytest.mark.parametrize("world", [2, 3, 4])
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_any_number_of_processes_gives_the_same_matrix(saved, data, world, count, monkeypatch):
-    restored = checkpoint.restore(saved)
+    restored = loading.restore(saved)
     source = open_source(restored.preset.data.model_copy(update={"root": str(data)}), "val")
     source = evaluation.replace(source, samples=source.samples[:count])
     settings, place = restored.preset.eval, torch.device("cpu")
@@ -166,7 +166,7 @@ def _work(saved, data):
 
 
 def test_images_are_scored_at_the_size_they_fit_and_with_sides_exchanged(saved, data):
-    model = checkpoint.restore(saved).model
+    model = loading.restore(saved).model
     source = open_source(config.load("camvid", [f"data.root={data}"]).data, "val")
     paired = replace(source, classes=replace(source.classes, mirrored=((0, 1), (2, 5))))
     settings, cpu = config.Eval(fit=(64, 40), flip=True), torch.device("cpu")
@@ -195,7 +195,7 @@ def test_images_are_scored_at_the_size_they_fit_and_with_sides_exchanged(saved, 
 
 
 def test_the_modes_of_the_model_are_kept(saved, data):
-    model = checkpoint.restore(saved).model.train()
+    model = loading.restore(saved).model.train()
     model.backbone.eval()
     before = [module.training for module in model.modules()]
     with pytest.raises(ZeroDivisionError), evaluation.evaluating(model):
@@ -214,7 +214,7 @@ def test_maps_are_saved_in_every_format(saved, data, tmp_path):
     assert {folder.name: sorted(path.name for path in folder.iterdir()) for folder in out.iterdir()} == dict.fromkeys(
         formats, names
     )
-    model = checkpoint.restore(saved).model
+    model = loading.restore(saved).model
     path = next((data / "val").glob("000.png"))
     image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     ids = plain_answer(model, image)
@@ -222,7 +222,7 @@ def test_maps_are_saved_in_every_format(saved, data, tmp_path):
         format: cv2.imdecode(np.frombuffer((out / format / "000.png").read_bytes(), np.uint8), -1) for format in formats
     }
     np.testing.assert_array_equal(read["train-id"], ids)
-    colors = np.array(checkpoint.restore(saved).classes.palette)[ids][:, :, ::-1]
+    colors = np.array(loading.restore(saved).classes.palette)[ids][:, :, ::-1]
     np.testing.assert_array_equal(read["color"], colors)
     np.testing.assert_array_equal(read["overlay"], (image.astype(int) + colors) // 2)
 
@@ -327,9 +327,9 @@ def test_a_drawn_row_is_dark_where_the_truth_goes():
 
 
 def test_the_preset_of_a_checkpoint_is_not_changed_by_choices(saved):
-    preset = checkpoint.restore(saved).preset
+    preset = loading.restore(saved).preset
     before = config.dump(preset)
-    changed = evaluation.settled(preset, ["eval.flip=true"], "elsewhere", mode="sliding", scales=None)
+    changed = evaluation.with_choices(preset, "elsewhere", mode="sliding", flip=True, scales=None)
     assert (changed.eval.flip, changed.eval.mode, changed.data.root) == (True, "sliding", "elsewhere")
     assert changed.eval.scales == preset.eval.scales
     assert config.dump(preset) == before

@@ -19,9 +19,9 @@ FLOORS = {
     6: "cli",
     5: "train predict visualize bench",
     4: "evaluate plan trainer",
-    3: "inference checkpoint weights outputs",
-    2: "model alternatives",
-    1: "attention resnet loss metrics schedule datasets distributed record progress",
+    3: "inference loading outputs",
+    2: "model checkpoint weights alternatives",
+    1: "attention resnet loss metrics schedule datasets distributed record progress torchfile",
     0: "ops config images",
     -1: "errors",
 }

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from ccnet_cli import checkpoint, images
+from ccnet_cli import checkpoint, images, loading
 from ccnet_cli import predict as prediction
 from ccnet_cli.errors import InputError
 from ccnet_cli.inference import segment
@@ -52,7 +52,7 @@ def test_one_image_to_one_file(saved, photos, tmp_path):
     ids = images.read_label(mask)
     assert ids.shape == (40, 56)
     assert len(np.unique(ids)) >= 3
-    palette = np.array(checkpoint.restore(saved).classes.palette)
+    palette = np.array(loading.restore(saved).classes.palette)
     np.testing.assert_array_equal(read(mask), palette[ids][:, :, ::-1])
     predict([photos / "a.png"], tmp_path / "ids.png", saved, formats=["train-id"])
     np.testing.assert_array_equal(read(tmp_path / "ids.png"), ids)
@@ -68,7 +68,7 @@ def test_the_checkpoint_tells_what_an_image_must_fit_and_which_classes_a_mirror_
     content["classes"]["mirrored"] = [[0, 1], [2, 5]]
     saved = checkpoint.save(tmp_path / "paired", 1, content, keep=2)
     predict([photos / "a.png"], tmp_path / "a.png", saved)
-    restored, image = checkpoint.restore(saved), read(photos / "a.png")
+    restored, image = loading.restore(saved), read(photos / "a.png")
     assert restored.classes.mirrored == ((0, 1), (2, 5))
     cpu = torch.device("cpu")
 

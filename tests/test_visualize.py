@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ccnet_cli import checkpoint as checkpoints
-from ccnet_cli import config, images
+from ccnet_cli import config, images, loading
 from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.inference import to_input
@@ -74,7 +74,7 @@ def test_the_maps_of_a_checkpoint_are_drawn_and_written(checkpoint, photograph, 
         r1, r2 = npz["r1"], npz["r2"]
     assert r1.dtype == r2.dtype == np.float64 and r1.shape == r2.shape == (3, 5, 8)
 
-    restored = checkpoints.restore(checkpoint)
+    restored = loading.restore(checkpoint)
     image = to_input(images.read_image(photograph), restored.model.normalisation, "cpu")
     with torch.no_grad():
         scores, passes = restored.model.attend(image)

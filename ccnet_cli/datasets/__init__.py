@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ccnet_cli import config
+from ccnet_cli.datasets import ade20k, camvid, cityscapes, cocostuff, folder, lip, voc
 from ccnet_cli.datasets.ade20k import open_ade20k
 from ccnet_cli.datasets.camvid import open_camvid
 from ccnet_cli.datasets.cityscapes import open_cityscapes
@@ -20,6 +21,7 @@ from ccnet_cli.datasets.voc import open_voc
 from ccnet_cli.errors import InputError
 
 __all__ = [
+    "CLASSES",
     "DATASETS",
     "Batches",
     "Classes",
@@ -28,6 +30,7 @@ __all__ = [
     "Source",
     "Training",
     "check",
+    "classes",
     "collate",
     "delivered",
     "load_image",
@@ -50,6 +53,15 @@ DATASETS: dict[str, Reader] = {
     "toyscapes": open_cityscapes,
     "folder": open_folder,
 }
+# of the sets that have classes of their own
+CLASSES: dict[str, Classes] = {
+    "cityscapes": cityscapes.CLASSES,
+    "camvid": camvid.CLASSES,
+    "ade20k": ade20k.CLASSES,
+    "voc": voc.CLASSES,
+    "lip": lip.CLASSES,
+    "cocostuff": cocostuff.CLASSES,
+}
 
 # what lies in a data set's folder, any of these lines of it
 SIGNS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -67,11 +79,18 @@ def open_source(data: config.Data, split: str, labels_required: bool = True, ver
     InputError names the first file that does not exist; verify=False leaves those for check to report.
     """
     source = DATASETS[data.dataset](data, _root(data), split, labels_required)
-    if data.palette is not None:
-        source = dataclasses.replace(source, classes=_recoloured(source.classes, data.palette))
-    if data.classes is not None and tuple(data.classes) != source.classes.names:
-        raise InputError("preset key data.classes", f"{data.dataset} has classes of its own", "remove the key")
+    source = dataclasses.replace(source, classes=classes(data))
     return complete(source, labels_required) if verify else source
+
+
+def classes(data: config.Data) -> Classes:
+    """Names, colours and label ids of a preset's classes, known without opening the data set."""
+    if data.dataset == "folder":
+        return folder.classes_of(data)
+    own = CLASSES["cityscapes" if data.dataset == "toyscapes" else data.dataset]
+    if data.classes is not None and tuple(data.classes) != own.names:
+        raise InputError("preset key data.classes", f"{data.dataset} has classes of its own", "remove the key")
+    return own if data.palette is None else _recoloured(own, data.palette)
 
 
 def recognise(folder: Path) -> str:

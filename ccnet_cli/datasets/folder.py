@@ -9,8 +9,8 @@ from ccnet_cli.datasets.source import Classes, Source, lookup
 from ccnet_cli.errors import InputError
 
 
-def open_folder(data: config.Data, root: Path, split: str, labels_required: bool) -> Source:
-    """The split of a list file, of the folders that the preset names, or of images/SPLIT and labels/SPLIT."""
+def classes_of(data: config.Data) -> Classes:
+    """The preset's class names and colours; InputError where they do not go together."""
     if data.classes is None:
         raise InputError("preset key data.classes", "missing", "list the class names, label value 0 first")
     count = len(data.classes)
@@ -18,7 +18,13 @@ def open_folder(data: config.Data, root: Path, split: str, labels_required: bool
     if data.ignore_index < count or len(colours) != count:
         why = f"{count} classes do not go with ignore_index {data.ignore_index} and {len(colours)} colours"
         raise InputError("preset key data.classes", why, "name every class once, and ignore a value above them")
-    classes = Classes(tuple(data.classes), tuple(colours), tuple(range(count)))
+    return Classes(tuple(data.classes), tuple(colours), tuple(range(count)))
+
+
+def open_folder(data: config.Data, root: Path, split: str, labels_required: bool) -> Source:
+    """The split of a list file, of the folders that the preset names, or of images/SPLIT and labels/SPLIT."""
+    classes = classes_of(data)
+    count = len(classes)
     table = lookup({value: value for value in range(count)}, [data.ignore_index])
     if listing := find_list(data, root, split):
         samples = read_list(listing, root, unique=split != "train", labels_required=labels_required)

@@ -1,0 +1,184 @@
+"""From a file to a model: a checkpoint of ours, or weights of other people taken as one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ccnet_cli import checkpoint, config, datasets, distributed, weights
+from ccnet_cli.datasets import Classes
+from ccnet_cli.errors import EnvironmentFailure, InputError, notice
+from ccnet_cli.model import CCNet, build
+
+# of the backbone's weights, what must fit when the rest need not
+PARTIAL = 0.95
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A model in evaluation mode, and what its checkpoint tells of it; metrics are those of its last evaluation."""
+
+    model: CCNet
+    preset: config.Preset
+    classes: Classes
+    step: int
+    path: Path
+    metrics: dict[str, float]
+
+
+def understand(path: Path, preset: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of a checkpoint of ours, or that of other people's weights as if ours; a notice tells what they are.
+
+    preset, a name or a file, replaces the one that the file holds or suggests; overrides ("key=value") come last.
+    """
+    content = checkpoint.load(path)
+    if checkpoint.ours(content):
+        mapping = config.to_mapping(config.load(preset)) if preset else content["preset"]
+        for text in overrides:
+            config.override(mapping, text)
+        return content | {"preset": mapping}
+    found = weights.recognise(content, path)
+    settings = weights.preset(found, preset, overrides)
+    classes = datasets.classes(settings.data)
+    if found.classes is not None and len(classes) != found.classes:
+        why = f"has {found.classes} classes, preset {settings.name} {len(classes)}"
+        raise InputError(path, why, "choose a --preset with as many classes")
+    own = build(settings.model, len(classes)).state_dict()
+    state = own | match(own, found, path, found.classes is None, settings.model)
+    notice(f"{path}: {found}" + ("" if found.classes else "; its head is new: the scores mean nothing yet"))
+    return {
+        "format": checkpoint.FORMAT,
+        "model": state,
+        "preset": config.to_mapping(settings),
+        "classes": classes.to_mapping(),
+        "step": 0,
+        "metrics": {},
+        "origin": f"{path.name}: {found}",
+    }
+
+
+def restore(path: Path, preset: str | None = None, overrides: Sequence[str] = ()) -> Restored:
+    """The model of a checkpoint or of other people's weights, in evaluation mode on the CPU.
+
+    preset and overrides are those of `understand`. InputError if the file is damaged, unknown, or does not fit them.
+    """
+    content = understand(path, preset, overrides)
+    try:
+        settings = config.from_mapping(content["preset"])
+        classes = Classes.from_mapping(content["classes"])
+        metrics = {key: float(value) for key, value in content["metrics"].items()}
+        step = int(content["step"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(path, f"its configuration is damaged ({error})", "use an earlier checkpoint") from None
+    model = build(settings.model, len(classes))
+    load_weights(model, content["model"], path)
+    return Restored(model.eval(), settings, classes, step, path, metrics)
+
+
+def load_weights(model: CCNet, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Copy weights into the model, every one of them; InputError tells what does not fit."""
+    model.load_state_dict(match(model.state_dict(), weights.Foreign("", {}, state, ()), path))
+
+
+def begin(model: CCNet, path: Path, settings: config.Model, partial: bool = False) -> str:
+    """Copy a file's weights into a model that is to be trained, and tell where they are from.
+
+    A backbone's file leaves the head as it is; so does partial with any weight that is missing or of another shape, as
+    long as 95 % of the backbone fits. InputError for anything else that does not fit.
+    """
+    found, partial = _beginning(path, partial)
+    own = model.state_dict()
+    model.load_state_dict(own | match(own, found, path, partial, settings))
+    unlike = weights.unlike(found.model, settings)
+    if unlike and distributed.rank() == 0:
+        notice(f"warning: {path} was trained with other values of {', '.join(unlike)}")
+    return f"{path.name}: {found}"
+
+
+def check(path: Path, settings: config.Model, classes: int, partial: bool = False) -> None:
+    """InputError unless `begin` can start a model of these settings and so many classes with the file."""
+    found, partial = _beginning(path, partial)
+    with torch.device("meta"):
+        own = build(settings, classes).state_dict()
+    fitting = match(own, found, path, partial, settings)
+    notice(f"beginning with {len(fitting)} of {len(own)} weights from {path}: {found}")
+
+
+def _beginning(path: Path, partial: bool) -> tuple[weights.Foreign, bool]:
+    """What a file holds to begin with, and whether some of the model's weights may be missing there."""
+    content = checkpoint.load(path)
+    if checkpoint.ours(content):
+        preset = content["preset"]
+        return weights.Foreign(f"a checkpoint of {preset['name']}", preset["model"], content["model"], ()), partial
+    found = weights.recognise(content, path)
+    return found, partial or found.classes is None
+
+
+def match(
+    own: dict[str, torch.Tensor],
+    found: weights.Foreign,
+    path: Path,
+    partial: bool = False,
+    settings: config.Model | None = None,
+) -> dict[str, torch.Tensor]:
+    """The weights that a model with the state dict `own` takes from a file; InputError unless all of them fit.
+
+    Parts that the model was built without, attention or auxiliary head, may be left over, and counts of batches may be
+    missing. partial lets weights be missing or of another shape, but for 95 % of the backbone's. settings are the
+    model's: the error tells which of them would fit.
+    """
+    fitting, wrong = {}, []
+    for key, tensor in own.items():
+        given = found.weights.get(key)
+        if given is None and key.endswith("num_batches_tracked"):
+            fitting[key] = torch.zeros((), dtype=tensor.dtype)
+        elif given is None:
+            wrong.append(f"{found.theirs(key)} is missing")
+        elif given.shape != tensor.shape or given.is_floating_point() != tensor.is_floating_point():
+            wrong.append(f"{found.theirs(key)} is {tuple(given.shape)}, the model's is {tuple(tensor.shape)}")
+        else:
+            fitting[key] = given
+    backbone = [key for key in own if key.startswith("backbone.")]
+    share = sum(key in fitting for key in backbone) / len(backbone)
+    if partial and share >= PARTIAL:
+        return fitting
+    absent = tuple(part for part in ("head.rcca.", "auxiliary.") if not any(key.startswith(part) for key in own))
+    surplus = [key for key in found.weights if key not in own and not key.startswith(absent)]
+    wrong += [f"{found.theirs(key)} has no place in the model" for key in surplus]
+    if wrong:
+        rest = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        why = f"{len(wrong)} weights do not fit: {'; '.join(wrong[:3])}{rest}"
+        other = [] if settings is None else weights.other_shapes(found.model, settings)
+        fix = f"set {', '.join(other)}" if other else "use the preset that it was trained with"
+        if share >= PARTIAL:
+            fix += ", or begin a training with the rest of it by --allow-partial"
+        raise InputError(path, why, fix)
+    return fitting
+
+
+def export(
+    source: Path, output: Path, format: str = "weights", preset: str | None = None, overrides: Sequence[str] = ()
+) -> Path:
+    """Write a checkpoint's model alone: "weights", about a third of the size, or "official", in the authors' layout.
+
+    source may be anybody's weights; preset and overrides are those of `understand`.
+    """
+    content = understand(source, preset, overrides)
+    if output.exists() and output.samefile(source):
+        raise InputError(output, "is the checkpoint itself", "choose another name")
+    kept = {key: value for key, value in content.items() if key != "training"}
+    if format == "official":
+        state, settings = content["model"], config.from_mapping(content["preset"]).model
+        # a count other than 0 before the first step was in the file that the weights came from
+        counts = not content["step"] and any(t.any() for key, t in state.items() if key.endswith("num_batches_tracked"))
+        kept, rewritten = weights.official(state, settings, source, counts)
+        if rewritten:
+            notice(f"{rewritten} batch-norm scales below 1e-5 moved into the convolutions before them")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write(output, lambda file: torch.save(kept, file))
+    except OSError as error:
+        raise EnvironmentFailure(output, f"not written ({error.strerror})", "choose a writable place") from None
+    return output
