@@ -1,10 +1,11 @@
-"""Class scores against a plain numpy oracle that upsamples every tile whole, counts pixel by pixel and flips arrays."""
+"""Class scores against a plain numpy oracle that upsamples every tile whole, counts tiles by pixel, flips arrays."""
 
 import math
 import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from torch import nn
 
 from ccnet_cli import inference
 from ccnet_cli.errors import EnvironmentFailure, NonFiniteError
+from ccnet_cli.model import Normalisation
 
 REPOSITORY = Path(__file__).parent.parent
-SHAPES = [(40, 70), (70, 40), (17, 23), (33, 1), (1, 33), (1, 1), (24, 24)]
+# landscape, portrait, smaller than the tile in one side or both, one pixel wide or high, square
+SHAPES = [(40, 70), (70, 40), (20, 70), (70, 20), (17, 23), (33, 1), (1, 33), (1, 1), (24, 24)]
 TILE = (24, 30)
 
 
@@ -35,149 +38,186 @@ class Pointwise(nn.Module):
 
 
 class Strided(nn.Module):
-    """A network of stride 4 that knows left from right and top from bottom."""
+    """A network of stride 4 that knows left from right and top from bottom, and is not linear."""
+
+    normalisation = Normalisation("rgb", (110.0, 115.0, 120.0), (50.0, 60.0, 70.0))
 
     def __init__(self, align_corners=True):
         super().__init__()
         generator = torch.Generator().manual_seed(2)
         self.align_corners = align_corners
-        self.weight = nn.Parameter(torch.randn(4, 3, 5, 5, generator=generator))
+        self.weight = nn.Parameter(torch.randn(6, 3, 5, 5, generator=generator))
+        self.mix = nn.Parameter(torch.randn(4, 6, 1, 1, generator=generator))
 
     def forward(self, x):
-        return F.conv2d(x, self.weight, stride=4, padding=2)
+        return F.conv2d(F.conv2d(x, self.weight, stride=4, padding=2).relu(), self.mix)
 
 
 def photo(height, width, seed=0):
     return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def bilinear(array_KHW, height, width, align_corners):
-    """Bilinear resampling of (K, h, w) in float64, one pixel at a time."""
-    _, h, w = array_KHW.shape
+def snapshot(height, width):
+    """A uint8 BGR image of noise, the worst case for places between pixels."""
+    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
-    def place(i, size, pixels):
-        if align_corners:
-            at = i * (size - 1) / (pixels - 1) if pixels > 1 else 0.0
-        else:
-            at = max((i + 0.5) * size / pixels - 0.5, 0.0)
-        low = min(int(at), size - 1)
-        return low, min(low + 1, size - 1), at - low
 
-    out = np.empty((len(array_KHW), height, width))
-    for y, x in product(range(height), range(width)):
-        a, b, down = place(y, h, height)
-        c, d, across = place(x, w, width)
-        upper = (1 - across) * array_KHW[:, a, c] + across * array_KHW[:, a, d]
-        lower = (1 - across) * array_KHW[:, b, c] + across * array_KHW[:, b, d]
-        out[:, y, x] = (1 - down) * upper + down * lower
+def normalised(image_bgr, normalisation):
+    """An RGB picture (3, H, W) float64 of a uint8 BGR image."""
+    return ((image_bgr[:, :, ::-1].astype(np.float64) - normalisation.mean) / normalisation.std).transpose(2, 0, 1)
+
+
+def strided(model, picture_CHW):
+    """What Strided computes, output by output: (4, ceil(H / 4), ceil(W / 4)) float64."""
+    weight, mix = (parameter.detach().double().numpy() for parameter in (model.weight, model.mix[:, :, 0, 0]))
+    _, height, width = picture_CHW.shape
+    padded = np.pad(picture_CHW, ((0, 0), (2, 2), (2, 2)))
+    out = np.empty((4, math.ceil(height / 4), math.ceil(width / 4)))
+    for i, j in product(range(out.shape[1]), range(out.shape[2])):
+        hidden = (weight * padded[:, 4 * i : 4 * i + 5, 4 * j : 4 * j + 5]).sum((1, 2, 3))
+        out[:, i, j] = mix @ np.maximum(hidden, 0)
     return out
 
 
-def oracle(model, image, mode, tile, scales, flip, fit=None, pairs=()):
-    """The averaged scores, the plain way: (K, H, W) float64."""
-    height, width = image.shape[-2:]
-    pixels = image[0].numpy().astype(np.float64)
-    total = 0
+def resize(array_KHW, height, width, align_corners):
+    """Bilinear: along each axis a pixel weighs 1 - its distance from the output's place, and nothing beyond 1."""
+    for axis, pixels in ((1, height), (2, width)):
+        size = array_KHW.shape[axis]
+        if align_corners:
+            # the first and last pixels' centres coincide
+            places = np.linspace(0, size - 1, pixels)
+        else:
+            # the pictures' borders coincide; what lies beyond the outermost centres takes their value
+            places = np.clip((np.arange(pixels) + 0.5) / pixels * size - 0.5, 0, size - 1)
+        weights = np.maximum(1 - np.abs(places[:, None] - np.arange(size)), 0)
+        array_KHW = np.moveaxis(np.tensordot(weights, array_KHW, (1, axis)), 0, axis)
+    return array_KHW
+
+
+def begins(length, side):
+    """Where tiles of two thirds' stride begin; the last one is pulled back to the border."""
+    found, at = [], 0
+    while at + side < length:
+        found.append(at)
+        at += math.ceil(side * 2 / 3)
+    return [*found, max(length - side, 0)]
+
+
+# the steps that official code got wrong, or that are easily got wrong
+STEPS = {
+    "begins": begins,
+    "resize": resize,
+    "resize_back": resize,
+    "unflip": lambda scores: scores[:, :, ::-1],
+    "average": lambda total, count: total / count,
+}
+
+
+def oracle(model, picture_CHW, mode, tile, scales, flip, **wrong):
+    """The averaged scores, the plain way: (K, H, W) float64; `wrong` takes the place of steps of the same name."""
+    step = SimpleNamespace(**(STEPS | wrong))
+    _, height, width = picture_CHW.shape
+    views = []
     for scale in scales:
-        h, w = max(1, round(scale * height)), max(1, round(scale * width))
-        if fit is not None:
-            factor = scale * min(fit[0] / max(height, width), fit[1] / min(height, width))
-            h, w = (max(1, math.floor(side * factor + 0.5)) for side in (height, width))
-        picture = bilinear(pixels, h, w, model.align_corners)
-        views = [picture, picture[:, :, ::-1]] if flip else [picture]
-        for number, view in enumerate(views):
-            scores = slide(model, view, tile) if mode == "sliding" else run(model, view)
-            scores = bilinear(scores, height, width, model.align_corners)
-            for one, other in pairs if number else ():
-                scores[[one, other]] = scores[[other, one]]
-            total = total + (scores[:, :, ::-1] if number else scores)
-    return total / (len(scales) * (1 + flip))
+        size = max(1, round(scale * height)), max(1, round(scale * width))
+        scaled = step.resize(picture_CHW, *size, model.align_corners)
+        for mirrored in [False, True] if flip else [False]:
+            view = scaled[:, :, ::-1] if mirrored else scaled
+            scores = strided(model, view) if mode == "whole" else slide(model, view, tile, step)
+            scores = step.resize_back(scores, height, width, model.align_corners)
+            views.append(step.unflip(scores) if mirrored else scores)
+    return sum(views) / len(views)
 
 
-def run(model, array):
-    with torch.no_grad():
-        return model(torch.from_numpy(array.copy()).float()[None])[0].numpy().astype(np.float64)
-
-
-def slide(model, picture, tile):
-    _, h, w = picture.shape
-    th, tw = tile
-    total, count = 0, np.zeros((h, w))
-
-    def begins(length, side):
-        step, at, found = math.ceil(side * 2 / 3), 0, []
-        while at + side < length:
-            found.append(at)
-            at += step
-        return [*found, max(length - side, 0)]
-
-    for y, x in product(begins(h, th), begins(w, tw)):
-        part = picture[:, y : y + th, x : x + tw]
-        padded = np.pad(part, ((0, 0), (0, th - part.shape[1]), (0, tw - part.shape[2])))
-        scores = bilinear(run(model, padded), th, tw, model.align_corners)[:, : part.shape[1], : part.shape[2]]
-        if isinstance(total, int):
-            total = np.zeros((len(scores), h, w))
-        total[:, y : y + th, x : x + tw] += scores
-        count[y : y + th, x : x + tw] += 1
+def slide(model, picture_CHW, tile, step):
+    """Scores of a picture from its tiles, at its own size; a tile that is larger than the picture sees zeros there."""
+    _, height, width = picture_CHW.shape
+    total, count = np.zeros((4, height, width)), np.zeros((height, width))
+    for y, x in product(step.begins(height, tile[0]), step.begins(width, tile[1])):
+        part = picture_CHW[:, y : y + tile[0], x : x + tile[1]]
+        _, h, w = part.shape
+        seen = np.pad(part, ((0, 0), (0, tile[0] - h), (0, tile[1] - w)))
+        total[:, y : y + h, x : x + w] += step.resize(strided(model, seen), *tile, model.align_corners)[:, :h, :w]
+        count[y : y + h, x : x + w] += 1
     assert count.min() >= 1
-    return total / count
+    return step.average(total, count)
+
+
+def agree(scores_KHW, expected_KHW):
+    """Equal to 1e-5 of the scores' spread; float32 places of bilinear samples are good to a few 1e-6 of a pixel."""
+    np.testing.assert_allclose(scores_KHW, expected_KHW, rtol=0, atol=1e-5 * np.ptp(expected_KHW))
+
+
+VIEWS = {
+    "one": ((1.0,), False),
+    "flip": ((1.0,), True),
+    "scales": ((0.75, 1.0, 1.25), False),
+    "scales and flip": ((0.5, 1.0, 1.75), True),
+}
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("views", VIEWS)
 @pytest.mark.parametrize("mode", ["whole", "sliding"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_scores_match_the_oracle(shape, mode, align_corners):
-    model = Strided(align_corners)
-    image = photo(*shape)
-    for scales, flip in (((1.0,), False), ((0.75, 1.0, 1.5), True)):
-        scores = inference.class_scores(model, image, mode, TILE, scales, flip)
-        assert scores.shape == (4, *shape)
-        assert scores.dtype == torch.float32
-        expected = oracle(model, image, mode, TILE, scales, flip)
-        # float32 places of bilinear samples are good to a few 1e-6 of a pixel
-        np.testing.assert_allclose(scores.numpy(), expected, atol=2e-4, rtol=0)
+def test_scores_and_labels_match_the_oracle(shape, mode, views, align_corners):
+    model, image = Strided(align_corners), snapshot(*shape)
+    cpu, settings = torch.device("cpu"), (mode, TILE, *VIEWS[views])
+    expected = oracle(model, normalised(image, model.normalisation), *settings)
+    scores = inference.class_scores(model, inference.to_input(image, model.normalisation, cpu), *settings)
+    assert scores.dtype == torch.float32
+    agree(scores.numpy(), expected)
+    second, first = np.sort(expected, axis=0)[-2:]
+    # by more than both may be off
+    decided = first - second > 2e-5 * np.ptp(expected)
+    assert decided.mean() > 0.99
+    labels = inference.segment(model, image, cpu, *settings)
+    np.testing.assert_array_equal(labels[decided], expected.argmax(0)[decided])
+
+
+def in_the_corner(scores_KHW, height, width, _):
+    """Scores of another size as they are, cut off or followed by nothing."""
+    out = np.zeros((len(scores_KHW), height, width))
+    part = scores_KHW[:, :height, :width]
+    out[:, : part.shape[1], : part.shape[2]] = part
+    return out
+
+
+DEFECTS = {
+    "flip undone on height": {"unflip": lambda scores: scores[:, ::-1]},
+    "flip not undone": {"unflip": lambda scores: scores},
+    "scales not resized back": {"resize_back": in_the_corner},
+    "overlaps added up": {"average": lambda total, count: total},
+    "last tile hangs over the border": {"begins": lambda length, side: range(0, length, math.ceil(side * 2 / 3))},
+    "no overlap": {"begins": lambda length, side: [*range(0, length - side, side), max(length - side, 0)]},
+    "the other align_corners": {"resize": lambda array, height, width, align: resize(array, height, width, not align)},
+    "the other align_corners on the way back": {
+        "resize_back": lambda array, height, width, align: resize(array, height, width, not align)
+    },
+}
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-@pytest.mark.parametrize("mode", ["whole", "sliding"])
-@pytest.mark.parametrize("shape", [(40, 70), (17, 23), (33, 1)])
-def test_a_picture_made_to_fit_is_scored_at_its_own_size(shape, mode, align_corners):
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_would_be_noticed(defect, align_corners):
     model = Strided(align_corners)
-    image = photo(*shape)
-    for fit, scales, flip in (((50, 30), (1.0,), False), ((90, 31), (0.5, 1.25), True)):
-        scores = inference.class_scores(model, image, mode, TILE, scales, flip, fit)
-        assert scores.shape == (4, *shape)
-        expected = oracle(model, image, mode, TILE, scales, flip, fit)
-        np.testing.assert_allclose(scores.numpy(), expected, atol=3e-4, rtol=0)
-    if shape == (40, 70):
-        assert np.abs(expected - oracle(model, image, mode, TILE, scales, flip)).max() > 0.1
+    picture = normalised(snapshot(40, 70), model.normalisation)
+    settings = ("sliding", TILE, *VIEWS["scales and flip"])
+    scores = inference.class_scores(model, torch.from_numpy(picture).float()[None], *settings).numpy()
+    agree(scores, oracle(model, picture, *settings))
+    bad = oracle(model, picture, *settings, **DEFECTS[defect])
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        agree(scores, bad)
+    # and not by a hair
+    assert np.abs(scores - bad).max() > 1e-2 * np.ptp(scores)
 
 
-def test_a_picture_that_fits_already_is_left_as_it_is():
-    image = photo(30, 50)
-    assert torch.equal(inference.class_scores(Strided(), image, fit=(50, 40)), inference.class_scores(Strided(), image))
-
-
-@pytest.mark.parametrize("mode", ["whole", "sliding"])
-def test_classes_that_a_mirror_exchanges_are_exchanged_back(mode):
-    model, image, pairs = Strided(), photo(40, 70), ((0, 3), (1, 2))
-    scores = inference.class_scores(model, image, mode, TILE, (1.0, 0.75), True, mirrored=pairs)
-    expected = oracle(model, image, mode, TILE, (1.0, 0.75), True, pairs=pairs)
-    np.testing.assert_allclose(scores.numpy(), expected, atol=2e-4, rtol=0)
-    assert np.abs(expected - oracle(model, image, mode, TILE, (1.0, 0.75), True)).max() > 0.1
-    plain = inference.class_scores(model, image, mode, TILE, mirrored=pairs)
-    assert torch.equal(plain, inference.class_scores(model, image, mode, TILE))
-
-
-def test_the_oracle_tells_the_official_defects_apart():
-    model, image = Strided(), photo(24, 30)
-    good = oracle(model, image, "whole", TILE, (1.0,), True)
-    mirrored = run(model, image[0].numpy()[:, :, ::-1])
-    plain = bilinear(run(model, image[0].numpy()), 24, 30, True)
-    on_height = (plain + bilinear(mirrored, 24, 30, True)[:, ::-1]) / 2
-    assert np.abs(on_height - good).max() > 0.1
-    one = oracle(model, photo(40, 70), "sliding", TILE, (1.0,), False)
-    assert np.abs(one - oracle(model, photo(40, 70), "whole", TILE, (1.0,), False)).max() > 0.1
+def test_the_oracle_resizes_as_its_definition_says():
+    ramp = np.arange(4.0)[None, None] * np.array([1.0, 10.0])[:, None, None]
+    np.testing.assert_allclose(resize(ramp, 1, 7, True)[:, 0], [np.arange(7) / 2, np.arange(7) * 5])
+    np.testing.assert_allclose(resize(ramp, 1, 8, False)[0, 0], [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
+    np.testing.assert_allclose(resize(ramp, 1, 2, False)[0, 0], [0.5, 2.5])
+    np.testing.assert_allclose(resize(ramp, 3, 1, True)[1, :, 0], [0, 0, 0])
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -347,3 +387,45 @@ print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert 100 < float(done.stdout) < 400
+
+
+def enlarged(picture_1CHW, size, align_corners):
+    return F.interpolate(picture_1CHW, size=size, mode="bilinear", align_corners=align_corners)
+
+
+# sizes worked out by hand: the larger of what fits, 50 x 28.6, is 29 rows, and 30 rows scaled to 52.5 are 53 columns
+@pytest.mark.parametrize(
+    ("shape", "fit", "scale", "size"),
+    [
+        ((40, 70), (50, 30), 1.0, (29, 50)),
+        ((40, 70), (90, 30), 1.0, (30, 53)),
+        ((70, 40), (90, 30), 0.5, (26, 15)),
+        ((17, 23), (90, 31), 1.25, (39, 52)),
+        ((33, 1), (66, 9), 1.0, (66, 2)),
+        ((40, 70), (70, 40), 1.0, (40, 70)),
+    ],
+)
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_a_picture_made_to_fit_is_scored_at_its_own_size(shape, fit, scale, size, align_corners):
+    model, image = Strided(align_corners), photo(*shape)
+    fitted = enlarged(image, size, align_corners)
+    with torch.no_grad():
+        expected = enlarged(model(fitted), shape, align_corners)[0]
+    scores = inference.class_scores(model, image, "whole", scales=(scale,), fit=fit)
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
+    # averaging tiles and then resizing back are two steps here, and one there
+    tiled = inference.class_scores(model, fitted, "sliding", TILE)[None]
+    scores = inference.class_scores(model, image, "sliding", TILE, (scale,), fit=fit)
+    torch.testing.assert_close(scores, enlarged(tiled, shape, align_corners)[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["whole", "sliding"])
+def test_classes_that_a_mirror_exchanges_are_exchanged_back(mode):
+    model, image = Strided(), photo(40, 70)
+    plain = inference.class_scores(model, image, mode, TILE)
+    flipped = inference.class_scores(model, image.flip(3), mode, TILE).flip(2)
+    scores = inference.class_scores(model, image, mode, TILE, flip=True, mirrored=((0, 3), (1, 2)))
+    torch.testing.assert_close(scores, (plain + flipped[[3, 2, 1, 0]]) / 2, atol=1e-4, rtol=1e-4)
+    assert (scores - (plain + flipped) / 2).abs().max() > 0.1
+    # what is not mirrored is left as it is
+    assert torch.equal(inference.class_scores(model, image, mode, TILE, mirrored=((0, 3),)), plain)
