@@ -135,6 +135,8 @@ def preset(found: Foreign, name: str | None = None, overrides: Sequence[str] = (
         names = found.names or tuple(f"class {index}" for index in range(found.classes))
         palette = None if found.palette is None else [list(colour) for colour in found.palette]
         mapping["data"] |= {"dataset": "folder", "root": None, "classes": list(names), "palette": palette}
+    elif dataset is not None and dataset != mapping["data"]["dataset"]:
+        mapping["data"] |= {"dataset": dataset, "root": None}
     for text in overrides:
         config.override(mapping, text)
     return config.from_mapping(mapping)
@@ -392,15 +394,23 @@ def _trunk(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
 def _dataset(found: Foreign) -> str | None:
     """The data set whose classes the file has, by their names, or their number where it tells no names."""
     for name, classes in CLASSES.items():
-        same = found.names is None or [n.casefold() for n in found.names] == [n.casefold() for n in classes.names]
+        same = found.names is None or [_letters(n) for n in found.names] == [_letters(n) for n in classes.names]
         if len(classes) == found.classes and same:
             return name
     return None
 
 
+def _letters(name: str) -> str:
+    """A class's name without what spellings differ in: Left-arm and left arm are one."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
 def _recipe(found: Foreign, dataset: str | None) -> str:
     """The preset whose data and evaluation fit a file."""
-    return {"camvid": "camvid"}.get(dataset or "", "cityscapes-r2-ohem")
+    if found.table is MMSEG and dataset == "cityscapes":
+        return f"mmseg-r101-cityscapes-{'769' if found.model['align_corners'] else '512x1024'}-80k"
+    own = {"camvid": "camvid", "ade20k": "mmseg-r101-ade20k-512-160k", "voc": "mmseg-r101-voc-512-40k"}
+    return own.get(dataset or "", "cityscapes-r2-ohem")
 
 
 def _unknown(state: Mapping[str, Tensor], path: Path) -> InputError:

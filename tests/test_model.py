@@ -55,6 +55,8 @@ def test_every_preset_builds_its_network():
             main, auxiliary = network.with_auxiliary(torch.empty(2, 3, 65, 97))
         assert main.shape[:2] == (2, classes[preset.data.dataset])
         assert (auxiliary is not None) == preset.model.auxiliary
+        if preset.model.auxiliary:
+            assert (network.auxiliary[0].bias is not None) == preset.model.auxiliary_bias
         assert network.align_corners == preset.model.align_corners
     assert len(networks) >= 12
 

@@ -9,6 +9,7 @@ import torch
 
 import ccnet_cli
 from ccnet_cli import config, loading, torchfile, weights
+from ccnet_cli.datasets import CLASSES
 from ccnet_cli.errors import InputError
 
 # a full ResNet-101 of a quarter of the paper's width: deep enough to be the real thing, quick enough for every run
@@ -202,14 +203,38 @@ def test_class_names_and_colours_of_both_generations(tmp_path):
     assert model.normalisation.mean == (1.0, 2.0, 3.0) and model.normalisation.std == (1.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("classes", [19, 11, 4])
-def test_the_preset_is_inferred_by_the_classes(tmp_path, classes):
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_mmsegmentation_s_cityscapes_is_scored_as_it_was_there(tmp_path, align_corners):
+    state = peers.mmseg(depth=50, width=8, channels=16)
+    meta = {"config": f"model = dict(decode_head=dict(type='CCHead', align_corners={align_corners}))"}
+    preset = loading.restore(save({"state_dict": state, "meta": meta}, tmp_path / "m.pth")).preset
+    wanted = ("sliding", (769, 769), (2049, 1025)) if align_corners else ("whole", (512, 1024), (2048, 1024))
+    assert (preset.eval.mode, preset.eval.tile, preset.eval.fit) == wanted
+    assert preset.model.align_corners == align_corners
+
+
+@pytest.mark.parametrize(
+    ("classes", "dataset"),
+    [(19, "cityscapes"), (11, "camvid"), (150, "ade20k"), (21, "voc"), (20, "lip"), (171, "cocostuff"), (4, "folder")],
+)
+def test_the_preset_is_inferred_by_the_classes(tmp_path, classes, dataset):
     state = peers.authors(depth=50, width=8, channels=16, classes=classes)
     restored = loading.restore(save(state, tmp_path / "a.pth"))
-    assert restored.preset.data.dataset == {19: "cityscapes", 11: "camvid", 4: "folder"}[classes]
+    assert restored.preset.data.dataset == dataset
+    assert (restored.preset.data.root is None) == (dataset in ("lip", "cocostuff", "folder"))
+    assert bool(restored.classes.mirrored) == (dataset == "lip")
     assert len(restored.classes) == classes
     assert restored.preset.model.backbone == "resnet50" and restored.preset.name == "inferred"
     assert config.from_mapping(config.to_mapping(restored.preset)) == restored.preset
+
+
+def test_classes_are_known_by_their_names_however_they_are_spelt(tmp_path):
+    state = peers.mmseg(depth=50, width=8, channels=16, classes=20)
+    names = [name.replace(" ", "-").capitalize() for name in CLASSES["lip"].names]
+    names[5], names[0] = "UpperClothes", "Background "
+    for spelt, dataset in ((names, "lip"), ([*names[1:], names[0]], "folder")):
+        path = save({"state_dict": state, "meta": {"CLASSES": spelt}}, tmp_path / "m.pth")
+        assert loading.restore(path).preset.data.dataset == dataset
 
 
 def test_a_named_preset_replaces_the_inferred_one(tmp_path):
