@@ -13,12 +13,14 @@ from ccnet_cli.inference import interpolation
 
 # the figure, in its pixels: printed 17 cm wide, its captions are as high as a footnote's
 PANEL_HEIGHT, PANEL_WIDTH, NARROWEST = 400, 600, 360
-MARGIN, GAP, HEADER, MODELS, CAPTION, LINE = 28, 18, 46, 40, 92, 30
+MARGIN, GAP, HEADER, MODELS, CAPTION, LINE = 28, 18, 46, 40, 80, 30
 TITLE, TEXT = 1.0, 0.8
 INK, FAINT, MARK = (35, 35, 35), (90, 90, 90), (120, 255, 60)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+# around a map's largest weight, so many cells each way: where they hold half of it all, they are shown so much larger
+CLOSE, CLOSER = 4, 3
 # greys below the maps: steps too small to see, and a file half as large
-GREYS = 24
+GREYS = 16
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,25 @@ def figure(
                 corner = left, header + number * (height + CAPTION)
                 map_hw, place = drawn[r - 1], _place(point, zoom, small)
                 limit = clip_limit(map_hw, point.cell, clip)
-                panel = ticked(overlay(small, enlarged(map_hw / limit, (height, width), model.align_corners)), place)
-                brightest = enlarged(map_hw / map_hw.max(), (height, width), model.align_corners)
-                _paste(canvas, peaked(marked(panel, place), brightest), corner)
+                _paste(canvas, _panel(small, map_hw, limit, place, model.align_corners), corner)
                 name = point.name if beside else "own class"
                 _caption(canvas, (corner[0], corner[1] + height), limit, point.shares[r - 1], name, column)
     return canvas
+
+
+def _panel(
+    small_bgr: np.ndarray, map_hw: np.ndarray, limit: float, place: tuple[int, int], align_corners: bool
+) -> np.ndarray:
+    """A map over a panel's image, the point, its cross and the largest weight marked."""
+    size = small_bgr.shape[:2]
+    coloured = overlay(small_bgr, enlarged(map_hw / limit, size, align_corners))
+    brightest = enlarged(map_hw / map_hw.max(), size, align_corners)
+    panel = peaked(marked(ticked(coloured, place), place), brightest)
+    y, x = np.unravel_index(map_hw.argmax(), map_hw.shape)
+    rows, columns = (slice(max(at - CLOSE, 0), at + CLOSE + 1) for at in (int(y), int(x)))
+    if map_hw[rows, columns].sum() < 0.5 * map_hw.sum():
+        return panel
+    return with_closeup(panel, coloured, np.unravel_index(brightest.argmax(), size), place, map_hw.shape)
 
 
 def clip_limit(map_hw: np.ndarray, cell: tuple[int, int], clip: float) -> float:
@@ -176,6 +191,39 @@ def peaked(panel_bgr: np.ndarray, weight_HW: np.ndarray) -> np.ndarray:
     panel = panel_bgr.copy()
     y, x = np.unravel_index(weight_HW.argmax(), weight_HW.shape)
     cv2.circle(panel, (int(x), int(y)), 16, (255, 255, 255), 2, cv2.LINE_AA)
+    return panel
+
+
+def with_closeup(
+    panel_bgr: np.ndarray,
+    coloured_bgr: np.ndarray,
+    peak: tuple[int, ...],
+    place: tuple[int, int],
+    grid: tuple[int, ...],
+) -> np.ndarray:
+    """A copy whose emptiest corner shows larger what lies around peak (y, x); the panel itself where there is no room.
+
+    The emptiest corner is the one farthest from both the peak and the point (x, y).
+    """
+    height, width = panel_bgr.shape[:2]
+    reach = round((CLOSE + 0.5) * max(height / grid[0], width / grid[1]))
+    side = 2 * reach * CLOSER
+    if side > min(height, width) // 2 or 2 * reach >= min(height, width):
+        return panel_bgr
+    y, x = (min(max(int(at), reach), length - reach) for at, length in zip(peak, (height, width), strict=True))
+    part = coloured_bgr[y - reach : y + reach, x - reach : x + reach]
+    large = cv2.resize(part, (side, side), interpolation=cv2.INTER_CUBIC)
+    cv2.rectangle(large, (0, 0), (side - 1, side - 1), (255, 255, 255), 2)
+
+    def distance(corner: tuple[int, int]) -> float:
+        left, top = corner
+        middle = left + side / 2, top + side / 2
+        return min(float(np.hypot(middle[0] - at[0], middle[1] - at[1])) for at in ((x, y), place))
+
+    edge = 16
+    corners = [(left, top) for top in (edge, height - side - edge) for left in (edge, width - side - edge)]
+    panel = panel_bgr.copy()
+    _paste(panel, large, max(corners, key=distance))
     return panel
 
 

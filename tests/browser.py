@@ -96,9 +96,7 @@ class Page:
         return self.browser.call(method, self.session, **parameters)
 
     def resize(self, width: int, height: int, touch: bool = False) -> None:
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
 
     def prefer(self, scheme: str) -> None:

@@ -99,24 +99,40 @@ function markPoint(context, x, y) {
   ring(context, x, y, 9, RING, 2.5);
 }
 
-/** The row and the column of a point, left open around it. */
-function markCross(context, x, y, { width, height }, strength = 0.8) {
-  const lines = [
-    [0, y, x - 12, y],
-    [x + 12, y, width, y],
-    [x, 0, x, y - 12],
-    [x, y + 12, x, height],
-  ];
-  for (const [colour, thickness] of [["rgba(0 0 0 / 0.5)", 3], [`rgba(255 255 255 / ${strength})`, 1.25]]) {
+/** Lines [fromX, fromY, toX, toY], seen on any background. */
+function strokeLines(context, lines, colour, width) {
+  for (const [style, thickness] of [["rgb(0 0 0 / 0.45)", width + 2], [colour, width]]) {
     context.beginPath();
     for (const [fromX, fromY, toX, toY] of lines) {
       context.moveTo(fromX, fromY);
       context.lineTo(toX, toY);
     }
     context.lineWidth = thickness;
-    context.strokeStyle = colour;
+    context.strokeStyle = style;
     context.stroke();
   }
+}
+
+/** The row and the column of a point, left open around it. */
+function markCross(context, x, y, { width, height }) {
+  const lines = [
+    [0, y, x - 14, y],
+    [x + 14, y, width, y],
+    [x, 0, x, y - 14],
+    [x, y + 14, x, height],
+  ];
+  strokeLines(context, lines, "rgb(255 255 255 / 0.9)", 1.5);
+}
+
+/** Where a point's row and column end: on a map, lines would hide what lies on them. */
+function markTicks(context, x, y, { width, height }) {
+  const lines = [
+    [0, y, 13, y],
+    [width - 13, y, width, y],
+    [x, 0, x, 13],
+    [x, height - 13, x, height],
+  ];
+  strokeLines(context, lines, RING, 2.5);
 }
 
 function markPin(context, x, y, number, chosen) {

@@ -21,6 +21,9 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
+// more of them in a row would make the panels too small
+const COLUMNS = 3;
+
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 function short(weight) {
@@ -109,7 +112,7 @@ function start(page, data) {
     canvas.setAttribute("role", "img");
     const caption = element("figcaption", {}, element("h2", { textContent: title }), " ", element("span", { textContent: note }));
     const figure = element("figure", { className: "panel" }, caption, canvas);
-    byId("panels").append(figure);
+    byId("panels").insertBefore(figure, byId("reading"));
     return { title, figure, canvas, context: canvas.getContext("2d") };
   };
   const picture = { canvas: byId("picture"), context: byId("picture").getContext("2d", { willReadFrequently: true }) };
@@ -158,14 +161,14 @@ function start(page, data) {
     paintShades(pixels.data, grey, shades, data.tables[state.colours], state.opacity);
     context.putImageData(pixels, 0, 0);
     const [x, y] = onPanel(point);
-    markCross(context, x, y, size, 0.35);
+    markTicks(context, x, y, size);
     markPoint(context, x, y);
     ring(context, ...onPanel(pixelAt({ x: peak % grid.width, y: Math.floor(peak / grid.width) })), 15, "white", 1.5);
   };
 
   const drawClasses = ({ context, pixels }, point) => {
     context.putImageData(pixels, 0, 0);
-    markCross(context, ...onPanel(point), size, 0.35);
+    markCross(context, ...onPanel(point), size);
     markPoint(context, ...onPanel(point));
   };
 
@@ -195,7 +198,7 @@ function start(page, data) {
       element("tr", {}, element("td"), ...passes.map((r) => element("th", { scope: "col", textContent: `R = ${r}` }))),
     );
     const read = state.read ?? cellAt(state.point);
-    const place = pixelAt(read);
+    const place = state.read ? pixelAt(read) : state.point;
     const classes = page.names
       .map((_, id) => id)
       .filter((id) => seen.some(({ byClass }) => byClass[id] >= 0.0005))
@@ -385,7 +388,7 @@ function start(page, data) {
   const nextOf = (list, current) => list[(list.indexOf(current) + 1) % list.length];
 
   byId("colours").append(...page.colours.map((name) => element("option", { value: name, textContent: name })));
-  byId("gamma").textContent = `γ = ${page.gamma.toPrecision(3)}`;
+  byId("gamma").textContent = `γ = ${page.gamma.toPrecision(3).replace("-", "−")}`;
   byId("residual-note").textContent =
     `Each pass adds γ times what it gathers to what is there, so the maps are those of I + |γ| A` +
     `${page.gamma < 0 ? " (γ is negative here, its size is taken)" : ""}, scaled to sum to 1.`;
@@ -495,6 +498,9 @@ function start(page, data) {
   if (state.pins.length) state.chosen = 0;
   const linked = pointOf(location.hash, image);
   if (linked) Object.assign(state, { point: linked, chosen: null });
+  byId("reading").classList.toggle("beside", byId("panels").querySelectorAll(".panel").length % COLUMNS === 1);
+  // on a telephone the controls would push the maps out of sight
+  byId("options").open = matchMedia("(min-width: 40rem)").matches;
   byId("viewer").hidden = false;
   set("clip", page.clip);
   showPins();
