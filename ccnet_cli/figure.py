@@ -19,8 +19,8 @@ INK, FAINT, MARK = (35, 35, 35), (90, 90, 90), (120, 255, 60)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 # around a map's largest weight, so many cells each way: where they hold half of it all, they are shown so much larger
 CLOSE, CLOSER = 4, 3
-# greys below the maps: steps too small to see, and a file half as large
-GREYS = 16
+# greys below the maps lie so far apart: too little to see, and a file half as large
+GREY_STEP = 10
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ def enlarged(map_hw: np.ndarray, size: tuple[int, int], align_corners: bool) -> 
 
 def overlay(image_bgr: np.ndarray, weight_HW: np.ndarray) -> np.ndarray:
     """Weights in 0 to 1 as colours over the dimmed grey image, more opaque where they are larger."""
-    step = 256 // GREYS
-    grey = cv2.cvtColor(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY) // step * step, cv2.COLOR_GRAY2BGR)
+    lightness = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY)
+    grey = cv2.cvtColor(lightness // GREY_STEP * GREY_STEP, cv2.COLOR_GRAY2BGR)
     opacity = np.sqrt(weight_HW)[..., None]
     colours = cv2.applyColorMap(np.round(255 * weight_HW).astype(np.uint8), cv2.COLORMAP_INFERNO)
     return np.round(0.45 * grey * (1 - opacity) + colours * opacity).astype(np.uint8)
@@ -214,6 +214,7 @@ def with_closeup(
     part = coloured_bgr[y - reach : y + reach, x - reach : x + reach]
     large = cv2.resize(part, (side, side), interpolation=cv2.INTER_CUBIC)
     cv2.rectangle(large, (0, 0), (side - 1, side - 1), (255, 255, 255), 2)
+    _write(large, f"{CLOSER}x", (8, side - 10), TEXT, (255, 255, 255), side)
 
     def distance(corner: tuple[int, int]) -> float:
         left, top = corner

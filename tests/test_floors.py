@@ -18,10 +18,10 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     6: "cli",
     5: "train predict visualize bench cost",
-    4: "evaluate plan trainer",
+    4: "evaluate plan trainer figure",
     3: "inference loading outputs measure",
     2: "model checkpoint weights alternatives",
-    1: "attention resnet loss metrics schedule datasets distributed record progress torchfile",
+    1: "attention resnet loss metrics schedule datasets distributed record progress torchfile viewer",
     0: "ops config images",
     -1: "errors",
 }
