@@ -17,6 +17,7 @@ def saved(
     recurrence: int = 2,
     gamma: float = 0.5,
     poison: bool = False,
+    strength: float = 3.0,
     classes: Classes = CLASSES,
     **model: object,
 ) -> Path:
@@ -27,7 +28,7 @@ def saved(
     network = build(preset.model, len(classes))
     if recurrence:
         network.head.rcca.attention.gamma.data.fill_(gamma)
-        network.head.rcca.attention.query_conv.weight.data.mul_(float("nan") if poison else 3.0)
+        network.head.rcca.attention.query_conv.weight.data.mul_(float("nan") if poison else strength)
     state = {
         "format": checkpoints.FORMAT,
         "model": network.state_dict(),

@@ -11,13 +11,13 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-PATIENCE = 60
+PATIENCE = 20
 # answers come on 4, commands go to 3
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
@@ -106,6 +106,8 @@ class Page:
     def open(self, path: Path, link: str = "") -> None:
         """Load a file and wait until its viewer, where it has one, is ready."""
         self.browser.events.clear()
+        # a tab behind another draws nothing
+        self.call("Page.bringToFront")
         # two addresses that differ in their # alone would not load anew
         self.call("Page.navigate", url="about:blank")
         self.browser.wait("Page.loadEventFired", self.session)
@@ -123,6 +125,13 @@ class Page:
     def settle(self) -> None:
         """Let the page draw what it was asked for, and wait for what follows once the point rests."""
         self.value("new Promise((done) => setTimeout(() => requestAnimationFrame(() => done(true)), 300))")
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds; AssertionError where it never does."""
+        last = time.monotonic() + PATIENCE
+        while not holds():
+            assert time.monotonic() < last, "it never came to hold"
+            self.settle()
 
     def box(self, selector: str) -> tuple[float, float, float, float]:
         """Left, top, width and height of an element, scrolled into view."""
