@@ -26,8 +26,8 @@ from ccnet_cli.inference import BAND, interpolation, label_map, to_input
 # below this weight of the attended features, gamma, the scores hardly depend on the attention
 UNUSED_GAMMA = 1e-3
 MOST_POINTS = 24
-# how wide the figure is that a page shows where JavaScript is off
-STILL_WIDTH = 1000
+# how large the figure is, beside its own size, that a page shows where JavaScript is off
+STILL_SCALE = 0.5
 # the label's values that are no class
 VOID = 255
 
@@ -256,7 +256,6 @@ def _page(
     middle = [(size[1] // 2, size[0] // 2)]
     drawn = _attended(sight, list(points[:1]) or middle, size)
     still = figure(picture, drawn.points, drawn.maps, clip, drawn.align_corners)
-    scale = min(STILL_WIDTH / still.shape[1], 1)
     cells, channels = sight.classes, model.head.rcca.attention.query_conv.out_channels
     # query and key in 16 bits, or the weights in somewhat more than 8: what is smaller is kept
     smaller = 4 * channels <= sum(cells.shape)
@@ -275,7 +274,7 @@ def _page(
             align_corners=model.align_corners,
             points=points,
             clip=clip,
-            still_bgr=cv2.resize(still, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA),
+            still_bgr=cv2.resize(still, None, fx=STILL_SCALE, fy=STILL_SCALE, interpolation=cv2.INTER_AREA),
             source=source,
         )
     )

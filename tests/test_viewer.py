@@ -387,7 +387,7 @@ def test_without_javascript_the_figure_is_there(written):
     text = written.read_text(encoding="utf-8")
     (still,) = re.findall(r'<noscript>.*?base64,([\w+/=]+)">\n</noscript>', text, re.S)
     drawn = cv2.imdecode(np.frombuffer(base64.b64decode(still), np.uint8), cv2.IMREAD_COLOR)
-    assert drawn.shape[1] == 1000 and drawn.std() > 20
+    assert drawn.shape[1] > 900 and drawn.std() > 20
     assert 'alt="street.png with a point at 20, 30' in text
 
 

@@ -72,7 +72,7 @@ def page(seen: Seen) -> str:
         "tables": np.concatenate([_table(number) for number in COLOURS.values()]),
     }
     first = seen.points[0] if seen.points else (W // 2, H // 2)
-    still = base64.b64encode(images.encode_png(seen.still_bgr)).decode()
+    still = base64.b64encode(images.encode_png(seen.still_bgr, smallest=True)).decode()
     photograph = base64.b64encode(images.encode_jpeg(picture)).decode()
     room = PAGE_BYTES - len(still) - len(photograph) - sum(len(_file(name)) for name in (*SCRIPTS, "viewer.css"))
     kept, arrays = _kept(seen, (h, w), 3 * room // 4)
