@@ -145,6 +145,9 @@ def train(
         str | None,
         typer.Option(metavar="[FILE]", help="Continue from FILE, or from the newest sound checkpoint of the run."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict-resume", help="Refuse to resume under other settings, data or threads.")
+    ] = False,
     weights: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Begin with these weights: a checkpoint, the authors', ImageNet's, ..."),
@@ -174,6 +177,7 @@ def train(
         weights=weights,
         device=device,
         partial=partial,
+        strict=strict,
     )
     print(folder)
 

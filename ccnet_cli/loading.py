@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ccnet_cli import checkpoint, config, datasets, distributed, weights
+from ccnet_cli import checkpoint, config, datasets, distributed, durable, weights
 from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 from ccnet_cli.model import CCNet, build
@@ -178,7 +178,7 @@ def export(
             notice(f"{rewritten} batch-norm scales below 1e-5 moved into the convolutions before them")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(output, lambda file: torch.save(kept, file))
+        durable.write(output, lambda file: torch.save(kept, file))
     except OSError as error:
         raise EnvironmentFailure(output, f"not written ({error.strerror})", "choose a writable place") from None
     return output

@@ -21,8 +21,8 @@ FLOORS = {
     4: "evaluate plan trainer",
     3: "inference loading outputs measure",
     2: "model checkpoint weights alternatives",
-    1: "attention resnet loss metrics schedule datasets distributed record progress torchfile",
-    0: "ops config images",
+    1: "attention resnet loss metrics schedule datasets distributed record progress torchfile runfolder",
+    0: "ops config images durable",
     -1: "errors",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}

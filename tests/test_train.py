@@ -240,9 +240,14 @@ def test_a_signal_ends_the_run_with_a_checkpoint(data, tmp_path, number, process
     assert loading.restore(tmp_path / "run" / "last.pt").step == step
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(data, tmp_path):
-    with pytest.raises(NonFiniteError, match="step"):
-        train(preset(data, "train.optimizer=sgd", "schedule.lr=1e30", "train.clip_norm=null"), run=tmp_path / "run")
+@pytest.mark.parametrize(("row", "step"), [(3, 4), (10, 6)])
+def test_a_loss_that_is_not_finite_stops_before_the_step(data, tmp_path, row, step):
+    """The first step ruins the weights, the others are skipped: three at most, or to the end of the run."""
+    options = ("train.optimizer=sgd", "schedule.lr=1e30", "train.clip_norm=null", "eval.every=0")
+    with pytest.raises(NonFiniteError, match=f"step {step}: loss"):
+        train(preset(data, *options, f"train.max_nonfinite={row}"), run=tmp_path / "run")
+    told = json.loads((tmp_path / f"run/nonfinite_step_{step}.json").read_text())
+    assert told["step"] == step and told["in_a_row"] == step - 1 and len(told["ranks"][0]["samples"]) == 4
     for path in checkpoint.committed(tmp_path / "run/checkpoints"):
         assert all(torch.isfinite(tensor).all() for tensor in checkpoint.read(path)["model"].values())
 
