@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ccnet_cli import durable
-from ccnet_cli.errors import InputError, Interrupted
+from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted
 
 
 @contextmanager
@@ -65,14 +65,14 @@ def attempts(folder: Path) -> dict[str, int]:
 def attempt(checkpoint: Path) -> Iterator[None]:
     """Count a resume from a checkpoint, for the case that this is the last that is heard of it.
 
-    A resume that ends well, by a signal or because of its arguments or data leaves the count as it was.
+    A resume that ends well, by a signal, a full disk, or its arguments or data leaves the count as it was.
     """
     folder = checkpoint.parent
     before = attempts(folder)
     _note(folder, before | {checkpoint.stem: before.get(checkpoint.stem, 0) + 1})
     try:
         yield
-    except (InputError, Interrupted):
+    except (InputError, EnvironmentFailure, Interrupted):
         _take_back(folder, before)
         raise
     _take_back(folder, before)
