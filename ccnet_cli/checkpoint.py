@@ -94,6 +94,8 @@ def collect(folder: Path) -> None:
 def name(path: Path, alias: Path) -> None:
     """Give a saved checkpoint a second name, such as best.pt, that survives the deletion of the first."""
     try:
+        if all(_same(path.with_suffix(suffix), alias.with_suffix(suffix)) for suffix in (".pt", ".json")):
+            return
         # a kill amid this must not leave new data beside an old manifest
         alias.with_suffix(".json").unlink(missing_ok=True)
         for suffix in (".pt", ".json"):
@@ -105,6 +107,10 @@ def name(path: Path, alias: Path) -> None:
         durable.sync(alias.parent)
     except OSError as error:
         raise _unwritten(alias, error) from error
+
+
+def _same(path: Path, alias: Path) -> bool:
+    return alias.exists() and alias.samefile(path)
 
 
 def committed(folder: Path) -> list[Path]:
@@ -147,6 +153,12 @@ def load(path: Path) -> Any:
     """The content of anybody's checkpoint, read without running it; ours is verified as read does."""
     content = _intact(path)
     return _current(content, path) if ours(content) else content
+
+
+def resumable(content: dict[str, Any]) -> bool:
+    """Whether a checkpoint of ours holds all that a run needs to go on, not the model alone."""
+    needed = {"model", "optimizer", "scaler", "best", "random"}
+    return isinstance(content.get("training"), dict) and needed <= content["training"].keys()
 
 
 def ours(content: Any) -> bool:

@@ -89,7 +89,7 @@ def make(
             notice(f"nothing to resume{f' in {run}' if run else ''}: starting a new run")
     elif resume is not None:
         found = Path(resume)
-        if "training" not in checkpoint.read(found):
+        if not checkpoint.resumable(checkpoint.read(found)):
             raise InputError(found, "holds weights alone, not a run's state", "use --weights to start from it")
         if checkpoint.STEP.fullmatch(found.stem) and not found.with_suffix(".json").is_file():
             raise InputError(found, "has no manifest: it counts as never written", "resume from an earlier one")

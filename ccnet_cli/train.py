@@ -96,6 +96,9 @@ def _work(plan: Plan) -> None:
         np.random.seed(seed % 2**32)
         if plan.resume:
             trainer.restore(checkpoint.read(plan.resume), plan.resume, plan.strict)
+            if main and plan.resume.parent == plan.run / "checkpoints":
+                # a kill may have come between the checkpoint and its names
+                _name(plan, trainer, plan.resume)
         if trainer.step >= preset.schedule.steps:
             if main:
                 notice(f"nothing to do: {plan.run} has done {trainer.step} of {preset.schedule.steps} steps")
@@ -172,15 +175,15 @@ def _loop(plan: Plan, trainer: Trainer, source: datasets.Source, asked: list[int
                 losses, logged = [], busy
             number = distributed.largest(asked[0] if asked else 0, trainer.device)
             due = preset.eval.every and trainer.step % preset.eval.every == 0
-            better, best = False, trainer.best
+            better, best = False, (trainer.best, trainer.best_step)
             if not number and (due or trainer.step == steps):
                 progress.close()
                 better = _evaluate(trainer, val, record)
                 model.train()
             if number or better or trainer.step == steps or trainer.step % preset.checkpoint.every == 0:
-                if not _save(plan, trainer, better, bool(number) or trainer.step == steps):
+                if not _save(plan, trainer, bool(number) or trainer.step == steps):
                     # best.pt is still that of before
-                    trainer.best = best
+                    trainer.best, trainer.best_step = best
                 if record:
                     record.draw()
             if number:
@@ -306,11 +309,12 @@ def _evaluate(trainer: Trainer, val: datasets.Source, record: Record | None) -> 
         record.add(step=trainer.step, **trainer.metrics)
         notice(f"step {trainer.step}: validation mIoU {miou:.4f} ({time.monotonic() - started:.0f} s)")
     better = miou > trainer.best
-    trainer.best = max(trainer.best, miou)
+    if better:
+        trainer.best, trainer.best_step = miou, trainer.step
     return better
 
 
-def _save(plan: Plan, trainer: Trainer, better: bool, last: bool) -> bool:
+def _save(plan: Plan, trainer: Trainer, last: bool) -> bool:
     """Write a checkpoint; False where the disk refused it, which the run survives twice in a row before its end."""
     state = trainer.state()
     if distributed.rank() == 0:
@@ -318,9 +322,7 @@ def _save(plan: Plan, trainer: Trainer, better: bool, last: bool) -> bool:
         try:
             keep = plan.preset.checkpoint.keep
             path = checkpoint.save(run / "checkpoints", trainer.step, state, keep, trainer.facts())
-            checkpoint.name(path, run / "last.pt")
-            if better:
-                checkpoint.name(path, run / "best.pt")
+            _name(plan, trainer, path)
             trainer.failed_saves = 0
         except EnvironmentFailure as error:
             trainer.failed_saves += 1
@@ -328,6 +330,13 @@ def _save(plan: Plan, trainer: Trainer, better: bool, last: bool) -> bool:
                 raise
             notice(f"warning: {error}; training goes on without it")
     return not distributed.broadcast(trainer.failed_saves)
+
+
+def _name(plan: Plan, trainer: Trainer, path: Path) -> None:
+    """Give the checkpoint of the step just done the names that are its due."""
+    checkpoint.name(path, plan.run / "last.pt")
+    if trainer.best_step == trainer.step:
+        checkpoint.name(path, plan.run / "best.pt")
 
 
 def _stop(plan: Plan, step: int, number: int) -> None:

@@ -47,6 +47,7 @@ class Trainer:
     failed_saves: int = 0
     norm: float = 0.0
     best: float = -1.0
+    best_step: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -115,6 +116,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "best": self.best,
+                "best_step": self.best_step,
                 "epoch": self.epoch,
                 "offset": self.offset,
                 "nonfinite": self.nonfinite,
@@ -176,7 +178,7 @@ class Trainer:
         # before they were saved, a batch told them
         position = divmod(self.step * content["preset"]["train"]["batch"], len(self.source.samples))
         self.epoch, self.offset = training.get("epoch", position[0]), training.get("offset", position[1])
-        self.nonfinite = training.get("nonfinite", 0)
+        self.nonfinite, self.best_step = training.get("nonfinite", 0), training.get("best_step", -1)
         states = training["random"]
         if len(states) == distributed.world():
             _set_random_state(states[distributed.rank()], self.device)

@@ -189,8 +189,9 @@ def stop_and_resume(data, run, whole, point, passage, monkeypatch):
     assert train(made, run=run, resume="auto") == run
     assert steps(run)[0] == 6 and before[:1] <= [6]
     assert outcome(run) == outcome(whole)
-    assert len(list((run / "checkpoints").iterdir())) == 4 or point in ("mid_gc", "at_exit")
-    assert not list(run.rglob(".tmp-*")) or point == "at_exit"
+    if before[:1] != [6]:
+        # it had something to do, and what the stop left is collected
+        assert len(list((run / "checkpoints").iterdir())) == 4 and not list(run.rglob(".tmp-*"))
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -589,7 +590,8 @@ def test_best_weights_that_the_disk_refused_are_not_the_best_so_far(data, tmp_pa
     def evaluate(trainer, val, record):
         trainer.metrics = {"miou": next(scores)}
         better = trainer.metrics["miou"] > trainer.best
-        trainer.best = max(trainer.best, trainer.metrics["miou"])
+        if better:
+            trainer.best, trainer.best_step = trainer.metrics["miou"], trainer.step
         return better
 
     monkeypatch.setattr(training, "_evaluate", evaluate)

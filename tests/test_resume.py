@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -292,6 +293,35 @@ def test_a_checkpoint_of_the_version_before_continues_alike(whole, data, tmp_pat
 def test_the_packaged_weights_still_load():
     restored = loading.restore(checkpoint.DEMO / "demo.pt")
     assert restored.step > 0 and restored.metrics["miou"] > 0.9
+
+
+GOLDEN = Path(__file__).parent / "golden_losses.txt"
+
+
+def golden(data, run):
+    """What decides the bits, and the losses of a hundred steps on one thread, a line each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        options = ("schedule.steps=100", "eval.every=0", "checkpoint.every=100", "model.implementation=reference")
+        train(preset(data, *RICH, *options), run=run)
+    finally:
+        torch.set_num_threads(threads)
+    flags = re.findall(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)[:1]
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [
+        f"torch {torch.__version__}, processor {canonical(flags)[:8]}",
+        *(repr(row["loss"]) for row in rows if "loss" in row),
+    ]
+
+
+def test_the_losses_are_those_of_before(data, tmp_path):
+    """To the last digit on the machine that wrote the file (golden's lines), nearly so at first on any other."""
+    found, wanted = golden(data, tmp_path / "run"), GOLDEN.read_text().splitlines()
+    assert len(found) == len(wanted) == 101
+    if found[0] == wanted[0]:
+        assert found == wanted
+    assert [float(line) for line in found[1:9]] == pytest.approx([float(line) for line in wanted[1:9]], rel=0.01)
 
 
 @pytest.mark.parametrize("steps_", [20, 12])
