@@ -115,7 +115,7 @@ def recognise(content: Any, path: Path) -> Foreign:
     if any(key.startswith("decode_head.cca.") for key in state):
         return _mmseg(state, meta, path)
     if "head.conva.0.weight" in state and "conv1.weight" in state:
-        return _authors(state, path)
+        return _authors(state, _recurrence(content), path)
     if "backbone.layer4.0.conv1.weight" in state and not any(k.startswith(("decode_head", "auxiliary")) for k in state):
         state = {key.removeprefix("backbone."): tensor for key, tensor in state.items()}
     if "layer4.0.conv1.weight" in state and {"conv1.weight", "stem.0.weight"} & state.keys():
@@ -271,7 +271,16 @@ def _renamed(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
     return renamed
 
 
-def _authors(state: dict[str, Tensor], path: Path) -> Foreign:
+def _recurrence(content: dict[str, Any]) -> int | None:
+    """R, where somebody kept it beside the weights, as the authors' option of that name."""
+    for kept in (content, content.get("args"), content.get("config")):
+        value = kept.get("recurrence") if isinstance(kept, dict) else None
+        if isinstance(value, int) and 0 <= value <= 3:
+            return value
+    return None
+
+
+def _authors(state: dict[str, Tensor], recurrence: int | None, path: Path) -> Foreign:
     """The authors' layout: in-place ABN if the head's last convolution follows its norm directly, else the port."""
     abn = "head.bottleneck.3.weight" in state
     table = OFFICIAL if abn else PORT
@@ -282,9 +291,11 @@ def _authors(state: dict[str, Tensor], path: Path) -> Foreign:
         for key in scales:
             weights[key] = weights[key].abs() + ABN_EPS
         done.append(f"{len(scales)} batch-norm scales w taken as abs(w) + 1e-5, as in-place ABN does")
-    done.append("recurrence is not in the file, taken as 2 (model.recurrence)")
+    if recurrence is None:
+        done.append("recurrence is not in the file, taken as 2 (model.recurrence)")
     what = "the authors' CCNet" if abn else "a plain PyTorch port of the authors' CCNet"
     traits = {"activation": "leaky_relu" if abn else "relu", **AUTHORS_TRUNK, **AUTHORS_INPUT, "align_corners": True}
+    traits["recurrence"] = 2 if recurrence is None else recurrence
     return _network(what, weights, table, traits, done, path)
 
 

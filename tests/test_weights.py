@@ -87,6 +87,15 @@ def test_the_default_is_two_passes_and_told(tmp_path, capsys):
     assert difference(got, peers.authors_forward(peers.authors(width=8, channels=16), x, 1)[0]) < 1e-4
 
 
+@pytest.mark.parametrize("beside", [{"recurrence": 1}, {"args": {"recurrence": 1, "lr": 0.01}}])
+def test_recurrence_kept_beside_the_weights_is_taken(tmp_path, beside, capsys):
+    state = peers.authors(width=8, channels=16, depth=50)
+    path = save({"model": state, **beside}, tmp_path / "a.pth")
+    assert ccnet_cli.load(path).recurrence == 1 and "taken as 2" not in capsys.readouterr().err
+    assert ccnet_cli.load(path, recurrence=2).recurrence == 2
+    assert ccnet_cli.load(save({"model": state, "recurrence": 9}, tmp_path / "b.pth")).recurrence == 2
+
+
 def test_the_port_has_plain_norms_and_relu(tmp_path):
     state, x = peers.authors(width=WIDTH, channels=CHANNELS, depth=50, port=True), picture((65, 97))
     model = ccnet_cli.load(save({"state_dict": state}, tmp_path / "port.pth"))
