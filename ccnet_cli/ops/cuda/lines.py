@@ -4,7 +4,7 @@ Every matrix of a product lies along one line, a row or a column, of pixels with
 tensor starts at p * stride. L is the line's length. Energies E hold two arms per pixel, the column's from 0, the row's
 from `arm` on. Three forms cover the operators and their gradients:
 
-    nt  out E (L, L) = left (L, C) right (L, C)^T    energies from query and key, with the mask; pull from grad and value
+    nt  out E (L, L) = left (L, C) right (L, C)^T    energies of query and key, masked; pull of grad and value
     nn  out (L, C)   = left E (L, L) right (L, C)    gathering along the line
     tn  out (L, C)   = left E (L, L)^T right (L, C)  spreading along the line
 
@@ -14,14 +14,12 @@ nn and tn run twice, rows first; the columns add to what the rows wrote. Sums ru
 import math
 from collections.abc import Callable
 
-from numba import cuda, float32, int32
+from numba import cuda
+from numpy import float32, int32
 
 from ccnet_cli.ops.cuda.memory import inlined, read, read4, write, write4
+from ccnet_cli.ops.cuda.steps import DEPTH, SIDE
 
-DEPTH = 8  # steps of the summed axis in shared memory at once
-SIDE = 8  # a thread holds SIDE x SIDE of the product
-THREADS = 256  # at most; two such blocks share the registers of a multiprocessor
-UNROLL = 2
 MASKED = float32(-math.inf)
 
 
@@ -32,16 +30,16 @@ def _stride(tile: int) -> int:
 
 @inlined
 def _spot(vector, groups, turned):
-    """Step and first place of a vector of four in a tile, which is read along the summed axis if it is turned over."""
+    """Step and place in a tile of a vector of four, which lies along the summed axis if it has to be turned over."""
     if turned:
         return int32((vector & 1) << 2), int32(vector >> 1)
     step = int32(vector // groups)
-    return step, int32(int32(vector - step * groups) << 2)
+    return step, int32((vector - step * groups) << 2)
 
 
 @inlined
 def _offset(step, place, hop, stride, turned):
-    """From a line's first pixel to a vector of its matrix."""
+    """From a line's first pixel to an element of its matrix."""
     if turned:
         return int32(place * hop * stride + step)
     return int32(step * hop * stride + place)
@@ -49,7 +47,7 @@ def _offset(step, place, hop, stride, turned):
 
 @inlined
 def _count(steps, places, turned):
-    """How many elements of a vector there are before the matrix ends along the vector; none beyond its other end."""
+    """How many elements there are from a vector's first to the end of the matrix: none where it lies beside it."""
     if turned:
         return steps if places > 0 else int32(0)
     return places if steps > 0 else int32(0)
@@ -58,7 +56,7 @@ def _count(steps, places, turned):
 @inlined
 def _fetch(source, index, count, aligned):
     """Four elements; those from `count` on are 0 or, in one aligned access, whatever lies there."""
-    second = third = fourth = first = float32(0)
+    first = second = third = fourth = float32(0)
     if count > 0:
         if aligned:
             first, second, third, fourth = read4(source, index)
@@ -91,7 +89,7 @@ def _put(target, index, count, values, aligned):
 
 @inlined
 def _lay(shared, start, stride, step, place, values, turned):
-    """Four elements into a tile of rows of one step each."""
+    """Put a vector into a tile, whose rows are the steps."""
     first, second, third, fourth = values
     at = int32(start + step * stride + place)
     if turned:
@@ -104,13 +102,18 @@ def _lay(shared, start, stride, step, place, values, turned):
 
 
 @inlined
-def _plus(values, others):
-    return values[0] + others[0], values[1] + others[1], values[2] + others[2], values[3] + others[3]
+def _multiply(total, shared, row, near, far):
+    """Add one step to a thread's part of the product: 64 multiply-adds for four vector loads."""
+    left = read4(shared, row) + read4(shared, int32(row + 4))
+    right = read4(shared, near) + read4(shared, far)
+    for i in range(SIDE):
+        for j in range(SIDE):
+            total[i, j] += left[i] * right[j]
 
 
 @inlined
-def _without(values, own):
-    """The pixel's own energy, if it is among these four, masked."""
+def _mask(values, own):
+    """Four energies, -inf in place `own` if it is one of them."""
     first, second, third, fourth = values
     if own == 0:
         first = MASKED
@@ -124,27 +127,45 @@ def _without(values, own):
 
 
 @inlined
-def _multiply(total, shared, row, near, far):
-    """Add one step of the summed axis to a thread's part of the product."""
-    p = read4(shared, row) + read4(shared, int32(row + 4))
-    q = read4(shared, near) + read4(shared, far)
-    for i in range(SIDE):
-        for j in range(SIDE):
-            total[i, j] += p[i] * q[j]
+def _add(values, others):
+    return values[0] + others[0], values[1] + others[1], values[2] + others[2], values[3] + others[3]
+
+
+@inlined
+def _row(total, i):
+    """Row i of a thread's part of the product, spelled out: an index that is no constant would put it on the stack."""
+    if i == 0:
+        row = total[0, 0], total[0, 1], total[0, 2], total[0, 3], total[0, 4], total[0, 5], total[0, 6], total[0, 7]
+    elif i == 1:
+        row = total[1, 0], total[1, 1], total[1, 2], total[1, 3], total[1, 4], total[1, 5], total[1, 6], total[1, 7]
+    elif i == 2:
+        row = total[2, 0], total[2, 1], total[2, 2], total[2, 3], total[2, 4], total[2, 5], total[2, 6], total[2, 7]
+    elif i == 3:
+        row = total[3, 0], total[3, 1], total[3, 2], total[3, 3], total[3, 4], total[3, 5], total[3, 6], total[3, 7]
+    elif i == 4:
+        row = total[4, 0], total[4, 1], total[4, 2], total[4, 3], total[4, 4], total[4, 5], total[4, 6], total[4, 7]
+    elif i == 5:
+        row = total[5, 0], total[5, 1], total[5, 2], total[5, 3], total[5, 4], total[5, 5], total[5, 6], total[5, 7]
+    elif i == 6:
+        row = total[6, 0], total[6, 1], total[6, 2], total[6, 3], total[6, 4], total[6, 5], total[6, 6], total[6, 7]
+    else:
+        row = total[7, 0], total[7, 1], total[7, 2], total[7, 3], total[7, 4], total[7, 5], total[7, 6], total[7, 7]
+    return row
 
 
 def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[..., None]:
-    """A kernel for tiles of 8 `down` rows and 8 `across` columns.
+    """A kernel that makes a tile of 8 `down` rows and 8 `across` columns of `out` in a block.
 
-    Thread (y, x), numbered row by row, holds rows 8 y + i and, so that neighbours read and write neighbouring vectors,
-    columns 4 x + j of each half. Aligned kernels read and write vectors of four: channels, strides and arm are
-    multiples of 4, addresses of 4 elements, and energies padded to one. Grid: tiles, lines (rows, then columns), images.
+    Thread (y, x), numbered row by row, holds rows 8 y + i and columns 4 x + j of one half of the tile and of the other;
+    odd y take the halves in the other order, so that the lanes of a warp read neighbouring vectors across rows too.
+    Every thread fetches one vector of each operand ahead. Aligned kernels access global memory in vectors of four:
+    channels, strides and arm are multiples of 4, and addresses of 4 elements. Grid: tiles, lines (the rows, then the
+    columns, beginning with line `start`), images.
     """
     NT, TURN_LEFT, TURN_RIGHT, ALIGNED = form == "nt", form != "tn", form == "nt", aligned
-    ACROSS, TILE_M, TILE_N, WORKERS = across, SIDE * down, SIDE * across, across * down
+    ACROSS, WORKERS, TILE_M, TILE_N = across, across * down, SIDE * down, SIDE * across
     STRIDE_M, STRIDE_N = _stride(TILE_M), _stride(TILE_N)
-    RIGHT = DEPTH * STRIDE_M
-    BUFFER = DEPTH * (STRIDE_M + STRIDE_N)
+    RIGHT, BUFFER = DEPTH * STRIDE_M, DEPTH * (STRIDE_M + STRIDE_N)
     BUFFERS = 2 * BUFFER
     GROUPS_M, GROUPS_N = TILE_M // 4, TILE_N // 4
     VECTORS_M, VECTORS_N = DEPTH * GROUPS_M, DEPTH * GROUPS_N
@@ -159,11 +180,10 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
         hop = W if column else int32(1)
         first = int32(cuda.blockIdx.z * H * W + (line - H if column else line * W))
         arm = int32(0) if column else arm
-        N = L if NT else C
-        K = C if NT else L
+        N, K = (L, C) if NT else (C, L)
         tiles = int32(int32(N + TILE_N - 1) // TILE_N)
-        m0 = int32(0)
         tile = int32(cuda.blockIdx.x)
+        m0 = int32(0)
         while tile >= tiles:
             tile = int32(tile - tiles)
             m0 = int32(m0 + TILE_M)
@@ -174,21 +194,21 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
         k_right, n = _spot(t, GROUPS_N, TURN_RIGHT)
         left_places = int32(L - m0 - m) if t < VECTORS_M else int32(0)
         right_places = int32(N - n0 - n) if t < VECTORS_N else int32(0)
-        left_at = int32(first * left_stride + (0 if NT else arm) + _offset(k_left, int32(m0 + m), hop, left_stride, TURN_LEFT))
-        right_at = int32(first * right_stride + _offset(k_right, int32(n0 + n), hop, right_stride, TURN_RIGHT))
+        left_at = _offset(k_left, int32(m0 + m), hop, left_stride, TURN_LEFT)
+        left_at = int32(left_at + first * left_stride + (0 if NT else arm))
+        right_at = _offset(k_right, int32(n0 + n), hop, right_stride, TURN_RIGHT)
+        right_at = int32(right_at + first * right_stride)
         y = int32(t // ACROSS)
         x = int32(t - y * ACROSS)
-        other = int32((y & 1) * ACROSS)
-        row = int32(y * SIDE)
-        near = int32((x + other) * 4)
-        far = int32((x + ACROSS - other) * 4)
+        half = int32((y & 1) * ACROSS)
+        row, near, far = int32(y * SIDE), int32((x + half) * 4), int32((x + ACROSS - half) * 4)
         for i in range(SIDE):
             for j in range(SIDE):
                 total[i, j] = float32(0)
         base = int32(0)
         k0 = int32(-DEPTH)
         while k0 < K:
-            # the next tiles are on their way to registers while these are multiplied
+            # the next tiles are on their way to registers while these are multiplied; at first there are none yet
             k1 = int32(k0 + DEPTH)
             left_next = _fetch(left, left_at, _count(int32(K - k1 - k_left), left_places, TURN_LEFT), ALIGNED)
             right_next = _fetch(right, right_at, _count(int32(K - k1 - k_right), right_places, TURN_RIGHT), ALIGNED)
@@ -196,19 +216,16 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
             right_at = int32(right_at + (DEPTH if TURN_RIGHT else DEPTH * hop * right_stride))
             if k0 >= 0 and t < WORKERS:
                 depth = min(int32(DEPTH), int32(K - k0))
-                p = int32(base + row)
-                q = int32(base + RIGHT)
-                while depth >= UNROLL:
+                p, q = int32(base + row), int32(base + RIGHT)
+                # by two, so that the loads of the second step hide behind the first
+                while depth > 1:
                     _multiply(total, shared, p, int32(q + near), int32(q + far))
-                    _multiply(total, shared, int32(p + 1 * STRIDE_M), int32(q + near + 1 * STRIDE_N), int32(q + far + 1 * STRIDE_N))
-                    p = int32(p + UNROLL * STRIDE_M)
-                    q = int32(q + UNROLL * STRIDE_N)
-                    depth = int32(depth - UNROLL)
-                while depth > 0:
+                    p, q = int32(p + STRIDE_M), int32(q + STRIDE_N)
                     _multiply(total, shared, p, int32(q + near), int32(q + far))
-                    p = int32(p + STRIDE_M)
-                    q = int32(q + STRIDE_N)
-                    depth = int32(depth - 1)
+                    p, q = int32(p + STRIDE_M), int32(q + STRIDE_N)
+                    depth = int32(depth - 2)
+                if depth > 0:
+                    _multiply(total, shared, p, int32(q + near), int32(q + far))
             base = int32(BUFFER - base)
             if k1 < K:
                 if t < VECTORS_M:
@@ -219,20 +236,20 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
             k0 = k1
         if t >= WORKERS:
             return
+        corner = int32((first + (m0 + row) * hop) * out_stride + (arm if NT else 0) + n0)
         for i in range(SIDE):
-            m = int32(m0 + row + i)
-            if m < L:
+            if m0 + row + i < L:
+                index = int32(corner + i * hop * out_stride)
+                products = _row(total, i)
                 for j in range(0, SIDE, 4):
-                    n = int32(n0 + (far if j else near))
-                    count = int32(N - n)
+                    n = far if j else near
+                    count = int32(N - n0 - n)
                     if count > 0:
-                        values = total[i, j], total[i, j + 1], total[i, j + 2], total[i, j + 3]
-                        index = int32((first + m * hop) * out_stride + (arm if NT else 0) + n)
+                        values = products[4:] if j else products[:4]
                         if NT:
-                            values = _without(values, int32(m - n) if column and mask else int32(-1))
+                            values = _mask(values, int32(m0 + row + i - n0 - n) if column and mask else int32(-1))
                         elif column:
-                            values = _plus(values, _fetch(out, index, count, ALIGNED))
-                        _put(out, index, count, values, ALIGNED)
+                            values = _add(values, _fetch(out, int32(index + n), count, ALIGNED))
+                        _put(out, int32(index + n), count, values, ALIGNED)
 
-    kernel.__name__ = f"{form}_{TILE_M}x{TILE_N}{'' if aligned else '_unaligned'}"
     return kernel

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable
 
-from numba import cuda, float32, int32
+from numba import cuda
+from numpy import float32, int32
 
 from ccnet_cli.ops.cuda.memory import inlined, read, write
 
@@ -77,7 +78,6 @@ def softmax(group: int, keep: int, pixels: int) -> Callable[..., None]:
             if position < width:
                 write(energy, int32(start + position), held[i] / total)
 
-    kernel.__name__ = f"softmax_{group}x{keep}"
     return kernel
 
 
@@ -109,5 +109,4 @@ def softmax_backward(group: int, keep: int, pixels: int) -> Callable[..., None]:
             if position < width:
                 write(pull, int32(start + position), weights[i] * (pulls[i] - total))
 
-    kernel.__name__ = f"softmax_backward_{group}x{keep}"
     return kernel

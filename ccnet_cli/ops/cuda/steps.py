@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from ccnet_cli.errors import InputError
 
-SIDE = 8  # rows and columns of a product in one thread
+SIDE = 8  # rows and columns of a product that a thread holds
+DEPTH = 8  # steps of the summed axis in shared memory at once
 VECTOR = 4  # elements of one aligned access
 KEPT = (8, 48)  # entries of a cross in one thread of a softmax
 THREADS = 256  # in a block, but 1024 where a cross needs them
@@ -35,7 +36,7 @@ class Kernel:
             return self.sizes[0] * self.sizes[2]
         across, down = self.sizes
         # a tile is SIDE * size places times SIDE steps
-        most = max(across * down, *(SIDE * size * SIDE // VECTOR for size in self.sizes))
+        most = max(across * down, *(SIDE * size * DEPTH // VECTOR for size in self.sizes))
         return -(-most // self.lanes) * self.lanes
 
 
@@ -135,7 +136,9 @@ def softmaxes(form: str, grid: Grid, names: tuple[str, ...], stride: int) -> Ste
     return Step(kernel, (-(-grid.pixels // pixels), 1, 1), (*names, *numbers))
 
 
-def forward(grid: Grid, c: int, C: int, query: Buffer, key: Buffer, value: Buffer, energy: Buffer, out: Buffer) -> list[Step]:
+def forward(
+    grid: Grid, c: int, C: int, query: Buffer, key: Buffer, value: Buffer, energy: Buffer, out: Buffer
+) -> list[Step]:
     """Output and, in the buffer of the energies, attention of one pass; c channels of query and key, C of value."""
     return [
         *products("nt", replace(grid, dtype="float32"), query, key, energy, c, mask=True),
