@@ -1,6 +1,6 @@
-"""The CUDA kernels without a GPU: their launches on numpy arrays, by the simulator or by ptxrun, beside the definition.
+"""The CUDA kernels without a GPU: launches on numpy arrays, by the simulator or by ptxrun, beside the definition.
 
-Run as a script (a process of its own, for NUMBA_ENABLE_CUDASIM), it simulates the cases given as JSON and prints errors.
+Run as a script, a process of its own for NUMBA_ENABLE_CUDASIM, it simulates cases given as JSON and prints the errors.
 """
 
 import json

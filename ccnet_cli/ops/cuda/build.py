@@ -1,14 +1,18 @@
 """Kernels from their description: as functions for the simulator, as PTX for an architecture, compiled for a device."""
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from numba import cuda, types
+from numba.cuda.cudadrv.error import NvvmSupportError
 
+from ccnet_cli.errors import InputError
 from ccnet_cli.ops.cuda.lines import line_product
 from ccnet_cli.ops.cuda.softmax import softmax, softmax_backward
-from ccnet_cli.ops.cuda.steps import THREADS, Kernel
+from ccnet_cli.ops.cuda.steps import ENTRY, THREADS, Kernel
 
 # bfloat16 has no type of its own in the simulator and no need of one here
 STORED = {"float32": types.float32, "float16": types.float16, "bfloat16": types.uint16}
@@ -41,14 +45,71 @@ def bounds(kernel: Kernel) -> tuple[int, int]:
 
 @lru_cache(maxsize=256)
 def ptx(kernel: Kernel, arch: tuple[int, int]) -> str:
-    """The kernel for a compute capability, compiled without a GPU."""
-    text, _ = cuda.compile(
-        function(kernel),
-        signature(kernel),
-        device=False,
-        abi="numba",
-        cc=arch,
-        output="ptx",
-        launch_bounds=bounds(kernel),
+    """The kernel for a compute capability, compiled without a GPU; InputError where the toolkit is not there."""
+    options = {"device": False, "abi": "numba", "output": "ptx", "launch_bounds": bounds(kernel)}
+    try:
+        text, _ = cuda.compile(function(kernel), signature(kernel), cc=arch, **options)
+    except (NvvmSupportError, RuntimeError) as error:
+        raise _refusal(arch, error) from None
+    mangled = re.search(r"\.entry (\w+)\(", text)
+    assert mangled
+    return text.replace(mangled.group(1), ENTRY)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """Machine code, and what the assembler tells of it: registers of a thread, the rest in bytes."""
+
+    image: bytes
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+
+
+@lru_cache(maxsize=256)
+def assemble(kernel: Kernel, arch: tuple[int, int]) -> Assembled:
+    """The kernel as machine code for a compute capability, made without a GPU."""
+    text = ptx(kernel, arch).encode()
+    try:
+        from cuda.bindings import nvjitlink
+
+        link = nvjitlink.create(2, [f"-arch=sm_{arch[0]}{arch[1]}", "-verbose"])
+    except (ImportError, RuntimeError) as error:
+        raise _refusal(arch, error) from None
+    try:
+        nvjitlink.add_data(link, nvjitlink.InputType.PTX, text, len(text), ENTRY)
+        nvjitlink.complete(link)
+        image = bytearray(nvjitlink.get_linked_cubin_size(link))
+        nvjitlink.get_linked_cubin(link, image)
+        log = bytearray(nvjitlink.get_info_log_size(link))
+        nvjitlink.get_info_log(link, log)
+    except nvjitlink.nvJitLinkError as error:
+        raise _refusal(arch, error) from None
+    finally:
+        nvjitlink.destroy(link)
+    return Assembled(bytes(image), *_resources(log.decode()))
+
+
+def _resources(log: str) -> tuple[int, int, int, int]:
+    """Registers, stack, spilled and shared bytes in the assembler's words."""
+
+    def number(pattern: str) -> int:
+        found = re.search(pattern, log)
+        return int(found.group(1)) if found else 0
+
+    spills = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
+    registers = number(r"Used (\d+) registers")
+    if not registers:
+        raise RuntimeError(f"the assembler tells no registers: {log!r}")
+    return registers, number(r"(\d+) bytes stack frame"), spills, number(r"(\d+) bytes smem")
+
+
+def _refusal(arch: tuple[int, int], error: Exception) -> InputError:
+    name = f"sm_{arch[0]}{arch[1]}"
+    why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return InputError(
+        f"numba kernels for {name}",
+        f"they cannot be compiled here ({why})",
+        "pip install 'ccnet-cli[cuda13]' (sm_75 and newer) or 'ccnet-cli[cuda12]'",
     )
-    return text

@@ -9,6 +9,7 @@ DEPTH = 8  # steps of the summed axis in shared memory at once
 VECTOR = 4  # elements of one aligned access
 KEPT = (8, 48)  # entries of a cross in one thread of a softmax
 THREADS = 256  # in a block, but 1024 where a cross needs them
+ENTRY = "kernel"  # the compiled function's name
 # indices in the kernels are int32
 MOST = 2**31 - 1
 
@@ -102,6 +103,7 @@ def size(length: int, largest: int) -> int:
 
 def products(form: str, grid: Grid, left: Buffer, right: Buffer, out: Buffer, channels: int, mask: bool) -> list[Step]:
     """Rows, then columns; in one launch if they need the same tiles and do not write to the same place."""
+    check(grid, left.stride, right.stride, out.stride)
     H, W = grid.height, grid.width
     aligned = left.aligned and right.aligned and out.aligned
     steps = []
