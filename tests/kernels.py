@@ -5,7 +5,7 @@ Run as a script, a process of its own for NUMBA_ENABLE_CUDASIM, it simulates cas
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,13 +124,21 @@ def simulate(launches: Sequence[steps.Step], arrays: dict[str, np.ndarray]) -> N
         kernel[step.grid, step.kernel.threads](*arguments)
 
 
-def execute(launches: Sequence[steps.Step], arrays: dict[str, np.ndarray], arch: tuple[int, int]) -> list[Any]:
-    """Run the compiled PTX with every check of ptxrun; a result with counters for each launch."""
+def execute(
+    launches: Sequence[steps.Step],
+    arrays: dict[str, np.ndarray],
+    arch: tuple[int, int],
+    written: Iterable[str] = ("query", "key", "value", "grad"),
+) -> list[Any]:
+    """Run the compiled PTX with every check of ptxrun; a result with counters for each launch.
+
+    Reading an array that is not `written`, by the caller or a launch before, is a fault.
+    """
     import ptxrun
 
     from ccnet_cli.ops.cuda import build
 
-    results, written = [], {"query", "key", "value", "grad"}
+    results, written = [], set(written)
     for step in launches:
         names = [x for x in step.arguments if isinstance(x, str)]
         arguments = [

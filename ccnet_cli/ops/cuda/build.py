@@ -1,13 +1,16 @@
 """Kernels from their description: as functions for the simulator, as PTX for an architecture, compiled for a device."""
 
 import re
+import subprocess
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, files
 from typing import Any
 
 from numba import cuda, types
-from numba.cuda.cudadrv.error import NvvmSupportError
 
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops.cuda.lines import line_product
@@ -46,10 +49,13 @@ def bounds(kernel: Kernel) -> tuple[int, int]:
 @lru_cache(maxsize=256)
 def ptx(kernel: Kernel, arch: tuple[int, int]) -> str:
     """The kernel for a compute capability, compiled without a GPU; InputError where the toolkit is not there."""
+    # the simulator has no such errors
+    from numba.cuda.cudadrv.error import CCSupportError, NvvmSupportError
+
     options = {"device": False, "abi": "numba", "output": "ptx", "launch_bounds": bounds(kernel)}
     try:
         text, _ = cuda.compile(function(kernel), signature(kernel), cc=arch, **options)
-    except (NvvmSupportError, RuntimeError) as error:
+    except (NvvmSupportError, CCSupportError) as error:
         raise _refusal(arch, error) from None
     mangled = re.search(r"\.entry (\w+)\(", text)
     assert mangled
@@ -89,6 +95,36 @@ def assemble(kernel: Kernel, arch: tuple[int, int]) -> Assembled:
     finally:
         nvjitlink.destroy(link)
     return Assembled(bytes(image), *_resources(log.decode()))
+
+
+def inner_loop(image: bytes) -> tuple[int, int]:
+    """Multiply-adds and vector loads from shared memory in the innermost loop of machine code, by nvdisasm."""
+    tool = _disassembler()
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(image)
+        file.flush()
+        done = subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    labels = {line.strip()[:-1]: number for number, line in enumerate(lines) if re.match(r"\.L_x_\d+:", line.strip())}
+    loops = []
+    for number, line in enumerate(lines):
+        target = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
+        first = labels.get(target.group(1), number) if target else number
+        body = lines[first:number]
+        multiplies = sum(" FFMA" in x for x in body)
+        if multiplies:
+            loads = sum(re.search(r" LDS\S*\.128", x) is not None for x in body)
+            loops.append((multiplies / len(body), multiplies, loads))
+    # of the jumps back, that over the densest product
+    return max(loops)[1:] if loops else (0, 0)
+
+
+def _disassembler() -> str:
+    with suppress(PackageNotFoundError):
+        for file in files("nvidia-cuda-nvdisasm") or ():
+            if file.name == "nvdisasm":
+                return str(file.locate())
+    raise InputError("nvdisasm", "not installed", "pip install nvidia-cuda-nvdisasm")
 
 
 def _resources(log: str) -> tuple[int, int, int, int]:
