@@ -265,7 +265,7 @@ FAULTS = {
 def test_a_planted_fault_is_caught(fault, monkeypatch):
     import ptxrun
 
-    case = Case(images=1, c=4, C=12, H=9, W=131)
+    case = Case(images=1, c=4, C=12, H=3, W=131)
     plant = FAULTS[fault](monkeypatch) if fault else changed(lambda step: step)(monkeypatch)
     caught = ""
     try:
