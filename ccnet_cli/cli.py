@@ -381,7 +381,7 @@ def export(
     """Write a checkpoint's model alone, to hand on: without the optimiser's state, about a third of the size."""
     _new(output, overwrite)
     from ccnet_cli.checkpoint import find
-    from ccnet_cli.loading import export as write
+    from ccnet_cli.export import export as write
 
     print(write(find(checkpoint), output, format, preset, overrides or ()))
 
@@ -502,6 +502,82 @@ def bench_cost(
     title += "MiB at the peak above input and weights: inference, forward pass of training, that with backward"
     columns = ("module", "GFLOP", "counted", "MiB infer", "MiB forward", "MiB + backward", "paper GFLOP", "paper MB")
     _table(title, columns, rows)
+
+
+@bench_app.command(
+    "kernels",
+    epilog=_examples(
+        "ccnet bench kernels --arch sm_80 --arch sm_90",
+        "ccnet bench kernels --size 129x257 --dtype bfloat16 --json kernels.json",
+    ),
+)
+def bench_kernels(
+    archs: Annotated[
+        list[str] | None, typer.Option("--arch", metavar="sm_NN", help="Architecture to compile for; repeatable.")
+    ] = None,
+    sizes: Annotated[
+        list[str] | None, typer.Option("--size", metavar="HxW", help="Size of the feature map; repeatable.")
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        typer.Option(metavar="float32|float16|bfloat16", help="What value, output and gradients are stored as."),
+    ] = "float32",
+    counters: Annotated[
+        bool, typer.Option("--counters", help="Execute the forward pass with ptxrun and count.")
+    ] = False,
+    json_file: Json = None,
+) -> None:
+    """The CUDA kernels' registers, memory and floors, compiled without a GPU."""
+    _writable(json_file)
+    maps = [_size(text) for text in sizes or ("97x97", "129x257")]
+    from ccnet_cli.kernels import report
+
+    found = report(archs or ("sm_80", "sm_90"), maps, channels, dtype, counters).to_mapping()
+    if _json(found, json_file):
+        return
+    rows = [
+        (
+            *(row[key] for key in ("kernel", "arch", "size")),
+            *(str(row[key]) for key in ("registers", "stack", "spills", "shared")),
+            f"{row['ffma']}:{row['lds']}",
+            f"{row['occupancy']:.0%}",
+            str(row["launches"]),
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['flops'] / 1e9:.2f}",
+        )
+        for row in found["kernels"]
+    ]
+    columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA:LDS", "occupancy"]
+    _table("one image; compiled, not run", [*columns, "launches", "MB", "GFLOP"], rows)
+    floors = [
+        (
+            row["size"],
+            row["work"],
+            row["formulation"],
+            row["gpu"],
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['modelled_ms']:.3f}",
+        )
+        for row in found["floors"]
+    ]
+    title = "floors modelled from published peaks, nothing measured"
+    _table(title, ("size", "pass", "formulation", "GPU", "MB", "ms, modelled"), floors)
+    counted = [
+        (
+            row["kernel"],
+            f"{row['load_sector_bytes'] / 1e6:.1f}",
+            f"{row['load_efficiency']:.1%}",
+            f"{row['store_sector_bytes'] / 1e6:.1f}",
+            f"{row['store_efficiency']:.1%}",
+            f"{row['bank_conflicts'] / max(row['wavefronts'], 1):.1%}",
+            f"{row['ffma_flops'] / 1e9:.2f}",
+        )
+        for row in found["counters"]
+    ]
+    if counted:
+        columns = ["kernel", "MB loaded", "efficiency", "MB stored", "efficiency", "conflicts", "GFLOP issued"]
+        _table("forward, counted by ptxrun in 32-byte sectors", columns, counted)
 
 
 @presets_app.callback(invoke_without_command=True)
