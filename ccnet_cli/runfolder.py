@@ -42,7 +42,12 @@ def _taken(lock: Path) -> bool:
             fix = f"wait for it, or choose another --run (delete {lock} if that machine is gone)"
             raise InputError(lock.parent, f"in use by {who}", fix)
         file.truncate(0)
-        json.dump({"pid": os.getpid(), "host": durable.HOST, "birth": durable.birth(os.getpid())}, file)
+        own = {"pid": os.getpid(), "host": durable.HOST, "birth": durable.birth(os.getpid())}
+        try:
+            # past the file's own buffer, which would fail once more when it is closed
+            os.write(file.fileno(), json.dumps(own).encode())
+        except OSError as error:
+            raise EnvironmentFailure(lock, f"not written ({error.strerror})", "free space and start again") from None
     return True
 
 

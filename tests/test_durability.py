@@ -805,6 +805,15 @@ def test_a_lock_is_stale_when_its_owner_is_known_to_be_dead(tmp_path, owner):
         assert (tmp_path / "lock").exists()
 
 
+def test_a_lock_that_the_disk_refuses_is_told(tmp_path, monkeypatch):
+    def refusing(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", refusing)
+    with pytest.raises(EnvironmentFailure, match=r"lock: not written \(No space"), runfolder.held(tmp_path):
+        pass
+
+
 def test_a_zombie_holds_nothing():
     process = forked(lambda: None)
     deadline = time.monotonic() + 30
