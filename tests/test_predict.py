@@ -1,6 +1,7 @@
 """Prediction: what is written for files, folders and globs, and what is refused before anything is."""
 
 import os
+import re
 from pathlib import Path
 
 import cv2
@@ -32,7 +33,7 @@ def photos(tmp_path):
 
 
 def predict(sources, output, saved, **options):
-    found = prediction.predict([str(source) for source in sources], output, saved, device="cpu", **options)
+    found = prediction.predict([str(source) for source in sources], output, saved, device="cpu", **options).files
     assert all(path.is_file() for path in found)
     return found
 
@@ -239,4 +240,5 @@ def test_progress_is_told_in_lines(saved, photos, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(prediction, "EVERY", 2)
     predict([photos], tmp_path / "out", saved)
     told = capfd.readouterr()
-    assert (told.out, told.err) == ("", "ccnet: 2 of 3 images segmented\n")
+    assert told.out == ""
+    assert re.fullmatch(r"image 2/3  segmented  eta \d+:\d\d\n", told.err)
