@@ -258,7 +258,7 @@ def evaluate(
         "ccnet predict street.jpg -o overlay.png --format overlay --legend legend.png",
         "ccnet predict photos 'more/*.jpg' -o masks --format color --format train-id",
         "ccnet predict photos -o masks --continue",
-        "find photos -name '*.jpg' | ccnet predict - -o masks --probabilities npz --json areas.json",
+        "ccnet predict - -o masks --probabilities npz --json areas.json < names.txt",
         "ccnet predict drive.mov -o drive.webm --format overlay",
     )
 )

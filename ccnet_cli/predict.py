@@ -164,11 +164,11 @@ def plan_outputs(
             what = f"{len(found)} images" if len(found) > 1 else f"{len(formats)} formats"
             raise InputError(output, f"one file for {what}", f"name a folder, without {suffix}")
         (source,) = found
-        kind, known = ("videos", tuple(video.ENCODERS)) if sources.is_video(source) else ("masks", (".png",))
+        known = tuple(video.ENCODERS) if sources.is_video(source) else (".png",)
         if suffix not in known:
-            names = " or ".join(known)
-            why = f"{kind} are {names.replace('.', '').upper()} files, not {suffix}"
-            raise InputError(output, why, f"end the name in {names}, or name a folder")
+            kinds = "videos are MP4 or WebM files" if sources.is_video(source) else "masks are PNG files"
+            fix = f"end the name in {' or '.join(known)}, or name a folder"
+            raise InputError(output, f"{kinds}, not {suffix}", fix)
         return {source: {formats[0]: output} | ({NPZ: output.with_suffix(".npz")} if npz else {})}
     if output.exists() and not output.is_dir():
         raise InputError(output, "is a file, not a folder", "name a folder, or end the name in .png")
