@@ -334,10 +334,16 @@ def predict(
         "ccnet visualize --point 300,400",
         "ccnet visualize street.jpg --point 300,400 --point 120,80 -o attention.png",
         "ccnet visualize --point 300,400 --clip 98 --maps attention.npz",
+        "ccnet visualize street.jpg --point 300,400 --checkpoint runs/r1 --compare runs/r2",
+        "ccnet visualize street.jpg --html viewer.html --label street_label.png",
+        "ccnet visualize one.jpg two.jpg --html viewers/",
     )
 )
 def visualize(
-    image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="The sample image if left out.")] = None,
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[IMAGE]...", help="The sample image if left out; several for --html."),
+    ] = None,
     points: Annotated[
         list[str] | None,
         typer.Option("--point", metavar="X,Y", help="Pixel of the image, from top left; repeatable."),
@@ -346,7 +352,17 @@ def visualize(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="attention.png, or the next free number of it."),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|DIR", help="Write a page to explore instead: a .html file, or a folder of them."),
+    ] = None,
+    label: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Label map to show in the page, a PNG of the data set's ids.")
+    ] = None,
     checkpoint: CheckpointFile = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A second checkpoint, drawn beside the first.")
+    ] = None,
     clip: Annotated[
         float, typer.Option(min=0, max=100, metavar="PERCENT", help="Percentile above which weights look alike.")
     ] = 99.0,
@@ -356,33 +372,51 @@ def visualize(
     preset: OtherPreset = None,
     overrides: Overrides = None,
 ) -> None:
-    """Draw what the network attends to from a point: R=1 beside R=2."""
-    if not points:
-        raise InputError("option --point", "missing", "give a pixel, such as --point 300,400")
-    pixels = [_point(text) for text in points]
+    """Draw what the network attends to from a point: R=1 beside R=2, as a figure or as a page to explore."""
+    pixels = [_point(text) for text in points or ()]
+    given = sources or []
+    chosen: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "clip": clip,
+        "device": device,
+        "overwrite": overwrite,
+        "preset": preset,
+        "overrides": overrides or (),
+    }
+    if html is not None:
+        for option, value in (("--output", output), ("--compare", compare), ("--maps", maps)):
+            if value is not None:
+                raise InputError(f"option {option}", "is for the figure, not for --html", "give one of them")
+        from ccnet_cli.visualize import explore
+
+        for path in explore(given, html, pixels, label=label, **chosen):
+            print(path)
+        return
+    if not pixels:
+        raise InputError("option --point", "missing", "give a pixel, such as --point 300,400, or --html viewer.html")
+    if len(given) > 1 or label is not None:
+        what, fix = ("option --label", "add --html FILE") if label else (f"{len(given)} images", "add --html DIR")
+        raise InputError(what, "only with --html", fix)
     target = output or _free(Path("attention.png"))
     from ccnet_cli.visualize import visualize as draw
 
-    summary = draw(
-        image,
-        pixels,
-        target,
-        checkpoint=checkpoint,
-        clip=clip,
-        maps=maps,
-        device=device,
-        overwrite=overwrite,
-        preset=preset,
-        overrides=overrides or (),
-    )
+    summary = draw(given[0] if given else None, pixels, target, maps=maps, compare=compare, **chosen)
+    drawn = [summary, *([summary.compared] if summary.compared else [])]
     rows = [
-        (f"{point['point'][0]},{point['point'][1]}", point["class"], f"R={r}", *map(_percent, point[f"r{r}"].values()))
-        for point in summary.to_mapping()["points"]
-        for r in range(1, summary.recurrence + 1)
+        (
+            f"{point['point'][0]},{point['point'][1]}",
+            *([one.checkpoint] if compare else []),
+            point["class"],
+            f"R={r}",
+            *map(_percent, point[f"r{r}"].values()),
+        )
+        for one in drawn
+        for point in one.to_mapping()["points"]
+        for r in range(1, one.recurrence + 1)
     ]
     _table(
         f"{summary.image}: where the attention lies, %",
-        ("point", "class", "pass", "own class", "on cross", "off cross"),
+        ("point", *(["model"] if compare else []), "class", "pass", "own class", "on cross", "off cross"),
         rows,
     )
 

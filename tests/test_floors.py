@@ -18,10 +18,10 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     6: "cli",
     5: "train predict visualize export bench cost kernels",
-    4: "evaluate plan trainer",
+    4: "evaluate plan trainer figure",
     3: "inference loading outputs measure",
     2: "model checkpoint weights alternatives sources",
-    1: "attention resnet loss metrics schedule datasets distributed record progress torchfile runfolder video",
+    1: "attention resnet loss metrics schedule datasets distributed record progress torchfile runfolder video viewer",
     0: "ops config images durable",
     -1: "errors",
 }
