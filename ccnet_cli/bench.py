@@ -27,6 +27,7 @@ OFFICIAL, NON_LOCAL, FLOOR = "official", "non-local", "floor"
 TELLS = {
     "reference": "the definition, in einsum",
     "gemm": "batched matrix products on channels-last views, nothing copied",
+    "numba": "tiled kernels along rows and columns, nothing copied",
     OFFICIAL: "the authors' formulation: copied rows and columns, concatenation, separate projections",
     NON_LOCAL: "one non-local block: every pixel is a key (always one pass)",
     FLOOR: "only the matrix products of the criss-cross passes",
@@ -92,9 +93,9 @@ class Contender:
     gflop: float
 
 
-def names() -> tuple[str, ...]:
-    """What can be measured, the reference first."""
-    return (*ops.implementations(), OFFICIAL, NON_LOCAL, FLOOR)
+def names(device: str = "cpu") -> tuple[str, ...]:
+    """What can be measured on a device, the reference first."""
+    return (*ops.implementations(device), OFFICIAL, NON_LOCAL, FLOOR)
 
 
 def attention(
@@ -115,7 +116,7 @@ def attention(
     the matrix library's own scratch is not seen. InputError for unknown names or a map too large for a non-local block.
     """
     place = models.device(device)
-    chosen = _chosen(implementations)
+    chosen = _chosen(implementations, place)
     if NON_LOCAL in chosen:
         _check_memory(size, batch, place)
     before = torch.get_num_threads()
@@ -158,11 +159,12 @@ def formula(size: tuple[int, int], channels: int, recurrence: int, batch: int, k
     return batch * recurrence * (projections + products) / 1e9
 
 
-def _chosen(implementations: Sequence[str] | None) -> list[str]:
+def _chosen(implementations: Sequence[str] | None, device: torch.device) -> list[str]:
+    known = names(device.type)
     for name in implementations or ():
-        if name not in names():
-            raise InputError(f"implementation {name}", "unknown", f"choose from {', '.join(names())}")
-    return [name for name in names() if not implementations or name in implementations or name == "reference"]
+        if name not in known:
+            raise InputError(f"implementation {name}", "unknown", f"choose from {', '.join(known)}")
+    return [name for name in known if not implementations or name in implementations or name == "reference"]
 
 
 def _check_memory(size: tuple[int, int], batch: int, device: torch.device) -> None:

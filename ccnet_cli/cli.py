@@ -322,6 +322,28 @@ def export(
     print(checkpoints.export(checkpoints.find(checkpoint), output))
 
 
+@app.command("doctor", epilog=_examples("ccnet doctor", "ccnet doctor --json -"))
+def doctor(json_file: Json = None) -> None:
+    """Versions, driver and GPUs of this machine, and whether the CUDA kernels compile here."""
+    _writable(json_file)
+    from ccnet_cli.doctor import report
+
+    found = report()
+    if _json(found, json_file):
+        return
+    for name, value in found.items():
+        if name == "devices":
+            for device in value:
+                print(f"{'device':<12}{device['name']}, {device['arch']}, {device['memory'] / 2**30:.0f} GiB")
+            if not value:
+                print(f"{'device':<12}no GPU that torch sees")
+        elif name == "kernels":
+            for arch, told in value.items():
+                print(f"{name:<12}{arch}: {told}")
+        else:
+            print(f"{name:<12}{value or 'not here'}")
+
+
 @bench_app.callback(invoke_without_command=True)
 def bench(context: typer.Context) -> None:
     """Measure what things cost, beside the alternatives."""

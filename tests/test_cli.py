@@ -55,7 +55,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_promised_commands_are_there():
-    promised = {("train",), ("eval",), ("predict",), ("visualize",), ("bench", "attention"), ("bench", "kernels")}
+    promised = {
+        ("doctor",),
+        ("train",),
+        ("eval",),
+        ("predict",),
+        ("visualize",),
+        ("bench", "attention"),
+        ("bench", "kernels"),
+    }
     promised |= {("presets", name) for name in ("list", "show", "copy")}
     promised |= {("data", name) for name in ("make", "check", "sample")}
     assert promised <= COMMANDS.keys()

@@ -17,7 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
     6: "cli",
-    5: "train predict visualize bench kernels",
+    5: "train predict visualize bench kernels doctor",
     4: "evaluate plan trainer",
     3: "inference checkpoint weights outputs",
     2: "model alternatives",
