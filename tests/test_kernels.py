@@ -474,6 +474,20 @@ class Driver:
 
     def __init__(self):
         self.launches = []
+        self.context = None
+
+    def cuInit(self, flags):
+        return (0,)
+
+    def cuDeviceGet(self, index):
+        return 0, index
+
+    def cuDevicePrimaryCtxRetain(self, device):
+        return 0, f"primary context of {device}"
+
+    def cuCtxSetCurrent(self, context):
+        self.context = context
+        return (0,)
 
     def cuModuleLoadData(self, image):
         return 0, image
@@ -495,8 +509,9 @@ def test_a_pass_is_five_launches_with_its_pointers_on_the_current_stream(monkeyp
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=next(streams)))
-    launch._prepared.cache_clear()
-    launch._loaded.cache_clear()
+    caches = (launch._prepared, launch._loaded, launch._context)
+    for cache in caches:
+        cache.cache_clear()
     inputs = laid_out("last slices", 4, 8)
     try:
         out, attention = cuda.criss_cross(*inputs)
@@ -513,9 +528,10 @@ def test_a_pass_is_five_launches_with_its_pointers_on_the_current_stream(monkeyp
         again, _ = cuda.criss_cross(*inputs)
         assert [ctypes.c_void_p.from_address(slot).value for slot in slots][2] == again.data_ptr()
         assert driver.launches[-1][2] == 8
+        assert driver.context == "primary context of None"
     finally:
-        launch._prepared.cache_clear()
-        launch._loaded.cache_clear()
+        for cache in caches:
+            cache.cache_clear()
 
 
 def test_what_the_driver_refuses_is_told_by_name():
