@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from ccnet_cli import images
+from ccnet_cli.errors import EnvironmentFailure
 from ccnet_cli.images import cv2
 
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "seconds", "miou", "pixel_accuracy", "mean_accuracy")
@@ -61,10 +63,13 @@ class Record:
         """Append one row, {column: number}; every row has its step, and what is not finite is left out."""
         row = {column: value for column, value in row.items() if math.isfinite(value)}
         self.rows.append(row)
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        with (self.folder / "metrics.csv").open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerow([row.get(column, "") for column in COLUMNS])
+        for name, line in (("log.jsonl", json.dumps(row) + "\n"), ("metrics.csv", _table([row]))):
+            try:
+                with (self.folder / name).open("a", encoding="utf-8", newline="") as file:
+                    file.write(line)
+            except OSError as error:
+                why = f"not written ({error.strerror})"
+                raise EnvironmentFailure(self.folder / name, why, "make room and resume") from None
         if self.board is not None:
             for column in set(row) - {"step", "epoch", "seconds"}:
                 self.board.add_scalar(column, row[column], row["step"])
@@ -80,11 +85,15 @@ class Record:
     def _rewrite(self) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
         images.write_bytes(self.folder / "log.jsonl", lines.encode())
-        table = io.StringIO(newline="")
-        writer = csv.writer(table)
-        writer.writerow(COLUMNS)
-        writer.writerows([row.get(column, "") for column in COLUMNS] for row in self.rows)
-        images.write_bytes(self.folder / "metrics.csv", table.getvalue().encode())
+        table = _table([dict(zip(COLUMNS, COLUMNS, strict=True)), *self.rows])
+        images.write_bytes(self.folder / "metrics.csv", table.encode())
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as lines of CSV, a cell for each column."""
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([row.get(column, "") for column in COLUMNS] for row in rows)
+    return table.getvalue()
 
 
 def _read_log(path: Path) -> list[dict[str, float]]:
