@@ -39,7 +39,10 @@ def saved(folder: Path, recurrence: int = 2, gamma: float = 0.5, poison: bool = 
     network = build(preset.model, len(CLASSES))
     if recurrence:
         network.head.rcca.attention.gamma.data.fill_(gamma)
-        network.head.rcca.attention.query_conv.weight.data.mul_(1e38 if poison else 3.0)
+        network.head.rcca.attention.query_conv.weight.data.mul_(3.0)
+        if poison:
+            for conv in (network.head.rcca.attention.query_conv, network.head.rcca.attention.key_conv):
+                conv.weight.data.mul_(1e30)
     state = {
         "format": checkpoints.FORMAT,
         "model": network.state_dict(),
