@@ -12,7 +12,6 @@ from ccnet_cli import checkpoint, config
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 from ccnet_cli.model import device as find_device
 
-
 # where torch's loader workers hand over their batches, by shared memory
 SHARED = Path("/dev/shm")
 # batches that each worker holds ready, and that a process has in hand
