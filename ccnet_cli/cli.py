@@ -378,7 +378,7 @@ def export(
     """Write a checkpoint's model alone, to hand on: without the optimiser's state, about a third of the size."""
     _new(output, overwrite)
     from ccnet_cli.checkpoint import find
-    from ccnet_cli.loading import export as write
+    from ccnet_cli.export import export as write
 
     print(write(find(checkpoint), output, format, preset, overrides or ()))
 

@@ -9,7 +9,7 @@ import torch
 
 from ccnet_cli import checkpoint, config, datasets, distributed, weights
 from ccnet_cli.datasets import Classes
-from ccnet_cli.errors import EnvironmentFailure, InputError, notice
+from ccnet_cli.errors import InputError, notice
 from ccnet_cli.model import CCNet, build
 
 # of the backbone's weights, what must fit when the rest need not
@@ -165,31 +165,3 @@ def match(
             fix += ", or begin a training with the rest of it by --allow-partial"
         raise InputError(path, why, fix)
     return fitting
-
-
-def export(
-    source: Path, output: Path, format: str = "weights", preset: str | None = None, overrides: Sequence[str] = ()
-) -> Path:
-    """Write a checkpoint's model alone: "weights", about a third of the size, or "official", in the authors' layout.
-
-    source may be anybody's weights; preset and overrides are those of `understand`.
-    """
-    content = understand(source, preset, overrides)
-    if output.exists() and output.samefile(source):
-        raise InputError(output, "is the checkpoint itself", "choose another name")
-    kept = {key: value for key, value in content.items() if key != "training"}
-    if format == "official":
-        state, settings = content["model"], config.from_mapping(content["preset"]).model
-        # a count other than 0 before the first step was in the file that the weights came from
-        counts = not content["step"] and any(t.any() for key, t in state.items() if key.endswith("num_batches_tracked"))
-        kept, rewritten = weights.official(state, settings, source, counts)
-        if rewritten:
-            notice(f"{rewritten} batch-norm scales below 1e-5 moved into the convolutions before them")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(output, lambda file: torch.save(kept, file))
-    except (OSError, RuntimeError) as error:
-        # torch tells of a full disk in words of its own
-        why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise EnvironmentFailure(output, f"not written ({why})", "make room, or choose another place") from None
-    return output

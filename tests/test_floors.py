@@ -17,7 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
     6: "cli",
-    5: "train predict visualize bench cost",
+    5: "train predict visualize export bench cost",
     4: "evaluate plan trainer",
     3: "inference loading outputs measure",
     2: "model checkpoint weights alternatives",
