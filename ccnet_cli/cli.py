@@ -772,6 +772,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     words = _resume_alone([word for word in words if word != "--debug"])
     _mend_streams()
+    if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         code = typer.main.get_command(app).main(words, prog_name="ccnet", standalone_mode=False)
         sys.stdout.flush()
@@ -783,8 +785,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         code = _broken_pipe()
     except KeyboardInterrupt:
-        # a second one, while the interpreter ends, must not raise again
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         code = 130
     except Exception as error:
         told = _told(error)
@@ -793,7 +793,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if told is not None:
             notice(f"error: {told}")
         code = 1 if told is None else told.exit_code
+    if arguments is None:
+        # an interrupt while the interpreter ends is no exception of ours
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code or 0)
+
+
+def _interrupt(*_: object) -> None:
+    """End the command; a second interrupt, which could fall anywhere in its end, ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def _resume_alone(words: list[str]) -> list[str]:
