@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ccnet_cli import torchfile
-from ccnet_cli.errors import EnvironmentFailure, InputError, notice
+from ccnet_cli.errors import EnvironmentFailure, InputError, detail, notice
 
 FORMAT = 1
 DEMO = Path(__file__).parent / "demo"
@@ -143,10 +144,12 @@ def read(path: Path) -> dict[str, Any]:
 
 def load(path: Path) -> Any:
     """The content of anybody's checkpoint, read without running it; ours is verified as read does."""
+    started = time.monotonic()
     manifest = path.with_suffix(".json")
     if manifest.is_file() and path.is_file():
         _verify(path, manifest)
     content = torchfile.read(path)
+    detail(f"{path}: read and verified in {time.monotonic() - started:.2f} s")
     if ours(content) and content["format"] != FORMAT:
         raise InputError(path, f"format {content['format']}, this version reads {FORMAT}", "update ccnet-cli")
     return content

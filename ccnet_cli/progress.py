@@ -1,8 +1,10 @@
-"""Progress on stderr: a bar on a terminal, plain lines otherwise."""
+"""Progress on stderr: a bar on a terminal, plain lines otherwise, nothing where ccnet is to be quiet."""
 
 import sys
 import time
 from typing import Any
+
+from ccnet_cli.errors import quiet
 
 
 class Progress:
@@ -17,6 +19,8 @@ class Progress:
 
     def show(self, done: int, text: str) -> None:
         """Tell that `done` of the total are done, with a text such as the loss."""
+        if quiet():
+            return
         if not sys.stderr.isatty():
             left = (time.monotonic() - self.started) * (self.total - done) / max(done - self.first, 1)
             print(f"{self.unit} {done}/{self.total}  {text}  eta {_clock(left)}", file=sys.stderr, flush=True)

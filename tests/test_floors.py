@@ -17,12 +17,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
     6: "cli",
-    5: "train predict visualize export bench cost",
+    5: "train predict visualize export bench cost doctor",
     4: "evaluate plan trainer",
     3: "inference loading outputs measure",
     2: "model checkpoint weights alternatives",
     1: "attention resnet loss metrics schedule datasets distributed record progress torchfile",
-    0: "ops config images",
+    0: "ops config images version",
     -1: "errors",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
@@ -32,7 +32,7 @@ DOORS = {
     "rich": {"cli", "progress"},
     "yaml": {"config"},
     "pydantic": {"config"},
-    "numba": {"ops.cpu", "ops.cuda"},
+    "numba": {"ops.cpu", "ops.cuda", "doctor"},
     "torch.distributed": {"distributed"},
 }
 CODECS = {"imread", "imwrite", "imdecode", "imencode", "imreadmulti", "imdecodemulti"}
