@@ -208,7 +208,8 @@ def _torch() -> list[Check]:
     import torch
 
     has = [name for name, there in torch.cpu.get_capabilities().items() if there is True and "bf16" in name]
-    text = f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, "
+    threads = torch.get_num_threads()
+    text = f"{torch.__version__}, {threads} thread{'s' * (threads > 1)}, {torch.backends.cpu.get_cpu_capability()}, "
     return [Check("torch", "ok", text + (f"bf16 by {', '.join(has)}" if has else "no instructions for bf16"))]
 
 
@@ -281,8 +282,7 @@ def _numba_cuda() -> list[Check]:
 
 def _extra() -> str:
     """The pip extra whose toolkit fits the CUDA that torch was built for, the newer one where it was built for none."""
-    twelve = "+cu12" in (version.installed("torch") or "") or version.installed("nvidia-cuda-runtime-cu12")
-    return f"ccnet-cli[cuda{12 if twelve else 13}]"
+    return f"ccnet-cli[cuda{12 if (version.torch()[1] or '').startswith('12.') else 13}]"
 
 
 def _opencv() -> list[Check]:
@@ -292,7 +292,8 @@ def _opencv() -> list[Check]:
         missing = ", ".join(library for library in LIBRARIES if not _loads(library))
         text = error.why + (f"; this system lacks {missing}" if missing else "")
         return [Check("opencv", "fail", text, "; ".join([error.fix, *getattr(error, "__notes__", ())]))]
-    return [Check("opencv", "ok", cv2.__version__)]
+    packages = [name for name in ("opencv-python", "opencv-python-headless") if version.installed(name)]
+    return [Check("opencv", "ok", " ".join([cv2.__version__, *packages]))]
 
 
 def _loads(library: str) -> bool:
