@@ -104,10 +104,10 @@ def _elsewhere(name: str, state: State, *words: str) -> list[Check]:
         return [Check(name, state, f"no answer within {LIMIT} s", f"see what keeps {' '.join(command[:5])}")]
     except OSError as error:
         return [Check(name, state, f"no process could be started ({error.strerror})", "free memory or processes")]
-    try:
-        return [Check(**row) for row in json.loads(done.stdout.splitlines()[-1])]
-    except (ValueError, IndexError, TypeError):
+    if done.returncode != 0:
         return [Check(name, state, _ending(done), _reinstall())]
+    # libraries may print too
+    return [Check(**row) for row in json.loads(done.stdout.splitlines()[-1])]
 
 
 def _ending(done: subprocess.CompletedProcess[str]) -> str:
