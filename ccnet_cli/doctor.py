@@ -114,7 +114,9 @@ def _ending(done: subprocess.CompletedProcess[str]) -> str:
     """How a process ended that gave no answer."""
     last = one_line((done.stderr.strip().splitlines() or [""])[-1])
     if done.returncode < 0:
-        return f"its process was ended by {signal.Signals(-done.returncode).name} {last}".strip()
+        return (
+            f"its process was ended by signal {-done.returncode}, {signal.strsignal(-done.returncode)} {last}".strip()
+        )
     return f"its process ended with code {done.returncode} {last}".strip()
 
 

@@ -2,7 +2,7 @@
 
 import errno
 import json
-import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,6 +62,9 @@ def test_everything_is_found_here(ccnet: Run, tmp_path: Path):
     assert __version__ in found["ccnet"]["detail"]
     assert found["torch"]["detail"].startswith(torch.__version__)
     assert f"{len(config.names())} in " in found["presets"]["detail"]
+    if find_spec("numba_cuda"):
+        # compiled even where there is no GPU
+        assert re.search(r"; a kernel compiles for sm_\d+; (no )?device", found["numba cuda"]["detail"])
     camvid, mine = found[f"data {tmp_path / 'camvid'}"], found[f"data {tmp_path / 'mine'}"]
     assert (camvid["state"], camvid["detail"], mine["state"]) == ("ok", "camvid", "warn")
     # nothing is left behind but what was asked for
@@ -78,7 +81,7 @@ def test_everything_is_found_here(ccnet: Run, tmp_path: Path):
 @pytest.mark.parametrize(
     ("behaviour", "told"),
     [
-        ("crash", [("torch", "fail", "its process was ended by SIGSEGV")]),
+        ("crash", [("torch", "fail", "its process was ended by signal 11, Segmentation fault")]),
         ("exit", [("torch", "fail", "its process ended with code 1 no\\x1b such symbol")]),
         ("hang", [("torch", "fail", "no answer within 0.5 s")]),
         (
@@ -276,26 +279,12 @@ def test_without_numba_cuda_the_extra_that_fits_torch_is_named(
 
 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
-def test_a_kernel_is_compiled_without_a_gpu_where_the_toolkit_is(tmp_path: Path):
-    code = "import json, numba.cuda.cuda_paths as paths\nfrom ccnet_cli import doctor\n{}\n"
+def test_a_toolkit_that_is_missing_is_told():
+    code = "import json, numba.cuda.cuda_paths as paths\nfrom ccnet_cli import doctor\nfound = paths.get_cuda_paths()\n"
+    code += "found['nvvm'] = None\npaths.get_cuda_paths = lambda: found\n"
     code += "print(json.dumps(doctor._numba_cuda()[0].__dict__))"
-    hide = "found = paths.get_cuda_paths()\nfound['nvvm'] = None\npaths.get_cuda_paths = lambda: found"
-    whole, hidden = (
-        Check(
-            **json.loads(
-                subprocess.run(
-                    [sys.executable, "-c", code.format(line)],
-                    env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                ).stdout
-            )
-        )
-        for line in ("", hide)
-    )
-    assert whole.state == "ok"
-    assert "a kernel compiles for sm_80; no device: " in whole.detail
-    assert hidden.state == "warn"
-    assert hidden.detail.endswith("; NVVM not found")
-    assert "ccnet-cli[cuda" in hidden.fix
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    check = Check(**json.loads(done.stdout))
+    assert check.state == "warn"
+    assert check.detail.endswith("; NVVM not found")
+    assert "ccnet-cli[cuda" in check.fix
