@@ -179,6 +179,9 @@ def train(
         str | None,
         typer.Option(metavar="[FILE]", help="Continue from FILE, or from the newest sound checkpoint of the run."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict-resume", help="Refuse to resume under other settings, data or threads.")
+    ] = False,
     weights: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Begin with these weights: a checkpoint, the authors', ImageNet's, ..."),
@@ -209,6 +212,7 @@ def train(
         weights=weights,
         device=device,
         partial=partial,
+        strict=strict,
     )
     print(folder)
 
@@ -292,17 +296,39 @@ def evaluate(
         "ccnet predict img.png -o mask.png",
         "ccnet predict street.jpg -o overlay.png --format overlay --legend legend.png",
         "ccnet predict photos 'more/*.jpg' -o masks --format color --format train-id",
+        "ccnet predict photos -o masks --continue",
+        "ccnet predict - -o masks --probabilities npz --json areas.json < names.txt",
+        "ccnet predict drive.mov -o drive.webm --format overlay",
     )
 )
 def predict(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Images, folders and patterns.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help="Images, videos, folders, patterns; - reads names.")
+    ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE|DIR", help="A file for one image, else a folder.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE|DIR",
+            help="A .png for one image, a .mp4 or .webm for one video, else a folder.",
+        ),
     ],
     checkpoint: CheckpointFile = None,
     formats: Formats = None,
     legend: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the colours' names.")] = None,
+    probabilities: Annotated[
+        Literal["npz"] | None,
+        typer.Option(metavar="npz", help="Write float16 arrays (classes, height, width) beside the masks of images."),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write each class's area in each source; - prints JSON alone."),
+    ] = None,
     overwrite: Overwrite = False,
+    continued: Annotated[
+        bool, typer.Option("--continue", help="Keep what is whole, whatever checkpoint it is from; segment the rest.")
+    ] = False,
     device: Device = "auto",
     mode: Mode = None,
     scales: Scales = None,
@@ -310,11 +336,12 @@ def predict(
     preset: OtherPreset = None,
     overrides: Overrides = None,
 ) -> None:
-    """Segment photographs: colour masks, overlays or label ids."""
+    """Segment photographs and videos: colour masks, overlays or label ids, probabilities, areas."""
+    _writable(json_file)
     averaged = _numbers("--scales", scales)
     from ccnet_cli.predict import predict as segment
 
-    written = segment(
+    result = segment(
         sources,
         output,
         checkpoint=checkpoint,
@@ -327,8 +354,13 @@ def predict(
         flip=flip,
         preset=preset,
         overrides=overrides or (),
+        npz=probabilities is not None,
+        areas=json_file is not None,
+        continued=continued,
     )
-    for path in written:
+    if json_file is not None and _json(result.to_mapping(), json_file):
+        return
+    for path in result.files:
         print(path)
 
 
@@ -337,10 +369,16 @@ def predict(
         "ccnet visualize --point 300,400",
         "ccnet visualize street.jpg --point 300,400 --point 120,80 -o attention.png",
         "ccnet visualize --point 300,400 --clip 98 --maps attention.npz",
+        "ccnet visualize street.jpg --point 300,400 --checkpoint runs/r1 --compare runs/r2",
+        "ccnet visualize street.jpg --html viewer.html --label street_label.png",
+        "ccnet visualize one.jpg two.jpg --html viewers/",
     )
 )
 def visualize(
-    image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="The sample image if left out.")] = None,
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[IMAGE]...", help="The sample image if left out; several for --html."),
+    ] = None,
     points: Annotated[
         list[str] | None,
         typer.Option("--point", metavar="X,Y", help="Pixel of the image, from top left; repeatable."),
@@ -349,7 +387,17 @@ def visualize(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="attention.png, or the next free number of it."),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|DIR", help="Write a page to explore instead: a .html file, or a folder of them."),
+    ] = None,
+    label: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Label map to show in the page, a PNG of the data set's ids.")
+    ] = None,
     checkpoint: CheckpointFile = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A second checkpoint, drawn beside the first.")
+    ] = None,
     clip: Annotated[
         float, typer.Option(min=0, max=100, metavar="PERCENT", help="Percentile above which weights look alike.")
     ] = 99.0,
@@ -360,36 +408,55 @@ def visualize(
     preset: OtherPreset = None,
     overrides: Overrides = None,
 ) -> None:
-    """Draw what the network attends to from a point: R=1 beside R=2."""
-    if not points:
-        raise InputError("option --point", "missing", "give a pixel, such as --point 300,400")
-    pixels = [_point(text) for text in points]
+    """Draw what the network attends to from a point: R=1 beside R=2, as a figure or as a page to explore."""
+    pixels = [_point(text) for text in points or ()]
+    given = sources or []
+    chosen: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "clip": clip,
+        "device": device,
+        "overwrite": overwrite,
+        "preset": preset,
+        "overrides": overrides or (),
+    }
+    if html is not None:
+        figures = (("--output", output), ("--compare", compare), ("--maps", maps), ("--json", json_file))
+        for option, value in figures:
+            if value is not None:
+                raise InputError(f"option {option}", "is for the figure, not for --html", "give one of them")
+        from ccnet_cli.visualize import explore
+
+        for path in explore(given, html, pixels, label=label, **chosen):
+            print(path)
+        return
+    if not pixels:
+        raise InputError("option --point", "missing", "give a pixel, such as --point 300,400, or --html viewer.html")
+    if len(given) > 1 or label is not None:
+        what, fix = ("option --label", "add --html FILE") if label else (f"{len(given)} images", "add --html DIR")
+        raise InputError(what, "only with --html", fix)
     _writable(json_file)
     target = output or _free(Path("attention.png"))
     from ccnet_cli.visualize import visualize as draw
 
-    summary = draw(
-        image,
-        pixels,
-        target,
-        checkpoint=checkpoint,
-        clip=clip,
-        maps=maps,
-        device=device,
-        overwrite=overwrite,
-        preset=preset,
-        overrides=overrides or (),
-    )
+    summary = draw(given[0] if given else None, pixels, target, maps=maps, compare=compare, **chosen)
     if _json(summary.to_mapping(), json_file):
         return
+    drawn = [summary, *([summary.compared] if summary.compared else [])]
     rows = [
-        (f"{point['point'][0]},{point['point'][1]}", point["class"], f"R={r}", *map(_percent, point[f"r{r}"].values()))
-        for point in summary.to_mapping()["points"]
-        for r in range(1, summary.recurrence + 1)
+        (
+            f"{point['point'][0]},{point['point'][1]}",
+            *([one.checkpoint] if compare else []),
+            point["class"],
+            f"R={r}",
+            *map(_percent, point[f"r{r}"].values()),
+        )
+        for one in drawn
+        for point in one.to_mapping()["points"]
+        for r in range(1, one.recurrence + 1)
     ]
     _table(
         f"{summary.image}: where the attention lies, %",
-        ("point", "class", "pass", "own class", "on cross", "off cross"),
+        ("point", *(["model"] if compare else []), "class", "pass", "own class", "on cross", "off cross"),
         rows,
     )
 
@@ -537,6 +604,82 @@ def bench_cost(
     title += "MiB at the peak above input and weights: inference, forward pass of training, that with backward"
     columns = ("module", "GFLOP", "counted", "MiB infer", "MiB forward", "MiB + backward", "paper GFLOP", "paper MB")
     _table(title, columns, rows)
+
+
+@bench_app.command(
+    "kernels",
+    epilog=_examples(
+        "ccnet bench kernels --arch sm_80 --arch sm_90",
+        "ccnet bench kernels --size 129x257 --dtype bfloat16 --json kernels.json",
+    ),
+)
+def bench_kernels(
+    archs: Annotated[
+        list[str] | None, typer.Option("--arch", metavar="sm_NN", help="Architecture to compile for; repeatable.")
+    ] = None,
+    sizes: Annotated[
+        list[str] | None, typer.Option("--size", metavar="HxW", help="Size of the feature map; repeatable.")
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        typer.Option(metavar="float32|float16|bfloat16", help="What value, output and gradients are stored as."),
+    ] = "float32",
+    counters: Annotated[
+        bool, typer.Option("--counters", help="Execute the forward pass with ptxrun and count.")
+    ] = False,
+    json_file: Json = None,
+) -> None:
+    """The CUDA kernels' registers, memory and floors, compiled without a GPU."""
+    _writable(json_file)
+    maps = [_size(text) for text in sizes or ("97x97", "129x257")]
+    from ccnet_cli.kernels import report
+
+    found = report(archs or ("sm_80", "sm_90"), maps, channels, dtype, counters).to_mapping()
+    if _json(found, json_file):
+        return
+    rows = [
+        (
+            *(row[key] for key in ("kernel", "arch", "size")),
+            *(str(row[key]) for key in ("registers", "stack", "spills", "shared")),
+            f"{row['ffma']}:{row['lds']}",
+            f"{row['occupancy']:.0%}",
+            str(row["launches"]),
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['flops'] / 1e9:.2f}",
+        )
+        for row in found["kernels"]
+    ]
+    columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA:LDS", "occupancy"]
+    _table("one image; compiled, not run", [*columns, "launches", "MB", "GFLOP"], rows)
+    floors = [
+        (
+            row["size"],
+            row["work"],
+            row["formulation"],
+            row["gpu"],
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['modelled_ms']:.3f}",
+        )
+        for row in found["floors"]
+    ]
+    title = "floors modelled from published peaks, nothing measured"
+    _table(title, ("size", "pass", "formulation", "GPU", "MB", "ms, modelled"), floors)
+    counted = [
+        (
+            row["kernel"],
+            f"{row['load_sector_bytes'] / 1e6:.1f}",
+            f"{row['load_efficiency']:.1%}",
+            f"{row['store_sector_bytes'] / 1e6:.1f}",
+            f"{row['store_efficiency']:.1%}",
+            f"{row['bank_conflicts'] / max(row['wavefronts'], 1):.1%}",
+            f"{row['ffma_flops'] / 1e9:.2f}",
+        )
+        for row in found["counters"]
+    ]
+    if counted:
+        columns = ["kernel", "MB loaded", "efficiency", "MB stored", "efficiency", "conflicts", "GFLOP issued"]
+        _table("forward, counted by ptxrun in 32-byte sectors", columns, counted)
 
 
 @presets_app.callback(invoke_without_command=True)

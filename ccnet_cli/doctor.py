@@ -7,7 +7,6 @@ import ctypes
 import json
 import os
 import platform
-import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -245,46 +243,34 @@ def _demo_weights() -> list[Check]:
 
 
 def _numba_cuda() -> list[Check]:
-    """Numba's CUDA target, down to a kernel that is compiled, for which it needs no GPU."""
-    name, mends = "numba cuda", f"for the kernels: pip install '{_extra()}'"
-    if find_spec("numba_cuda") is None:
-        return [Check(name, "warn", "numba-cuda is not installed", mends)]
-    from numba import cuda, types
+    """Numba's CUDA target, down to one of our kernels, compiled with no need of a GPU; the CPU needs none of it."""
+    from ccnet_cli.ops.cuda import launch
+
+    launch.require()
+    from numba import cuda
     from numba.cuda.cuda_paths import get_cuda_paths
     from numba.cuda.cudadrv.driver import driver
 
-    text = f"numba-cuda {version.installed('numba-cuda')}"
+    from ccnet_cli.ops.cuda import build
+    from ccnet_cli.ops.cuda.steps import Kernel
+
+    name, text = "numba cuda", f"numba-cuda {version.installed('numba-cuda')}"
     paths = get_cuda_paths()
-    # a toolkit that is not found is left as a bare name for the loader, or as nothing
-    missing = [
-        key.upper() for key in ("nvvm", "nvrtc") if not (paths.get(key) and Path(paths[key].info or "").is_file())
-    ]
+    # a library that is not found is left as a bare name for the loader, or as nothing
+    missing = [key for key in ("nvvm", "nvrtc") if not (paths.get(key) and Path(paths[key].info or "").is_file())]
     if missing:
-        return [Check(name, "warn", f"{text}; {' and '.join(missing)} not found", mends)]
+        return [Check(name, "warn", f"{text}; not found: {', '.join(missing)}", f"pip install '{launch.extra()}'")]
     text += f", toolkit {_short(Path(paths['nvvm'].info).parent)}"
     try:
         device = cuda.get_current_device()
-        capability = device.compute_capability
+        architecture = device.compute_capability
         gpu = f"device {device.name}, the driver for {'.'.join(map(str, driver.get_version()))}"
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Error at")]
-        capability, gpu = ARCHITECTURE, f"no device: {lines[0].rstrip('.') if lines else type(error).__name__}"
-
-    def double(values):  # type: ignore[no-untyped-def]
-        place = cuda.grid(1)
-        if place < values.size:
-            values[place] *= 2
-
-    ptx, _ = cuda.compile_ptx(double, types.void(types.float32[::1]), cc=capability)
-    target = re.search(r"^\.target (\w+)", ptx, re.M)
-    if target is None or ".entry" not in ptx:
-        return [Check(name, "warn", f"{text}; a kernel compiles to nothing", mends)]
-    return [Check(name, "ok", f"{text}; a kernel compiles for {target[1]}; {one_line(gpu)}")]
-
-
-def _extra() -> str:
-    """The pip extra whose toolkit fits the CUDA that torch was built for, the newer one where it was built for none."""
-    return f"ccnet-cli[cuda{12 if (version.torch()[1] or '').startswith('12.') else 13}]"
+        architecture, gpu = ARCHITECTURE, f"no device: {lines[0].rstrip('.') if lines else type(error).__name__}"
+    build.assemble(Kernel("softmax", "float32", (32, 8, 8), True, 32), architecture)
+    compiled = f"kernels compile for sm_{architecture[0]}{architecture[1]}"
+    return [Check(name, "ok", f"{text}; {compiled}; {one_line(gpu)}")]
 
 
 def _opencv() -> list[Check]:

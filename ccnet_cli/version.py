@@ -15,21 +15,19 @@ def describe() -> str:
     """One line: ccnet's version and, in a checkout, its commit; torch's and Python's."""
     commit = revision(ROOT)
     parts = [f"git {commit}"] if commit else []
-    parts += [f"torch {torch()[0] or 'missing'}", f"Python {platform.python_version()}"]
+    parts += [f"torch {torch() or 'missing'}", f"Python {platform.python_version()}"]
     return f"ccnet {__version__} ({', '.join(parts)})"
 
 
-def torch() -> tuple[str | None, str | None]:
-    """The versions of torch and of the CUDA that it was built for; torch, which takes seconds to load, is not."""
+def torch() -> str | None:
+    """The version of torch with its build, which pip may not tell; torch, which takes seconds to load, is not."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
-        return None, None
-    # what pip tells may lack the build
+        return None
     path = Path(spec.origin).with_name("version.py")
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     told = re.search(r"^__version__ = ['\"]([^'\"]+)['\"]$", text, re.M)
-    cuda = re.search(r"^cuda\b.* = ['\"]([^'\"]+)['\"]$", text, re.M)
-    return told[1] if told else installed("torch"), cuda[1] if cuda else None
+    return told[1] if told else installed("torch")
 
 
 def installed(package: str) -> str | None:
