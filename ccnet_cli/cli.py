@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from ccnet_cli import __version__
-from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, notice, one_line
+from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, notice, one_line, out_of_memory
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 # plain help: rich's panels would cost a third of the time that --help may take
@@ -145,6 +145,9 @@ def train(
         str | None,
         typer.Option(metavar="[FILE]", help="Continue from FILE, or from the newest sound checkpoint of the run."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict-resume", help="Refuse to resume under other settings, data or threads.")
+    ] = False,
     weights: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Begin with these weights: a checkpoint, the authors', ImageNet's, ..."),
@@ -174,6 +177,7 @@ def train(
         weights=weights,
         device=device,
         partial=partial,
+        strict=strict,
     )
     print(folder)
 
@@ -239,7 +243,8 @@ def evaluate(
     ).to_mapping()
     if csv:
         rows = [*result["classes"].items(), ("mIoU", result["miou"])]
-        _write(csv, "class,iou\n" + "".join(f"{_quoted(name)},{'' if v is None else v}\n" for name, v in rows))
+        table = "class,iou\n" + "".join(f"{_quoted(name)},{'' if v is None else v}\n" for name, v in rows)
+        _write(csv, table.encode())
     if _json(result, json_file):
         return
     title = f"{result['images']} images, {result['checkpoint']}"
@@ -330,10 +335,16 @@ def predict(
         "ccnet visualize --point 300,400",
         "ccnet visualize street.jpg --point 300,400 --point 120,80 -o attention.png",
         "ccnet visualize --point 300,400 --clip 98 --maps attention.npz",
+        "ccnet visualize street.jpg --point 300,400 --checkpoint runs/r1 --compare runs/r2",
+        "ccnet visualize street.jpg --html viewer.html --label street_label.png",
+        "ccnet visualize one.jpg two.jpg --html viewers/",
     )
 )
 def visualize(
-    image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="The sample image if left out.")] = None,
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[IMAGE]...", help="The sample image if left out; several for --html."),
+    ] = None,
     points: Annotated[
         list[str] | None,
         typer.Option("--point", metavar="X,Y", help="Pixel of the image, from top left; repeatable."),
@@ -342,7 +353,17 @@ def visualize(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="attention.png, or the next free number of it."),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|DIR", help="Write a page to explore instead: a .html file, or a folder of them."),
+    ] = None,
+    label: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Label map to show in the page, a PNG of the data set's ids.")
+    ] = None,
     checkpoint: CheckpointFile = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A second checkpoint, drawn beside the first.")
+    ] = None,
     clip: Annotated[
         float, typer.Option(min=0, max=100, metavar="PERCENT", help="Percentile above which weights look alike.")
     ] = 99.0,
@@ -352,33 +373,51 @@ def visualize(
     preset: OtherPreset = None,
     overrides: Overrides = None,
 ) -> None:
-    """Draw what the network attends to from a point: R=1 beside R=2."""
-    if not points:
-        raise InputError("option --point", "missing", "give a pixel, such as --point 300,400")
-    pixels = [_point(text) for text in points]
+    """Draw what the network attends to from a point: R=1 beside R=2, as a figure or as a page to explore."""
+    pixels = [_point(text) for text in points or ()]
+    given = sources or []
+    chosen: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "clip": clip,
+        "device": device,
+        "overwrite": overwrite,
+        "preset": preset,
+        "overrides": overrides or (),
+    }
+    if html is not None:
+        for option, value in (("--output", output), ("--compare", compare), ("--maps", maps)):
+            if value is not None:
+                raise InputError(f"option {option}", "is for the figure, not for --html", "give one of them")
+        from ccnet_cli.visualize import explore
+
+        for path in explore(given, html, pixels, label=label, **chosen):
+            print(path)
+        return
+    if not pixels:
+        raise InputError("option --point", "missing", "give a pixel, such as --point 300,400, or --html viewer.html")
+    if len(given) > 1 or label is not None:
+        what, fix = ("option --label", "add --html FILE") if label else (f"{len(given)} images", "add --html DIR")
+        raise InputError(what, "only with --html", fix)
     target = output or _free(Path("attention.png"))
     from ccnet_cli.visualize import visualize as draw
 
-    summary = draw(
-        image,
-        pixels,
-        target,
-        checkpoint=checkpoint,
-        clip=clip,
-        maps=maps,
-        device=device,
-        overwrite=overwrite,
-        preset=preset,
-        overrides=overrides or (),
-    )
+    summary = draw(given[0] if given else None, pixels, target, maps=maps, compare=compare, **chosen)
+    drawn = [summary, *([summary.compared] if summary.compared else [])]
     rows = [
-        (f"{point['point'][0]},{point['point'][1]}", point["class"], f"R={r}", *map(_percent, point[f"r{r}"].values()))
-        for point in summary.to_mapping()["points"]
-        for r in range(1, summary.recurrence + 1)
+        (
+            f"{point['point'][0]},{point['point'][1]}",
+            *([one.checkpoint] if compare else []),
+            point["class"],
+            f"R={r}",
+            *map(_percent, point[f"r{r}"].values()),
+        )
+        for one in drawn
+        for point in one.to_mapping()["points"]
+        for r in range(1, one.recurrence + 1)
     ]
     _table(
         f"{summary.image}: where the attention lies, %",
-        ("point", "class", "pass", "own class", "on cross", "off cross"),
+        ("point", *(["model"] if compare else []), "class", "pass", "own class", "on cross", "off cross"),
         rows,
     )
 
@@ -528,6 +567,82 @@ def bench_cost(
     _table(title, columns, rows)
 
 
+@bench_app.command(
+    "kernels",
+    epilog=_examples(
+        "ccnet bench kernels --arch sm_80 --arch sm_90",
+        "ccnet bench kernels --size 129x257 --dtype bfloat16 --json kernels.json",
+    ),
+)
+def bench_kernels(
+    archs: Annotated[
+        list[str] | None, typer.Option("--arch", metavar="sm_NN", help="Architecture to compile for; repeatable.")
+    ] = None,
+    sizes: Annotated[
+        list[str] | None, typer.Option("--size", metavar="HxW", help="Size of the feature map; repeatable.")
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        typer.Option(metavar="float32|float16|bfloat16", help="What value, output and gradients are stored as."),
+    ] = "float32",
+    counters: Annotated[
+        bool, typer.Option("--counters", help="Execute the forward pass with ptxrun and count.")
+    ] = False,
+    json_file: Json = None,
+) -> None:
+    """The CUDA kernels' registers, memory and floors, compiled without a GPU."""
+    _writable(json_file)
+    maps = [_size(text) for text in sizes or ("97x97", "129x257")]
+    from ccnet_cli.kernels import report
+
+    found = report(archs or ("sm_80", "sm_90"), maps, channels, dtype, counters).to_mapping()
+    if _json(found, json_file):
+        return
+    rows = [
+        (
+            *(row[key] for key in ("kernel", "arch", "size")),
+            *(str(row[key]) for key in ("registers", "stack", "spills", "shared")),
+            f"{row['ffma']}:{row['lds']}",
+            f"{row['occupancy']:.0%}",
+            str(row["launches"]),
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['flops'] / 1e9:.2f}",
+        )
+        for row in found["kernels"]
+    ]
+    columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA:LDS", "occupancy"]
+    _table("one image; compiled, not run", [*columns, "launches", "MB", "GFLOP"], rows)
+    floors = [
+        (
+            row["size"],
+            row["work"],
+            row["formulation"],
+            row["gpu"],
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['modelled_ms']:.3f}",
+        )
+        for row in found["floors"]
+    ]
+    title = "floors modelled from published peaks, nothing measured"
+    _table(title, ("size", "pass", "formulation", "GPU", "MB", "ms, modelled"), floors)
+    counted = [
+        (
+            row["kernel"],
+            f"{row['load_sector_bytes'] / 1e6:.1f}",
+            f"{row['load_efficiency']:.1%}",
+            f"{row['store_sector_bytes'] / 1e6:.1f}",
+            f"{row['store_efficiency']:.1%}",
+            f"{row['bank_conflicts'] / max(row['wavefronts'], 1):.1%}",
+            f"{row['ffma_flops'] / 1e9:.2f}",
+        )
+        for row in found["counters"]
+    ]
+    if counted:
+        columns = ["kernel", "MB loaded", "efficiency", "MB stored", "efficiency", "conflicts", "GFLOP issued"]
+        _table("forward, counted by ptxrun in 32-byte sectors", columns, counted)
+
+
 @presets_app.callback(invoke_without_command=True)
 def presets(context: typer.Context) -> None:
     """List, show and copy the presets that come with ccnet."""
@@ -579,7 +694,7 @@ def presets_copy(
     config.load(name)
     target = destination / f"{Path(name).stem}.yaml" if destination.is_dir() else destination
     _new(target, overwrite)
-    shutil.copyfile(config.find(name), target)
+    _write(target, config.find(name).read_bytes())
     print(target)
 
 
@@ -674,7 +789,7 @@ def data_sample(
     _new(output, overwrite)
     from ccnet_cli.checkpoint import sample_image
 
-    shutil.copyfile(sample_image(), output)
+    _write(output, sample_image().read_bytes())
     print(output)
 
 
@@ -728,11 +843,16 @@ def _writable(*files: Path | None) -> None:
             raise InputError(path, "cannot be written", "check its permissions")
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".ccnet-{os.getpid()}.tmp")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
+    except OSError as error:
+        # it could be written when the command began
+        why = f"not written ({error.strerror})"
+        raise EnvironmentFailure(path, why, "make room, or choose another place") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -749,7 +869,7 @@ def _json(value: object, path: Path | None) -> bool:
         return False
     text = json.dumps(value, indent=2, allow_nan=False)
     if str(path) != "-":
-        _write(path, text + "\n")
+        _write(path, f"{text}\n".encode())
         return False
     print(text)
     return True
@@ -794,6 +914,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     words = _resume_alone([word for word in words if word != "--debug"])
     _mend_streams()
+    if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         code = typer.main.get_command(app).main(words, prog_name="ccnet", standalone_mode=False)
         sys.stdout.flush()
@@ -813,7 +935,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if told is not None:
             notice(f"error: {told}")
         code = 1 if told is None else told.exit_code
+    if arguments is None:
+        # an interrupt while the interpreter ends is no exception of ours
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code or 0)
+
+
+def _interrupt(*_: object) -> None:
+    """End the command; a second interrupt, which could fall anywhere in its end, ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def _resume_alone(words: list[str]) -> list[str]:
@@ -827,6 +958,10 @@ def _resume_alone(words: list[str]) -> list[str]:
 
 def _mend_streams() -> None:
     """Let results be printed whatever the locale, and to nowhere where a stream is closed."""
+    # a file that is opened under the number of a closed stream would get what libraries print there
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -847,7 +982,7 @@ def _told(error: Exception) -> CCNetError | None:
         return error
     if isinstance(error, TyperException):
         return _usage(error)
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return EnvironmentFailure(
             "memory", one_line(str(error))[:160] or "exhausted", "use smaller images or --mode sliding"
         )
@@ -859,15 +994,6 @@ def _told(error: Exception) -> CCNetError | None:
         if error.filename is not None:
             return InputError(what, why, "check the path and its permissions")
     return None
-
-
-def _out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    return (
-        isinstance(error, MemoryError)
-        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
-        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
-    )
 
 
 def _usage(error: TyperException) -> InputError:

@@ -154,7 +154,8 @@ class Data(Section):
 class Train(Section):
     """The optimiser; batch is global, micro_batch what one process computes at once (the rest is accumulated).
 
-    precision auto is bf16 where the device computes in it, else fp32.
+    precision auto is bf16 where the device computes in it, else fp32. max_nonfinite steps in a row that are skipped for
+    their loss or gradient end the run.
     """
 
     batch: Annotated[int, Field(strict=True, ge=1, le=65536)]
@@ -168,6 +169,7 @@ class Train(Section):
     checkpoint_activations: Flag = False
     ema: Fraction = 0.0
     sync_bn: Flag = True
+    max_nonfinite: Count = 10
 
 
 class Schedule(Section):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ccnet_cli import checkpoint, config, loading, weights
+from ccnet_cli import config, durable, loading, weights
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 from ccnet_cli.resnet import RESNETS, Bottleneck
 
@@ -32,9 +32,11 @@ def export(
             notice(f"{rewritten} batch-norm scales below 1e-5 moved into the convolutions before them")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(output, lambda file: torch.save(kept, file))
-    except OSError as error:
-        raise EnvironmentFailure(output, f"not written ({error.strerror})", "choose a writable place") from None
+        durable.write(output, lambda file: torch.save(kept, file))
+    except (OSError, RuntimeError) as error:
+        # torch tells of a full disk in words of its own
+        why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise EnvironmentFailure(output, f"not written ({why})", "make room, or choose another place") from None
     return output
 
 

@@ -45,7 +45,8 @@ Palette = Sequence[Sequence[int]]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, PALETTE = 0, 3
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+# outputs are checked before the work begins: what refuses them later is the machine
+MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS}
 # inside entropy-coded data 0xFF is followed by 0 (a stuffed byte) or a restart marker, unless a marker ends it
 JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 CODEC_MESSAGE = re.compile(rb"(?:Corrupt JPEG|Premature end|libpng |OpenCV: FFMPEG: )[^\n]*\n")
@@ -134,7 +135,7 @@ def write_image(path: Path, image_bgr: Pixels) -> None:
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise InputError(f"output {path}", "has no image suffix", f"use one of {' '.join(IMAGE_SUFFIXES)}")
-    write_bytes(path, _encode(suffix, image_bgr))
+    write_bytes(path, _encode(suffix, image_bgr, [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []))
 
 
 def write_label(path: Path, ids: Pixels, palette: Palette | None = None) -> None:
@@ -150,7 +151,7 @@ def write_label(path: Path, ids: Pixels, palette: Palette | None = None) -> None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, making its folder; InputError, or EnvironmentFailure where space ran out."""
+    """Write a file whole or not at all, making its folder; InputError, or EnvironmentFailure by the machine."""
     unfinished = temporary(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,8 +160,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     except (OSError, ValueError) as error:
         with contextlib.suppress(OSError):
             unfinished.unlink()
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            raise EnvironmentFailure(f"output {path}", _reason(error), "make room and run again") from None
+        if isinstance(error, OSError) and error.errno in MACHINE:
+            fix = "make room, or choose another folder, and run again"
+            raise EnvironmentFailure(f"output {path}", f"not written ({_reason(error)})", fix) from None
         why = f"cannot be written ({_reason(error)})"
         raise InputError(f"output {path}", why, "choose a folder that you can write to") from None
 
@@ -179,9 +181,14 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def encode_png(image_bgr: Pixels) -> bytes:
-    """BGR (H, W, 3) as the bytes of a PNG file."""
-    return _encode(".png", image_bgr)
+def encode_png(image_bgr: Pixels, smallest: bool = False) -> bytes:
+    """BGR (H, W, 3) as the bytes of a PNG file; smallest takes several times as long for half the size."""
+    return _encode(".png", image_bgr, [cv2.IMWRITE_PNG_COMPRESSION, 9] if smallest else [])
+
+
+def encode_jpeg(image_bgr: Pixels, quality: int = 88) -> bytes:
+    """BGR (H, W, 3) as the bytes of a JPEG file, to be looked at rather than kept."""
+    return _encode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
 
 
 def colorize(ids: Pixels, palette: Palette) -> Pixels:
@@ -214,8 +221,7 @@ def _table(palette: Palette) -> Pixels:
     return table
 
 
-def _encode(suffix: str, image: Pixels) -> bytes:
-    options = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []
+def _encode(suffix: str, image: Pixels, options: Sequence[int]) -> bytes:
     done, content = cv2.imencode(suffix, image, options)
     if not done:
         raise ValueError(f"no {suffix} file can hold {image.shape} of {image.dtype}")

@@ -1,23 +1,26 @@
 """Train a model: one self-contained, resumable run folder."""
 
 import json
+import math
 import os
+import random
 import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ccnet_cli import checkpoint, config, datasets, distributed, images, loading
+from ccnet_cli import checkpoint, config, datasets, distributed, durable, images, loading, runfolder
 from ccnet_cli import plan as plans
 from ccnet_cli import trainer as trainers
-from ccnet_cli.errors import InputError, Interrupted, notice
+from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFiniteError, notice
 from ccnet_cli.evaluate import evaluate_model
 from ccnet_cli.loss import Objective
 from ccnet_cli.model import CCNet
@@ -27,6 +30,8 @@ from ccnet_cli.record import Record, environment, mosaic
 from ccnet_cli.schedule import learning_rate
 from ccnet_cli.trainer import Trainer
 
+# periodic checkpoints in a row that the disk may refuse before the run ends
+FAILED_SAVES = 3
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,16 +44,18 @@ def train(
     weights: Path | None = None,
     device: str = "auto",
     partial: bool = False,
+    strict: bool = False,
 ) -> Path:
     """Train as the preset says and return the run folder, made below ./runs unless given.
 
     resume is "auto" (the run's newest sound checkpoint; a fresh start where there is none) or a checkpoint file.
     weights is a checkpoint or other people's weights to begin with; with partial, where most of the backbone fits.
     gpus and processes start that many processes of this machine on CUDA or the CPU. The global batch stays the
-    preset's. Raises InputError before anything is written, NonFiniteError before the step that would spoil the
-    weights, and Interrupted after a signal, its checkpoint written.
+    preset's. With strict, a resume under other settings, data, threads or processes than before is refused. Raises
+    InputError before anything is written, NonFiniteError before the step that would spoil the weights, and Interrupted
+    after a signal, its checkpoint written.
     """
-    plan = plans.make(preset, run, resume, gpus, processes, weights, device, partial)
+    plan = plans.make(preset, run, resume, gpus, processes, weights, device, partial, strict)
     preset = plan.preset
     if plan.weights:
         loading.check(plan.weights, preset.model, len(datasets.classes(preset.data)), plan.partial)
@@ -57,8 +64,11 @@ def train(
     batch = f"global batch {preset.train.batch} = {plan.processes} processes x {plan.micro_batch} images"
     length = f"{preset.schedule.steps} steps, {preset.train.precision}"
     notice(f"{plan.run}: {batch} x {plan.accumulation} accumulated, {length}")
-    existed = plan.run.exists()
-    plan.run.mkdir(parents=True, exist_ok=True)
+    plan.run.parent.mkdir(parents=True, exist_ok=True)
+    existed = True
+    with suppress(FileExistsError):
+        plan.run.mkdir()
+        existed = False
     try:
         if plan.processes > 1:
             distributed.launch(_work, (plan,), plan.processes)
@@ -74,15 +84,21 @@ def train(
 
 def _work(plan: Plan) -> None:
     """One process of a run."""
-    with distributed.joined(plan.device) as device, _signals() as asked:
+    with distributed.joined(plan.device) as device, _signals() as asked, _alone(plan):
         preset = plan.preset
         main = distributed.rank() == 0
         torch.manual_seed(preset.seed)
         source = datasets.open_source(preset.data, "train")
-        trainer = trainers.build(preset, len(source.classes), device, plan.weights, plan.partial)
-        torch.manual_seed(preset.seed * 1000 + distributed.rank() + 1)
+        trainer = trainers.build(preset, source, device, plan.weights, plan.partial)
+        seed = preset.seed * 1000 + distributed.rank() + 1
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
         if plan.resume:
-            trainer.restore(checkpoint.read(plan.resume), plan.resume)
+            trainer.restore(checkpoint.read(plan.resume), plan.resume, plan.strict)
+            if main and plan.resume.parent == plan.run / "checkpoints":
+                # a kill may have come between the checkpoint and its names
+                _name(plan, trainer, plan.resume)
         if trainer.step >= preset.schedule.steps:
             if main:
                 notice(f"nothing to do: {plan.run} has done {trainer.step} of {preset.schedule.steps} steps")
@@ -93,6 +109,22 @@ def _work(plan: Plan) -> None:
             text = json.dumps(environment(device, plan.processes), indent=1)
             images.write_bytes(plan.run / "environment.json", text.encode())
         _loop(plan, trainer, source, asked, Record(plan.run, trainer.step, preset.log.tensorboard) if main else None)
+        durable.failpoint("at_exit")
+
+
+@contextmanager
+def _alone(plan: Plan) -> Iterator[None]:
+    """Hold the run folder, on rank 0, clear it of what dead processes left, and count the resume as an attempt."""
+    if distributed.rank():
+        yield
+        return
+    folder = plan.run / "checkpoints"
+    own = plan.resume is not None and plan.resume.parent == folder
+    with runfolder.held(plan.run):
+        durable.sweep(plan.run)
+        checkpoint.collect(folder)
+        with runfolder.attempt(plan.resume) if plan.resume and own else nullcontext():
+            yield
 
 
 class _Network(nn.Module):
@@ -122,7 +154,7 @@ def _loop(plan: Plan, trainer: Trainer, source: datasets.Source, asked: list[int
         preset.loss.average,
     )
     network = distributed.replicate(_Network(model, objective), trainer.device)
-    batches = datasets.delivered(_loader(plan, source, trainer.step))
+    batches = datasets.delivered(_loader(plan, source, trainer.step, trainer.seen))
     progress = Progress(steps, trainer.step)
     val = datasets.open_source(preset.data, "val")
     model.train()
@@ -131,24 +163,27 @@ def _loop(plan: Plan, trainer: Trainer, source: datasets.Source, asked: list[int
     try:
         while trainer.step < steps:
             started = time.monotonic()
-            losses.append(_step(plan, trainer, network, batches, source if record and trainer.step == 0 else None))
+            losses.append(_step(plan, trainer, network, batches, record))
             busy += time.monotonic() - started
             if record and (trainer.step % preset.log.every == 0 or trainer.step == steps):
                 rate = len(losses) * preset.train.batch / (busy - logged)
-                loss, lr = sum(losses) / len(losses), trainer.optimizer.param_groups[0]["lr"]
-                epoch = trainer.step * preset.train.batch // len(source.samples)
+                finite = [loss for loss in losses if math.isfinite(loss)]
+                loss = sum(finite) / len(finite) if finite else math.nan
+                lr, epoch = trainer.optimizer.param_groups[0]["lr"], trainer.epoch
                 record.add(step=trainer.step, epoch=epoch, loss=loss, lr=lr, images_per_second=rate, seconds=busy)
                 progress.show(trainer.step, f"loss {loss:.4f}  lr {lr:.2e}  {rate:.1f} images/s")
                 losses, logged = [], busy
             number = distributed.largest(asked[0] if asked else 0, trainer.device)
             due = preset.eval.every and trainer.step % preset.eval.every == 0
-            better = False
+            better, best = False, (trainer.best, trainer.best_step)
             if not number and (due or trainer.step == steps):
                 progress.close()
                 better = _evaluate(trainer, val, record)
                 model.train()
             if number or better or trainer.step == steps or trainer.step % preset.checkpoint.every == 0:
-                _save(plan, trainer, source.classes, better)
+                if not _save(plan, trainer, bool(number) or trainer.step == steps):
+                    # best.pt is still that of before
+                    trainer.best, trainer.best_step = best
                 if record:
                     record.draw()
             if number:
@@ -157,21 +192,21 @@ def _loop(plan: Plan, trainer: Trainer, source: datasets.Source, asked: list[int
         progress.close()
 
 
-def _step(
-    plan: Plan, trainer: Trainer, network: nn.Module, batches: Iterator[Any], shown: datasets.Source | None
-) -> float:
-    """One optimiser step over all its micro-batches; the mean loss. With `shown`, the first batch is drawn."""
+def _step(plan: Plan, trainer: Trainer, network: nn.Module, batches: Iterator[Any], record: Record | None) -> float:
+    """One optimiser step over all its micro-batches; the mean loss. With a record, a run's first batch is drawn."""
     train, schedule = plan.preset.train, plan.preset.schedule
     trainer.set_rate(
         learning_rate(trainer.step, schedule.steps, schedule.lr, schedule.power, schedule.warmup, schedule.minimum)
     )
     trainer.optimizer.zero_grad(set_to_none=True)
+    buffers, samples = trainer.buffers(), []
     total = torch.zeros((), device=trainer.device)
     for index in range(plan.accumulation):
-        image, label, _ = next(batches)
-        if shown and index == 0:
+        image, label, names = next(batches)
+        samples += names
+        if record and trainer.step == 0 and index == 0:
             n = trainer.model.normalisation
-            picture = mosaic(image, label, n.mean, n.std, n.channel_order, shown.classes.palette)
+            picture = mosaic(image, label, n.mean, n.std, n.channel_order, trainer.source.classes.palette)
             images.write_image(plan.run / "batch.jpg", picture)
         image = image.to(trainer.device, non_blocking=True)
         label = label.to(trainer.device, non_blocking=True)
@@ -185,11 +220,36 @@ def _step(
             trainer.scaler.scale(loss).backward()
         total += loss.detach()
     loss_value = float(total)
-    trainer.update(loss_value)
+    if not trainer.update(loss_value, buffers):
+        _skipped(plan, trainer, loss_value, samples, record)
     return loss_value
 
 
-def _loader(plan: Plan, source: datasets.Source, start: int) -> DataLoader[Any]:
+def _skipped(plan: Plan, trainer: Trainer, loss: float, samples: list[str], record: Record | None) -> None:
+    """Tell of a step that was skipped; NonFiniteError where too many were in a row, or a run would end on several."""
+    ranks = [
+        {"loss": str(loss), "gradient_norm": str(norm), "samples": names}
+        for loss, norm, names in distributed.gather((loss, trainer.norm, samples))
+    ]
+    worst = next((each for each in ranks if not math.isfinite(float(each["loss"]))), ranks[0])
+    why = f"loss {worst['loss']}, gradient norm {worst['gradient_norm']}"
+    number, row = trainer.step, trainer.nonfinite
+    if record:
+        names = [name for each in ranks for name in each["samples"]]
+        record.skip(number, names)
+        notice(f"warning: step {number} skipped ({why}), {row} in a row, images {', '.join(names)}")
+    ending = row > 1 and number == plan.preset.schedule.steps
+    if row >= plan.preset.train.max_nonfinite or ending:
+        path = plan.run / f"nonfinite_step_{number}.json"
+        if record:
+            told = {"step": number, "in_a_row": row, "ranks": ranks}
+            images.write_bytes(path, json.dumps(told, indent=1).encode())
+        fix = f"see {path}, lower schedule.lr and resume"
+        raise NonFiniteError(f"step {number}", f"{why}, {row} steps in a row", fix)
+
+
+def _loader(plan: Plan, source: datasets.Source, start: int, first: int | None = None) -> DataLoader[Any]:
+    """The batches of the steps from `start` on, from the position `first` of the stream of samples."""
     preset = plan.preset
     batches = datasets.Batches(
         len(source.samples),
@@ -199,6 +259,7 @@ def _loader(plan: Plan, source: datasets.Source, start: int) -> DataLoader[Any]:
         world=distributed.world(),
         start_step=start,
         steps=preset.schedule.steps,
+        first=first,
     )
     micro = plan.micro_batch
     data, model = preset.data, preset.model
@@ -248,19 +309,34 @@ def _evaluate(trainer: Trainer, val: datasets.Source, record: Record | None) -> 
         record.add(step=trainer.step, **trainer.metrics)
         notice(f"step {trainer.step}: validation mIoU {miou:.4f} ({time.monotonic() - started:.0f} s)")
     better = miou > trainer.best
-    trainer.best = max(trainer.best, miou)
+    if better:
+        trainer.best, trainer.best_step = miou, trainer.step
     return better
 
 
-def _save(plan: Plan, trainer: Trainer, classes: datasets.Classes, better: bool) -> None:
-    state = trainer.state(classes)
+def _save(plan: Plan, trainer: Trainer, last: bool) -> bool:
+    """Write a checkpoint; False where the disk refused it, which the run survives twice in a row before its end."""
+    state = trainer.state()
     if distributed.rank() == 0:
         run = plan.run
-        path = checkpoint.save(run / "checkpoints", trainer.step, state, plan.preset.checkpoint.keep)
-        checkpoint.name(path, run / "last.pt")
-        if better:
-            checkpoint.name(path, run / "best.pt")
-    distributed.barrier()
+        try:
+            keep = plan.preset.checkpoint.keep
+            path = checkpoint.save(run / "checkpoints", trainer.step, state, keep, trainer.facts())
+            _name(plan, trainer, path)
+            trainer.failed_saves = 0
+        except EnvironmentFailure as error:
+            trainer.failed_saves += 1
+            if last or trainer.failed_saves == FAILED_SAVES:
+                raise
+            notice(f"warning: {error}; training goes on without it")
+    return not distributed.broadcast(trainer.failed_saves)
+
+
+def _name(plan: Plan, trainer: Trainer, path: Path) -> None:
+    """Give the checkpoint of the step just done the names that are its due."""
+    checkpoint.name(path, plan.run / "last.pt")
+    if trainer.best_step == trainer.step:
+        checkpoint.name(path, plan.run / "best.pt")
 
 
 def _stop(plan: Plan, step: int, number: int) -> None:

@@ -58,7 +58,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_promised_commands_are_there():
     promised = {("train",), ("eval",), ("predict",), ("visualize",)}
-    promised |= {("bench", name) for name in ("attention", "cost")}
+    promised |= {("bench", name) for name in ("attention", "cost", "kernels")}
     promised |= {("presets", name) for name in ("list", "show", "copy")}
     promised |= {("data", name) for name in ("make", "check", "sample")}
     assert promised <= COMMANDS.keys()
@@ -429,6 +429,7 @@ def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(train, "train", start)
     data = "odd: [name], # here"
     words = ["--data", data, "--seed", "7", "-s", "seed=3", "-o", "r", "--resume", "auto", "--gpus", "2"]
+    words += ["--strict-resume"]
     assert call("train", "--preset", "camvid", *words, "--weights", "w.pth", "--processes", "4") == 0
     assert capsys.readouterr().out == "runs/new\n"
     preset, settings = asked
@@ -441,6 +442,7 @@ def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: 
         "weights": Path("w.pth"),
         "device": "auto",
         "partial": False,
+        "strict": True,
     }
 
 

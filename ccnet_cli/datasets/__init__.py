@@ -12,7 +12,7 @@ from ccnet_cli.datasets.cityscapes import open_cityscapes
 from ccnet_cli.datasets.cocostuff import open_cocostuff
 from ccnet_cli.datasets.folder import open_folder
 from ccnet_cli.datasets.lip import open_lip
-from ccnet_cli.datasets.listing import complete
+from ccnet_cli.datasets.listing import complete, fingerprint
 from ccnet_cli.datasets.report import Report, check
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import Classes, Sample, Source, load_image, load_label, load_pair
@@ -33,6 +33,7 @@ __all__ = [
     "classes",
     "collate",
     "delivered",
+    "fingerprint",
     "load_image",
     "load_label",
     "load_pair",
