@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import secrets
+import socket
 import stat
 import tempfile
 import threading
@@ -47,7 +48,8 @@ GREY, PALETTE = 0, 3
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 # inside entropy-coded data 0xFF is followed by 0 (a stuffed byte) or a restart marker, unless a marker ends it
 JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
-CODEC_MESSAGE = re.compile(rb"(?:Corrupt JPEG|Premature end|libpng )[^\n]*\n")
+CODEC_MESSAGE = re.compile(rb"(?:Corrupt JPEG|Premature end|libpng |OpenCV: FFMPEG: )[^\n]*\n")
+TEMPORARY = f".ccnet-{socket.gethostname().replace('/', '_')}-"
 OTHER_FORMATS = {
     b"GIF8": "GIF",
     b"II*\x00": "TIFF",
@@ -149,19 +151,32 @@ def write_label(path: Path, ids: Pixels, palette: Palette | None = None) -> None
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, making its folder; InputError, or EnvironmentFailure where space ran out."""
-    # not made from the target's name, which may be as long as a name can be
-    temporary = path.parent / f".ccnet-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    unfinished = temporary(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
     except (OSError, ValueError) as error:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            unfinished.unlink()
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise EnvironmentFailure(f"output {path}", _reason(error), "make room and run again") from None
         why = f"cannot be written ({_reason(error)})"
         raise InputError(f"output {path}", why, "choose a folder that you can write to") from None
+
+
+def temporary(folder: Path, suffix: str = "") -> Path:
+    """A new name for a file of folder that is not whole yet; it tells whose it is, for sweep."""
+    # not made from the target's name, which may be as long as a name can be
+    return folder / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}"
+
+
+def sweep(folder: Path) -> None:
+    """Delete the temporaries in folder whose process, one of this machine, was killed."""
+    for path in folder.glob(".ccnet-*.tmp*"):
+        owner = path.name.removeprefix(TEMPORARY).partition("-")[0]
+        if path.name.startswith(TEMPORARY) and owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+            path.unlink(missing_ok=True)
 
 
 def encode_png(image_bgr: Pixels) -> bytes:
@@ -210,7 +225,7 @@ def _encode(suffix: str, image: Pixels) -> bytes:
 def _decode(content: bytes, flags: int) -> npt.NDArray[Any]:
     """Decode, and refuse what the codec refuses or had to fill up."""
     messages: list[bytes] = []
-    with _heard(messages):
+    with heard(messages):
         try:
             image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
         except cv2.error as error:
@@ -225,7 +240,7 @@ def _decode(content: bytes, flags: int) -> npt.NDArray[Any]:
 
 
 @contextlib.contextmanager
-def _heard(messages: list[bytes]) -> Iterator[None]:
+def heard(messages: list[bytes]) -> Iterator[None]:
     """Collect what libjpeg and libpng print: they tell of missing data nowhere but on the C library's stderr."""
     with _stderr_lock, contextlib.ExitStack() as stack:
         try:

@@ -248,7 +248,7 @@ def test_the_legend_shows_every_colour():
 
 def test_words_of_others_on_stderr_are_kept(capfd):
     messages = []
-    with images._heard(messages):
+    with images.heard(messages):
         thread = threading.Thread(target=os.write, args=(2, b"30 %"))
         thread.start()
         thread.join()
