@@ -4,9 +4,10 @@ import sys
 
 
 class CCNetError(Exception):
-    """A failure told in one line, `WHAT: WHY; FIX`, without a traceback."""
+    """A failure told in one line, `WHAT: WHY; FIX`, without a traceback; told where another process says it."""
 
     exit_code = 1
+    told = False
 
     def __init__(self, what: object, why: str, fix: str) -> None:
         super().__init__(what, why, fix)
@@ -30,6 +31,10 @@ class EnvironmentFailure(CCNetError):
     exit_code = 3
 
 
+class PeerLost(EnvironmentFailure):
+    """Another process of the run is gone or silent (exit code 3); the cause, if known, is another error."""
+
+
 class NonFiniteError(CCNetError):
     """Loss or gradient is not finite; raised before the optimiser step (exit code 4)."""
 
@@ -42,6 +47,7 @@ class Interrupted(CCNetError):
     def __init__(self, what: object, why: str, fix: str, number: int) -> None:
         super().__init__(what, why, fix)
         self.args = (what, why, fix, number)
+        self.number = number
         self.exit_code = 128 + number
 
 

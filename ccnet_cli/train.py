@@ -1,12 +1,13 @@
 """Train a model: one self-contained, resumable run folder."""
 
+import ctypes
+import functools
 import json
-import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ccnet_cli import checkpoint, config, datasets, distributed, images, loading
+from ccnet_cli import checkpoint, config, datasets, distributed, images, launch, loading
 from ccnet_cli import plan as plans
 from ccnet_cli import trainer as trainers
+from ccnet_cli.distributed import Limits
 from ccnet_cli.errors import InputError, Interrupted, notice
 from ccnet_cli.evaluate import evaluate_model
+from ccnet_cli.launch import Machines
 from ccnet_cli.loss import Objective
-from ccnet_cli.model import CCNet
+from ccnet_cli.model import CCNet, share
 from ccnet_cli.plan import Plan
 from ccnet_cli.progress import Progress
 from ccnet_cli.record import Record, environment, mosaic
@@ -39,16 +42,51 @@ def train(
     weights: Path | None = None,
     device: str = "auto",
     partial: bool = False,
-) -> Path:
+    machines: Machines | None = None,
+    restarts: int = 0,
+    limits: Limits | None = None,
+) -> Path | None:
     """Train as the preset says and return the run folder, made below ./runs unless given.
 
     resume is "auto" (the run's newest sound checkpoint; a fresh start where there is none) or a checkpoint file.
     weights is a checkpoint or other people's weights to begin with; with partial, where most of the backbone fits.
-    gpus and processes start that many processes of this machine on CUDA or the CPU. The global batch stays the
-    preset's. Raises InputError before anything is written, NonFiniteError before the step that would spoil the
-    weights, and Interrupted after a signal, its checkpoint written.
+    gpus and processes start that many processes on CUDA or the CPU of each of the machines; those that torchrun or
+    SLURM started train together. All but the first machine or process return None. The global batch stays the
+    preset's. Where the machine fails all start anew up to `restarts` times, from the newest checkpoint. Raises
+    InputError before anything is written, NonFiniteError before the step that would spoil the weights, and Interrupted
+    after a signal, its checkpoint written.
     """
-    plan = plans.make(preset, run, resume, gpus, processes, weights, device, partial)
+    machines, limits = machines or Machines(), limits or Limits()
+    place = distributed.place() if machines.count == 1 else None
+    if place is not None and (gpus or processes > 1 or restarts):
+        option = "--gpus" if gpus else "--processes" if processes > 1 else "--max-restarts"
+        why = f"{place.world} processes are started already, by torchrun or SLURM"
+        raise InputError(f"option {option}", why, "leave it to them")
+    make = functools.partial(
+        *(plans.make, preset, run, resume, gpus, processes, weights, device, partial),
+        machines=machines.count,
+        started=place.world if place else None,
+    )
+    if place is not None:
+        return _work(make, share(gpus, processes, device), limits)
+    if machines.count > 1:
+        kind = share(gpus, processes, device)
+        folder: Path | None = launch.run(_work, (make, kind, limits), gpus or processes, machines, restarts, limits)
+        return folder
+    plan = _prepared(make)
+    with _folder(plan):
+        if plan.processes > 1 or restarts:
+            launch.run(_work, (plan, plan.device, limits), plan.processes, restarts=restarts, limits=limits)
+        else:
+            _work(plan, plan.device, limits)
+    return plan.run
+
+
+def _prepared(make: Callable[..., Plan]) -> Plan:
+    """The plan, checked and told; of processes that were started anew, the one of before."""
+    before = distributed.recall("run")
+    plan = make(again=Path(before) if before else None)
+    distributed.remember("run", str(plan.run))
     preset = plan.preset
     if plan.weights:
         loading.check(plan.weights, preset.model, len(datasets.classes(preset.data)), plan.partial)
@@ -57,42 +95,76 @@ def train(
     batch = f"global batch {preset.train.batch} = {plan.processes} processes x {plan.micro_batch} images"
     length = f"{preset.schedule.steps} steps, {preset.train.precision}"
     notice(f"{plan.run}: {batch} x {plan.accumulation} accumulated, {length}")
+    return plan
+
+
+@contextmanager
+def _folder(plan: Plan) -> Iterator[None]:
+    """The run folder; one that the data ended before the first checkpoint leaves nothing worth keeping."""
     existed = plan.run.exists()
     plan.run.mkdir(parents=True, exist_ok=True)
     try:
-        if plan.processes > 1:
-            distributed.launch(_work, (plan,), plan.processes)
-        else:
-            _work(plan)
+        yield
     except InputError:
-        # a run that its data ended before the first checkpoint leaves nothing worth keeping
         if not existed and not checkpoint.committed(plan.run / "checkpoints"):
             shutil.rmtree(plan.run)
         raise
-    return plan.run
 
 
-def _work(plan: Plan) -> None:
-    """One process of a run."""
-    with distributed.joined(plan.device) as device, _signals() as asked:
-        preset = plan.preset
+def _work(given: Plan | Callable[..., Plan], device: torch.device, limits: Limits) -> Path | None:
+    """One process of a run: of a plan, or of one that rank 0 makes for all."""
+    with distributed.joined(device, limits) as device, launch.signals() as asked:
         main = distributed.rank() == 0
-        torch.manual_seed(preset.seed)
-        source = datasets.open_source(preset.data, "train")
-        trainer = trainers.build(preset, len(source.classes), device, plan.weights, plan.partial)
-        torch.manual_seed(preset.seed * 1000 + distributed.rank() + 1)
-        if plan.resume:
-            trainer.restore(checkpoint.read(plan.resume), plan.resume)
-        if trainer.step >= preset.schedule.steps:
-            if main:
-                notice(f"nothing to do: {plan.run} has done {trainer.step} of {preset.schedule.steps} steps")
-            return
+        if isinstance(given, Plan):
+            _train(given, device, asked)
+            return given.run
+        plan = distributed.agreed(functools.partial(_prepared, given))
+        with _folder(plan) if main else nullcontext():
+            _train(plan, device, asked)
+        return plan.run if main else None
+
+
+def _train(plan: Plan, device: torch.device, asked: Callable[[], int]) -> None:
+    preset = plan.preset
+    main = distributed.rank() == 0
+    torch.manual_seed(preset.seed)
+    source = distributed.together(lambda: datasets.open_source(preset.data, "train"))
+    trainer = distributed.together(
+        lambda: trainers.build(preset, len(source.classes), device, plan.weights, plan.partial)
+    )
+    torch.manual_seed(preset.seed * 1000 + distributed.rank() + 1)
+    resume = distributed.agreed(lambda: _beginning(plan))
+    if resume:
+        distributed.together(lambda: trainer.restore(checkpoint.read(resume), resume))
+    record = Record(plan.run, trainer.step, preset.log.tensorboard) if main else None
+    owed = distributed.broadcast(record is not None and _owed(plan, resume, trainer.step, record))
+    if trainer.step >= preset.schedule.steps and not owed:
         if main:
-            # not before the checkpoint is known to fit: a refused resume leaves the run as it was
-            images.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
-            text = json.dumps(environment(device, plan.processes), indent=1)
-            images.write_bytes(plan.run / "environment.json", text.encode())
-        _loop(plan, trainer, source, asked, Record(plan.run, trainer.step, preset.log.tensorboard) if main else None)
+            notice(f"nothing to do: {plan.run} has done {trainer.step} of {preset.schedule.steps} steps")
+        return
+    if main:
+        # not before the checkpoint is known to fit: a refused resume leaves the run as it was
+        images.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
+        text = json.dumps(environment(device, plan.processes), indent=1)
+        images.write_bytes(plan.run / "environment.json", text.encode())
+    _loop(plan, trainer, source, asked, record, owed)
+
+
+def _beginning(plan: Plan) -> Path | None:
+    """The checkpoint to continue from: processes that were started anew take the newest, if there is one by now."""
+    newest = checkpoint.newest(plan.run / "checkpoints") if distributed.attempt() else None
+    return newest[0] if newest else plan.resume
+
+
+def _due(preset: config.Preset, step: int) -> bool:
+    """Whether the model is scored after this step."""
+    return step == preset.schedule.steps or bool(step and preset.eval.every and step % preset.eval.every == 0)
+
+
+def _owed(plan: Plan, resume: Path | None, step: int, record: Record) -> bool:
+    """Whether a signal or a crash kept a run from scoring the checkpoint that it now continues from."""
+    own = resume is not None and plan.run in (resume.parent, resume.parent.parent)
+    return own and _due(plan.preset, step) and not any("miou" in row for row in record.rows if row["step"] == step)
 
 
 class _Network(nn.Module):
@@ -108,7 +180,14 @@ class _Network(nn.Module):
         return loss
 
 
-def _loop(plan: Plan, trainer: Trainer, source: datasets.Source, asked: list[int], record: Record | None) -> None:
+def _loop(
+    plan: Plan,
+    trainer: Trainer,
+    source: datasets.Source,
+    asked: Callable[[], int],
+    record: Record | None,
+    owed: bool,
+) -> None:
     preset, model = plan.preset, trainer.model
     steps, ohem = preset.schedule.steps, preset.loss.ohem
     objective = Objective(
@@ -129,6 +208,16 @@ def _loop(plan: Plan, trainer: Trainer, source: datasets.Source, asked: list[int
     losses: list[float] = []
     busy = logged = 0.0
     try:
+        number = distributed.largest(asked(), trainer.device)
+        if number:
+            _save(plan, trainer, source.classes, better=False)
+            _stop(plan, trainer.step, number)
+        if owed:
+            number, better = _evaluate(trainer, val, record, asked)
+            model.train()
+            _save(plan, trainer, source.classes, better)
+            if number:
+                _stop(plan, trainer.step, number)
         while trainer.step < steps:
             started = time.monotonic()
             losses.append(_step(plan, trainer, network, batches, source if record and trainer.step == 0 else None))
@@ -140,12 +229,11 @@ def _loop(plan: Plan, trainer: Trainer, source: datasets.Source, asked: list[int
                 record.add(step=trainer.step, epoch=epoch, loss=loss, lr=lr, images_per_second=rate, seconds=busy)
                 progress.show(trainer.step, f"loss {loss:.4f}  lr {lr:.2e}  {rate:.1f} images/s")
                 losses, logged = [], busy
-            number = distributed.largest(asked[0] if asked else 0, trainer.device)
-            due = preset.eval.every and trainer.step % preset.eval.every == 0
+            number = distributed.largest(asked(), trainer.device)
             better = False
-            if not number and (due or trainer.step == steps):
+            if not number and _due(preset, trainer.step):
                 progress.close()
-                better = _evaluate(trainer, val, record)
+                number, better = _evaluate(trainer, val, record, asked)
                 model.train()
             if number or better or trainer.step == steps or trainer.step % preset.checkpoint.every == 0:
                 _save(plan, trainer, source.classes, better)
@@ -224,7 +312,7 @@ def _loader(plan: Plan, source: datasets.Source, start: int) -> DataLoader[Any]:
         collate_fn=datasets.collate,
         pin_memory=plan.device.type == "cuda",
         worker_init_fn=_quiet_worker if data.workers else None,
-        timeout=300 if data.workers else 0,
+        timeout=data.timeout if data.workers else 0,
         # its own: the loader's start would draw from the generator that dropout uses
         generator=torch.Generator(),
     )
@@ -232,16 +320,24 @@ def _loader(plan: Plan, source: datasets.Source, start: int) -> DataLoader[Any]:
 
 def _quiet_worker(_: int) -> None:
     # a signal to the whole group is the main process's to answer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in launch.ANSWERED:
+        signal.signal(number, signal.SIG_IGN)
+    # one that hangs would outlive a process that was killed: PR_SET_PDEATHSIG, where there is such a thing
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     torch.set_num_threads(1)
 
 
-def _evaluate(trainer: Trainer, val: datasets.Source, record: Record | None) -> bool:
-    """Score the model on the validation split; whether it is the best so far."""
+def _evaluate(
+    trainer: Trainer, val: datasets.Source, record: Record | None, asked: Callable[[], int]
+) -> tuple[int, bool]:
+    """Score the model on the validation split; the signal that cut it short, or 0, and whether it is the best so far."""
     started = time.monotonic()
     distributed.share_buffers(trainer.inference_model)
-    confusion = evaluate_model(trainer.inference_model, val, trainer.preset.eval, trainer.device)
+    try:
+        confusion = evaluate_model(trainer.inference_model, val, trainer.preset.eval, trainer.device, asked=asked)
+    except Interrupted as stop:
+        return stop.number, False
     miou, accuracy, mean = confusion.miou(), confusion.pixel_accuracy(), confusion.mean_accuracy()
     trainer.metrics = {"miou": miou, "pixel_accuracy": accuracy, "mean_accuracy": mean}
     if record:
@@ -249,7 +345,7 @@ def _evaluate(trainer: Trainer, val: datasets.Source, record: Record | None) -> 
         notice(f"step {trainer.step}: validation mIoU {miou:.4f} ({time.monotonic() - started:.0f} s)")
     better = miou > trainer.best
     trainer.best = max(trainer.best, miou)
-    return better
+    return 0, better
 
 
 def _save(plan: Plan, trainer: Trainer, classes: datasets.Classes, better: bool) -> None:
@@ -267,21 +363,3 @@ def _stop(plan: Plan, step: int, number: int) -> None:
     name = signal.Signals(number).name
     fix = f"continue with --run {plan.run} --resume"
     raise Interrupted(plan.run, f"stopped by {name} at step {step}, checkpoint written", fix, number)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM instead of dying of them; a second one ends the process at once."""
-    asked: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        if asked:
-            os._exit(128 + number)
-        asked.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

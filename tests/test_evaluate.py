@@ -14,7 +14,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from ccnet_cli import checkpoint, config, distributed, loading, outputs
+from ccnet_cli import checkpoint, config, distributed, launch, loading, outputs
 from ccnet_cli import evaluate as evaluation
 from ccnet_cli.datasets import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
@@ -179,7 +179,7 @@ def test_any_number_of_processes_writes_every_image_once(saved, tmp_path, world,
 @pytest.mark.slow
 def test_real_processes_give_the_same_result(saved, data):
     alone = evaluate(saved, data)
-    assert distributed.launch(_work, (saved, str(data)), 2) == alone
+    assert launch.run(_work, (saved, str(data)), 2) == alone
 
 
 def _work(saved, data):

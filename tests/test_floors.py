@@ -20,7 +20,7 @@ FLOORS = {
     5: "train predict visualize bench cost",
     4: "evaluate plan trainer",
     3: "inference loading outputs measure",
-    2: "model checkpoint weights alternatives",
+    2: "model checkpoint weights alternatives launch",
     1: "attention resnet loss metrics schedule datasets distributed record progress torchfile",
     0: "ops config images",
     -1: "errors",
