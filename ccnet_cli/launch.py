@@ -44,9 +44,7 @@ def machines(count: int | None, number: int | None, rendezvous: str | None) -> M
         return Machines()
     if number is None or rendezvous is None:
         missing = "--node-rank" if number is None else "--rendezvous"
-        raise InputError(
-            f"option {missing}", "missing", "give --nodes, --node-rank and --rendezvous HOST:PORT together"
-        )
+        raise InputError(f"option {missing}", "missing", "give --node-rank K and --rendezvous HOST:PORT too")
     if number >= count:
         raise InputError(f"option --node-rank {number}", f"there are {count}, counted from 0", "correct it or --nodes")
     host, _, port = rendezvous.rpartition(":")

@@ -5,6 +5,7 @@ import functools
 import json
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -313,6 +314,8 @@ def _loader(plan: Plan, source: datasets.Source, start: int) -> DataLoader[Any]:
         pin_memory=plan.device.type == "cuda",
         worker_init_fn=_quiet_worker if data.workers else None,
         timeout=data.timeout if data.workers else 0,
+        # a process that was spawned would spawn its workers too: slowly, and not deaf to signals until they run
+        multiprocessing_context="fork" if data.workers and sys.platform == "linux" else None,
         # its own: the loader's start would draw from the generator that dropout uses
         generator=torch.Generator(),
     )
@@ -331,7 +334,7 @@ def _quiet_worker(_: int) -> None:
 def _evaluate(
     trainer: Trainer, val: datasets.Source, record: Record | None, asked: Callable[[], int]
 ) -> tuple[int, bool]:
-    """Score the model on the validation split; the signal that cut it short, or 0, and whether it is the best so far."""
+    """Score the model on the validation split; the signal that cut it short, or 0, and whether it is the best yet."""
     started = time.monotonic()
     distributed.share_buffers(trainer.inference_model)
     try:

@@ -3,6 +3,7 @@
 CCNET_MISHAP names what happens, CCNET_MARK a file that is written when it does.
 """
 
+import faulthandler
 import os
 import signal
 import time
@@ -99,6 +100,7 @@ WHAT = {
     "kill": lambda: at_steps(set(map(int, os.environ["CCNET_STEPS"].split(","))), die(signal.SIGKILL)),
     "elsewhere": lose_checkpoints,
 }
+faulthandler.register(signal.SIGUSR2)
 WHAT[MISHAP]()
 if "CCNET_DEAF" in os.environ:
     # the twin of a test: without its guard, what it promises does not hold

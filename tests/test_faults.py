@@ -1,5 +1,6 @@
 """Runs of several processes that meet with an accident: what is lost, what is told, and how long it takes."""
 
+import contextlib
 import json
 import os
 import re
@@ -80,10 +81,8 @@ class Train:
         try:
             _, told = self.process.communicate(timeout=seconds)
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self.process.wait()
         return self.process.returncode, told, time.monotonic() - started
 
@@ -166,7 +165,12 @@ def ranks_of(train, launcher):
     return [int(child) for child in context][1:]
 
 
-SIGNALS = [(phase, target, launcher) for launcher in ("ccnet", "torchrun") for phase in PHASES for target in ("parent", "rank", "group")]
+SIGNALS = [
+    (phase, target, launcher)
+    for launcher in ("ccnet", "torchrun")
+    for phase in PHASES
+    for target in ("parent", "rank", "group")
+]
 
 
 @pytest.mark.slow
