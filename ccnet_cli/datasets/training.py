@@ -111,7 +111,7 @@ def delivered(loader: "Iterable[Batch | CCNetError]") -> "Iterator[Batch]":
     A worker that is killed, ends by itself or is silent for longer than the loader's timeout raises EnvironmentFailure.
     """
     try:
-        for batch in loader:
+        for batch in _started(loader):
             if isinstance(batch, CCNetError):
                 raise batch
             yield batch
@@ -125,3 +125,12 @@ def delivered(loader: "Iterable[Batch | CCNetError]") -> "Iterator[Batch]":
         why = str(error).partition("\n")[0].rstrip(". ")
         fix = "see if memory or /dev/shm ran out, raise data.timeout, or set data.workers=0, and resume"
         raise EnvironmentFailure("a loader's worker", why or type(error).__name__, fix) from error
+
+
+def _started(loader: "Iterable[Batch | CCNetError]") -> "Iterator[Batch | CCNetError]":
+    # until its worker_init_fn runs, a worker dies of a signal to the whole group: it is born with them blocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
