@@ -3,11 +3,13 @@
 CCNET_MISHAP names what happens, CCNET_MARK a file that is written when it does.
 """
 
-import faulthandler
+import contextlib
 import os
 import signal
 import time
 from pathlib import Path
+
+from torch.utils.data import DataLoader
 
 from ccnet_cli import checkpoint, cli, distributed, evaluate, launch, train
 from ccnet_cli.datasets import Training
@@ -100,17 +102,16 @@ WHAT = {
     "kill": lambda: at_steps(set(map(int, os.environ["CCNET_STEPS"].split(","))), die(signal.SIGKILL)),
     "elsewhere": lose_checkpoints,
 }
-faulthandler.register(signal.SIGUSR2)
 WHAT[MISHAP]()
-if "CCNET_DEAF" in os.environ:
-    # the twin of a test: without its guard, what it promises does not hold
-    exec_guard = os.environ["CCNET_DEAF"]
-    if exec_guard == "workers":
-        train._quiet_worker = lambda _: [signal.signal(number, signal.SIG_DFL) for number in launch.ANSWERED]
-    if exec_guard == "echo":
-        launch.ECHO = 0
-    if exec_guard == "evaluation":
-        evaluate.distributed.passed_on = int
+# the twin of a test: without its guard, what it promises does not hold
+WITHOUT = os.environ.get("CCNET_WITHOUT")
+if WITHOUT == "deaf workers":
+    train._quiet_worker = lambda _: signal.pthread_sigmask(signal.SIG_UNBLOCK, launch.ANSWERED)
+if WITHOUT == "signals":
+    launch.signals = lambda: contextlib.nullcontext(int)
+if WITHOUT == "loader timeout":
+    Training.__getitems__ = lambda self, keys: [self[key] for key in keys]
+    DataLoader.timeout = property(lambda _: 0, lambda *_: None)
 
 if __name__ == "__main__":
     cli.main()

@@ -165,16 +165,13 @@ def ranks_of(train, launcher):
     return [int(child) for child in context][1:]
 
 
-SIGNALS = [
-    (phase, target, launcher)
-    for launcher in ("ccnet", "torchrun")
-    for phase in PHASES
-    for target in ("parent", "rank", "group")
-]
+TARGETS = ("parent", "rank", "group")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("phase", "target", "launcher"), SIGNALS)
+@pytest.mark.parametrize("launcher", ["ccnet", "torchrun"])
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_signal_at_any_moment_leaves_a_checkpoint(data, tmp_path, phase, target, launcher):
     code, told, seconds, run = interrupted(data, tmp_path, phase, target, launcher)
     # torchrun answers 1 whatever its processes do
@@ -184,3 +181,156 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint(data, tmp_path, phase, targe
     assert seconds < 10, told
     if launcher == "ccnet":
         one_error(told)
+
+
+@pytest.mark.parametrize(
+    ("phase", "target", "number"), [("eval", "rank", signal.SIGTERM), ("save", "group", signal.SIGUSR1)]
+)
+def test_a_signal_leaves_a_checkpoint_and_the_scores_that_it_cut_short_are_made_up_for(
+    data, tmp_path, phase, target, number
+):
+    code, told, seconds, run = interrupted(data, tmp_path, phase, target, "ccnet", number)
+    assert code == 128 + number and f"stopped by {signal.Signals(number).name}" in one_error(told)
+    step = saved(run)
+    assert step >= max(logged(run)) and seconds < 10
+    settings = [f"schedule.steps={step + 1}", "eval.every=3"]
+    train = Train(data, tmp_path, "--resume", "--processes", 2, settings=settings)
+    assert train.ends()[0] == 0
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "miou" in row] == [*range(3, step + 1, 3), step + 1]
+    assert [row["step"] for row in rows if "loss" in row] == [*range(1, step + 2)]
+
+
+def test_a_run_that_does_not_note_signals_loses_what_it_did(data, tmp_path):
+    """The twin of the tests above."""
+    train = Train(data, tmp_path, settings=["checkpoint.every=100"], mishap="train", CCNET_WITHOUT="signals")
+    train.until(train.mark.exists)
+    train.process.terminate()
+    train.ends()
+    assert logged(train.run) and not checkpoint.committed(train.run / "checkpoints")
+
+
+def test_a_second_signal_ends_a_run_at_once(data, tmp_path):
+    train = Train(data, tmp_path, "--processes", 2, settings=["schedule.steps=1000"], mishap="save")
+    train.until(train.mark.exists)
+    train.process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    train.process.send_signal(signal.SIGINT)
+    code, told, seconds = train.ends()
+    assert code == 130 and "Traceback" not in told and seconds < 5
+
+
+def faulty_worker(data, folder, kind, workers, **variables):
+    settings = [f"data.workers={workers}", "data.timeout=5", "schedule.steps=50"]
+    train = Train(data, folder, settings=settings, mishap=f"worker {kind}", **variables)
+    train.until(train.mark.exists)
+    return train
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [
+        ("SIGKILL", 1),
+        ("raise", 2),
+        ("hang", 2),
+        *(
+            pytest.param(kind, workers, marks=pytest.mark.slow)
+            for kind, workers in [("SIGKILL", 2), ("SIGSEGV", 1), ("SIGSEGV", 2), ("raise", 1), ("hang", 1)]
+        ),
+    ],
+)
+def test_a_worker_that_fails_ends_the_run_in_one_line(data, tmp_path, kind, workers):
+    code, told, seconds = faulty_worker(data, tmp_path, kind, workers).ends()
+    assert code == 3 and seconds < 10, told
+    line = one_error(told)
+    if kind == "raise":
+        assert "images/train/3.png" in line and "ZeroDivisionError" in line
+    else:
+        assert "a loader's worker" in line
+
+
+def test_a_worker_that_hangs_would_hold_the_run_for_ever(data, tmp_path):
+    """The twin of the test above: without the timeout nothing ends it."""
+    train = faulty_worker(data, tmp_path, "hang", 1, CCNET_WITHOUT="loader timeout")
+    with pytest.raises(subprocess.TimeoutExpired):
+        train.ends(10)
+
+
+def stopped(data, folder, timeout):
+    options = ["--processes", 2, "--timeout", timeout, "--shutdown-timeout", 5]
+    train = Train(data, folder, *options, settings=["schedule.steps=1000"], mishap="stop")
+    train.until(train.mark.exists)
+    return train
+
+
+@pytest.mark.parametrize("attempt", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2))])
+def test_a_process_that_stands_still_ends_the_run(data, tmp_path, attempt):
+    train = stopped(data, tmp_path, 5)
+    code, told, seconds = train.ends()
+    assert code == 3 and seconds < 20, told
+    assert "process 1 of this run: does not answer" in one_error(told)
+    assert saved(train.run) == 4
+
+
+def test_without_a_timeout_a_process_that_stands_still_would_hold_the_run(data, tmp_path):
+    """The twin of the test above."""
+    with pytest.raises(subprocess.TimeoutExpired):
+        stopped(data, tmp_path, 600).ends(12)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    train = Train(data, tmp_path_factory.mktemp("undisturbed"), "--processes", 2)
+    assert train.ends()[0] == 0
+    return weights(train.run)
+
+
+KILLS = ["3,5,6", "1,4,8", "2,3,7", "1,2,3", "6,7,8", "4,5,6", "2,5,8", "1,5,7", "3,4,8", "2,6,7"]
+
+
+@pytest.mark.parametrize("steps", [KILLS[0], *(pytest.param(steps, marks=pytest.mark.slow) for steps in KILLS[1:])])
+def test_a_run_goes_on_by_itself_when_processes_are_killed(data, tmp_path, undisturbed, steps):
+    train = Train(data, tmp_path, "--processes", 2, "--max-restarts", 3, mishap="kill", CCNET_STEPS=steps)
+    code, told, _ = train.ends(180)
+    assert code == 0, told
+    assert told.count("killed by SIGKILL; starting anew") == 3
+    assert_equal(weights(train.run), undisturbed)
+
+
+def test_without_restarts_a_killed_process_ends_the_run(data, tmp_path):
+    train = Train(data, tmp_path, "--processes", 2, mishap="kill", CCNET_STEPS="5")
+    code, told, _ = train.ends()
+    assert code == 3 and "process 1 of this run: killed by SIGKILL" in one_error(told)
+    assert saved(train.run) == 4
+
+
+def test_all_continue_from_rank_0_s_checkpoint_or_none_does(data, tmp_path):
+    assert Train(data, tmp_path, "--processes", 2, settings=["schedule.steps=2"]).ends()[0] == 0
+    train = Train(data, tmp_path, "--processes", 2, "--resume", mishap="elsewhere")
+    code, told, _ = train.ends(60)
+    assert code == 2 and "elsewhere.pt" in one_error(told)
+
+
+FALSE_STARTS = [
+    ({"RANK": "0"}, 2, "WORLD_SIZE: missing"),
+    ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29571"}, 2, "process 2: there are 2"),
+    ({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29571"}, 2, "RANK: missing"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "TAKEN"}, 3, "Address already in use"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "FREE"}, 3, "not all came within 2 s"),
+    ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "FREE"}, 3, "nobody answers"),
+    ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"}, 2, "SLURM_NODELIST: missing"),
+]
+
+
+@pytest.mark.parametrize(("variables", "code", "words"), FALSE_STARTS)
+def test_a_false_start_is_told_in_one_line(data, tmp_path, variables, code, words):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        ports = {"TAKEN": str(taken.getsockname()[1]), "FREE": str(free_port())}
+        variables = {name: ports.get(value, value) for name, value in variables.items()}
+        train = Train(data, tmp_path, "--join-timeout", 2, **variables)
+        started = time.monotonic()
+        found, told, _ = train.ends()
+    assert found == code and words in one_error(told), told
+    assert not train.run.exists() and time.monotonic() - started < 30
