@@ -152,6 +152,7 @@ def evaluate_model(
 ) -> Confusion:
     """The confusion matrix over every image that has a label, on every process, each image counted once.
 
+    Images are scored one by one, so that neither their sizes nor the number of processes change a bit of the answer.
     on_image gets sample, BGR image and train ids (H, W) of each image of this process. The model's modes are kept.
     asked tells a signal's number; Interrupted is raised on every process once any of them was asked to stop.
     """

@@ -51,7 +51,8 @@ class Train:
         self.run = folder / "run"
         self.mark = folder / "mark"
         words = [item for setting in (*SETTINGS, *settings) for item in ("-s", setting)]
-        command = [*before, MISHAP, "train", "--preset", "quickstart", "--data", data, "-o", self.run]
+        program = [MISHAP] if mishap else ["-m", "ccnet_cli.cli"]
+        command = [*before, *program, "train", "--preset", "quickstart", "--data", data, "-o", self.run]
         environment = {name: value for name, value in os.environ.items() if name != "CCNET_CHECKPOINT"} | {
             "PYTHONPATH": str(ROOT),
             "CCNET_MISHAP": mishap,
@@ -84,6 +85,7 @@ class Train:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+            self.process.stderr.close()
         return self.process.returncode, told, time.monotonic() - started
 
     def children(self):
@@ -184,7 +186,8 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint(data, tmp_path, phase, targe
 
 
 @pytest.mark.parametrize(
-    ("phase", "target", "number"), [("eval", "rank", signal.SIGTERM), ("save", "group", signal.SIGUSR1)]
+    ("phase", "target", "number"),
+    [("eval", "rank", signal.SIGTERM), pytest.param("save", "group", signal.SIGUSR1, marks=pytest.mark.slow)],
 )
 def test_a_signal_leaves_a_checkpoint_and_the_scores_that_it_cut_short_are_made_up_for(
     data, tmp_path, phase, target, number
@@ -249,6 +252,7 @@ def test_a_worker_that_fails_ends_the_run_in_one_line(data, tmp_path, kind, work
         assert "a loader's worker" in line
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_would_hold_the_run_for_ever(data, tmp_path):
     """The twin of the test above: without the timeout nothing ends it."""
     train = faulty_worker(data, tmp_path, "hang", 1, CCNET_WITHOUT="loader timeout")
@@ -269,9 +273,10 @@ def test_a_process_that_stands_still_ends_the_run(data, tmp_path, attempt):
     code, told, seconds = train.ends()
     assert code == 3 and seconds < 20, told
     assert "process 1 of this run: does not answer" in one_error(told)
-    assert saved(train.run) == 4
+    assert saved(train.run) == 2
 
 
+@pytest.mark.slow
 def test_without_a_timeout_a_process_that_stands_still_would_hold_the_run(data, tmp_path):
     """The twin of the test above."""
     with pytest.raises(subprocess.TimeoutExpired):
@@ -288,12 +293,12 @@ def undisturbed(data, tmp_path_factory):
 KILLS = ["3,5,6", "1,4,8", "2,3,7", "1,2,3", "6,7,8", "4,5,6", "2,5,8", "1,5,7", "3,4,8", "2,6,7"]
 
 
-@pytest.mark.parametrize("steps", [KILLS[0], *(pytest.param(steps, marks=pytest.mark.slow) for steps in KILLS[1:])])
+@pytest.mark.parametrize("steps", ["5", *(pytest.param(steps, marks=pytest.mark.slow) for steps in KILLS)])
 def test_a_run_goes_on_by_itself_when_processes_are_killed(data, tmp_path, undisturbed, steps):
     train = Train(data, tmp_path, "--processes", 2, "--max-restarts", 3, mishap="kill", CCNET_STEPS=steps)
     code, told, _ = train.ends(180)
     assert code == 0, told
-    assert told.count("killed by SIGKILL; starting anew") == 3
+    assert told.count("killed by SIGKILL; starting anew") == len(steps.split(","))
     assert_equal(weights(train.run), undisturbed)
 
 
@@ -334,3 +339,76 @@ def test_a_false_start_is_told_in_one_line(data, tmp_path, variables, code, word
         found, told, _ = train.ends()
     assert found == code and words in one_error(told), told
     assert not train.run.exists() and time.monotonic() - started < 30
+
+
+@pytest.fixture
+def namespaces():
+    """Two machines: network namespaces that see each other alone, 10.97.0.1 and 10.97.0.2."""
+    names = [f"ccnet-{os.getpid()}-{number}" for number in range(2)]
+
+    def ip(*words):
+        return subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+
+    try:
+        made = ip("netns", "add", names[0])
+    except FileNotFoundError:
+        pytest.skip("no ip command here")
+    if made.returncode:
+        pytest.skip(f"ip netns is not permitted here: {made.stderr.strip()}")
+    try:
+        ends = [f"ccn{os.getpid()}x{number}" for number in range(2)]
+        steps = [
+            ("netns", "add", names[1]),
+            ("link", "add", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1], "netns", names[1]),
+        ]
+        for number, (name, end) in enumerate(zip(names, ends, strict=True)):
+            steps += [
+                ("-n", name, "addr", "add", f"10.97.0.{number + 1}/24", "dev", end),
+                ("-n", name, "link", "set", end, "up"),
+                ("-n", name, "link", "set", "lo", "up"),
+            ]
+        for step in steps:
+            done = ip(*step)
+            assert done.returncode == 0, done.stderr
+        yield names
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+def on_two_machines(data, folder, namespaces, *options, **variables):
+    runs = []
+    for number, name in enumerate(namespaces):
+        where = ("--nodes", 2, "--node-rank", number, "--rendezvous", "10.97.0.1:29400", "--join-timeout", 60)
+        before = ("ip", "netns", "exec", name, sys.executable)
+        runs.append(Train(data, folder, *where, *options, before=before, **variables))
+    return runs
+
+
+def test_two_machines_lose_one_and_end_where_one_would(data, tmp_path, undisturbed, namespaces):
+    both = on_two_machines(data, tmp_path, namespaces, mishap="kill", CCNET_STEPS="5")
+    for train in both:
+        code, told, _ = train.ends()
+        assert code == 3 and "process 1 of this run: killed by SIGKILL" in one_error(told)
+    assert saved(both[0].run) == 4
+    both = on_two_machines(data, tmp_path, namespaces, "--resume")
+    assert [train.ends()[0] for train in both] == [0, 0]
+    assert_equal(weights(both[0].run), undisturbed)
+
+
+@pytest.mark.slow
+def test_two_machines_go_on_by_themselves(data, tmp_path, undisturbed, namespaces):
+    both = on_two_machines(data, tmp_path, namespaces, "--max-restarts", 2, mishap="kill", CCNET_STEPS="3,6")
+    ended = [train.ends(180) for train in both]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert_equal(weights(both[0].run), undisturbed)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_machine_stops_both(data, tmp_path, namespaces):
+    both = on_two_machines(data, tmp_path, namespaces, settings=["schedule.steps=1000"], mishap="train")
+    both[0].until(both[0].mark.exists)
+    both[1].process.terminate()
+    ended = [train.ends() for train in both]
+    assert [code for code, _, _ in ended] == [143, 143], ended
+    assert saved(both[0].run) == max(logged(both[0].run))
