@@ -57,6 +57,8 @@ class Train:
             "PYTHONPATH": str(ROOT),
             "CCNET_MISHAP": mishap,
             "CCNET_MARK": str(self.mark),
+            # the command sets it before it imports torch, which a mishap does first
+            **({"TORCH_CPP_LOG_LEVEL": "ERROR"} if mishap else {}),
             **variables,
         }
         self.process = subprocess.Popen(
