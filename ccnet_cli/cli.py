@@ -108,6 +108,8 @@ OtherPreset = Annotated[
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data set (data.root).")]
+Gpus = Annotated[int | None, typer.Option(min=1, metavar="N", help="GPUs to use, one process on each.")]
+Processes = Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Processes on the CPU.")]
 Mode = Annotated[
     Literal["whole", "sliding"] | None,
     typer.Option(metavar="whole|sliding", help="The whole image at once, or tile by tile."),
@@ -155,7 +157,7 @@ def root(
 
     --debug, --quiet and --verbose may stand anywhere, after the command too.
 
-    Exit codes: 0 done, 2 bad input, 3 the machine failed, 4 loss not finite, 130 or 143 interrupted, 1 a bug.
+    Exit codes: 0 done, 2 bad input, 3 the machine failed, 4 loss not finite, 130, 138 or 143 interrupted, 1 a bug.
     """
     _help_alone(context)
 
@@ -198,8 +200,27 @@ def train(
     partial: Annotated[
         bool, typer.Option("--allow-partial", help="Take the weights that fit, as long as the backbone's do.")
     ] = False,
-    gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="GPUs to use, one process on each.")] = None,
-    processes: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Processes on the CPU.")] = 1,
+    gpus: Gpus = None,
+    processes: Processes = 1,
+    nodes: Annotated[int | None, typer.Option(min=1, max=1024, metavar="M", help="Machines of the run.")] = None,
+    node_rank: Annotated[
+        int | None, typer.Option(min=0, metavar="K", help="Which of the machines this is, from 0.")
+    ] = None,
+    rendezvous: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where machine 0 is reached by the others.")
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, max=1000, metavar="N", help="Times to go on from the newest checkpoint by itself.")
+    ] = 0,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How long a process waits for the others in a step.")
+    ] = 600,
+    join_timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How long it waits for the others to come.")
+    ] = 300,
+    shutdown_timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="Time to end after a signal; twice that of a checkpoint.")
+    ] = 60,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of weights and data order.")] = None,
     device: Device = "auto",
 ) -> None:
@@ -210,6 +231,8 @@ def train(
         preset, [*(overrides or ()), *_path("data.root", data), *([] if seed is None else [f"seed={seed}"])]
     )
     detail(f"preset {settings.name} of {config.find(preset)}")
+    from ccnet_cli.distributed import Limits
+    from ccnet_cli.launch import machines
     from ccnet_cli.train import train as start
 
     folder = start(
@@ -222,8 +245,13 @@ def train(
         device=device,
         partial=partial,
         strict=strict,
+        machines=machines(nodes, node_rank, rendezvous),
+        restarts=max_restarts,
+        limits=Limits(join_timeout, timeout, shutdown_timeout),
     )
-    print(folder)
+    # one of several speaks
+    if folder is not None:
+        print(folder)
 
 
 @app.command(
@@ -254,6 +282,8 @@ def evaluate(
     scales: Scales = None,
     flip: Flip = None,
     device: Device = "auto",
+    gpus: Gpus = None,
+    processes: Processes = 1,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Score the first N images only.")] = None,
     json_file: Json = None,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the IoU of each class.")] = None,
@@ -267,10 +297,12 @@ def evaluate(
         raise InputError(f"checkpoint {option}", f"{checkpoint} is given too", "give one of them")
     _writable(json_file, csv, confusion)
     averaged = _numbers("--scales", scales)
-    from ccnet_cli.evaluate import evaluate as score
+    from ccnet_cli.evaluate import score
 
-    result = score(
+    found = score(
         checkpoint or option,
+        gpus=gpus,
+        processes=processes,
         data=None if data is None else str(data),
         split=split,
         preset=preset,
@@ -284,7 +316,11 @@ def evaluate(
         save=save,
         save_formats=formats or [Format.COLOR],
         overwrite=overwrite,
-    ).to_mapping()
+    )
+    # one of several speaks
+    if found is None:
+        return
+    result = found.to_mapping()
     if csv:
         rows = [*result["classes"].items(), ("mIoU", result["miou"])]
         table = "class,iou\n" + "".join(f"{_quoted(name)},{'' if v is None else v}\n" for name, v in rows)
@@ -1038,6 +1074,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGINT, _interrupt)
     os.environ[VERBOSITY] = "quiet" if "quiet" in chosen else "verbose" if "verbose" in chosen else ""
     started = time.monotonic()
+    # what torch's C++ has to say about lost connections takes many lines, and ours says it in one
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         if {"quiet", "verbose"} <= chosen:
             raise InputError("option --quiet", "--verbose is given too", "give one of them")
@@ -1057,7 +1095,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         told = _told(error)
         if "debug" in chosen or told is None:
             traceback.print_exc()
-        if told is not None:
+        # of several processes that met the same error one speaks
+        if told is not None and not told.told:
             tell(f"error: {told}")
             for note in getattr(told, "__notes__", ()):
                 tell(note)

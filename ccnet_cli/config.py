@@ -107,7 +107,8 @@ class Data(Section):
     """Where images and labels are, which classes they have, and how training samples are cut.
 
     A picture is scaled to fit within fit, its longer and its shorter side, and then by scale_min to scale_max, with
-    scale_step 0 anything between. category_ratio below 1 avoids crops of which one class covers that share.
+    scale_step 0 anything between. category_ratio below 1 avoids crops of which one class covers that share. timeout is
+    how many seconds a batch may take before the worker that owes it is given up.
     """
 
     dataset: Literal["cityscapes", "camvid", "ade20k", "voc", "lip", "cocostuff", "toyscapes", "folder"]
@@ -133,6 +134,7 @@ class Data(Section):
     mirror: Flag = True
     photometric: Flag = False
     workers: Annotated[int, Field(strict=True, ge=0, le=64)] = 2
+    timeout: Annotated[int, Field(strict=True, ge=1, le=86400)] = 300
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

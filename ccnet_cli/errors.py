@@ -8,9 +8,13 @@ VERBOSITY = "CCNET_VERBOSITY"
 
 
 class CCNetError(Exception):
-    """A failure told in one line, `WHAT: WHY; FIX`, without a traceback; a note added to it takes another line."""
+    """A failure told in one line, `WHAT: WHY; FIX`, without a traceback; a note added to it takes another line.
+
+    told is for an error that another process says.
+    """
 
     exit_code = 1
+    told = False
 
     def __init__(self, what: object, why: str, fix: str) -> None:
         super().__init__(what, why, fix)
@@ -34,6 +38,10 @@ class EnvironmentFailure(CCNetError):
     exit_code = 3
 
 
+class PeerLost(EnvironmentFailure):
+    """Another process of the run is gone or silent (exit code 3); the cause, if known, is another error."""
+
+
 class NonFiniteError(CCNetError):
     """Loss or gradient is not finite; raised before the optimiser step (exit code 4)."""
 
@@ -46,6 +54,7 @@ class Interrupted(CCNetError):
     def __init__(self, what: object, why: str, fix: str, number: int) -> None:
         super().__init__(what, why, fix)
         self.args = (what, why, fix, number)
+        self.number = number
         self.exit_code = 128 + number
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from ccnet_cli import checkpoint as checkpoints
-from ccnet_cli import config, distributed, images, loading, outputs
+from ccnet_cli import config, distributed, images, launch, loading, outputs
 from ccnet_cli import model as models
 from ccnet_cli.datasets import Sample, Source, load_image, load_pair, open_source
-from ccnet_cli.errors import InputError, notice
+from ccnet_cli.errors import InputError, Interrupted, notice
 from ccnet_cli.images import cv2
 from ccnet_cli.inference import check_precision, segment
 from ccnet_cli.metrics import Confusion
@@ -119,6 +119,28 @@ def evaluate(
     return result(matrix, source, restored.path, settings)
 
 
+def score(
+    checkpoint: Path | None = None, gpus: int | None = None, processes: int = 1, device: str = "auto", **choices: Any
+) -> Result | None:
+    """What `evaluate` returns, of so many processes; None on all but the first that torchrun or SLURM started."""
+    place = distributed.place()
+    if place is not None and (gpus or processes > 1):
+        why = f"{place.world} processes are started already, by torchrun or SLURM"
+        raise InputError("option --gpus" if gpus else "option --processes", why, "leave it to them")
+    kind = models.share(gpus, processes, device)
+    if place is None and (gpus or processes) > 1:
+        found: Result = launch.run(_score, (checkpoint, kind, choices), gpus or processes)
+        return found
+    found = _score(checkpoint, kind, choices)
+    return found if place is None or place.rank == 0 else None
+
+
+def _score(checkpoint: Path | None, device: torch.device, choices: dict[str, Any]) -> Result:
+    """One process's part of an evaluation."""
+    with distributed.joined(device) as own:
+        return evaluate(checkpoint, device=str(own), **choices)
+
+
 def evaluate_model(
     model: nn.Module,
     source: Source,
@@ -126,10 +148,13 @@ def evaluate_model(
     device: torch.device,
     on_image: Callable[[Sample, np.ndarray, np.ndarray], None] | None = None,
     precision: str = "fp32",
+    asked: Callable[[], int] = int,
 ) -> Confusion:
     """The confusion matrix over every image that has a label, on every process, each image counted once.
 
+    Images are scored one by one, so that neither their sizes nor the number of processes change a bit of the answer.
     on_image gets sample, BGR image and train ids (H, W) of each image of this process. The model's modes are kept.
+    asked tells a signal's number; Interrupted is raised on every process once any of them was asked to stop.
     """
     confusion = Confusion(len(source.classes))
     counted = torch.zeros(2, dtype=torch.int64)
@@ -145,6 +170,12 @@ def evaluate_model(
                 counted[1] += np.count_nonzero(label != source.ignore_index)
             if on_image is not None:
                 on_image(sample, image, ids)
+            if asked():
+                distributed.pass_on(asked())
+            if asked() or distributed.passed_on():
+                break
+    if number := distributed.largest(asked(), device):
+        raise Interrupted(f"data set {source.dataset}", "not scored to the end", "start again", number)
     # where the processes meet: NCCL sums on the GPU alone
     confusion.matrix = distributed.all_reduce_sum(confusion.matrix.to(device)).cpu()
     seen, pixels = distributed.all_reduce_sum(counted.to(device)).tolist()

@@ -163,6 +163,17 @@ def build(model: config.Model, classes: int, recompute: bool = False) -> CCNet:
     )
 
 
+def share(gpus: int | None, processes: int, name: str) -> torch.device:
+    """The device of one of so many processes of this machine; each takes a GPU of its own where it is CUDA."""
+    if gpus and processes > 1:
+        raise InputError("option --processes", "--gpus is given too", "give one of them")
+    if gpus and gpus > torch.cuda.device_count():
+        raise InputError(
+            f"option --gpus {gpus}", f"this machine has {torch.cuda.device_count()}", "use fewer, or --processes"
+        )
+    return device("cuda" if gpus else "cpu" if processes > 1 else name)
+
+
 def device(name: str = "auto") -> torch.device:
     """The device of a name: auto (CUDA where there is one), cpu, cuda or cuda:N; InputError where it is not here."""
     if name == "auto":

@@ -10,7 +10,7 @@ import torch
 
 from ccnet_cli import checkpoint, config
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
-from ccnet_cli.model import device as find_device
+from ccnet_cli.model import share
 
 # where torch's loader workers hand over their batches, by shared memory
 SHARED = Path("/dev/shm")
@@ -65,15 +65,15 @@ def make(
     device: str,
     partial: bool = False,
     strict: bool = False,
+    machines: int = 1,
+    started: int | None = None,
+    again: Path | None = None,
 ) -> Plan:
-    """The plan that train's arguments ask for; InputError for what cannot run here."""
-    if gpus and processes > 1:
-        raise InputError("option --processes", "--gpus is given too", "give one of them")
-    if gpus and gpus > torch.cuda.device_count():
-        raise InputError(
-            f"option --gpus {gpus}", f"this machine has {torch.cuda.device_count()}", "use fewer, or --processes"
-        )
-    place = find_device("cuda" if gpus else "cpu" if processes > 1 else device)
+    """The plan that train's arguments ask for; InputError for what cannot run here.
+
+    started is how many processes there are already, again the run folder of processes that were started anew.
+    """
+    place = share(gpus, processes, device)
     preset = _resolved(preset, place)
     if preset.train.precision == "fp16" and place.type == "cpu":
         raise InputError("preset key train.precision: fp16", "needs a GPU", "use bf16 or fp32")
@@ -88,6 +88,8 @@ def make(
     if partial and not weights:
         raise InputError("option --allow-partial", "there are no weights to take in part", "add --weights FILE")
     found = None
+    if again is not None:
+        run = again
     if resume == "auto":
         run = run or _newest_run(preset.name)
         found = _resumable(run) if run else None
@@ -100,10 +102,11 @@ def make(
         if checkpoint.STEP.fullmatch(found.stem) and not found.with_suffix(".json").is_file():
             raise InputError(found, "has no manifest: it counts as never written", "resume from an earlier one")
         run = run or (found.parent.parent if found.parent.name == "checkpoints" else found.parent)
-    elif run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
+    elif again is None and run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise InputError(run, "is not an empty folder", "continue it with --resume, or choose another --run")
     run = run or Path("runs") / f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    plan = Plan(preset, run, gpus or processes, place, found, weights, partial, strict)
+    count = started or (gpus or processes) * machines
+    plan = Plan(preset, run, count, place, found, weights, partial, strict)
     _check_shared_memory(plan)
     if plan.micro_batch == 1:
         notice("warning: batch normalisation sees one image at a time (micro batch 1)")

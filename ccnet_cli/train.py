@@ -1,14 +1,16 @@
 """Train a model: one self-contained, resumable run folder."""
 
+import ctypes
+import functools
 import json
 import math
-import os
 import random
 import shutil
 import signal
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ccnet_cli import checkpoint, config, datasets, distributed, durable, images, loading, runfolder
+from ccnet_cli import checkpoint, config, datasets, distributed, durable, images, launch, loading, runfolder
 from ccnet_cli import plan as plans
 from ccnet_cli import trainer as trainers
+from ccnet_cli.distributed import Limits
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFiniteError, notice
 from ccnet_cli.evaluate import evaluate_model
+from ccnet_cli.launch import Machines
 from ccnet_cli.loss import Objective
-from ccnet_cli.model import CCNet
+from ccnet_cli.model import CCNet, share
 from ccnet_cli.plan import Plan
 from ccnet_cli.progress import Progress
 from ccnet_cli.record import Record, environment, mosaic
@@ -45,17 +49,52 @@ def train(
     device: str = "auto",
     partial: bool = False,
     strict: bool = False,
-) -> Path:
+    machines: Machines | None = None,
+    restarts: int = 0,
+    limits: Limits | None = None,
+) -> Path | None:
     """Train as the preset says and return the run folder, made below ./runs unless given.
 
     resume is "auto" (the run's newest sound checkpoint; a fresh start where there is none) or a checkpoint file.
     weights is a checkpoint or other people's weights to begin with; with partial, where most of the backbone fits.
-    gpus and processes start that many processes of this machine on CUDA or the CPU. The global batch stays the
-    preset's. With strict, a resume under other settings, data, threads or processes than before is refused. Raises
-    InputError before anything is written, NonFiniteError before the step that would spoil the weights, and Interrupted
-    after a signal, its checkpoint written.
+    gpus and processes start that many processes on CUDA or the CPU of each of the machines; those that torchrun or
+    SLURM started train together. All but the first machine or process return None. The global batch stays the
+    preset's. Where the machine fails all start anew up to `restarts` times, from the newest checkpoint. With strict, a
+    resume under other settings, data, threads or processes than before is refused. Raises InputError before anything is
+    written, NonFiniteError before the step that would spoil the weights, and Interrupted after a signal, its checkpoint
+    written.
     """
-    plan = plans.make(preset, run, resume, gpus, processes, weights, device, partial, strict)
+    machines, limits = machines or Machines(), limits or Limits()
+    place = distributed.place() if machines.count == 1 else None
+    if place is not None and (gpus or processes > 1 or restarts):
+        option = "--gpus" if gpus else "--processes" if processes > 1 else "--max-restarts"
+        why = f"{place.world} processes are started already, by torchrun or SLURM"
+        raise InputError(f"option {option}", why, "leave it to them")
+    make = functools.partial(
+        *(plans.make, preset, run, resume, gpus, processes, weights, device, partial, strict),
+        machines=machines.count,
+        started=place.world if place else None,
+    )
+    if place is not None:
+        return _work(make, share(gpus, processes, device), limits)
+    if machines.count > 1:
+        kind = share(gpus, processes, device)
+        folder: Path | None = launch.run(_work, (make, kind, limits), gpus or processes, machines, restarts, limits)
+        return folder
+    plan = _prepared(make)
+    with _folder(plan):
+        if plan.processes > 1 or restarts:
+            launch.run(_work, (plan, plan.device, limits), plan.processes, restarts=restarts, limits=limits)
+        else:
+            _work(plan, plan.device, limits)
+    return plan.run
+
+
+def _prepared(make: Callable[..., Plan]) -> Plan:
+    """The plan, checked and told; of processes that were started anew, the one of before."""
+    before = distributed.recall("run")
+    plan = make(again=Path(before) if before else None)
+    distributed.remember("run", str(plan.run))
     preset = plan.preset
     if plan.weights:
         loading.check(plan.weights, preset.model, len(datasets.classes(preset.data)), plan.partial)
@@ -64,42 +103,59 @@ def train(
     batch = f"global batch {preset.train.batch} = {plan.processes} processes x {plan.micro_batch} images"
     length = f"{preset.schedule.steps} steps, {preset.train.precision}"
     notice(f"{plan.run}: {batch} x {plan.accumulation} accumulated, {length}")
+    return plan
+
+
+@contextmanager
+def _folder(plan: Plan) -> Iterator[None]:
+    """The run folder; one that the data ended before the first checkpoint leaves nothing worth keeping."""
     plan.run.parent.mkdir(parents=True, exist_ok=True)
     existed = True
     with suppress(FileExistsError):
         plan.run.mkdir()
         existed = False
     try:
-        if plan.processes > 1:
-            distributed.launch(_work, (plan,), plan.processes)
-        else:
-            _work(plan)
+        yield
     except InputError:
-        # a run that its data ended before the first checkpoint leaves nothing worth keeping
         if not existed and not checkpoint.committed(plan.run / "checkpoints"):
             shutil.rmtree(plan.run)
         raise
-    return plan.run
 
 
-def _work(plan: Plan) -> None:
-    """One process of a run."""
-    with distributed.joined(plan.device) as device, _signals() as asked, _alone(plan):
-        preset = plan.preset
+def _work(given: Plan | Callable[..., Plan], device: torch.device, limits: Limits) -> Path | None:
+    """One process of a run: of a plan, or of one that rank 0 makes for all."""
+    with distributed.joined(device, limits) as device, launch.signals() as asked:
         main = distributed.rank() == 0
+        if isinstance(given, Plan):
+            _train(given, device, asked)
+            return given.run
+        plan = distributed.agreed(functools.partial(_prepared, given))
+        with _folder(plan) if main else nullcontext():
+            _train(plan, device, asked)
+        return plan.run if main else None
+
+
+def _train(plan: Plan, device: torch.device, asked: Callable[[], int]) -> None:
+    preset = plan.preset
+    main = distributed.rank() == 0
+    resume = distributed.agreed(lambda: _beginning(plan))
+    with ExitStack() as held:
+        distributed.agreed(lambda: _alone(plan, resume, held))
         torch.manual_seed(preset.seed)
-        source = datasets.open_source(preset.data, "train")
-        trainer = trainers.build(preset, source, device, plan.weights, plan.partial)
+        source = distributed.together(lambda: datasets.open_source(preset.data, "train"))
+        trainer = distributed.together(lambda: trainers.build(preset, source, device, plan.weights, plan.partial))
         seed = preset.seed * 1000 + distributed.rank() + 1
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        if plan.resume:
-            trainer.restore(checkpoint.read(plan.resume), plan.resume, plan.strict)
-            if main and plan.resume.parent == plan.run / "checkpoints":
+        if resume:
+            distributed.together(lambda: trainer.restore(checkpoint.read(resume), resume, plan.strict))
+            if main and resume.parent == plan.run / "checkpoints":
                 # a kill may have come between the checkpoint and its names
-                _name(plan, trainer, plan.resume)
-        if trainer.step >= preset.schedule.steps:
+                _name(plan, trainer, resume)
+        record = Record(plan.run, trainer.step, preset.log.tensorboard) if main else None
+        owed = distributed.broadcast(record is not None and _owed(plan, resume, trainer.step, record))
+        if trainer.step >= preset.schedule.steps and not owed:
             if main:
                 notice(f"nothing to do: {plan.run} has done {trainer.step} of {preset.schedule.steps} steps")
             return
@@ -108,23 +164,35 @@ def _work(plan: Plan) -> None:
             images.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
             text = json.dumps(environment(device, plan.processes), indent=1)
             images.write_bytes(plan.run / "environment.json", text.encode())
-        _loop(plan, trainer, source, asked, Record(plan.run, trainer.step, preset.log.tensorboard) if main else None)
+        _loop(plan, trainer, source, asked, record, owed)
         durable.failpoint("at_exit")
 
 
-@contextmanager
-def _alone(plan: Plan) -> Iterator[None]:
-    """Hold the run folder, on rank 0, clear it of what dead processes left, and count the resume as an attempt."""
-    if distributed.rank():
-        yield
-        return
+def _alone(plan: Plan, resume: Path | None, held: ExitStack) -> None:
+    """Hold the run folder, clear it of what dead processes left, and count the resume as an attempt."""
     folder = plan.run / "checkpoints"
-    own = plan.resume is not None and plan.resume.parent == folder
-    with runfolder.held(plan.run):
-        durable.sweep(plan.run)
-        checkpoint.collect(folder)
-        with runfolder.attempt(plan.resume) if plan.resume and own else nullcontext():
-            yield
+    held.enter_context(runfolder.held(plan.run))
+    durable.sweep(plan.run)
+    checkpoint.collect(folder)
+    if resume is not None and resume.parent == folder:
+        held.enter_context(runfolder.attempt(resume))
+
+
+def _beginning(plan: Plan) -> Path | None:
+    """The checkpoint to continue from: processes that were started anew take the newest, if there is one by now."""
+    newest = checkpoint.newest(plan.run / "checkpoints") if distributed.attempt() else None
+    return newest[0] if newest else plan.resume
+
+
+def _due(preset: config.Preset, step: int) -> bool:
+    """Whether the model is scored after this step."""
+    return step == preset.schedule.steps or bool(step and preset.eval.every and step % preset.eval.every == 0)
+
+
+def _owed(plan: Plan, resume: Path | None, step: int, record: Record) -> bool:
+    """Whether a signal or a crash kept a run from scoring the checkpoint that it now continues from."""
+    own = resume is not None and plan.run in (resume.parent, resume.parent.parent)
+    return own and _due(plan.preset, step) and not any("miou" in row for row in record.rows if row["step"] == step)
 
 
 class _Network(nn.Module):
@@ -140,7 +208,14 @@ class _Network(nn.Module):
         return loss
 
 
-def _loop(plan: Plan, trainer: Trainer, source: datasets.Source, asked: list[int], record: Record | None) -> None:
+def _loop(
+    plan: Plan,
+    trainer: Trainer,
+    source: datasets.Source,
+    asked: Callable[[], int],
+    record: Record | None,
+    owed: bool,
+) -> None:
     preset, model = plan.preset, trainer.model
     steps, ohem = preset.schedule.steps, preset.loss.ohem
     objective = Objective(
@@ -161,6 +236,16 @@ def _loop(plan: Plan, trainer: Trainer, source: datasets.Source, asked: list[int
     losses: list[float] = []
     busy = logged = 0.0
     try:
+        number = distributed.largest(asked(), trainer.device)
+        if owed and not number:
+            number, better = _evaluate(trainer, val, record, asked)
+            model.train()
+            if better or not number:
+                _save(plan, trainer, last=True)
+        if number:
+            if not checkpoint.committed(plan.run / "checkpoints"):
+                _save(plan, trainer, last=True)
+            _stop(plan, trainer.step, number)
         while trainer.step < steps:
             started = time.monotonic()
             losses.append(_step(plan, trainer, network, batches, record))
@@ -173,12 +258,11 @@ def _loop(plan: Plan, trainer: Trainer, source: datasets.Source, asked: list[int
                 record.add(step=trainer.step, epoch=epoch, loss=loss, lr=lr, images_per_second=rate, seconds=busy)
                 progress.show(trainer.step, f"loss {loss:.4f}  lr {lr:.2e}  {rate:.1f} images/s")
                 losses, logged = [], busy
-            number = distributed.largest(asked[0] if asked else 0, trainer.device)
-            due = preset.eval.every and trainer.step % preset.eval.every == 0
+            number = distributed.largest(asked(), trainer.device)
             better, best = False, (trainer.best, trainer.best_step)
-            if not number and (due or trainer.step == steps):
+            if not number and _due(preset, trainer.step):
                 progress.close()
-                better = _evaluate(trainer, val, record)
+                number, better = _evaluate(trainer, val, record, asked)
                 model.train()
             if number or better or trainer.step == steps or trainer.step % preset.checkpoint.every == 0:
                 if not _save(plan, trainer, bool(number) or trainer.step == steps):
@@ -285,7 +369,9 @@ def _loader(plan: Plan, source: datasets.Source, start: int, first: int | None =
         collate_fn=datasets.collate,
         pin_memory=plan.device.type == "cuda",
         worker_init_fn=_quiet_worker if data.workers else None,
-        timeout=300 if data.workers else 0,
+        timeout=data.timeout if data.workers else 0,
+        # a process that was spawned would spawn its workers too: slowly, and not deaf to signals until they run
+        multiprocessing_context="fork" if data.workers and sys.platform == "linux" else None,
         # its own: the loader's start would draw from the generator that dropout uses
         generator=torch.Generator(),
     )
@@ -293,16 +379,24 @@ def _loader(plan: Plan, source: datasets.Source, start: int, first: int | None =
 
 def _quiet_worker(_: int) -> None:
     # a signal to the whole group is the main process's to answer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in launch.ANSWERED:
+        signal.signal(number, signal.SIG_IGN)
+    # one that hangs would outlive a process that was killed: PR_SET_PDEATHSIG, where there is such a thing
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     torch.set_num_threads(1)
 
 
-def _evaluate(trainer: Trainer, val: datasets.Source, record: Record | None) -> bool:
-    """Score the model on the validation split; whether it is the best so far."""
+def _evaluate(
+    trainer: Trainer, val: datasets.Source, record: Record | None, asked: Callable[[], int]
+) -> tuple[int, bool]:
+    """Score the model on the validation split; the signal that cut it short, or 0, and whether it is the best yet."""
     started = time.monotonic()
     distributed.share_buffers(trainer.inference_model)
-    confusion = evaluate_model(trainer.inference_model, val, trainer.preset.eval, trainer.device)
+    try:
+        confusion = evaluate_model(trainer.inference_model, val, trainer.preset.eval, trainer.device, asked=asked)
+    except Interrupted as stop:
+        return stop.number, False
     miou, accuracy, mean = confusion.miou(), confusion.pixel_accuracy(), confusion.mean_accuracy()
     trainer.metrics = {"miou": miou, "pixel_accuracy": accuracy, "mean_accuracy": mean}
     if record:
@@ -311,7 +405,7 @@ def _evaluate(trainer: Trainer, val: datasets.Source, record: Record | None) -> 
     better = miou > trainer.best
     if better:
         trainer.best, trainer.best_step = miou, trainer.step
-    return better
+    return 0, better
 
 
 def _save(plan: Plan, trainer: Trainer, last: bool) -> bool:
@@ -343,21 +437,3 @@ def _stop(plan: Plan, step: int, number: int) -> None:
     name = signal.Signals(number).name
     fix = f"continue with --run {plan.run} --resume"
     raise Interrupted(plan.run, f"stopped by {name} at step {step}, checkpoint written", fix, number)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM instead of dying of them; a second one ends the process at once."""
-    asked: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        if asked:
-            os._exit(128 + number)
-        asked.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from ccnet_cli import distributed
+from ccnet_cli import distributed, launch
 from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError
 
 
@@ -43,7 +43,7 @@ def _agree(start):
 
 
 def test_two_processes_agree():
-    assert distributed.launch(_agree, (7,), 2) == ([2**41 + 1, 5], 8, [0, 10], "from 0")
+    assert launch.run(_agree, (7,), 2) == ([2**41 + 1, 5], 8, [0, 10], "from 0")
 
 
 def _fail(kind):
@@ -70,4 +70,4 @@ def _fail(kind):
 )
 def test_the_first_failure_is_the_one_told(kind, error, words):
     with pytest.raises(error, match=words):
-        distributed.launch(_fail, (kind,), 2)
+        launch.run(_fail, (kind,), 2)

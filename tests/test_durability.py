@@ -587,12 +587,12 @@ def test_best_weights_that_the_disk_refused_are_not_the_best_so_far(data, tmp_pa
     monkeypatch.setattr(checkpoint, "save", sometimes)
     scores = iter([0.9, 0.5])
 
-    def evaluate(trainer, val, record):
+    def evaluate(trainer, val, record, asked):
         trainer.metrics = {"miou": next(scores)}
         better = trainer.metrics["miou"] > trainer.best
         if better:
             trainer.best, trainer.best_step = trainer.metrics["miou"], trainer.step
-        return better
+        return 0, better
 
     monkeypatch.setattr(training, "_evaluate", evaluate)
     run = train(preset(data, "checkpoint.every=3"), run=tmp_path / "run")

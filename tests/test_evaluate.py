@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DistributedSampler
 
 from ccnet_cli import checkpoint, config, distributed, loading, outputs
 from ccnet_cli import evaluate as evaluation
@@ -135,11 +136,16 @@ def in_ranks(world, work, monkeypatch):
     return results
 
 
-@pytest.mark.parametrize("world", [2, 3, 4])
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_any_number_of_processes_gives_the_same_matrix(saved, data, world, count, monkeypatch):
+@pytest.fixture(scope="module")
+def thirteen(tmp_path_factory):
+    return tiny.make_camvid(tmp_path_factory.mktemp("thirteen"), [(9 + 2 * n, 30 - n) for n in range(13)])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 8, 13])
+def test_any_number_of_processes_gives_the_same_matrix(saved, thirteen, world, count, monkeypatch):
     restored = loading.restore(saved)
-    source = open_source(restored.preset.data.model_copy(update={"root": str(data)}), "val")
+    source = open_source(restored.preset.data.model_copy(update={"root": str(thirteen)}), "val")
     source = evaluation.replace(source, samples=source.samples[:count])
     settings, place = restored.preset.eval, torch.device("cpu")
     alone = evaluation.evaluate_model(restored.model, source, settings, place)
@@ -150,7 +156,8 @@ def test_any_number_of_processes_gives_the_same_matrix(saved, data, world, count
 
 def test_a_sampler_that_repeats_images_is_noticed(saved, data, monkeypatch):
     # as torch's DistributedSampler does to give every rank equally many
-    monkeypatch.setattr(distributed, "shard", lambda count: [*range(count), 0])
+    parts = [DistributedSampler(range(5), 2, rank, shuffle=False) for rank in range(2)]
+    monkeypatch.setattr(distributed, "shard", lambda count: [index for part in parts for index in part])
     with pytest.raises(AssertionError, match="6 of 5 images"):
         evaluate(saved, data)
 
@@ -176,15 +183,19 @@ def test_any_number_of_processes_writes_every_image_once(saved, tmp_path, world,
     assert read[0] == read[1]
 
 
-@pytest.mark.slow
-def test_real_processes_give_the_same_result(saved, data):
-    alone = evaluate(saved, data)
-    assert distributed.launch(_work, (saved, str(data)), 2) == alone
+@pytest.mark.parametrize(
+    ("world", "count"),
+    [(2, 5), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(2, 1), (2, 13), (3, 2), (3, 7), (4, 3)])],
+)
+def test_real_processes_give_the_same_result(saved, thirteen, world, count):
+    alone = evaluate(saved, thirteen, limit=count)
+    assert evaluation.score(saved, processes=world, data=str(thirteen), limit=count) == alone
 
 
-def _work(saved, data):
-    with distributed.joined(torch.device("cpu")):
-        return evaluation.evaluate(saved, data, device="cpu")
+def test_the_command_line_scores_with_several_processes(saved, data, ccnet):
+    done = ccnet("eval", saved, "--data", data, "--processes", 2, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == evaluate(saved, data).to_mapping()
 
 
 def test_images_are_scored_at_the_size_they_fit_and_with_sides_exchanged(saved, data):

@@ -20,7 +20,7 @@ FLOORS = {
     5: "train predict visualize export bench cost kernels doctor",
     4: "evaluate plan trainer figure",
     3: "inference loading outputs measure",
-    2: "model checkpoint weights alternatives sources",
+    2: "model checkpoint weights alternatives sources launch",
     1: "attention resnet loss metrics schedule datasets distributed record progress torchfile runfolder video viewer",
     0: "ops config images durable version",
     -1: "errors",

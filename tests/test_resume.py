@@ -16,7 +16,7 @@ import pytest
 import torch
 from runs import arguments, canonical, make_horizons, outcome, preset, start, steps, wait_until
 
-from ccnet_cli import checkpoint, distributed, loading, plan
+from ccnet_cli import checkpoint, distributed, launch, loading, plan
 from ccnet_cli import train as training
 from ccnet_cli import trainer as trainers
 from ccnet_cli.datasets import Batches, open_source
@@ -441,7 +441,7 @@ def _spoilt_work(made, kind, times, folder):
     """One of two processes, of which the second meets something that is not finite."""
     happened = spoil(kind, 5, times, rank=1)
     try:
-        training._work(made)
+        training._work(made, made.device, distributed.Limits())
     finally:
         (folder / str(os.environ["RANK"])).write_text(json.dumps(happened))
 
@@ -450,10 +450,10 @@ def assert_skipped_by_two(data, folder, kind, times):
     made = plan.make(preset(data, *BAD), folder / "run", None, None, 2, None, "cpu")
     (folder / "run").mkdir()
     if times < 10:
-        distributed.launch(_spoilt_work, (made, kind, times, folder), 2)
+        launch.run(_spoilt_work, (made, kind, times, folder), 2)
     else:
         with pytest.raises(NonFiniteError, match=r"step 14: .* 10 steps in a row"):
-            distributed.launch(_spoilt_work, (made, kind, times, folder), 2)
+            launch.run(_spoilt_work, (made, kind, times, folder), 2)
         told = json.loads((folder / "run/nonfinite_step_14.json").read_text())
         assert [len(rank["samples"]) for rank in told["ranks"]] == [2, 2]
     for rank in "01":

@@ -1,5 +1,7 @@
 """Training samples for torch's DataLoader: read, augmented, normalised, padded."""
 
+import multiprocessing
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -7,7 +9,7 @@ import numpy as np
 
 from ccnet_cli.datasets.source import Source, load_pair
 from ccnet_cli.datasets.transforms import cut, distort, generator, mirror, normalise, pad, random_scale, resize
-from ccnet_cli.errors import CCNetError
+from ccnet_cli.errors import CCNetError, EnvironmentFailure
 from ccnet_cli.images import cv2
 
 # torch takes seconds to load, and checking a data set does without it
@@ -76,10 +78,21 @@ class Training:
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> "list[Item] | CCNetError":
         """A batch's items or the error that one of them met: raised in a worker, it would arrive as a RuntimeError."""
-        try:
-            return [self[key] for key in keys]
-        except CCNetError as error:
-            return error
+        import torch
+
+        items: list[Item] = []
+        for key in keys:
+            try:
+                items.append(self[key])
+            except CCNetError as error:
+                return error
+            except Exception as error:
+                # in the process itself, anything else is a bug and shows where
+                if torch.utils.data.get_worker_info() is None:
+                    raise
+                image, why = self.source.samples[key[1]].image, f"a worker failed on it ({error!r})"
+                return EnvironmentFailure(f"image {image}", why, "see that it can be read, and resume")
+        return items
 
 
 def collate(items: "list[Item] | CCNetError") -> "Batch | CCNetError":
@@ -93,8 +106,31 @@ def collate(items: "list[Item] | CCNetError") -> "Batch | CCNetError":
 
 
 def delivered(loader: "Iterable[Batch | CCNetError]") -> "Iterator[Batch]":
-    """The batches of a loader that uses collate; an InputError met in a worker is raised here."""
-    for batch in loader:
-        if isinstance(batch, CCNetError):
-            raise batch
-        yield batch
+    """The batches of a loader that uses collate; an InputError met in a worker is raised here.
+
+    A worker that is killed, ends by itself or is silent for longer than the loader's timeout raises EnvironmentFailure.
+    """
+    try:
+        for batch in _started(loader):
+            if isinstance(batch, CCNetError):
+                raise batch
+            yield batch
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
+            raise
+        # ignored, SIGTERM would not end one that hangs; and torch would tell of its end a second time
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for child in multiprocessing.active_children():
+            child.kill()
+        why = str(error).partition("\n")[0].rstrip(". ")
+        fix = "see if memory or /dev/shm ran out, raise data.timeout, or set data.workers=0, and resume"
+        raise EnvironmentFailure("a loader's worker", why or type(error).__name__, fix) from error
+
+
+def _started(loader: "Iterable[Batch | CCNetError]") -> "Iterator[Batch | CCNetError]":
+    # until its worker_init_fn runs, a worker dies of a signal to the whole group: it is born with them blocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
