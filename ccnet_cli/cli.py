@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-import shutil
+import signal
 import sys
 import time
 import traceback
@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.exceptions import TyperException
 
-from ccnet_cli.errors import VERBOSITY, CCNetError, EnvironmentFailure, InputError, detail, one_line, tell
+from ccnet_cli.errors import (
+    VERBOSITY,
+    CCNetError,
+    EnvironmentFailure,
+    InputError,
+    detail,
+    one_line,
+    out_of_memory,
+    tell,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -278,7 +287,8 @@ def evaluate(
     ).to_mapping()
     if csv:
         rows = [*result["classes"].items(), ("mIoU", result["miou"])]
-        _write(csv, "class,iou\n" + "".join(f"{_quoted(name)},{'' if v is None else v}\n" for name, v in rows))
+        table = "class,iou\n" + "".join(f"{_quoted(name)},{'' if v is None else v}\n" for name, v in rows)
+        _write(csv, table.encode())
     if _json(result, json_file):
         return
     title = f"{result['images']} images, {result['checkpoint']}"
@@ -733,7 +743,7 @@ def presets_copy(
     config.load(name)
     target = destination / f"{Path(name).stem}.yaml" if destination.is_dir() else destination
     _new(target, overwrite)
-    shutil.copyfile(config.find(name), target)
+    _write(target, config.find(name).read_bytes())
     print(target)
 
 
@@ -859,7 +869,7 @@ def data_sample(
     _new(output, overwrite)
     from ccnet_cli.checkpoint import sample_image
 
-    shutil.copyfile(sample_image(), output)
+    _write(output, sample_image().read_bytes())
     print(output)
 
 
@@ -931,11 +941,16 @@ def _writable(*files: Path | None) -> None:
             raise InputError(path, "cannot be written", "check its permissions")
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".ccnet-{os.getpid()}.tmp")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
+    except OSError as error:
+        # it could be written when the command began
+        why = f"not written ({error.strerror})"
+        raise EnvironmentFailure(path, why, "make room, or choose another place") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -952,7 +967,7 @@ def _json(value: object, path: Path | None) -> bool:
         return False
     text = json.dumps(value, indent=2, allow_nan=False)
     if str(path) != "-":
-        _write(path, text + "\n")
+        _write(path, f"{text}\n".encode())
         return False
     print(text)
     return True
@@ -1021,6 +1036,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _mend_streams()
     os.environ[VERBOSITY] = "quiet" if "quiet" in chosen else "verbose" if "verbose" in chosen else ""
     started = time.monotonic()
+    if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         if {"quiet", "verbose"} <= chosen:
             raise InputError("option --quiet", "--verbose is given too", "give one of them")
@@ -1045,6 +1062,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for note in getattr(told, "__notes__", ()):
                 tell(note)
         code = 1 if told is None else told.exit_code
+    if arguments is None:
+        # an interrupt while the interpreter ends is no exception of ours
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code or 0)
 
 
@@ -1053,6 +1073,12 @@ def _anywhere(words: list[str]) -> tuple[list[str], set[str]]:
     end = words.index("--") if "--" in words else len(words)
     kept = [word for word in words[:end] if word not in ANYWHERE]
     return kept + words[end:], {ANYWHERE[word] for word in words[:end] if word in ANYWHERE}
+
+
+def _interrupt(*_: object) -> None:
+    """End the command; a second interrupt, which could fall anywhere in its end, ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def _resume_alone(words: list[str]) -> list[str]:
@@ -1066,6 +1092,10 @@ def _resume_alone(words: list[str]) -> list[str]:
 
 def _mend_streams() -> None:
     """Let results be printed whatever the locale, and to nowhere where a stream is closed."""
+    # a file that is opened under the number of a closed stream would get what libraries print there
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -1086,7 +1116,7 @@ def _told(error: Exception) -> CCNetError | None:
         return error
     if isinstance(error, TyperException):
         return _usage(error)
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return EnvironmentFailure(
             "memory", one_line(str(error))[:160] or "exhausted", "use smaller images or --mode sliding"
         )
@@ -1098,15 +1128,6 @@ def _told(error: Exception) -> CCNetError | None:
         if error.filename is not None:
             return InputError(what, why, "check the path and its permissions")
     return None
-
-
-def _out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    return (
-        isinstance(error, MemoryError)
-        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
-        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
-    )
 
 
 def _usage(error: TyperException) -> InputError:

@@ -49,6 +49,14 @@ class Interrupted(CCNetError):
         self.exit_code = 128 + number
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: on the device, in torch's CPU allocator, in numpy or in OpenCV."""
+    # torch and OpenCV, which may not be loaded yet, are told by their words
+    words = ("DefaultCPUAllocator", "Cannot allocate memory", "(-4:Insufficient memory)", "can't start new thread")
+    named = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or named or any(word in str(error) for word in words)
+
+
 def one_line(text: str) -> str:
     """The text with every control character and line separator written as its escape, so that it stays one line."""
     return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode("ascii") for c in text)

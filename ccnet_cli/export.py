@@ -33,8 +33,10 @@ def export(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         durable.write(output, lambda file: torch.save(kept, file))
-    except OSError as error:
-        raise EnvironmentFailure(output, f"not written ({error.strerror})", "choose a writable place") from None
+    except (OSError, RuntimeError) as error:
+        # torch tells of a full disk in words of its own
+        why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise EnvironmentFailure(output, f"not written ({why})", "make room, or choose another place") from None
     return output
 
 

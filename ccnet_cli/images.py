@@ -51,7 +51,8 @@ Palette = Sequence[Sequence[int]]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, PALETTE = 0, 3
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+# outputs are checked before the work begins: what refuses them later is the machine
+MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS}
 # inside entropy-coded data 0xFF is followed by 0 (a stuffed byte) or a restart marker, unless a marker ends it
 JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 CODEC_MESSAGE = re.compile(rb"(?:Corrupt JPEG|Premature end|libpng |OpenCV: FFMPEG: )[^\n]*\n")
@@ -156,7 +157,7 @@ def write_label(path: Path, ids: Pixels, palette: Palette | None = None) -> None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, making its folder; InputError, or EnvironmentFailure where space ran out."""
+    """Write a file whole or not at all, making its folder; InputError, or EnvironmentFailure by the machine."""
     unfinished = temporary(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,8 +166,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     except (OSError, ValueError) as error:
         with contextlib.suppress(OSError):
             unfinished.unlink()
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            raise EnvironmentFailure(f"output {path}", _reason(error), "make room and run again") from None
+        if isinstance(error, OSError) and error.errno in MACHINE:
+            fix = "make room, or choose another folder, and run again"
+            raise EnvironmentFailure(f"output {path}", f"not written ({_reason(error)})", fix) from None
         why = f"cannot be written ({_reason(error)})"
         raise InputError(f"output {path}", why, "choose a folder that you can write to") from None
 

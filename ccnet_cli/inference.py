@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccnet_cli.datasets.transforms import exchange, normalise, scaled
-from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError
+from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError, out_of_memory
 
 # K classes, H and W the image; a block of scores holds K x BAND x BLOCK values
 BAND = 64
@@ -137,11 +137,6 @@ def starts(length: int, tile: int, stride: int) -> list[int]:
 def stride(tile: int) -> int:
     """How far apart tiles begin so that they overlap by a third: two thirds of the tile, rounded up."""
     return -(-2 * tile // 3)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, on the device, in torch's CPU allocator or in numpy."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,13 @@ class Restored:
     metrics: dict[str, float]
 
 
-def understand(path: Path, preset: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def understand(
+    path: Path, preset: str | None = None, overrides: Sequence[str] = (), headless: bool = True
+) -> dict[str, Any]:
     """The content of a checkpoint of ours, or that of other people's weights as if ours; a notice tells what they are.
 
-    preset, a name or a file, replaces the one that the file holds or suggests; overrides ("key=value") come last.
+    preset, a name or a file, replaces the one that the file holds or suggests; overrides ("key=value") come last. A
+    backbone alone gets a new head, or is an InputError unless headless.
     """
     content = checkpoint.load(path)
     if checkpoint.ours(content):
@@ -40,6 +43,9 @@ def understand(path: Path, preset: str | None = None, overrides: Sequence[str] =
             config.override(mapping, text)
         return content | {"preset": mapping}
     found = weights.recognise(content, path)
+    if found.classes is None and not headless:
+        why = f"{found.what}, a backbone without a head: its scores would mean nothing"
+        raise InputError(path, why, "train with it first (ccnet train --weights)")
     settings = weights.preset(found, preset, overrides)
     classes = datasets.classes(settings.data)
     if found.classes is not None and len(classes) != found.classes:
@@ -59,12 +65,12 @@ def understand(path: Path, preset: str | None = None, overrides: Sequence[str] =
     }
 
 
-def restore(path: Path, preset: str | None = None, overrides: Sequence[str] = ()) -> Restored:
+def restore(path: Path, preset: str | None = None, overrides: Sequence[str] = (), headless: bool = False) -> Restored:
     """The model of a checkpoint or of other people's weights, in evaluation mode on the CPU.
 
-    preset and overrides are those of `understand`. InputError if the file is damaged, unknown, or does not fit them.
+    The options are those of `understand`. InputError if the file is damaged, unknown, or does not fit them.
     """
-    content = understand(path, preset, overrides)
+    content = understand(path, preset, overrides, headless)
     try:
         settings = config.from_mapping(content["preset"])
         classes = Classes.from_mapping(content["classes"])
@@ -138,6 +144,9 @@ def match(
             wrong.append(f"{found.theirs(key)} is missing")
         elif given.shape != tensor.shape or given.is_floating_point() != tensor.is_floating_point():
             wrong.append(f"{found.theirs(key)} is {tuple(given.shape)}, the model's is {tuple(tensor.shape)}")
+        elif given.is_floating_point() and not given.isfinite().all():
+            fix = "use weights of a training that did not fail, or an earlier checkpoint"
+            raise InputError(path, f"weight {found.theirs(key)} is not finite", fix)
         else:
             fitting[key] = given
     backbone = [key for key in own if key.startswith("backbone.")]

@@ -60,6 +60,8 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
         above = next((folder for folder in path.parents if folder.exists()), None)
         if above is not None and not above.is_dir():
             raise InputError(above, "is a file, not a folder", "choose another output")
+        if above is not None and not os.access(above, os.W_OK):
+            raise InputError(above, "cannot be written", "check its permissions, or choose another output")
 
 
 def refuse_inputs(inputs: Iterable[Path], paths: Iterable[Path]) -> None:

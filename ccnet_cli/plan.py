@@ -1,5 +1,6 @@
 """What a training run is going to do, settled and checked before anything is written."""
 
+import os
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -8,8 +9,13 @@ from pathlib import Path
 import torch
 
 from ccnet_cli import checkpoint, config
-from ccnet_cli.errors import InputError, notice
+from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 from ccnet_cli.model import device as find_device
+
+# where torch's loader workers hand over their batches, by shared memory
+SHARED = Path("/dev/shm")
+# batches that each worker holds ready, and that a process has in hand
+AHEAD, IN_HAND = 2, 2
 
 
 @dataclass(frozen=True)
@@ -98,9 +104,26 @@ def make(
         raise InputError(run, "is not an empty folder", "continue it with --resume, or choose another --run")
     run = run or Path("runs") / f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     plan = Plan(preset, run, gpus or processes, place, found, weights, partial, strict)
+    _check_shared_memory(plan)
     if plan.micro_batch == 1:
         notice("warning: batch normalisation sees one image at a time (micro batch 1)")
     return plan
+
+
+def _check_shared_memory(plan: Plan) -> None:
+    """EnvironmentFailure where the workers' batches have no room: a worker that fails to hand one over hangs."""
+    data = plan.preset.data
+    height, width = data.crop
+    # an image of 3 float32 and a label of one int64 for each pixel
+    batch = plan.micro_batch * height * width * (3 * 4 + 8)
+    needed = plan.processes * (data.workers * AHEAD + IN_HAND) * batch
+    if not data.workers or not SHARED.is_dir():
+        return
+    space = os.statvfs(SHARED)
+    free = space.f_bavail * space.f_frsize
+    if free < needed:
+        why = f"{free >> 20} MiB free, the data workers need {-(-needed >> 20)}"
+        raise EnvironmentFailure(SHARED, why, "make it larger (docker run --shm-size), or set data.workers=0")
 
 
 def _resolved(preset: config.Preset, device: torch.device) -> config.Preset:

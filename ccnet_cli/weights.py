@@ -181,9 +181,6 @@ def _state(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     for prefix in ("module.", "_orig_mod."):
         while all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    for key, tensor in state.items():
-        if tensor.is_complex() or (tensor.is_floating_point() and not tensor.isfinite().all()):
-            raise InputError(path, f"weight {key} is not finite", "use weights of a training that did not fail")
     meta = content.get("meta")
     return state, meta if isinstance(meta, dict) else {}
 

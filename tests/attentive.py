@@ -28,7 +28,10 @@ def saved(
     network = build(preset.model, len(classes))
     if recurrence:
         network.head.rcca.attention.gamma.data.fill_(gamma)
-        network.head.rcca.attention.query_conv.weight.data.mul_(float("nan") if poison else strength)
+        network.head.rcca.attention.query_conv.weight.data.mul_(strength)
+        if poison:
+            for conv in (network.head.rcca.attention.query_conv, network.head.rcca.attention.key_conv):
+                conv.weight.data.mul_(1e30)
     state = {
         "format": checkpoints.FORMAT,
         "model": network.state_dict(),

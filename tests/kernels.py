@@ -43,7 +43,9 @@ class Case:
     def __post_init__(self) -> None:
         B, c, C, H, W = self.images, self.c, self.C, self.H, self.W
         random = np.random.default_rng([B, c, C, H, W])
-        whole = encode(random.standard_normal((B, H, W, 2 * c + C)) / c**0.25, self.dtype if self.fused else "float32")
+        if self.fused and self.dtype != "float32":
+            raise ValueError("query and key are float32, and so is the tensor that they are slices of")
+        whole = encode(random.standard_normal((B, H, W, 2 * c + C)) / c**0.25, "float32")
         query, key, value = np.split(whole, [c, 2 * c], axis=-1)
         value = value if self.fused else encode(value, self.dtype)
         grad = encode(random.standard_normal((B, H, W, C)), self.dtype)

@@ -1,5 +1,7 @@
 """The CUDA kernels where there is a CUDA device: what no simulation can tell."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -66,6 +68,15 @@ def test_work_follows_the_current_stream():
         late = [x.clone(memory_format=torch.preserve_format) for x in inputs]
         got = step(late)
     torch.cuda.current_stream().wait_stream(stream)
+    for mine, wanted in zip(got, expected, strict=True):
+        assert torch.equal(mine, wanted)
+
+
+def test_a_thread_that_has_done_nothing_yet_can_launch():
+    inputs = channels_last(*SHAPES[1])
+    expected = step(inputs)
+    with ThreadPoolExecutor(1) as pool:
+        got = pool.submit(step, inputs).result()
     for mine, wanted in zip(got, expected, strict=True):
         assert torch.equal(mine, wanted)
 

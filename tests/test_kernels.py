@@ -122,7 +122,7 @@ def test_full_size_is_the_definition_without_a_fault(arch, dtype):
     execute(case.launches, case.arrays, arch)
     assert failures(case, 2e-5 if dtype == "float32" else None) == []
     for options in RAGGED:
-        case = Case(**options, dtype=dtype)
+        case = Case(**options | {"dtype": dtype, "fused": options.get("fused", False) and dtype == "float32"})
         execute(case.launches, case.arrays, arch)
         assert failures(case) == []
 
@@ -141,6 +141,45 @@ def test_the_whole_forward_moves_and_computes_little_more_than_it_must():
     assert sum(r.bank_conflicts for r in results) <= 0.05 * sum(r.shared_wavefronts for r in results)
     # multiply-adds that threads executed, those in the exponential included
     assert case.useful >= 0.88 * sum(2 * r.thread_instructions.get("ffma", 0) for r in results)
+
+
+@runs
+@pytest.mark.parametrize("width", [1, 250, 1000, 8200])
+def test_a_cross_of_any_length_has_its_softmax_and_backward(width):
+    arm, pixels = 8, 3
+    stride = arm + steps.padded(width)
+    random = np.random.default_rng(0)
+    energy, pull = random.standard_normal((2, pixels, stride)).astype(np.float32)
+    energy[0] *= 1e4
+    energy[:, 0] = -np.inf
+    padding = np.ones(stride, bool)
+    padding[[0, 1, *range(arm, arm + width)]] = False
+    energy[:, padding] = pull[:, padding] = np.nan
+    exact = np.where(padding, -np.inf, energy.astype(np.float64))
+    exact = np.exp(exact - exact.max(1, keepdims=True))
+    exact /= exact.sum(1, keepdims=True)
+    pulled = np.where(padding, 0, pull.astype(np.float64))
+    grad = exact * (pulled - (exact * pulled).sum(1, keepdims=True))
+    arrays = {"energy": energy.reshape(-1), "pull": pull.reshape(-1)}
+    grid = steps.Grid(1, 2, width, arm)
+    for form, names in (("softmax", ("energy",)), ("softmax_backward", ("pull", "energy"))):
+        step = steps.softmaxes(form, grid, names, stride)
+        # three pixels stand for all of a map that would be too large
+        blocks = -(-pixels // step.kernel.sizes[2])
+        step = replace(step, grid=(blocks, 1, 1), arguments=(*step.arguments[:-1], pixels))
+        execute([step], arrays, (8, 0), written=arrays)
+    # padding is 0 in both, and whatever lay there before has no part
+    np.testing.assert_allclose(arrays["energy"].reshape(exact.shape), exact, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(arrays["pull"].reshape(exact.shape), grad, rtol=1e-4, atol=1e-6)
+
+
+@runs
+def test_nan_reaches_the_pixels_whose_cross_holds_it_and_no_other(on_ptxrun):
+    query, key, value = laid_out("last", 4, 4)
+    key[0, 1, 2, 1] = torch.nan
+    found = ops.criss_cross(query, key, value, "numba").isnan()
+    assert torch.equal(found, ops.criss_cross(query, key, value, "reference").isnan())
+    assert 0 < found.sum() < found.numel()
 
 
 def typical(dtype: str) -> list[steps.Kernel]:
@@ -182,10 +221,13 @@ def test_nothing_spills_and_shared_memory_is_read_in_vectors(arch):
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_nothing_spills_for_any_type_and_tile(arch, dtype):
+    found = {}
     for kernel in typical(dtype):
         for sizes in [kernel.sizes] if "softmax" in kernel.form else [kernel.sizes, (16, 16), (16, 9), (4, 4)]:
             for aligned in (True, False):
-                gate(replace(kernel, sizes=sizes, aligned=aligned), arch)
+                found[replace(kernel, sizes=sizes, aligned=aligned)] = None
+    for kernel in found:
+        gate(kernel, arch)
 
 
 # Faults, each planted in one place; the comparison (with the nan from before) or a check of ptxrun must find it.
@@ -432,6 +474,20 @@ class Driver:
 
     def __init__(self):
         self.launches = []
+        self.context = None
+
+    def cuInit(self, flags):
+        return (0,)
+
+    def cuDeviceGet(self, index):
+        return 0, index
+
+    def cuDevicePrimaryCtxRetain(self, device):
+        return 0, f"primary context of {device}"
+
+    def cuCtxSetCurrent(self, context):
+        self.context = context
+        return (0,)
 
     def cuModuleLoadData(self, image):
         return 0, image
@@ -453,8 +509,9 @@ def test_a_pass_is_five_launches_with_its_pointers_on_the_current_stream(monkeyp
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=next(streams)))
-    launch._prepared.cache_clear()
-    launch._loaded.cache_clear()
+    caches = (launch._prepared, launch._loaded, launch._context)
+    for cache in caches:
+        cache.cache_clear()
     inputs = laid_out("last slices", 4, 8)
     try:
         out, attention = cuda.criss_cross(*inputs)
@@ -471,9 +528,10 @@ def test_a_pass_is_five_launches_with_its_pointers_on_the_current_stream(monkeyp
         again, _ = cuda.criss_cross(*inputs)
         assert [ctypes.c_void_p.from_address(slot).value for slot in slots][2] == again.data_ptr()
         assert driver.launches[-1][2] == 8
+        assert driver.context == "primary context of None"
     finally:
-        launch._prepared.cache_clear()
-        launch._loaded.cache_clear()
+        for cache in caches:
+            cache.cache_clear()
 
 
 def test_what_the_driver_refuses_is_told_by_name():

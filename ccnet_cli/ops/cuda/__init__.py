@@ -23,17 +23,13 @@ def attention_width(height: int, width: int) -> int:
 
 def affinity(query_BCHW: Tensor, key_BCHW: Tensor, mask: bool) -> Tensor:
     """Energies of each pixel over its cross, not scaled: two (B, C, H, W) -> (B, P, H, W); own column entry -inf."""
-    (query, key), (B, H, W, C) = _pixels(query_BCHW, key_BCHW), _shape(query_BCHW)
+    query, key = _pixels(query_BCHW, key_BCHW)
+    B, H, W, C = query.shape
     energy = query.new_empty(B, H, W, H + W, dtype=torch.float32)
     # vectors must not reach from one arm into the next
     out = Buffer("out", H + W, H % 4 == 0 and W % 4 == 0)
-    grid = _grid(query, H)
-    _run(
-        _product("nt", grid, _buffer("left", query), _buffer("right", key), out, C, mask),
-        left=query,
-        right=key,
-        out=energy,
-    )
+    launches = _product("nt", _grid(query, H), _buffer("left", query), _buffer("right", key), out, C, mask)
+    _run(launches, left=query, right=key, out=energy)
     return energy.to(query.dtype).permute(0, 3, 1, 2)
 
 
@@ -87,11 +83,6 @@ def criss_cross_backward(
 _product = lru_cache(maxsize=256)(steps.products)
 _forward = lru_cache(maxsize=256)(steps.forward)
 _backward = lru_cache(maxsize=256)(steps.backward)
-
-
-def _shape(x_BCHW: Tensor) -> tuple[int, int, int, int]:
-    B, C, H, W = x_BCHW.shape
-    return B, H, W, C
 
 
 def _pixels(*tensors_BCHW: Tensor) -> list[Tensor]:

@@ -20,11 +20,16 @@ from ccnet_cli.ops.cuda.steps import ENTRY, Kernel, Step
 
 
 def run(steps: Sequence[Step], tensors: dict[str, Tensor]) -> None:
-    """Launch in order on the tensors' device, on torch's current stream there; capturable by a CUDA graph."""
+    """Launch in order on the tensors' device, on torch's current stream there.
+
+    A CUDA graph can capture it once the kernels are loaded, which a run before does.
+    """
     device = next(iter(tensors.values())).device
     pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream().cuda_stream
+        # a thread that has not called the CUDA runtime yet has no context
+        _checked(_driver().cuCtxSetCurrent(_context(device.index)))
         for step in steps:
             _prepared(step, device.index)(pointers, stream)
 
@@ -56,9 +61,16 @@ def _prepared(step: Step, index: int) -> _Launch:
     return _Launch(step, _loaded(step.kernel, index))
 
 
+@lru_cache(maxsize=64)
+def _context(index: int) -> Any:
+    """The primary context of a device, which is the one that torch uses."""
+    _checked(_driver().cuInit(0))
+    return _checked(_driver().cuDevicePrimaryCtxRetain(_checked(_driver().cuDeviceGet(index))))
+
+
 @lru_cache(maxsize=256)
 def _loaded(kernel: Kernel, index: int) -> Any:
-    """The kernel as a function in the primary context of a device, which is torch's and current here."""
+    """The kernel as a function in the primary context of a device, current here."""
     module = _checked(_driver().cuModuleLoadData(machine_code(kernel, torch.cuda.get_device_capability(index))))
     return _checked(_driver().cuModuleGetFunction(module, ENTRY.encode()))
 
