@@ -148,7 +148,8 @@ def _train(plan: Plan, device: torch.device, asked: Callable[[], int]) -> None:
         images.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
         text = json.dumps(environment(device, plan.processes), indent=1)
         images.write_bytes(plan.run / "environment.json", text.encode())
-    _loop(plan, trainer, source, asked, record, owed)
+    with datasets.attended():
+        _loop(plan, trainer, source, asked, record, owed)
 
 
 def _beginning(plan: Plan) -> Path | None:
