@@ -202,7 +202,7 @@ def joined(device: torch.device, limits: Limits | None = None) -> Iterator[torch
             raise InputError(f"process {own.local_rank} of this machine", why, "start as many processes as GPUs")
         device = torch.device("cuda", own.local_rank)
         torch.cuda.set_device(device)
-    else:
+    elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // own.local_world))
     try:
         _meet(own, "nccl" if device.type == "cuda" else "gloo", limits)

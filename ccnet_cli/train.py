@@ -164,7 +164,8 @@ def _train(plan: Plan, device: torch.device, asked: Callable[[], int]) -> None:
             images.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
             text = json.dumps(environment(device, plan.processes), indent=1)
             images.write_bytes(plan.run / "environment.json", text.encode())
-        _loop(plan, trainer, source, asked, record, owed)
+        with datasets.attended():
+            _loop(plan, trainer, source, asked, record, owed)
         durable.failpoint("at_exit")
 
 
@@ -381,6 +382,10 @@ def _quiet_worker(_: int) -> None:
     # a signal to the whole group is the main process's to answer
     for number in launch.ANSWERED:
         signal.signal(number, signal.SIG_IGN)
+    # what kills it the process tells in one line: neither torch nor a thread of the worker has to
+    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
+        signal.signal(number, signal.SIG_DFL)
+    sys.excepthook = lambda *_: None
     # one that hangs would outlive a process that was killed: PR_SET_PDEATHSIG, where there is such a thing
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)

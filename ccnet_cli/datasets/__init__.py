@@ -16,7 +16,7 @@ from ccnet_cli.datasets.listing import complete, fingerprint
 from ccnet_cli.datasets.report import Report, check
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import Classes, Sample, Source, load_image, load_label, load_pair
-from ccnet_cli.datasets.training import Training, collate, delivered
+from ccnet_cli.datasets.training import Training, attended, collate, delivered
 from ccnet_cli.datasets.voc import open_voc
 from ccnet_cli.errors import InputError, detail
 
@@ -29,6 +29,7 @@ __all__ = [
     "Sample",
     "Source",
     "Training",
+    "attended",
     "check",
     "classes",
     "collate",

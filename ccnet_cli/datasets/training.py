@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -106,22 +107,31 @@ def collate(items: "list[Item] | CCNetError") -> "Batch | CCNetError":
 
 
 def delivered(loader: "Iterable[Batch | CCNetError]") -> "Iterator[Batch]":
-    """The batches of a loader that uses collate; an InputError met in a worker is raised here.
+    """The batches of a loader that uses collate; an InputError met in a worker is raised here."""
+    for batch in _started(loader):
+        if isinstance(batch, CCNetError):
+            raise batch
+        yield batch
 
-    A worker that is killed, ends by itself or is silent for longer than the loader's timeout raises EnvironmentFailure.
+
+@contextmanager
+def attended() -> Iterator[None]:
+    """EnvironmentFailure for a loader's worker that is killed, ends by itself or is silent for longer than the timeout.
+
+    torch tells of a worker's death wherever the process happens to be, so this belongs around all that it does.
     """
+    before = multiprocessing.active_children()
     try:
-        for batch in _started(loader):
-            if isinstance(batch, CCNetError):
-                raise batch
-            yield batch
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
+        yield
+    except BaseException as error:
+        # they ignore SIGTERM, so the end of this process would wait for them; and torch would tell of theirs once more
+        if workers := [child for child in multiprocessing.active_children() if child not in before]:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for worker in workers:
+                worker.kill()
+        lost = isinstance(error, RuntimeError) and "DataLoader" in str(error)
+        if not lost and not isinstance(error, ConnectionError | EOFError):
             raise
-        # ignored, SIGTERM would not end one that hangs; and torch would tell of its end a second time
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for child in multiprocessing.active_children():
-            child.kill()
         why = str(error).partition("\n")[0].rstrip(". ")
         fix = "see if memory or /dev/shm ran out, raise data.timeout, or set data.workers=0, and resume"
         raise EnvironmentFailure("a loader's worker", why or type(error).__name__, fix) from error
