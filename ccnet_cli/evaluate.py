@@ -93,7 +93,7 @@ def evaluate(
     shard = len(distributed.shard(len(source.samples)))
     done = 0
 
-    def on_image(sample: Sample, image: np.ndarray, ids: np.ndarray) -> None:
+    def on_image(sample: Sample, image: np.ndarray, ids: np.ndarray, _: np.ndarray | None) -> None:
         nonlocal done
         done += 1
         if save is not None:
@@ -146,14 +146,15 @@ def evaluate_model(
     source: Source,
     settings: config.Eval,
     device: torch.device,
-    on_image: Callable[[Sample, np.ndarray, np.ndarray], None] | None = None,
+    on_image: Callable[[Sample, np.ndarray, np.ndarray, np.ndarray | None], None] | None = None,
     precision: str = "fp32",
     asked: Callable[[], int] = int,
 ) -> Confusion:
     """The confusion matrix over every image that has a label, on every process, each image counted once.
 
     Images are scored one by one, so that neither their sizes nor the number of processes change a bit of the answer.
-    on_image gets sample, BGR image and train ids (H, W) of each image of this process. The model's modes are kept.
+    on_image gets sample, BGR image, predicted train ids (H, W) and label of each image of this process. The model's
+    modes are kept.
     asked tells a signal's number; Interrupted is raised on every process once any of them was asked to stop.
     """
     confusion = Confusion(len(source.classes))
@@ -169,7 +170,7 @@ def evaluate_model(
                 confusion.update(torch.from_numpy(ids), torch.from_numpy(label), source.ignore_index)
                 counted[1] += np.count_nonzero(label != source.ignore_index)
             if on_image is not None:
-                on_image(sample, image, ids)
+                on_image(sample, image, ids, label)
             if asked():
                 distributed.pass_on(asked())
             if asked() or distributed.passed_on():

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -64,14 +64,19 @@ class Record:
 
             self.board = SummaryWriter(str(folder / "tensorboard"))
 
-    def add(self, **row: float) -> None:
-        """Append one row, {column: number}; every row has its step, and what is not finite is left out."""
-        row = {column: value for column, value in row.items() if math.isfinite(value)}
+    def add(self, classes: Mapping[str, float | None] | None = None, **numbers: float) -> None:
+        """Append one row, {column: number}; every row has its step, and what is not finite is left out.
+
+        classes, the IoU of each, goes into the log alone.
+        """
+        row: dict[str, Any] = {column: value for column, value in numbers.items() if math.isfinite(value)}
+        if classes is not None:
+            row["classes"] = dict(classes)
         self.rows.append(row)
         with self._forbearing():
             self._append(row)
         if self.board is not None:
-            for column in set(row) - {"step", "epoch", "seconds"}:
+            for column in set(row) - {"step", "epoch", "seconds", "classes"}:
                 self.board.add_scalar(column, row[column], row["step"])
 
     def skip(self, step: int, samples: list[str]) -> None:

@@ -19,23 +19,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ccnet_cli import checkpoint, config, datasets, distributed, durable, images, launch, loading, runfolder
+from ccnet_cli import checkpoint, config, datasets, distributed, durable, images, launch, loading, report, runfolder
 from ccnet_cli import plan as plans
 from ccnet_cli import trainer as trainers
 from ccnet_cli.distributed import Limits
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFiniteError, notice
-from ccnet_cli.evaluate import evaluate_model
+from ccnet_cli.evaluate import draw, evaluate_model
 from ccnet_cli.launch import Machines
 from ccnet_cli.loss import Objective
 from ccnet_cli.model import CCNet, share
 from ccnet_cli.plan import Plan
 from ccnet_cli.progress import Progress
 from ccnet_cli.record import Record, environment, mosaic
+from ccnet_cli.report import Example, Worst, worst_of
 from ccnet_cli.schedule import learning_rate
 from ccnet_cli.trainer import Trainer
 
 # periodic checkpoints in a row that the disk may refuse before the run ends
 FAILED_SAVES = 3
+# validation images that the report shows
+WORST = 8
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -398,19 +401,52 @@ def _evaluate(
     """Score the model on the validation split; the signal that cut it short, or 0, and whether it is the best yet."""
     started = time.monotonic()
     distributed.share_buffers(trainer.inference_model)
+    worst = Worst(WORST, val.classes.palette, val.ignore_index)
+
+    def look(sample: datasets.Sample, image: np.ndarray, ids: np.ndarray, label: np.ndarray | None) -> None:
+        if label is not None:
+            worst.add(sample.name, image, label, ids)
+
+    final = trainer.step == trainer.preset.schedule.steps
     try:
-        confusion = evaluate_model(trainer.inference_model, val, trainer.preset.eval, trainer.device, asked=asked)
+        confusion = evaluate_model(
+            trainer.inference_model,
+            val,
+            trainer.preset.eval,
+            trainer.device,
+            look if final else None,
+            asked=asked,
+        )
     except Interrupted as stop:
         return stop.number, False
     miou, accuracy, mean = confusion.miou(), confusion.pixel_accuracy(), confusion.mean_accuracy()
     trainer.metrics = {"miou": miou, "pixel_accuracy": accuracy, "mean_accuracy": mean}
     if record:
-        record.add(step=trainer.step, **trainer.metrics)
+        ious = confusion.iou().tolist()
+        classes = {name: iou if math.isfinite(iou) else None for name, iou in zip(val.classes.names, ious, strict=True)}
+        record.add(classes, step=trainer.step, **trainer.metrics)
         notice(f"step {trainer.step}: validation mIoU {miou:.4f} ({time.monotonic() - started:.0f} s)")
     better = miou > trainer.best
     if better:
         trainer.best, trainer.best_step = miou, trainer.step
+    if final:
+        kept = distributed.gather(worst)
+        if record:
+            record.draw()
+            _report(record, val.classes, draw(confusion, val.classes.names), worst_of(kept, WORST))
     return 0, better
+
+
+def _report(record: Record, classes: datasets.Classes, matrix: images.Pixels, examples: list[Example]) -> None:
+    """Write report.html from what lies in the run folder; a disk that refuses it does not end the run."""
+    folder = record.folder
+    preset = (folder / "preset.yaml").read_text(encoding="utf-8")
+    found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    try:
+        path = folder / "report.html"
+        report.write(path, preset, found, record.rows, classes.names, classes.palette, matrix, examples)
+    except (InputError, EnvironmentFailure) as error:
+        notice(f"warning: {error}; training goes on without it")
 
 
 def _save(plan: Plan, trainer: Trainer, last: bool) -> bool:

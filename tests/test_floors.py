@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     6: "cli",
     5: "train predict visualize export bench cost kernels doctor",
-    4: "evaluate plan trainer figure",
+    4: "evaluate plan trainer figure report",
     3: "inference loading outputs measure",
     2: "model checkpoint weights alternatives sources launch",
     1: "attention resnet loss metrics schedule datasets distributed record progress torchfile runfolder video viewer",

@@ -324,3 +324,16 @@ def test_auto_resume_without_a_run_starts_one(data, tmp_path, capsys):
 def test_a_gpu_trains(data, tmp_path, precision):
     run = train(preset(data, f"train.precision={precision}", "data.workers=1"), run=tmp_path / "run", device="cuda")
     assert loading.restore(run / "last.pt").step == 6
+
+
+def test_a_finished_run_has_a_report_and_remembers_each_class(data, tmp_path):
+    run = train(preset(data), run=tmp_path / "run")
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert text.count("<figure>") == 4 and "data.classes" not in text and "classes: [sky, road]" in text
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    scored = [row for row in rows if "miou" in row]
+    assert [row["step"] for row in scored] == [3, 6]
+    for row in scored:
+        ious = [value for value in row["classes"].values() if value is not None]
+        assert list(row["classes"]) == ["sky", "road"] and sum(ious) / len(ious) == pytest.approx(row["miou"])
+    assert "classes" not in (run / "metrics.csv").read_text()
