@@ -28,4 +28,4 @@ def load(
     from ccnet_cli import loading
 
     chosen = [] if recurrence is None else [f"model.recurrence={recurrence}"]
-    return loading.restore(Path(path), preset, [*overrides, *chosen]).model
+    return loading.restore(Path(path), preset, [*overrides, *chosen], headless=True).model

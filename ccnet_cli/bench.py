@@ -22,6 +22,7 @@ OFFICIAL, NON_LOCAL, FLOOR = "official", "non-local", "floor"
 TELLS = {
     "reference": "the definition, in einsum",
     "gemm": "batched matrix products on channels-last views, nothing copied",
+    "numba": "tiled kernels along rows and columns, nothing copied",
     OFFICIAL: "the authors' formulation: copied rows and columns, concatenation, separate projections",
     NON_LOCAL: "one non-local block: every pixel is a key (always one pass)",
     FLOOR: "only the matrix products of the criss-cross passes",
@@ -87,9 +88,9 @@ class Contender:
     gflop: float
 
 
-def names() -> tuple[str, ...]:
-    """What can be measured, the reference first."""
-    return (*ops.implementations(), OFFICIAL, NON_LOCAL, FLOOR)
+def names(device: str = "cpu") -> tuple[str, ...]:
+    """What can be measured on a device, the reference first."""
+    return (*ops.implementations(device), OFFICIAL, NON_LOCAL, FLOOR)
 
 
 def attention(
@@ -110,9 +111,9 @@ def attention(
     the matrix library's own scratch is not seen. InputError for unknown names or a map too large for a non-local block.
     """
     place = models.device(device)
-    chosen = _chosen(implementations)
+    chosen = _chosen(implementations, place)
     if NON_LOCAL in chosen:
-        rest = " ".join(f"--implementation {name}" for name in names() if name != NON_LOCAL)
+        rest = " ".join(f"--implementation {name}" for name in names(place.type) if name != NON_LOCAL)
         measure.check_memory(size, batch, place, f"use a smaller size, or leave it out with {rest}")
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -142,11 +143,12 @@ def attention(
         torch.set_num_threads(before)
 
 
-def _chosen(implementations: Sequence[str] | None) -> list[str]:
+def _chosen(implementations: Sequence[str] | None, device: torch.device) -> list[str]:
+    known = names(device.type)
     for name in implementations or ():
-        if name not in names():
-            raise InputError(f"implementation {name}", "unknown", f"choose from {', '.join(names())}")
-    return [name for name in names() if not implementations or name in implementations or name == "reference"]
+        if name not in known:
+            raise InputError(f"implementation {name}", "unknown", f"choose from {', '.join(known)}")
+    return [name for name in known if not implementations or name in implementations or name == "reference"]
 
 
 def _contenders(

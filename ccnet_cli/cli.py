@@ -6,20 +6,34 @@ import itertools
 import json
 import os
 import re
-import shutil
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.exceptions import TyperException
 
-from ccnet_cli import __version__
-from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, notice, one_line
+from ccnet_cli.errors import (
+    VERBOSITY,
+    CCNetError,
+    EnvironmentFailure,
+    InputError,
+    detail,
+    one_line,
+    out_of_memory,
+    tell,
+)
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# options of every command, wherever they stand
+ANYWHERE = {"--debug": "debug", "--quiet": "quiet", "-q": "quiet", "--verbose": "verbose", "-v": "verbose"}
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 # plain help: rich's panels would cost a third of the time that --help may take
 app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT)
@@ -37,7 +51,10 @@ BENCH_EXAMPLES = _examples(
     "ccnet bench attention", "ccnet bench attention --size 97x97 --json bench.json", "ccnet bench cost"
 )
 PRESETS_EXAMPLES = _examples(
-    "ccnet presets list", "ccnet presets show camvid", "ccnet presets copy quickstart mine.yaml"
+    "ccnet presets list",
+    "ccnet presets show camvid",
+    "ccnet presets copy quickstart mine.yaml",
+    "ccnet presets diff quickstart mine.yaml",
 )
 DATA_EXAMPLES = _examples(
     "ccnet data make toyscapes toys",
@@ -69,9 +86,24 @@ CheckpointFile = Annotated[
         help="Checkpoint; else $CCNET_CHECKPOINT, the newest run below ./runs, the demo weights.",
     ),
 ]
+
+
+def _preset_names(incomplete: str) -> list[str]:
+    """What a shell completes a preset's name to."""
+    from ccnet_cli import config
+
+    return [name for name in config.names() if name.startswith(incomplete)]
+
+
+PresetName = Annotated[str, typer.Argument(metavar="NAME|FILE", help="The preset.", autocompletion=_preset_names)]
 OtherPreset = Annotated[
     str | None,
-    typer.Option("--preset", metavar="NAME|FILE", help="Preset in place of the one that the file holds or suggests."),
+    typer.Option(
+        "--preset",
+        metavar="NAME|FILE",
+        help="Preset in place of the one that the file holds or suggests.",
+        autocompletion=_preset_names,
+    ),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
@@ -95,7 +127,9 @@ Json = Annotated[
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"ccnet {__version__}")
+        from ccnet_cli.version import describe
+
+        print(describe())
         raise typer.Exit
 
 
@@ -111,11 +145,17 @@ def _version(asked: bool) -> None:
 def root(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the versions.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Tell errors alone: no notices, no progress.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Tell more: what was found, how long it took.")
+    ] = False,
 ) -> None:
     """Semantic segmentation with criss-cross attention.
+
+    --debug, --quiet and --verbose may stand anywhere, after the command too.
 
     Exit codes: 0 done, 2 bad input, 3 the machine failed, 4 loss not finite, 130, 138 or 143 interrupted, 1 a bug.
     """
@@ -137,7 +177,10 @@ def _help_alone(context: typer.Context) -> None:
     )
 )
 def train(
-    preset: Annotated[str, typer.Option(metavar="NAME|FILE", help="What to run; see ccnet presets list.")],
+    preset: Annotated[
+        str,
+        typer.Option(metavar="NAME|FILE", help="What to run; see ccnet presets list.", autocompletion=_preset_names),
+    ],
     overrides: Overrides = None,
     data: DataFolder = None,
     run: Annotated[
@@ -147,6 +190,9 @@ def train(
         str | None,
         typer.Option(metavar="[FILE]", help="Continue from FILE, or from the newest sound checkpoint of the run."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict-resume", help="Refuse to resume under other settings, data or threads.")
+    ] = False,
     weights: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Begin with these weights: a checkpoint, the authors', ImageNet's, ..."),
@@ -184,6 +230,7 @@ def train(
     settings = config.load(
         preset, [*(overrides or ()), *_path("data.root", data), *([] if seed is None else [f"seed={seed}"])]
     )
+    detail(f"preset {settings.name} of {config.find(preset)}")
     from ccnet_cli.distributed import Limits
     from ccnet_cli.launch import machines
     from ccnet_cli.train import train as start
@@ -197,6 +244,7 @@ def train(
         weights=weights,
         device=device,
         partial=partial,
+        strict=strict,
         machines=machines(nodes, node_rank, rendezvous),
         restarts=max_restarts,
         limits=Limits(join_timeout, timeout, shutdown_timeout),
@@ -275,7 +323,8 @@ def evaluate(
     result = found.to_mapping()
     if csv:
         rows = [*result["classes"].items(), ("mIoU", result["miou"])]
-        _write(csv, "class,iou\n" + "".join(f"{_quoted(name)},{'' if v is None else v}\n" for name, v in rows))
+        table = "class,iou\n" + "".join(f"{_quoted(name)},{'' if v is None else v}\n" for name, v in rows)
+        _write(csv, table.encode())
     if _json(result, json_file):
         return
     title = f"{result['images']} images, {result['checkpoint']}"
@@ -293,17 +342,39 @@ def evaluate(
         "ccnet predict img.png -o mask.png",
         "ccnet predict street.jpg -o overlay.png --format overlay --legend legend.png",
         "ccnet predict photos 'more/*.jpg' -o masks --format color --format train-id",
+        "ccnet predict photos -o masks --continue",
+        "ccnet predict - -o masks --probabilities npz --json areas.json < names.txt",
+        "ccnet predict drive.mov -o drive.webm --format overlay",
     )
 )
 def predict(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Images, folders and patterns.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help="Images, videos, folders, patterns; - reads names.")
+    ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE|DIR", help="A file for one image, else a folder.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE|DIR",
+            help="A .png for one image, a .mp4 or .webm for one video, else a folder.",
+        ),
     ],
     checkpoint: CheckpointFile = None,
     formats: Formats = None,
     legend: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the colours' names.")] = None,
+    probabilities: Annotated[
+        Literal["npz"] | None,
+        typer.Option(metavar="npz", help="Write float16 arrays (classes, height, width) beside the masks of images."),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write each class's area in each source; - prints JSON alone."),
+    ] = None,
     overwrite: Overwrite = False,
+    continued: Annotated[
+        bool, typer.Option("--continue", help="Keep what is whole, whatever checkpoint it is from; segment the rest.")
+    ] = False,
     device: Device = "auto",
     mode: Mode = None,
     scales: Scales = None,
@@ -311,11 +382,12 @@ def predict(
     preset: OtherPreset = None,
     overrides: Overrides = None,
 ) -> None:
-    """Segment photographs: colour masks, overlays or label ids."""
+    """Segment photographs and videos: colour masks, overlays or label ids, probabilities, areas."""
+    _writable(json_file)
     averaged = _numbers("--scales", scales)
     from ccnet_cli.predict import predict as segment
 
-    written = segment(
+    result = segment(
         sources,
         output,
         checkpoint=checkpoint,
@@ -328,8 +400,13 @@ def predict(
         flip=flip,
         preset=preset,
         overrides=overrides or (),
+        npz=probabilities is not None,
+        areas=json_file is not None,
+        continued=continued,
     )
-    for path in written:
+    if json_file is not None and _json(result.to_mapping(), json_file):
+        return
+    for path in result.files:
         print(path)
 
 
@@ -338,10 +415,16 @@ def predict(
         "ccnet visualize --point 300,400",
         "ccnet visualize street.jpg --point 300,400 --point 120,80 -o attention.png",
         "ccnet visualize --point 300,400 --clip 98 --maps attention.npz",
+        "ccnet visualize street.jpg --point 300,400 --checkpoint runs/r1 --compare runs/r2",
+        "ccnet visualize street.jpg --html viewer.html --label street_label.png",
+        "ccnet visualize one.jpg two.jpg --html viewers/",
     )
 )
 def visualize(
-    image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="The sample image if left out.")] = None,
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[IMAGE]...", help="The sample image if left out; several for --html."),
+    ] = None,
     points: Annotated[
         list[str] | None,
         typer.Option("--point", metavar="X,Y", help="Pixel of the image, from top left; repeatable."),
@@ -350,43 +433,76 @@ def visualize(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="attention.png, or the next free number of it."),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|DIR", help="Write a page to explore instead: a .html file, or a folder of them."),
+    ] = None,
+    label: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Label map to show in the page, a PNG of the data set's ids.")
+    ] = None,
     checkpoint: CheckpointFile = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A second checkpoint, drawn beside the first.")
+    ] = None,
     clip: Annotated[
         float, typer.Option(min=0, max=100, metavar="PERCENT", help="Percentile above which weights look alike.")
     ] = 99.0,
     maps: Annotated[Path | None, typer.Option(metavar="NPZ", help="Write the maps as arrays.")] = None,
+    json_file: Json = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     preset: OtherPreset = None,
     overrides: Overrides = None,
 ) -> None:
-    """Draw what the network attends to from a point: R=1 beside R=2."""
-    if not points:
-        raise InputError("option --point", "missing", "give a pixel, such as --point 300,400")
-    pixels = [_point(text) for text in points]
+    """Draw what the network attends to from a point: R=1 beside R=2, as a figure or as a page to explore."""
+    pixels = [_point(text) for text in points or ()]
+    given = sources or []
+    chosen: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "clip": clip,
+        "device": device,
+        "overwrite": overwrite,
+        "preset": preset,
+        "overrides": overrides or (),
+    }
+    if html is not None:
+        figures = (("--output", output), ("--compare", compare), ("--maps", maps), ("--json", json_file))
+        for option, value in figures:
+            if value is not None:
+                raise InputError(f"option {option}", "is for the figure, not for --html", "give one of them")
+        from ccnet_cli.visualize import explore
+
+        for path in explore(given, html, pixels, label=label, **chosen):
+            print(path)
+        return
+    if not pixels:
+        raise InputError("option --point", "missing", "give a pixel, such as --point 300,400, or --html viewer.html")
+    if len(given) > 1 or label is not None:
+        what, fix = ("option --label", "add --html FILE") if label else (f"{len(given)} images", "add --html DIR")
+        raise InputError(what, "only with --html", fix)
+    _writable(json_file)
     target = output or _free(Path("attention.png"))
     from ccnet_cli.visualize import visualize as draw
 
-    summary = draw(
-        image,
-        pixels,
-        target,
-        checkpoint=checkpoint,
-        clip=clip,
-        maps=maps,
-        device=device,
-        overwrite=overwrite,
-        preset=preset,
-        overrides=overrides or (),
-    )
+    summary = draw(given[0] if given else None, pixels, target, maps=maps, compare=compare, **chosen)
+    if _json(summary.to_mapping(), json_file):
+        return
+    drawn = [summary, *([summary.compared] if summary.compared else [])]
     rows = [
-        (f"{point['point'][0]},{point['point'][1]}", point["class"], f"R={r}", *map(_percent, point[f"r{r}"].values()))
-        for point in summary.to_mapping()["points"]
-        for r in range(1, summary.recurrence + 1)
+        (
+            f"{point['point'][0]},{point['point'][1]}",
+            *([one.checkpoint] if compare else []),
+            point["class"],
+            f"R={r}",
+            *map(_percent, point[f"r{r}"].values()),
+        )
+        for one in drawn
+        for point in one.to_mapping()["points"]
+        for r in range(1, one.recurrence + 1)
     ]
     _table(
         f"{summary.image}: where the attention lies, %",
-        ("point", "class", "pass", "own class", "on cross", "off cross"),
+        ("point", *(["model"] if compare else []), "class", "pass", "own class", "on cross", "off cross"),
         rows,
     )
 
@@ -413,7 +529,7 @@ def export(
     """Write a checkpoint's model alone, to hand on: without the optimiser's state, about a third of the size."""
     _new(output, overwrite)
     from ccnet_cli.checkpoint import find
-    from ccnet_cli.loading import export as write
+    from ccnet_cli.export import export as write
 
     print(write(find(checkpoint), output, format, preset, overrides or ()))
 
@@ -536,9 +652,85 @@ def bench_cost(
     _table(title, columns, rows)
 
 
+@bench_app.command(
+    "kernels",
+    epilog=_examples(
+        "ccnet bench kernels --arch sm_80 --arch sm_90",
+        "ccnet bench kernels --size 129x257 --dtype bfloat16 --json kernels.json",
+    ),
+)
+def bench_kernels(
+    archs: Annotated[
+        list[str] | None, typer.Option("--arch", metavar="sm_NN", help="Architecture to compile for; repeatable.")
+    ] = None,
+    sizes: Annotated[
+        list[str] | None, typer.Option("--size", metavar="HxW", help="Size of the feature map; repeatable.")
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        typer.Option(metavar="float32|float16|bfloat16", help="What value, output and gradients are stored as."),
+    ] = "float32",
+    counters: Annotated[
+        bool, typer.Option("--counters", help="Execute the forward pass with ptxrun and count.")
+    ] = False,
+    json_file: Json = None,
+) -> None:
+    """The CUDA kernels' registers, memory and floors, compiled without a GPU."""
+    _writable(json_file)
+    maps = [_size(text) for text in sizes or ("97x97", "129x257")]
+    from ccnet_cli.kernels import report
+
+    found = report(archs or ("sm_80", "sm_90"), maps, channels, dtype, counters).to_mapping()
+    if _json(found, json_file):
+        return
+    rows = [
+        (
+            *(row[key] for key in ("kernel", "arch", "size")),
+            *(str(row[key]) for key in ("registers", "stack", "spills", "shared")),
+            f"{row['ffma']}:{row['lds']}",
+            f"{row['occupancy']:.0%}",
+            str(row["launches"]),
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['flops'] / 1e9:.2f}",
+        )
+        for row in found["kernels"]
+    ]
+    columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA:LDS", "occupancy"]
+    _table("one image; compiled, not run", [*columns, "launches", "MB", "GFLOP"], rows)
+    floors = [
+        (
+            row["size"],
+            row["work"],
+            row["formulation"],
+            row["gpu"],
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['modelled_ms']:.3f}",
+        )
+        for row in found["floors"]
+    ]
+    title = "floors modelled from published peaks, nothing measured"
+    _table(title, ("size", "pass", "formulation", "GPU", "MB", "ms, modelled"), floors)
+    counted = [
+        (
+            row["kernel"],
+            f"{row['load_sector_bytes'] / 1e6:.1f}",
+            f"{row['load_efficiency']:.1%}",
+            f"{row['store_sector_bytes'] / 1e6:.1f}",
+            f"{row['store_efficiency']:.1%}",
+            f"{row['bank_conflicts'] / max(row['wavefronts'], 1):.1%}",
+            f"{row['ffma_flops'] / 1e9:.2f}",
+        )
+        for row in found["counters"]
+    ]
+    if counted:
+        columns = ["kernel", "MB loaded", "efficiency", "MB stored", "efficiency", "conflicts", "GFLOP issued"]
+        _table("forward, counted by ptxrun in 32-byte sectors", columns, counted)
+
+
 @presets_app.callback(invoke_without_command=True)
 def presets(context: typer.Context) -> None:
-    """List, show and copy the presets that come with ccnet."""
+    """List, show, copy and compare the presets that come with ccnet."""
     _help_alone(context)
 
 
@@ -561,7 +753,7 @@ def presets_list(json_file: Json = None) -> None:
     "show", epilog=_examples("ccnet presets show camvid", "ccnet presets show camvid -s schedule.lr=1e-3")
 )
 def presets_show(
-    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="The preset.")],
+    name: PresetName,
     overrides: Overrides = None,
     json_file: Json = None,
 ) -> None:
@@ -577,7 +769,7 @@ def presets_show(
     "copy", epilog=_examples("ccnet presets copy quickstart mine.yaml", "ccnet train --preset mine.yaml")
 )
 def presets_copy(
-    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="The preset.")],
+    name: PresetName,
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="The new file, or a folder for it.")],
     overwrite: Overwrite = False,
 ) -> None:
@@ -587,8 +779,35 @@ def presets_copy(
     config.load(name)
     target = destination / f"{Path(name).stem}.yaml" if destination.is_dir() else destination
     _new(target, overwrite)
-    shutil.copyfile(config.find(name), target)
+    _write(target, config.find(name).read_bytes())
     print(target)
+
+
+@presets_app.command(
+    "diff",
+    epilog=_examples(
+        "ccnet presets diff cityscapes-r1 cityscapes-r2",
+        "ccnet presets diff quickstart mine.yaml",
+        "ccnet presets diff runs/first/preset.yaml runs/second/preset.yaml --json -",
+    ),
+)
+def presets_diff(one: PresetName, other: PresetName, json_file: Json = None) -> None:
+    """Print the keys in which two presets differ, with the values of both."""
+    _writable(json_file)
+    from ccnet_cli import config
+
+    presets = [config.load(one), config.load(other)]
+    values = {key: [config.value(preset, key) for preset in presets] for key in config.differences(*presets)}
+    if _json({"presets": [one, other], "differences": values}, json_file):
+        return
+    if not values:
+        print(f"{one} and {other} are the same")
+        return
+    rows = [
+        (key, *(value if isinstance(value, str) else json.dumps(value) for value in pair))
+        for key, pair in values.items()
+    ]
+    _table(None, ("key", one, other), rows)
 
 
 @data_app.callback(invoke_without_command=True)
@@ -644,7 +863,10 @@ def data_check(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="Preset that describes the data (classes, lists).")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE", help="Preset that describes the data (classes, lists).", autocompletion=_preset_names
+        ),
     ] = None,
     split: Annotated[list[str] | None, typer.Option(metavar="NAME", help="train or val; both if left out.")] = None,
     overrides: Overrides = None,
@@ -655,6 +877,7 @@ def data_check(
 
     if dataset is None and preset is None:
         dataset = datasets.recognise(folder)
+        detail(f"{folder}: the folders of {dataset}")
     chosen = [] if dataset is None else [f"data.dataset={dataset}"]
     settings = config.load(preset or "quickstart", [*chosen, *(overrides or ()), *_path("data.root", folder)])
     reports = {}
@@ -682,8 +905,26 @@ def data_sample(
     _new(output, overwrite)
     from ccnet_cli.checkpoint import sample_image
 
-    shutil.copyfile(sample_image(), output)
+    _write(output, sample_image().read_bytes())
     print(output)
+
+
+@app.command(epilog=_examples("ccnet doctor", "ccnet doctor --data Cityscapes --data CamVid", "ccnet doctor --json -"))
+def doctor(
+    folders: Annotated[
+        list[Path] | None, typer.Option("--data", metavar="DIR", help="Folder of a data set to look at; repeatable.")
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """Look at what ccnet needs here, in a block to paste into an issue; exit code 3 where the CPU's needs fail."""
+    _writable(json_file)
+    from ccnet_cli.doctor import doctor as look
+
+    report = look(folders or ())
+    if not _json(report.to_mapping(), json_file):
+        _block((check.state, check.name, check.detail, check.fix) for check in report.checks)
+    if not report.healthy:
+        raise typer.Exit(3)
 
 
 def _path(key: str, path: Path | None) -> list[str]:
@@ -736,11 +977,16 @@ def _writable(*files: Path | None) -> None:
             raise InputError(path, "cannot be written", "check its permissions")
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".ccnet-{os.getpid()}.tmp")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
+    except OSError as error:
+        # it could be written when the command began
+        why = f"not written ({error.strerror})"
+        raise EnvironmentFailure(path, why, "make room, or choose another place") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -757,7 +1003,7 @@ def _json(value: object, path: Path | None) -> bool:
         return False
     text = json.dumps(value, indent=2, allow_nan=False)
     if str(path) != "-":
-        _write(path, text + "\n")
+        _write(path, f"{text}\n".encode())
         return False
     print(text)
     return True
@@ -775,7 +1021,6 @@ def _table(
     title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], sections: Sequence[int] = ()
 ) -> None:
     """Print a table, numbers to the right; sections are the rows that a rule follows."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -791,22 +1036,52 @@ def _table(
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for index, row in enumerate(rows):
         table.add_row(*(Text(cell) for cell in row), end_section=index in sections)
+    _console().print(table)
+
+
+def _block(rows: Iterable[tuple[str, str, str, str]]) -> None:
+    """Print states, names and details as a block of Markdown, each fix below what it mends."""
+    from rich.text import Text
+
+    console = _console()
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    lines = [Text("```")]
+    for state, name, text, fix in rows:
+        lines.append(Text.assemble((f"{state:6}", colours[state]), f"{name:15} {one_line(text)}"))
+        if fix:
+            lines.append(Text(f"{'':22}{one_line(fix)}"))
+    for line in [*lines, Text("```")]:
+        # not folded: the block is to be pasted
+        console.print(line, soft_wrap=True)
+
+
+def _console() -> "Console":
+    """Where tables go: escape codes only on a terminal, and no colours there with NO_COLOR."""
+    from rich.console import Console
+
+    plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR")
     # wide enough for any table where there is no terminal to ask
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    return Console(width=None if sys.stdout.isatty() else 160, color_system=None if plain else "auto")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of DESIGN's table; errors of the user take one line on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # taken out here so that it may stand anywhere, after the command too
-    debug = "--debug" in words
-    words = _resume_alone([word for word in words if word != "--debug"])
+    words, chosen = _anywhere(words)
+    words = _resume_alone(words)
     _mend_streams()
     # what torch's C++ has to say about lost connections takes many lines, and ours says it in one
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+    os.environ[VERBOSITY] = "quiet" if "quiet" in chosen else "verbose" if "verbose" in chosen else ""
+    started = time.monotonic()
     try:
+        if {"quiet", "verbose"} <= chosen:
+            raise InputError("option --quiet", "--verbose is given too", "give one of them")
         code = typer.main.get_command(app).main(words, prog_name="ccnet", standalone_mode=False)
         sys.stdout.flush()
+        detail(f"done in {time.monotonic() - started:.1f} s")
     except SystemExit as stop:
         # typer turns a broken pipe into a plain exit
         if not isinstance(stop.__context__, BrokenPipeError):
@@ -818,13 +1093,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 130
     except Exception as error:
         told = _told(error)
-        if debug or told is None:
+        if "debug" in chosen or told is None:
             traceback.print_exc()
         # of several processes that met the same error one speaks
         if told is not None and not told.told:
-            notice(f"error: {told}")
+            tell(f"error: {told}")
+            for note in getattr(told, "__notes__", ()):
+                tell(note)
         code = 1 if told is None else told.exit_code
+    if arguments is None:
+        # an interrupt while the interpreter ends is no exception of ours
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code or 0)
+
+
+def _interrupt(*_: object) -> None:
+    """End the command; a second interrupt, which could fall anywhere in its end, ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
+def _anywhere(words: list[str]) -> tuple[list[str], set[str]]:
+    """The words without the options that may stand anywhere, and which of these there were; -- ends the options."""
+    end = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:end] if word not in ANYWHERE]
+    return kept + words[end:], {ANYWHERE[word] for word in words[:end] if word in ANYWHERE}
 
 
 def _resume_alone(words: list[str]) -> list[str]:
@@ -838,6 +1131,10 @@ def _resume_alone(words: list[str]) -> list[str]:
 
 def _mend_streams() -> None:
     """Let results be printed whatever the locale, and to nowhere where a stream is closed."""
+    # a file that is opened under the number of a closed stream would get what libraries print there
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -858,7 +1155,7 @@ def _told(error: Exception) -> CCNetError | None:
         return error
     if isinstance(error, TyperException):
         return _usage(error)
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return EnvironmentFailure(
             "memory", one_line(str(error))[:160] or "exhausted", "use smaller images or --mode sliding"
         )
@@ -870,15 +1167,6 @@ def _told(error: Exception) -> CCNetError | None:
         if error.filename is not None:
             return InputError(what, why, "check the path and its permissions")
     return None
-
-
-def _out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    return (
-        isinstance(error, MemoryError)
-        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
-        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
-    )
 
 
 def _usage(error: TyperException) -> InputError:
@@ -894,7 +1182,8 @@ def _usage(error: TyperException) -> InputError:
         return InputError(f"command {unknown[1]}", "unknown", f"did you mean {near[0]}?" if near else see)
     if option is not None and "No such option" in why:
         known = [name for known in context.command.params for name in known.opts] if context else []
-        near = difflib.get_close_matches(option, known, n=1)
+        near = difflib.get_close_matches(option, ANYWHERE, n=1, cutoff=0.8)
+        near = near or difflib.get_close_matches(option, known, n=1)
         return InputError(f"option {option}", "unknown", f"did you mean {near[0]}?" if near else see)
     if parameter is not None:
         kind = parameter.param_type_name

@@ -156,7 +156,8 @@ class Data(Section):
 class Train(Section):
     """The optimiser; batch is global, micro_batch what one process computes at once (the rest is accumulated).
 
-    precision auto is bf16 where the device computes in it, else fp32.
+    precision auto is bf16 where the device computes in it, else fp32. max_nonfinite steps in a row that are skipped for
+    their loss or gradient end the run.
     """
 
     batch: Annotated[int, Field(strict=True, ge=1, le=65536)]
@@ -170,6 +171,7 @@ class Train(Section):
     checkpoint_activations: Flag = False
     ema: Fraction = 0.0
     sync_bn: Flag = True
+    max_nonfinite: Count = 10
 
 
 class Schedule(Section):
@@ -370,14 +372,15 @@ def keys() -> list[str]:
 
 def differences(one: Preset, other: Preset) -> list[str]:
     """The dotted keys in which two presets differ, in the schema's order."""
-    return [key for key in keys() if _value(one, key) != _value(other, key)]
+    return [key for key in keys() if value(one, key) != value(other, key)]
 
 
-def _value(preset: Preset, key: str) -> Any:
-    value: Any = preset
+def value(preset: Preset, key: str) -> Any:
+    """What a preset has under a dotted key."""
+    found: Any = preset
     for name in key.split("."):
-        value = getattr(value, name)
-    return value
+        found = getattr(found, name)
+    return found
 
 
 def _keys(section: type[BaseModel], prefix: str) -> Iterator[str]:

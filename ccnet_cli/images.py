@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import secrets
+import socket
 import stat
 import tempfile
 import threading
@@ -22,6 +23,8 @@ from ccnet_cli.errors import EnvironmentFailure, InputError
 # 16384 x 8192, about 400 MB as a decoded image: larger ones are refused from their header
 PIXEL_LIMIT = 1 << 27
 BYTE_LIMIT = 1 << 30
+# what opencv-python is linked to
+SYSTEM_PACKAGES = "libgl1 libglib2.0-0 libxcb1"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 # OpenCV reads this once, while it is loaded
@@ -29,11 +32,15 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(PIXEL_LIMIT))
 try:
     import cv2 as cv2
 except ImportError as error:
-    raise EnvironmentFailure(
-        "opencv",
-        f"cannot be loaded ({error})",
-        "run pip uninstall -y opencv-python && pip install opencv-python-headless, which needs no system libraries",
-    ) from None
+    headless = "pip uninstall -y opencv-python && pip install opencv-python-headless, which needs no system libraries"
+    library = re.match(r"(\S+\.so\S*): cannot open shared object file", str(error))
+    if library is None:
+        raise EnvironmentFailure("opencv", f"cannot be loaded ({error})", f"run {headless}") from None
+    failure = EnvironmentFailure(
+        "opencv", f"the system library {library[1]} is missing", f"apt-get install {SYSTEM_PACKAGES} (Debian, Ubuntu)"
+    )
+    failure.add_note(f"or, without root: {headless}")
+    raise failure from None
 
 # what OpenCV has to say of a file is said by our error
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -44,10 +51,12 @@ Palette = Sequence[Sequence[int]]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, PALETTE = 0, 3
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+# outputs are checked before the work begins: what refuses them later is the machine
+MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS}
 # inside entropy-coded data 0xFF is followed by 0 (a stuffed byte) or a restart marker, unless a marker ends it
 JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
-CODEC_MESSAGE = re.compile(rb"(?:Corrupt JPEG|Premature end|libpng )[^\n]*\n")
+CODEC_MESSAGE = re.compile(rb"(?:Corrupt JPEG|Premature end|libpng |OpenCV: FFMPEG: )[^\n]*\n")
+TEMPORARY = f".ccnet-{socket.gethostname().replace('/', '_')}-"
 OTHER_FORMATS = {
     b"GIF8": "GIF",
     b"II*\x00": "TIFF",
@@ -132,7 +141,7 @@ def write_image(path: Path, image_bgr: Pixels) -> None:
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise InputError(f"output {path}", "has no image suffix", f"use one of {' '.join(IMAGE_SUFFIXES)}")
-    write_bytes(path, _encode(suffix, image_bgr))
+    write_bytes(path, _encode(suffix, image_bgr, [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []))
 
 
 def write_label(path: Path, ids: Pixels, palette: Palette | None = None) -> None:
@@ -148,25 +157,44 @@ def write_label(path: Path, ids: Pixels, palette: Palette | None = None) -> None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, making its folder; InputError, or EnvironmentFailure where space ran out."""
-    # not made from the target's name, which may be as long as a name can be
-    temporary = path.parent / f".ccnet-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    """Write a file whole or not at all, making its folder; InputError, or EnvironmentFailure by the machine."""
+    unfinished = temporary(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
     except (OSError, ValueError) as error:
         with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            raise EnvironmentFailure(f"output {path}", _reason(error), "make room and run again") from None
+            unfinished.unlink()
+        if isinstance(error, OSError) and error.errno in MACHINE:
+            fix = "make room, or choose another folder, and run again"
+            raise EnvironmentFailure(f"output {path}", f"not written ({_reason(error)})", fix) from None
         why = f"cannot be written ({_reason(error)})"
         raise InputError(f"output {path}", why, "choose a folder that you can write to") from None
 
 
-def encode_png(image_bgr: Pixels) -> bytes:
-    """BGR (H, W, 3) as the bytes of a PNG file."""
-    return _encode(".png", image_bgr)
+def temporary(folder: Path, suffix: str = "") -> Path:
+    """A new name for a file of folder that is not whole yet; it tells whose it is, for sweep."""
+    # not made from the target's name, which may be as long as a name can be
+    return folder / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}"
+
+
+def sweep(folder: Path) -> None:
+    """Delete the temporaries in folder whose process, one of this machine, was killed."""
+    for path in folder.glob(".ccnet-*.tmp*"):
+        owner = path.name.removeprefix(TEMPORARY).partition("-")[0]
+        if path.name.startswith(TEMPORARY) and owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+            path.unlink(missing_ok=True)
+
+
+def encode_png(image_bgr: Pixels, smallest: bool = False) -> bytes:
+    """BGR (H, W, 3) as the bytes of a PNG file; smallest takes several times as long for half the size."""
+    return _encode(".png", image_bgr, [cv2.IMWRITE_PNG_COMPRESSION, 9] if smallest else [])
+
+
+def encode_jpeg(image_bgr: Pixels, quality: int = 88) -> bytes:
+    """BGR (H, W, 3) as the bytes of a JPEG file, to be looked at rather than kept."""
+    return _encode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
 
 
 def colorize(ids: Pixels, palette: Palette) -> Pixels:
@@ -199,8 +227,7 @@ def _table(palette: Palette) -> Pixels:
     return table
 
 
-def _encode(suffix: str, image: Pixels) -> bytes:
-    options = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []
+def _encode(suffix: str, image: Pixels, options: Sequence[int]) -> bytes:
     done, content = cv2.imencode(suffix, image, options)
     if not done:
         raise ValueError(f"no {suffix} file can hold {image.shape} of {image.dtype}")
@@ -210,7 +237,7 @@ def _encode(suffix: str, image: Pixels) -> bytes:
 def _decode(content: bytes, flags: int) -> npt.NDArray[Any]:
     """Decode, and refuse what the codec refuses or had to fill up."""
     messages: list[bytes] = []
-    with _heard(messages):
+    with heard(messages):
         try:
             image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
         except cv2.error as error:
@@ -225,7 +252,7 @@ def _decode(content: bytes, flags: int) -> npt.NDArray[Any]:
 
 
 @contextlib.contextmanager
-def _heard(messages: list[bytes]) -> Iterator[None]:
+def heard(messages: list[bytes]) -> Iterator[None]:
     """Collect what libjpeg and libpng print: they tell of missing data nowhere but on the C library's stderr."""
     with _stderr_lock, contextlib.ExitStack() as stack:
         try:

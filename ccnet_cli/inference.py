@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccnet_cli.datasets.transforms import exchange, normalise, scaled
-from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError
+from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError, out_of_memory
 
 # K classes, H and W the image; a block of scores holds K x BAND x BLOCK values
 BAND = 64
@@ -40,11 +40,26 @@ def segment(
     fit: tuple[int, int] | None = None,
     mirrored: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
-    """The class of each pixel, uint8 (H, W), of a uint8 BGR image; precision fp32, bf16 or fp16 is the network's."""
+    """The class of each pixel, uint8 (H, W), of a uint8 BGR image; the arguments are those of image_scores."""
+    return label_map(image_scores(model, image_bgr, device, mode, tile, scales, flip, precision, fit, mirrored))
+
+
+def image_scores(
+    model: nn.Module,
+    image_bgr: np.ndarray,
+    device: torch.device,
+    mode: str = "whole",
+    tile: tuple[int, int] = (769, 769),
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    precision: str = "fp32",
+    fit: tuple[int, int] | None = None,
+    mirrored: Sequence[tuple[int, int]] = (),
+) -> Tensor:
+    """The class_scores of a uint8 BGR image; precision fp32, bf16 or fp16 is the network's."""
     image = to_input(image_bgr, model.normalisation, device)
     with torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32"):
-        scores = class_scores(model, image, mode, tile, scales, flip, fit, mirrored)
-    return label_map(scores)
+        return class_scores(model, image, mode, tile, scales, flip, fit, mirrored)
 
 
 def class_scores(
@@ -104,6 +119,15 @@ def label_map(scores_KHW: Tensor) -> np.ndarray:
     return labels.cpu().numpy()
 
 
+def probabilities(scores_KHW: Tensor) -> np.ndarray:
+    """The softmax of the scores over the classes, float16 (K, H, W)."""
+    found = np.empty(tuple(scores_KHW.shape), np.float16)
+    # band by band: a float32 copy of all scores may be too much
+    for top in range(0, found.shape[1], BAND):
+        found[:, top : top + BAND] = scores_KHW[:, top : top + BAND].softmax(dim=0).half().cpu().numpy()
+    return found
+
+
 def starts(length: int, tile: int, stride: int) -> list[int]:
     """Where tiles begin so that they cover length; the last one ends on the edge."""
     last = max(length - tile, 0)
@@ -113,11 +137,6 @@ def starts(length: int, tile: int, stride: int) -> list[int]:
 def stride(tile: int) -> int:
     """How far apart tiles begin so that they overlap by a third: two thirds of the tile, rounded up."""
     return -(-2 * tile // 3)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, on the device, in torch's CPU allocator or in numpy."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from ccnet_cli import checkpoint, config, datasets, distributed, weights
 from ccnet_cli.datasets import Classes
-from ccnet_cli.errors import EnvironmentFailure, InputError, notice
+from ccnet_cli.errors import InputError, notice
 from ccnet_cli.model import CCNet, build
 
 # of the backbone's weights, what must fit when the rest need not
@@ -28,10 +28,13 @@ class Restored:
     metrics: dict[str, float]
 
 
-def understand(path: Path, preset: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def understand(
+    path: Path, preset: str | None = None, overrides: Sequence[str] = (), headless: bool = True
+) -> dict[str, Any]:
     """The content of a checkpoint of ours, or that of other people's weights as if ours; a notice tells what they are.
 
-    preset, a name or a file, replaces the one that the file holds or suggests; overrides ("key=value") come last.
+    preset, a name or a file, replaces the one that the file holds or suggests; overrides ("key=value") come last. A
+    backbone alone gets a new head, or is an InputError unless headless.
     """
     content = checkpoint.load(path)
     if checkpoint.ours(content):
@@ -40,6 +43,9 @@ def understand(path: Path, preset: str | None = None, overrides: Sequence[str] =
             config.override(mapping, text)
         return content | {"preset": mapping}
     found = weights.recognise(content, path)
+    if found.classes is None and not headless:
+        why = f"{found.what}, a backbone without a head: its scores would mean nothing"
+        raise InputError(path, why, "train with it first (ccnet train --weights)")
     settings = weights.preset(found, preset, overrides)
     classes = datasets.classes(settings.data)
     if found.classes is not None and len(classes) != found.classes:
@@ -59,12 +65,12 @@ def understand(path: Path, preset: str | None = None, overrides: Sequence[str] =
     }
 
 
-def restore(path: Path, preset: str | None = None, overrides: Sequence[str] = ()) -> Restored:
+def restore(path: Path, preset: str | None = None, overrides: Sequence[str] = (), headless: bool = False) -> Restored:
     """The model of a checkpoint or of other people's weights, in evaluation mode on the CPU.
 
-    preset and overrides are those of `understand`. InputError if the file is damaged, unknown, or does not fit them.
+    The options are those of `understand`. InputError if the file is damaged, unknown, or does not fit them.
     """
-    content = understand(path, preset, overrides)
+    content = understand(path, preset, overrides, headless)
     try:
         settings = config.from_mapping(content["preset"])
         classes = Classes.from_mapping(content["classes"])
@@ -138,6 +144,9 @@ def match(
             wrong.append(f"{found.theirs(key)} is missing")
         elif given.shape != tensor.shape or given.is_floating_point() != tensor.is_floating_point():
             wrong.append(f"{found.theirs(key)} is {tuple(given.shape)}, the model's is {tuple(tensor.shape)}")
+        elif given.is_floating_point() and not given.isfinite().all():
+            fix = "use weights of a training that did not fail, or an earlier checkpoint"
+            raise InputError(path, f"weight {found.theirs(key)} is not finite", fix)
         else:
             fitting[key] = given
     backbone = [key for key in own if key.startswith("backbone.")]
@@ -156,29 +165,3 @@ def match(
             fix += ", or begin a training with the rest of it by --allow-partial"
         raise InputError(path, why, fix)
     return fitting
-
-
-def export(
-    source: Path, output: Path, format: str = "weights", preset: str | None = None, overrides: Sequence[str] = ()
-) -> Path:
-    """Write a checkpoint's model alone: "weights", about a third of the size, or "official", in the authors' layout.
-
-    source may be anybody's weights; preset and overrides are those of `understand`.
-    """
-    content = understand(source, preset, overrides)
-    if output.exists() and output.samefile(source):
-        raise InputError(output, "is the checkpoint itself", "choose another name")
-    kept = {key: value for key, value in content.items() if key != "training"}
-    if format == "official":
-        state, settings = content["model"], config.from_mapping(content["preset"]).model
-        # a count other than 0 before the first step was in the file that the weights came from
-        counts = not content["step"] and any(t.any() for key, t in state.items() if key.endswith("num_batches_tracked"))
-        kept, rewritten = weights.official(state, settings, source, counts)
-        if rewritten:
-            notice(f"{rewritten} batch-norm scales below 1e-5 moved into the convolutions before them")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(output, lambda file: torch.save(kept, file))
-    except OSError as error:
-        raise EnvironmentFailure(output, f"not written ({error.strerror})", "choose a writable place") from None
-    return output

@@ -1,16 +1,21 @@
 """Segmentations as files: their formats, their names below a folder, and what must not be overwritten."""
 
+import io
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ccnet_cli import images
+from ccnet_cli import images, video
 from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError
 
 FORMATS = ("color", "overlay", "train-id", "label-id")
+# a video's codec changes colours a little, so that ids would not survive
+VIDEO_FORMATS = ("color", "overlay")
 
 
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
@@ -23,10 +28,10 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(formats))
 
 
-def destinations(folder: Path, name: str, formats: Sequence[str]) -> dict[str, Path]:
+def destinations(folder: Path, name: str, formats: Sequence[str], suffix: str = ".png") -> dict[str, Path]:
     """Where each format of the image called name is written below folder; each has a folder of its own if several."""
     return {
-        format: inside(folder / format if len(formats) > 1 else folder, f"{name}.png", folder) for format in formats
+        format: inside(folder / format if len(formats) > 1 else folder, name + suffix, folder) for format in formats
     }
 
 
@@ -55,6 +60,8 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
         above = next((folder for folder in path.parents if folder.exists()), None)
         if above is not None and not above.is_dir():
             raise InputError(above, "is a file, not a folder", "choose another output")
+        if above is not None and not os.access(above, os.W_OK):
+            raise InputError(above, "cannot be written", "check its permissions, or choose another output")
 
 
 def refuse_inputs(inputs: Iterable[Path], paths: Iterable[Path]) -> None:
@@ -63,6 +70,28 @@ def refuse_inputs(inputs: Iterable[Path], paths: Iterable[Path]) -> None:
     for path in paths:
         if os.path.realpath(path) in originals:
             raise InputError(path, "is one of the images to segment, or its label", "choose another output")
+
+
+def whole(path: Path) -> bool:
+    """Whether an output is there and can be read to its end: a PNG, an npz or a video."""
+    try:
+        if path.suffix.lower() == ".png":
+            images.size(path)
+        elif path.suffix.lower() == ".npz":
+            with zipfile.ZipFile(path) as file:
+                return file.testzip() is None
+        else:
+            video.inspect(path)
+    except (InputError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
+    return True
+
+
+def write_probabilities(path: Path, probabilities_KHW: np.ndarray, classes: Classes) -> None:
+    """Write an npz of probabilities (K, H, W) and classes, the K names."""
+    content = io.BytesIO()
+    np.savez_compressed(content, probabilities=probabilities_KHW, classes=np.array(classes.names))
+    images.write_bytes(path, content.getvalue())
 
 
 def write(path: Path, format: str, ids: np.ndarray, image_bgr: np.ndarray, classes: Classes) -> None:
@@ -74,7 +103,7 @@ def write(path: Path, format: str, ids: np.ndarray, image_bgr: np.ndarray, class
     if format == "color":
         images.write_label(path, ids, classes.palette)
     elif format == "overlay":
-        images.write_image(path, overlay(image_bgr, ids, classes))
+        images.write_image(path, drawn(format, ids, image_bgr, classes))
     elif format == "train-id":
         images.write_label(path, ids)
     elif format == "label-id":
@@ -83,7 +112,7 @@ def write(path: Path, format: str, ids: np.ndarray, image_bgr: np.ndarray, class
         raise ValueError(f"unknown format {format}")
 
 
-def overlay(image_bgr: np.ndarray, ids: np.ndarray, classes: Classes) -> np.ndarray:
-    """The mean of image and class colours, uint8 BGR (H, W, 3)."""
+def drawn(format: str, ids: np.ndarray, image_bgr: np.ndarray, classes: Classes) -> np.ndarray:
+    """The class colours, or as overlay the mean of image and class colours, uint8 BGR (H, W, 3)."""
     colors = images.colorize(ids, classes.palette)
-    return ((image_bgr.astype(np.uint16) + colors) // 2).astype(np.uint8)
+    return colors if format == "color" else ((image_bgr.astype(np.uint16) + colors) // 2).astype(np.uint8)

@@ -1,5 +1,6 @@
 """What a training run is going to do, settled and checked before anything is written."""
 
+import os
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -8,15 +9,21 @@ from pathlib import Path
 import torch
 
 from ccnet_cli import checkpoint, config
-from ccnet_cli.errors import InputError, notice
+from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 from ccnet_cli.model import share
+
+# where torch's loader workers hand over their batches, by shared memory
+SHARED = Path("/dev/shm")
+# batches that each worker holds ready, and that a process has in hand
+AHEAD, IN_HAND = 2, 2
 
 
 @dataclass(frozen=True)
 class Plan:
     """What every process of a run needs to know; resume is where to continue, weights where to begin.
 
-    device is that of a run of one process; of several on CUDA, each takes its own. partial is loading.begin's.
+    device is that of a run of one process; of several on CUDA, each takes its own. partial is loading.begin's, strict
+    Trainer.restore's.
     """
 
     preset: config.Preset
@@ -26,6 +33,7 @@ class Plan:
     resume: Path | None
     weights: Path | None
     partial: bool
+    strict: bool = False
 
     @property
     def micro_batch(self) -> int:
@@ -56,6 +64,7 @@ def make(
     weights: Path | None,
     device: str,
     partial: bool = False,
+    strict: bool = False,
     machines: int = 1,
     started: int | None = None,
     again: Path | None = None,
@@ -74,6 +83,8 @@ def make(
         raise InputError("preset key log.tensorboard", "not installed", "run pip install 'ccnet-cli[tensorboard]'")
     if weights and resume:
         raise InputError("option --weights", "--resume is given too", "give one of them")
+    if strict and not resume:
+        raise InputError("option --strict-resume", "there is nothing to resume", "add --resume")
     if partial and not weights:
         raise InputError("option --allow-partial", "there are no weights to take in part", "add --weights FILE")
     found = None
@@ -83,19 +94,38 @@ def make(
         run = run or _newest_run(preset.name)
         found = _resumable(run) if run else None
         if found is None:
-            notice("nothing to resume: starting a new run")
+            notice(f"nothing to resume{f' in {run}' if run else ''}: starting a new run")
     elif resume is not None:
         found = Path(resume)
-        if "training" not in checkpoint.read(found):
+        if not checkpoint.resumable(checkpoint.read(found)):
             raise InputError(found, "holds weights alone, not a run's state", "use --weights to start from it")
+        if checkpoint.STEP.fullmatch(found.stem) and not found.with_suffix(".json").is_file():
+            raise InputError(found, "has no manifest: it counts as never written", "resume from an earlier one")
         run = run or (found.parent.parent if found.parent.name == "checkpoints" else found.parent)
     elif again is None and run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise InputError(run, "is not an empty folder", "continue it with --resume, or choose another --run")
     run = run or Path("runs") / f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    plan = Plan(preset, run, started or (gpus or processes) * machines, place, found, weights, partial)
+    plan = Plan(preset, run, started or (gpus or processes) * machines, place, found, weights, partial, strict)
+    _check_shared_memory(plan)
     if plan.micro_batch == 1:
         notice("warning: batch normalisation sees one image at a time (micro batch 1)")
     return plan
+
+
+def _check_shared_memory(plan: Plan) -> None:
+    """EnvironmentFailure where the workers' batches have no room: a worker that fails to hand one over hangs."""
+    data = plan.preset.data
+    height, width = data.crop
+    # an image of 3 float32 and a label of one int64 for each pixel
+    batch = plan.micro_batch * height * width * (3 * 4 + 8)
+    needed = plan.processes * (data.workers * AHEAD + IN_HAND) * batch
+    if not data.workers or not SHARED.is_dir():
+        return
+    space = os.statvfs(SHARED)
+    free = space.f_bavail * space.f_frsize
+    if free < needed:
+        why = f"{free >> 20} MiB free, the data workers need {-(-needed >> 20)}"
+        raise EnvironmentFailure(SHARED, why, "make it larger (docker run --shm-size), or set data.workers=0")
 
 
 def _resolved(preset: config.Preset, device: torch.device) -> config.Preset:

@@ -1,23 +1,70 @@
-"""Segment photographs: files, folders and globs to masks."""
+"""Segment photographs and videos: files, folders, globs and lists to masks."""
 
-import glob
-import os
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from ccnet_cli import checkpoint as checkpoints
-from ccnet_cli import images, loading, outputs
+from ccnet_cli import images, loading, outputs, sources, video
 from ccnet_cli import model as models
-from ccnet_cli.errors import InputError, notice
+from ccnet_cli.datasets import Classes
+from ccnet_cli.errors import InputError, Interrupted, notice
 from ccnet_cli.evaluate import network, with_choices
-from ccnet_cli.inference import check_precision, segment
+from ccnet_cli.inference import check_precision, image_scores, label_map, probabilities
+from ccnet_cli.progress import Progress
+from ccnet_cli.video import Video
 
-# images between two lines of progress
+# images, or frames, between two lines of progress where there is no terminal
 EVERY = 20
+# formats whose files hold train ids
+READ_BACK = ("color", "train-id")
+NPZ = "npz"
+
+Targets = dict[str, Path]
+Score = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Area:
+    """How many pixels each class has in an image of size (H, W), or in all frames of a video."""
+
+    source: Path
+    size: tuple[int, int]
+    frames: int
+    pixels: tuple[int, ...]
+
+
+@dataclass
+class Prediction:
+    """The files written, the legend last, and of each source the area of every class."""
+
+    checkpoint: Path
+    classes: Classes
+    files: list[Path] = field(default_factory=list)
+    areas: list[Area] = field(default_factory=list)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain types, fit for JSON; a class's share is that of the source's pixels."""
+        return {"checkpoint": str(self.checkpoint), "sources": [self._source(area) for area in self.areas]}
+
+    def _source(self, area: Area) -> dict[str, Any]:
+        height, width = area.size
+        total = area.frames * height * width
+        counts = zip(self.classes.names, area.pixels, strict=True)
+        classes = {name: {"pixels": count, "share": count / total} for name, count in counts}
+        return {"source": str(area.source), "width": width, "height": height, "frames": area.frames, "classes": classes}
 
 
 def predict(
-    sources: Sequence[str | Path],
+    names: Sequence[str | Path],
     output: Path,
     checkpoint: Path | None = None,
     formats: Sequence[str] = ("color",),
@@ -31,16 +78,24 @@ def predict(
     precision: str = "fp32",
     preset: str | None = None,
     overrides: Sequence[str] = (),
-) -> list[Path]:
-    """Segment every image of the sources and return the files written, the legend last.
+    npz: bool = False,
+    areas: bool = False,
+    continued: bool = False,
+) -> Prediction:
+    """Segment every image and video that names name (see sources.find).
 
-    output ends in .png for one image, else it is a folder that mirrors the sources' names. Left out, mode, tile, scales
-    and flip are those of the checkpoint; preset and overrides are those of loading.restore. InputError before the first
-    image where names collide or files exist already.
+    output ends in .png for one image and in .mp4 or .webm for one video, else it is a folder that mirrors the sources'
+    names. npz writes the probabilities of the classes beside each mask. Left out, mode, tile, scales and flip are those
+    of the checkpoint; preset and overrides are those of loading.restore. continued passes over sources whose outputs
+    are all there, whole; with areas these are read back from the masks, or the source is segmented again where they
+    cannot be. InputError before the first image where names collide, files exist already or a video is damaged;
+    Interrupted after a signal, the image at hand finished, the video at hand given up.
     """
+    if continued and overwrite:
+        raise InputError("--continue", "--overwrite is given too", "give one of them")
     formats = outputs.check_formats(formats)
-    found = find_images(sources, output)
-    plan = plan_outputs(found, output, formats)
+    found = sources.find(names, output)
+    plan = plan_outputs(found, output, formats, npz)
     written = [path for targets in plan.values() for path in targets.values()]
     if legend is not None:
         if legend in written or legend.suffix.lower() not in images.IMAGE_SUFFIXES:
@@ -48,110 +103,187 @@ def predict(
             raise InputError(f"legend {legend}", why, "give it another name, such as legend.png")
         written.append(legend)
     outputs.refuse_inputs(found, written)
-    outputs.refuse_existing(written, overwrite)
+    outputs.refuse_existing(written, overwrite or continued)
     check_precision(precision)
     place = models.device(device)
+    for folder in {path.parent for path in written}:
+        images.sweep(folder)
+    kept = {source for source, targets in plan.items() if continued and _done(targets, areas)}
+    if continued:
+        notice(f"{len(kept)} of {len(plan)} are there already and stay as they are")
+    films = _inspect(source for source in plan if source not in kept and sources.is_video(source))
 
-    restored = loading.restore(checkpoints.find(checkpoint), preset, overrides)
-    s = with_choices(restored.preset, mode=mode, tile=tile, scales=scales, flip=flip).eval
-    mirrored = restored.classes.mirrored
-    model = network(restored, place)
-    for count, (source, targets) in enumerate(plan.items(), start=1):
-        image = images.read_image(source, exif=True)
-        ids = segment(model, image, place, s.mode, s.tile, s.scales, s.flip, precision, s.fit, mirrored)
-        for format, path in targets.items():
-            outputs.write(path, format, ids, image, restored.classes)
-        if count % EVERY == 0 and count < len(plan):
-            notice(f"{count} of {len(plan)} images segmented")
+    with _signals() as asked:
+        restored = loading.restore(checkpoints.find(checkpoint), preset, overrides)
+        s = with_choices(restored.preset, mode=mode, tile=tile, scales=scales, flip=flip).eval
+        views = {"mode": s.mode, "tile": s.tile, "scales": s.scales, "flip": s.flip, "fit": s.fit}
+        mirrored = restored.classes.mirrored
+        score = partial(
+            image_scores, network(restored, place), device=place, precision=precision, mirrored=mirrored, **views
+        )
+        result = Prediction(restored.path, restored.classes)
+        measured: dict[Path, Area] = {}
+
+        def halt() -> None:
+            if asked:
+                raise _stopped(asked[0], len(kept) + len(measured), len(plan), overwrite)
+
+        progress = Progress(len(plan), len(kept), "file" if films else "image", EVERY)
+        with closing(progress):
+            for source in [source for source in plan if source not in kept]:
+                halt()
+                if source in films:
+                    # two bars do not fit on a terminal
+                    progress.close()
+                    measured[source] = _film(films[source], plan[source], score, restored.classes, halt)
+                else:
+                    measured[source] = _photograph(source, plan[source], score, restored.classes)
+                result.files += plan[source].values()
+                progress.show(len(kept) + len(measured), "segmented")
+    if areas:
+        measured |= {source: _kept_area(source, plan[source], restored.classes) for source in kept}
+        result.areas += [measured[source] for source in plan]
     if legend is not None:
         images.write_image(legend, images.legend(restored.classes.names, restored.classes.palette))
-    return written
+        result.files.append(legend)
+    return result
 
 
-def find_images(sources: Sequence[str | Path], output: Path | None = None) -> dict[Path, str]:
-    """The images that sources name, each with its name for the output, without suffix.
-
-    A file is called by its stem. What a folder holds (its subfolders too, the output left out) keeps its path below
-    that folder, what a glob matches its path below the glob's part without wildcards. InputError for no image at all.
-    """
-    if not sources:
-        raise InputError("sources", "no image given", "name an image, a folder or a glob")
-    found: dict[Path, str] = {}
-    known: set[str] = set()
-    for source in map(str, sources):
-        if "\0" in source:
-            raise InputError(f"source {source}", "a NUL in the name", "correct the name")
-        path = Path(source)
-        if path.is_dir():
-            matches = {image: image.relative_to(path) for image in _walk(path, output)}
-            why = "no image in this folder"
-        elif os.path.lexists(path):
-            matches, why = {path: Path(path.name)}, ""
-        elif glob.has_magic(source):
-            root = _glob_root(source)
-            matches = {image: image.relative_to(root) for image in _match(source)}
-            why = "no image matches"
-        else:
-            raise InputError(path, "does not exist", "name an image, a folder or a glob")
-        if not matches:
-            raise InputError(source, why, f"images end in {', '.join(sorted(images.IMAGE_SUFFIXES))}")
-        for image, name in matches.items():
-            # the same file named twice, by two sources, is segmented once
-            if (real := _real(image)) not in known:
-                known.add(real)
-                found[image] = name.with_suffix("").as_posix()
-    return found
-
-
-def plan_outputs(found: dict[Path, str], output: Path, formats: Sequence[str]) -> dict[Path, dict[str, Path]]:
-    """For each image the file of each format; InputError where two images would be written to one file."""
+def plan_outputs(
+    found: dict[Path, str], output: Path, formats: Sequence[str], npz: bool = False
+) -> dict[Path, Targets]:
+    """For each source the file of each format; InputError where two would be written to one file."""
+    for source in filter(sources.is_video, found):
+        for format in [*formats, *[NPZ] * npz]:
+            if format not in outputs.VIDEO_FORMATS:
+                fix = f"use {' or '.join(outputs.VIDEO_FORMATS)}, or leave it out"
+                raise InputError(f"video {source}", f"cannot be written as {format}", fix)
     suffix = output.suffix.lower()
-    if suffix in images.IMAGE_SUFFIXES and not output.is_dir():
-        if suffix != ".png":
-            raise InputError(output, f"masks are PNG files, not {suffix}", "end the name in .png, or name a folder")
+    if suffix in sources.SUFFIXES and not output.is_dir():
         if len(found) > 1 or len(formats) > 1:
             what = f"{len(found)} images" if len(found) > 1 else f"{len(formats)} formats"
-            raise InputError(output, f"one file for {what}", "name a folder, without .png")
-        return {image: {formats[0]: output} for image in found}
+            raise InputError(output, f"one file for {what}", f"name a folder, without {suffix}")
+        (source,) = found
+        known = tuple(video.ENCODERS) if sources.is_video(source) else (".png",)
+        if suffix not in known:
+            kinds = "videos are MP4 or WebM files" if sources.is_video(source) else "masks are PNG files"
+            fix = f"end the name in {' or '.join(known)}, or name a folder"
+            raise InputError(output, f"{kinds}, not {suffix}", fix)
+        return {source: {formats[0]: output} | ({NPZ: output.with_suffix(".npz")} if npz else {})}
     if output.exists() and not output.is_dir():
         raise InputError(output, "is a file, not a folder", "name a folder, or end the name in .png")
-    plan: dict[Path, dict[str, Path]] = {}
+    plan: dict[Path, Targets] = {}
     owner: dict[Path, Path] = {}
-    for image, name in found.items():
-        plan[image] = outputs.destinations(output, name, formats)
-        for path in plan[image].values():
+    for source, name in found.items():
+        plan[source] = outputs.destinations(output, name, formats, ".mp4" if sources.is_video(source) else ".png")
+        if npz:
+            # beside the masks, or in a folder of its own where these have theirs
+            own = [NPZ, *formats[1:]]
+            plan[source][NPZ] = outputs.destinations(output, name, own, ".npz")[NPZ]
+        for path in plan[source].values():
             if path in owner:
-                raise InputError(f"{owner[path]} and {image}", f"both would be written to {path}", "segment them apart")
-            owner[path] = image
+                raise InputError(
+                    f"{owner[path]} and {source}", f"both would be written to {path}", "segment them apart"
+                )
+            owner[path] = source
     return plan
 
 
-def _walk(root: Path, output: Path | None) -> list[Path]:
-    """Images below root in order, linked folders not followed; an output folder inside root is passed over."""
-    skipped = None if output is None or _real(output) == _real(root) else _real(output)
-    found = []
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if _real(Path(folder, name)) != skipped)
-        found += [Path(folder, name) for name in sorted(names) if _is_image(name)]
-    return found
+def _done(targets: Targets, areas: bool) -> bool:
+    """Whether a source's files are all there, whole, and tell its areas if these are asked for."""
+    return all(outputs.whole(path) for path in targets.values()) and not (areas and _ids_file(targets) is None)
 
 
-def _match(pattern: str) -> list[Path]:
-    # sorted, for a glob's order is the disk's
-    paths = (Path(name) for name in sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
-    return [path for path in paths if _is_image(path.name) and not path.is_dir()]
+def _ids_file(targets: Targets) -> Path | None:
+    """The file from which a source's train ids can be read."""
+    return next((path for name, path in targets.items() if name in READ_BACK and path.suffix == ".png"), None)
 
 
-def _glob_root(pattern: str) -> Path:
-    """The folders of a glob before its first wildcard."""
-    parts = Path(pattern).parts
-    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-    return Path(*parts[:fixed])
+def _kept_area(source: Path, targets: Targets, classes: Classes) -> Area:
+    path = _ids_file(targets)
+    ids = images.read_label(path)
+    if ids.max() >= len(classes):
+        fix = "segment again with --overwrite"
+        raise InputError(path, f"holds {ids.max()}, which is no class of this checkpoint", fix)
+    return _area(source, ids, classes)
 
 
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in images.IMAGE_SUFFIXES
+def _area(source: Path, ids: np.ndarray, classes: Classes) -> Area:
+    counts = np.bincount(ids.ravel(), minlength=len(classes))
+    return Area(source, (ids.shape[0], ids.shape[1]), 1, tuple(counts.tolist()))
 
 
-def _real(path: Path) -> str:
-    return os.path.realpath(path)
+def _photograph(source: Path, targets: Targets, score: Score, classes: Classes) -> Area:
+    """Segment an image and write its files."""
+    image = images.read_image(source, exif=True)
+    scores = score(image_bgr=image)
+    ids = label_map(scores)
+    for format, path in targets.items():
+        if format == NPZ:
+            outputs.write_probabilities(path, probabilities(scores), classes)
+        else:
+            outputs.write(path, format, ids, image, classes)
+    return _area(source, ids, classes)
+
+
+def _inspect(paths: Iterable[Path]) -> dict[Path, Video]:
+    """The videos, each known to be whole; notices tell what will not be kept."""
+    films = {path: video.inspect(path) for path in paths}
+    if films:
+        notice("sound, if a video has any, is not kept")
+    for path, film in films.items():
+        height, width = film.size
+        if height % 2 or width % 2:
+            grown = f"{width + width % 2}x{height + height % 2}"
+            notice(f"{path}: {width}x{height} pixels become {grown}, for encoders know even sizes alone")
+    return films
+
+
+def _film(film: Video, targets: Targets, score: Score, classes: Classes, halt: Callable[[], None]) -> Area:
+    """Segment a video and write its files; halt, called before each frame, may raise, and then nothing is left."""
+    pixels = np.zeros(len(classes), np.int64)
+    count = 0
+    with ExitStack() as stack:
+        progress = stack.enter_context(closing(Progress(film.frames, unit="frame", every=EVERY)))
+        writers = {
+            format: stack.enter_context(video.writing(path, film.rate, film.size)) for format, path in targets.items()
+        }
+        for count, frame in enumerate(video.frames(film.path), start=1):
+            halt()
+            ids = label_map(score(image_bgr=frame))
+            pixels += np.bincount(ids.ravel(), minlength=len(classes))
+            for format, write in writers.items():
+                write(outputs.drawn(format, ids, frame, classes))
+            progress.show(count, "segmented")
+        if count != film.frames:
+            raise InputError(f"video {film.path}", "changed while it was read", "run again when it stays as it is")
+    return Area(film.path, film.size, count, tuple(pixels.tolist()))
+
+
+def _stopped(number: int, done: int, total: int, overwrite: bool) -> Interrupted:
+    why = f"stopped by {signal.Signals(number).name} after {done} of {total}, each of them whole"
+    fix = "run the same again" if overwrite else "run the same with --continue for the others"
+    return Interrupted("predict", why, fix, number)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Note SIGINT and SIGTERM instead of ending in the middle of a file; a second one ends the process as usual."""
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, _: object) -> None:
+        asked.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    # other threads may not, and no signal reaches them
+    if threading.current_thread() is threading.main_thread():
+        before |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        restore()

@@ -1,23 +1,33 @@
-"""Progress on stderr: a bar on a terminal, plain lines otherwise."""
+"""Progress on stderr: a bar on a terminal, plain lines otherwise, nothing where ccnet is to be quiet."""
 
 import sys
 import time
 from typing import Any
 
+from ccnet_cli.errors import quiet
+
 
 class Progress:
-    """Shows how far a count of things is; `unit` names one of them, texts come with each call."""
+    """Shows how far a count of things is; `unit` names one of them, texts come with each call.
 
-    def __init__(self, total: int, done: int = 0, unit: str = "step") -> None:
+    Where there is no terminal only every `every`-th is told.
+    """
+
+    def __init__(self, total: int, done: int = 0, unit: str = "step", every: int = 1) -> None:
         self.total = total
         self.first = done
         self.unit = unit
+        self.every = every
         self.started = time.monotonic()
         self.bar: Any = None
 
     def show(self, done: int, text: str) -> None:
         """Tell that `done` of the total are done, with a text such as the loss."""
+        if quiet():
+            return
         if not sys.stderr.isatty():
+            if done % self.every:
+                return
             left = (time.monotonic() - self.started) * (self.total - done) / max(done - self.first, 1)
             print(f"{self.unit} {done}/{self.total}  {text}  eta {_clock(left)}", file=sys.stderr, flush=True)
             return

@@ -8,6 +8,8 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 
 from ccnet_cli import images
+from ccnet_cli.errors import EnvironmentFailure, notice
 from ccnet_cli.images import cv2
 
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "seconds", "miou", "pixel_accuracy", "mean_accuracy")
@@ -45,11 +48,15 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
 
 
 class Record:
-    """The log of one run folder; rows of earlier attempts after `step` are dropped, since they are run again."""
+    """The log of one run folder; rows of earlier attempts after `step` are dropped, since they are run again.
+
+    A full disk is told once and stops no run: what could not be written follows when there is space again.
+    """
 
     def __init__(self, folder: Path, step: int = 0, tensorboard: bool = False) -> None:
         self.folder = folder
         self.rows = [row for row in _read_log(folder / "log.jsonl") if row["step"] <= step]
+        self.behind = False
         self._rewrite()
         self.board: Any = None
         if tensorboard:
@@ -61,13 +68,17 @@ class Record:
         """Append one row, {column: number}; every row has its step, and what is not finite is left out."""
         row = {column: value for column, value in row.items() if math.isfinite(value)}
         self.rows.append(row)
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        with (self.folder / "metrics.csv").open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerow([row.get(column, "") for column in COLUMNS])
+        with self._forbearing():
+            self._append(row)
         if self.board is not None:
             for column in set(row) - {"step", "epoch", "seconds"}:
                 self.board.add_scalar(column, row[column], row["step"])
+
+    def skip(self, step: int, samples: list[str]) -> None:
+        """Append the row of a step that was skipped, with the samples of its batch."""
+        self.rows.append({"step": step, "skipped": samples})
+        with self._forbearing():
+            self._append(self.rows[-1])
 
     def draw(self) -> None:
         """Write curves.png from all rows so far."""
@@ -75,7 +86,27 @@ class Record:
         rate = [(row["step"], row["lr"]) for row in self.rows if "lr" in row]
         miou = [(row["step"], row["miou"]) for row in self.rows if "miou" in row]
         panels = [curve("training loss", loss), curve("learning rate", rate), curve("validation mIoU", miou)]
-        images.write_image(self.folder / "curves.png", np.hstack(panels))
+        with self._forbearing():
+            images.write_image(self.folder / "curves.png", np.hstack(panels))
+
+    @contextmanager
+    def _forbearing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, EnvironmentFailure) as error:
+            if not self.behind:
+                notice(f"warning: {self.folder}: log not written ({error}); training goes on")
+            self.behind = True
+
+    def _append(self, row: dict[str, Any]) -> None:
+        if self.behind:
+            self._rewrite()
+            self.behind = False
+            return
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        with (self.folder / "metrics.csv").open("a", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerow([row.get(column, "") for column in COLUMNS])
 
     def _rewrite(self) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
@@ -87,7 +118,7 @@ class Record:
         images.write_bytes(self.folder / "metrics.csv", table.getvalue().encode())
 
 
-def _read_log(path: Path) -> list[dict[str, float]]:
+def _read_log(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []

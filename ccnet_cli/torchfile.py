@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ccnet_cli.errors import InputError
+from ccnet_cli.errors import InputError, out_of_memory
 
 LARGEST = 8 << 30
 # a pickle holds names and shapes, never the weights; ten thousand tensors take one megabyte
@@ -76,6 +76,8 @@ def read(path: Path) -> Any:
     except InputError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         # torch fails in a dozen ways, once without a word
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise InputError(path, f"damaged, or no file of torch's ({reason})", FIX) from None

@@ -3,24 +3,27 @@
 import ctypes
 import functools
 import json
+import math
+import random
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ccnet_cli import checkpoint, config, datasets, distributed, images, launch, loading
+from ccnet_cli import checkpoint, config, datasets, distributed, durable, images, launch, loading, runfolder
 from ccnet_cli import plan as plans
 from ccnet_cli import trainer as trainers
 from ccnet_cli.distributed import Limits
-from ccnet_cli.errors import InputError, Interrupted, notice
+from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFiniteError, notice
 from ccnet_cli.evaluate import evaluate_model
 from ccnet_cli.launch import Machines
 from ccnet_cli.loss import Objective
@@ -31,6 +34,8 @@ from ccnet_cli.record import Record, environment, mosaic
 from ccnet_cli.schedule import learning_rate
 from ccnet_cli.trainer import Trainer
 
+# periodic checkpoints in a row that the disk may refuse before the run ends
+FAILED_SAVES = 3
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -43,6 +48,7 @@ def train(
     weights: Path | None = None,
     device: str = "auto",
     partial: bool = False,
+    strict: bool = False,
     machines: Machines | None = None,
     restarts: int = 0,
     limits: Limits | None = None,
@@ -53,9 +59,10 @@ def train(
     weights is a checkpoint or other people's weights to begin with; with partial, where most of the backbone fits.
     gpus and processes start that many processes on CUDA or the CPU of each of the machines; those that torchrun or
     SLURM started train together. All but the first machine or process return None. The global batch stays the
-    preset's. Where the machine fails all start anew up to `restarts` times, from the newest checkpoint. Raises
-    InputError before anything is written, NonFiniteError before the step that would spoil the weights, and Interrupted
-    after a signal, its checkpoint written.
+    preset's. With strict, a resume under other settings, data, threads or processes than before is refused. Where the
+    machine fails all start anew up to `restarts` times, from the newest checkpoint. Raises InputError before anything
+    is written, NonFiniteError before the step that would spoil the weights, and Interrupted after a signal, its
+    checkpoint written.
     """
     machines, limits = machines or Machines(), limits or Limits()
     place = distributed.place() if machines.count == 1 else None
@@ -64,7 +71,7 @@ def train(
         why = f"{place.world} processes are started already, by torchrun or SLURM"
         raise InputError(f"option {option}", why, "leave it to them")
     make = functools.partial(
-        *(plans.make, preset, run, resume, gpus, processes, weights, device, partial),
+        *(plans.make, preset, run, resume, gpus, processes, weights, device, partial, strict),
         machines=machines.count,
         started=place.world if place else None,
     )
@@ -102,8 +109,11 @@ def _prepared(make: Callable[..., Plan]) -> Plan:
 @contextmanager
 def _folder(plan: Plan) -> Iterator[None]:
     """The run folder; one that the data ended before the first checkpoint leaves nothing worth keeping."""
-    existed = plan.run.exists()
-    plan.run.mkdir(parents=True, exist_ok=True)
+    plan.run.parent.mkdir(parents=True, exist_ok=True)
+    existed = True
+    with suppress(FileExistsError):
+        plan.run.mkdir()
+        existed = False
     try:
         yield
     except InputError:
@@ -128,28 +138,41 @@ def _work(given: Plan | Callable[..., Plan], device: torch.device, limits: Limit
 def _train(plan: Plan, device: torch.device, asked: Callable[[], int]) -> None:
     preset = plan.preset
     main = distributed.rank() == 0
-    torch.manual_seed(preset.seed)
-    source = distributed.together(lambda: datasets.open_source(preset.data, "train"))
-    trainer = distributed.together(
-        lambda: trainers.build(preset, len(source.classes), device, plan.weights, plan.partial)
-    )
-    torch.manual_seed(preset.seed * 1000 + distributed.rank() + 1)
-    resume = distributed.agreed(lambda: _beginning(plan))
-    if resume:
-        distributed.together(lambda: trainer.restore(checkpoint.read(resume), resume))
-    record = Record(plan.run, trainer.step, preset.log.tensorboard) if main else None
-    owed = distributed.broadcast(record is not None and _owed(plan, resume, trainer.step, record))
-    if trainer.step >= preset.schedule.steps and not owed:
+    with ExitStack() as stack:
+        resume = distributed.agreed(lambda: _held(plan, stack))
+        torch.manual_seed(preset.seed)
+        source = distributed.together(lambda: datasets.open_source(preset.data, "train"))
+        trainer = distributed.together(lambda: trainers.build(preset, source, device, plan.weights, plan.partial))
+        seed = preset.seed * 1000 + distributed.rank() + 1
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        if resume:
+            distributed.together(lambda: trainer.restore(checkpoint.read(resume), resume, plan.strict))
+            if main and resume.parent == plan.run / "checkpoints":
+                # a kill may have come between the checkpoint and its names
+                _name(plan, trainer, resume)
+        record = Record(plan.run, trainer.step, preset.log.tensorboard) if main else None
+        owed = distributed.broadcast(record is not None and _owed(plan, resume, trainer.step, record))
+        if trainer.step >= preset.schedule.steps and not owed:
+            if main:
+                notice(f"nothing to do: {plan.run} has done {trainer.step} of {preset.schedule.steps} steps")
+            return
         if main:
-            notice(f"nothing to do: {plan.run} has done {trainer.step} of {preset.schedule.steps} steps")
-        return
-    if main:
-        # not before the checkpoint is known to fit: a refused resume leaves the run as it was
-        images.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
-        text = json.dumps(environment(device, plan.processes), indent=1)
-        images.write_bytes(plan.run / "environment.json", text.encode())
-    with datasets.attended():
-        _loop(plan, trainer, source, asked, record, owed)
+            # not before the checkpoint is known to fit: a refused resume leaves the run as it was
+            images.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
+            text = json.dumps(environment(device, plan.processes), indent=1)
+            images.write_bytes(plan.run / "environment.json", text.encode())
+        with datasets.attended():
+            _loop(plan, trainer, source, asked, record, owed)
+        durable.failpoint("at_exit")
+
+
+def _held(plan: Plan, stack: ExitStack) -> Path | None:
+    """Take the run folder until the stack is left; the checkpoint to continue from."""
+    resume = _beginning(plan)
+    stack.enter_context(_alone(plan, resume))
+    return resume
 
 
 def _beginning(plan: Plan) -> Path | None:
@@ -167,6 +190,17 @@ def _owed(plan: Plan, resume: Path | None, step: int, record: Record) -> bool:
     """Whether a signal or a crash kept a run from scoring the checkpoint that it now continues from."""
     own = resume is not None and plan.run in (resume.parent, resume.parent.parent)
     return own and _due(plan.preset, step) and not any("miou" in row for row in record.rows if row["step"] == step)
+
+
+@contextmanager
+def _alone(plan: Plan, resume: Path | None) -> Iterator[None]:
+    """Hold the run folder, clear it of what dead processes left, and count the resume as an attempt."""
+    folder = plan.run / "checkpoints"
+    with runfolder.held(plan.run):
+        durable.sweep(plan.run)
+        checkpoint.collect(folder)
+        with runfolder.attempt(resume) if resume and resume.parent == folder else nullcontext():
+            yield
 
 
 class _Network(nn.Module):
@@ -203,7 +237,7 @@ def _loop(
         preset.loss.average,
     )
     network = distributed.replicate(_Network(model, objective), trainer.device)
-    batches = datasets.delivered(_loader(plan, source, trainer.step))
+    batches = datasets.delivered(_loader(plan, source, trainer.step, trainer.seen))
     progress = Progress(steps, trainer.step)
     val = datasets.open_source(preset.data, "val")
     model.train()
@@ -212,33 +246,36 @@ def _loop(
     try:
         number = distributed.largest(asked(), trainer.device)
         if number:
-            _save(plan, trainer, source.classes, better=False)
+            _save(plan, trainer, last=True)
             _stop(plan, trainer.step, number)
         if owed:
-            number, better = _evaluate(trainer, val, record, asked)
+            number, _ = _evaluate(trainer, val, record, asked)
             model.train()
-            _save(plan, trainer, source.classes, better)
+            _save(plan, trainer, last=True)
             if number:
                 _stop(plan, trainer.step, number)
         while trainer.step < steps:
             started = time.monotonic()
-            losses.append(_step(plan, trainer, network, batches, source if record and trainer.step == 0 else None))
+            losses.append(_step(plan, trainer, network, batches, record))
             busy += time.monotonic() - started
             if record and (trainer.step % preset.log.every == 0 or trainer.step == steps):
                 rate = len(losses) * preset.train.batch / (busy - logged)
-                loss, lr = sum(losses) / len(losses), trainer.optimizer.param_groups[0]["lr"]
-                epoch = trainer.step * preset.train.batch // len(source.samples)
+                finite = [loss for loss in losses if math.isfinite(loss)]
+                loss = sum(finite) / len(finite) if finite else math.nan
+                lr, epoch = trainer.optimizer.param_groups[0]["lr"], trainer.epoch
                 record.add(step=trainer.step, epoch=epoch, loss=loss, lr=lr, images_per_second=rate, seconds=busy)
                 progress.show(trainer.step, f"loss {loss:.4f}  lr {lr:.2e}  {rate:.1f} images/s")
                 losses, logged = [], busy
             number = distributed.largest(asked(), trainer.device)
-            better = False
+            better, best = False, (trainer.best, trainer.best_step)
             if not number and _due(preset, trainer.step):
                 progress.close()
                 number, better = _evaluate(trainer, val, record, asked)
                 model.train()
             if number or better or trainer.step == steps or trainer.step % preset.checkpoint.every == 0:
-                _save(plan, trainer, source.classes, better)
+                if not _save(plan, trainer, bool(number) or trainer.step == steps):
+                    # best.pt is still that of before
+                    trainer.best, trainer.best_step = best
                 if record:
                     record.draw()
             if number:
@@ -247,21 +284,21 @@ def _loop(
         progress.close()
 
 
-def _step(
-    plan: Plan, trainer: Trainer, network: nn.Module, batches: Iterator[Any], shown: datasets.Source | None
-) -> float:
-    """One optimiser step over all its micro-batches; the mean loss. With `shown`, the first batch is drawn."""
+def _step(plan: Plan, trainer: Trainer, network: nn.Module, batches: Iterator[Any], record: Record | None) -> float:
+    """One optimiser step over all its micro-batches; the mean loss. With a record, a run's first batch is drawn."""
     train, schedule = plan.preset.train, plan.preset.schedule
     trainer.set_rate(
         learning_rate(trainer.step, schedule.steps, schedule.lr, schedule.power, schedule.warmup, schedule.minimum)
     )
     trainer.optimizer.zero_grad(set_to_none=True)
+    buffers, samples = trainer.buffers(), []
     total = torch.zeros((), device=trainer.device)
     for index in range(plan.accumulation):
-        image, label, _ = next(batches)
-        if shown and index == 0:
+        image, label, names = next(batches)
+        samples += names
+        if record and trainer.step == 0 and index == 0:
             n = trainer.model.normalisation
-            picture = mosaic(image, label, n.mean, n.std, n.channel_order, shown.classes.palette)
+            picture = mosaic(image, label, n.mean, n.std, n.channel_order, trainer.source.classes.palette)
             images.write_image(plan.run / "batch.jpg", picture)
         image = image.to(trainer.device, non_blocking=True)
         label = label.to(trainer.device, non_blocking=True)
@@ -275,11 +312,36 @@ def _step(
             trainer.scaler.scale(loss).backward()
         total += loss.detach()
     loss_value = float(total)
-    trainer.update(loss_value)
+    if not trainer.update(loss_value, buffers):
+        _skipped(plan, trainer, loss_value, samples, record)
     return loss_value
 
 
-def _loader(plan: Plan, source: datasets.Source, start: int) -> DataLoader[Any]:
+def _skipped(plan: Plan, trainer: Trainer, loss: float, samples: list[str], record: Record | None) -> None:
+    """Tell of a step that was skipped; NonFiniteError where too many were in a row, or a run would end on several."""
+    ranks = [
+        {"loss": str(loss), "gradient_norm": str(norm), "samples": names}
+        for loss, norm, names in distributed.gather((loss, trainer.norm, samples))
+    ]
+    worst = next((each for each in ranks if not math.isfinite(float(each["loss"]))), ranks[0])
+    why = f"loss {worst['loss']}, gradient norm {worst['gradient_norm']}"
+    number, row = trainer.step, trainer.nonfinite
+    if record:
+        names = [name for each in ranks for name in each["samples"]]
+        record.skip(number, names)
+        notice(f"warning: step {number} skipped ({why}), {row} in a row, images {', '.join(names)}")
+    ending = row > 1 and number == plan.preset.schedule.steps
+    if row >= plan.preset.train.max_nonfinite or ending:
+        path = plan.run / f"nonfinite_step_{number}.json"
+        if record:
+            told = {"step": number, "in_a_row": row, "ranks": ranks}
+            images.write_bytes(path, json.dumps(told, indent=1).encode())
+        fix = f"see {path}, lower schedule.lr and resume"
+        raise NonFiniteError(f"step {number}", f"{why}, {row} steps in a row", fix)
+
+
+def _loader(plan: Plan, source: datasets.Source, start: int, first: int | None = None) -> DataLoader[Any]:
+    """The batches of the steps from `start` on, from the position `first` of the stream of samples."""
     preset = plan.preset
     batches = datasets.Batches(
         len(source.samples),
@@ -289,6 +351,7 @@ def _loader(plan: Plan, source: datasets.Source, start: int) -> DataLoader[Any]:
         world=distributed.world(),
         start_step=start,
         steps=preset.schedule.steps,
+        first=first,
     )
     micro = plan.micro_batch
     data, model = preset.data, preset.model
@@ -352,19 +415,34 @@ def _evaluate(
         record.add(step=trainer.step, **trainer.metrics)
         notice(f"step {trainer.step}: validation mIoU {miou:.4f} ({time.monotonic() - started:.0f} s)")
     better = miou > trainer.best
-    trainer.best = max(trainer.best, miou)
+    if better:
+        trainer.best, trainer.best_step = miou, trainer.step
     return 0, better
 
 
-def _save(plan: Plan, trainer: Trainer, classes: datasets.Classes, better: bool) -> None:
-    state = trainer.state(classes)
+def _save(plan: Plan, trainer: Trainer, last: bool) -> bool:
+    """Write a checkpoint; False where the disk refused it, which the run survives twice in a row before its end."""
+    state = trainer.state()
     if distributed.rank() == 0:
         run = plan.run
-        path = checkpoint.save(run / "checkpoints", trainer.step, state, plan.preset.checkpoint.keep)
-        checkpoint.name(path, run / "last.pt")
-        if better:
-            checkpoint.name(path, run / "best.pt")
-    distributed.barrier()
+        try:
+            keep = plan.preset.checkpoint.keep
+            path = checkpoint.save(run / "checkpoints", trainer.step, state, keep, trainer.facts())
+            _name(plan, trainer, path)
+            trainer.failed_saves = 0
+        except EnvironmentFailure as error:
+            trainer.failed_saves += 1
+            if last or trainer.failed_saves == FAILED_SAVES:
+                raise
+            notice(f"warning: {error}; training goes on without it")
+    return not distributed.broadcast(trainer.failed_saves)
+
+
+def _name(plan: Plan, trainer: Trainer, path: Path) -> None:
+    """Give the checkpoint of the step just done the names that are its due."""
+    checkpoint.name(path, plan.run / "last.pt")
+    if trainer.best_step == trainer.step:
+        checkpoint.name(path, plan.run / "best.pt")
 
 
 def _stop(plan: Plan, step: int, number: int) -> None:

@@ -1,27 +1,39 @@
 """All that changes while training: the model, its optimiser, and how one step changes them."""
 
 import copy
+import hashlib
+import json
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ccnet_cli import checkpoint, config, distributed, loading
+from ccnet_cli import checkpoint, config, datasets, distributed, loading
 from ccnet_cli import model as models
-from ccnet_cli.datasets import Classes
-from ccnet_cli.errors import InputError, NonFiniteError, notice
+from ccnet_cli.errors import InputError, notice
 from ccnet_cli.model import CCNet
+
+# the samples of a step stay the same however they are shared; the order in which numbers are added up does not
+SHARES = ("world_size", "global_batch")
 
 
 @dataclass
 class Trainer:
-    """All that changes while training; `state` and `restore` name every part of it."""
+    """All that changes while training; `state` and `restore` name every part of it.
+
+    step counts batches, those skipped too; epoch and offset are where in the data the next batch begins. nonfinite
+    counts the skipped steps in a row, failed_saves the checkpoints that the disk refused in a row.
+    """
 
     preset: config.Preset
+    source: datasets.Source
     model: CCNet
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -29,7 +41,13 @@ class Trainer:
     device: torch.device
     origin: str = ""
     step: int = 0
+    epoch: int = 0
+    offset: int = 0
+    nonfinite: int = 0
+    failed_saves: int = 0
+    norm: float = 0.0
     best: float = -1.0
+    best_step: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -42,30 +60,54 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def update(self, loss: float) -> None:
-        """Step the optimiser with the gradients at hand; NonFiniteError before it unless they and loss are finite."""
+    @property
+    def seen(self) -> int:
+        """The position of the next batch in the stream of samples."""
+        return self.epoch * len(self.source.samples) + self.offset
+
+    def buffers(self) -> list[Tensor]:
+        """A copy of the model's buffers, for update to put back: a forward pass alone moves the running statistics."""
+        return [buffer.clone() for buffer in self.model.buffers()]
+
+    def update(self, loss: float, buffers: list[Tensor]) -> bool:
+        """Step the optimiser with the gradients at hand, unless on any rank these or the loss are not finite.
+
+        False for a step that every rank skipped: it leaves the model, its buffers as given, the moving average and the
+        optimiser as they were, but takes its place in the schedule and its batch from the data. With fp16 it lowers the
+        scale; as long as that can help it does not count in nonfinite.
+        """
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        # with fp16 the scaler itself skips the step and lowers its scale
-        if not self.scaler.is_enabled() and not (math.isfinite(loss) and math.isfinite(norm)):
-            why = f"loss {loss}, gradient norm {float(norm)}"
-            raise NonFiniteError(f"step {self.step + 1}", why, "lower schedule.lr and resume")
+        self.norm = float(norm)
+        too_large = math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        bad = 0 if math.isfinite(loss) and math.isfinite(self.norm) else 1 if too_large else 2
+        bad = distributed.largest(bad, self.device)
+        self.step += 1
+        self.epoch, self.offset = divmod(self.seen + self.preset.train.batch, len(self.source.samples))
+        if bad:
+            self.nonfinite += bad == 2
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            if self.scaler.is_enabled():
+                self.scaler.update()
+            return False
+        self.nonfinite = 0
         if self.preset.train.clip_norm:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.preset.train.clip_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.step += 1
         if self.averaged is not None:
             # a short memory at first: the first weights are noise
             _average(self.averaged, self.model, min(self.preset.train.ema, (1 + self.step) / (10 + self.step)))
+        return True
 
-    def state(self, classes: Classes) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """The content of a checkpoint; every rank must call it."""
         return {
             "format": checkpoint.FORMAT,
             "model": self.inference_model.state_dict(),
             "preset": config.to_mapping(self.preset),
-            "classes": classes.to_mapping(),
+            "classes": self.source.classes.to_mapping(),
             "step": self.step,
             "metrics": self.metrics,
             "origin": self.origin,
@@ -74,16 +116,54 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "best": self.best,
+                "best_step": self.best_step,
+                "epoch": self.epoch,
+                "offset": self.offset,
+                "nonfinite": self.nonfinite,
                 "random": distributed.gather(_random_state(self.device)),
+                "circumstances": self.circumstances(),
             },
         }
 
-    def restore(self, content: dict[str, Any], path: Path) -> None:
-        """Continue from a checkpoint's content; InputError where it does not fit this run."""
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint's manifest tells of it beside its size and hash."""
+        return {"epoch": self.epoch, "offset": self.offset} | self.circumstances()
+
+    def circumstances(self) -> dict[str, Any]:
+        """What else the bits of the next steps hang on, beside the state and the preset's keys."""
+        mapping = config.to_mapping(self.preset)
+        cudnn = torch.backends.cudnn
+        return {
+            "world_size": distributed.world(),
+            "global_batch": self.preset.train.batch,
+            "num_threads": torch.get_num_threads(),
+            "precision": self.preset.train.precision,
+            "device": self.device.type,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "float32_matmul": torch.get_float32_matmul_precision(),
+            "cudnn": [cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic],
+            "torch": str(torch.__version__),
+            "cuda": torch.version.cuda,
+            "numpy": np.__version__,
+            "config_sha256": hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest(),
+            "list_sha256": self._list_sha256,
+        }
+
+    @cached_property
+    def _list_sha256(self) -> str:
+        return datasets.fingerprint(self.source)
+
+    def restore(self, content: dict[str, Any], path: Path, strict: bool = False) -> None:
+        """Continue from a checkpoint's content; InputError where it does not fit this run.
+
+        What differs from before is told in a line; with strict it is refused.
+        """
         training = content["training"]
-        changed = config.differences(self.preset, config.from_mapping(content["preset"]))
-        if changed and distributed.rank() == 0:
-            notice(f"warning: resumed with other values of {', '.join(changed)} than before")
+        for what in self._differences(content):
+            if strict:
+                raise InputError(path, f"was trained with {what}", "resume without --strict-resume, or as before")
+            if distributed.rank() == 0:
+                notice(f"warning: resumed with {what}")
         loading.load_weights(self.inference_model, content["model"], path)
         if self.averaged:
             loading.load_weights(self.model, training["model"] or content["model"], path)
@@ -95,21 +175,42 @@ class Trainer:
             raise InputError(path, why, "resume with the preset that it was trained with") from None
         self.step, self.metrics, self.best = content["step"], content["metrics"], training["best"]
         self.origin = content.get("origin", "")
+        # before they were saved, a batch told them
+        position = divmod(self.step * content["preset"]["train"]["batch"], len(self.source.samples))
+        self.epoch, self.offset = training.get("epoch", position[0]), training.get("offset", position[1])
+        self.nonfinite, self.best_step = training.get("nonfinite", 0), training.get("best_step", -1)
         states = training["random"]
         if len(states) == distributed.world():
             _set_random_state(states[distributed.rank()], self.device)
-        elif distributed.rank() == 0:
-            notice(
-                f"warning: resumed on {distributed.world()} processes, was {len(states)}: same images, other dropout"
-            )
+
+    def _differences(self, content: dict[str, Any]) -> Iterator[str]:
+        """What a run that continues from a checkpoint's content would do otherwise than before, a phrase each."""
+        keys = config.differences(self.preset, config.from_mapping(content["preset"]))
+        if keys:
+            yield f"other values of {', '.join(keys)} than before"
+        now, before = self.circumstances(), content["training"].get("circumstances", {})
+        before = {"world_size": len(content["training"]["random"])} | before
+        shares = [f"{key} {now[key]}, was {before[key]}" for key in SHARES if now[key] != before.get(key, now[key])]
+        if shares:
+            yield f"{', '.join(shares)}: sample-exact, not bit-exact"
+        others = [key for key in now if key not in (*SHARES, "config_sha256") and now[key] != before.get(key, now[key])]
+        if "list_sha256" in others:
+            others.remove("list_sha256")
+            yield "another list of training images than before: other samples will come"
+        if others:
+            yield ", ".join(f"{key} {now[key]}, was {before[key]}" for key in others) + ": not bit-exact"
 
 
 def build(
-    preset: config.Preset, classes: int, device: torch.device, weights: Path | None = None, partial: bool = False
+    preset: config.Preset,
+    source: datasets.Source,
+    device: torch.device,
+    weights: Path | None = None,
+    partial: bool = False,
 ) -> Trainer:
     """Model, optimiser and the rest at step 0; weights is a file to begin with, partial as loading.begin takes it."""
     train = preset.train
-    model = models.build(preset.model, classes, train.checkpoint_activations)
+    model = models.build(preset.model, len(source.classes), train.checkpoint_activations)
     origin = loading.begin(model, weights, preset.model, partial) if weights else ""
     if train.sync_bn and device.type == "cuda" and distributed.world() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -118,7 +219,7 @@ def build(
         model = model.to(memory_format=torch.channels_last)
     averaged = copy.deepcopy(model).eval().requires_grad_(False) if train.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
-    return Trainer(preset, model, _optimizer(model, preset), scaler, averaged, device, origin)
+    return Trainer(preset, source, model, _optimizer(model, preset), scaler, averaged, device, origin)
 
 
 def _optimizer(model: nn.Module, preset: config.Preset) -> torch.optim.Optimizer:
@@ -144,7 +245,10 @@ def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
 
 def _random_state(device: torch.device) -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate()}
+    # a numpy array would not be read back
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    own = {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate()}
+    return own | {"numpy": [str(kind), keys.tolist(), *rest]}
 
 
 def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
@@ -152,3 +256,5 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
     random.setstate(state["python"])
+    if "numpy" in state:
+        np.random.set_state(tuple(state["numpy"]))

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ccnet_cli import config
@@ -115,7 +114,7 @@ def recognise(content: Any, path: Path) -> Foreign:
     if any(key.startswith("decode_head.cca.") for key in state):
         return _mmseg(state, meta, path)
     if "head.conva.0.weight" in state and "conv1.weight" in state:
-        return _authors(state, path)
+        return _authors(state, _recurrence(content), path)
     if "backbone.layer4.0.conv1.weight" in state and not any(k.startswith(("decode_head", "auxiliary")) for k in state):
         state = {key.removeprefix("backbone."): tensor for key, tensor in state.items()}
     if "layer4.0.conv1.weight" in state and {"conv1.weight", "stem.0.weight"} & state.keys():
@@ -164,83 +163,9 @@ def other_shapes(trained: Mapping[str, Any], settings: config.Model) -> list[str
     return [f"model.{key}={trained[key]}" for key in keys if key in trained and trained[key] != new[key]]
 
 
-def official(
-    weights: Mapping[str, Tensor], model: config.Model, path: Path, counts: bool = False
-) -> tuple[dict[str, Tensor], int]:
-    """Our weights in the authors' layout, and how many channels had to be rewritten to fit in-place ABN's rule.
-
-    A scale s becomes a w with abs(w) + 1e-5 == s, bit for bit where s was made so. A scale below 1e-5 has none: its
-    sign and size move to the convolution before it and its running mean, which leaves the output the same. counts of
-    batches, which in-place ABN does not have, are written if asked. InputError where the authors' network differs from
-    the model.
-    """
-    theirs = {
-        "stem": "deep",
-        "dilation": "dilated",
-        "pool": "ceil",
-        "activation": "leaky_relu",
-        **({"auxiliary_bias": True} if model.auxiliary else {}),
-    }
-    for key, value in theirs.items():
-        if getattr(model, key) != value:
-            why = f"model.{key} is {getattr(model, key)}, the authors' network has {value}"
-            raise InputError(path, why, "use --format weights")
-    if model.backbone not in RESNETS or RESNETS[model.backbone][0] is not Bottleneck:
-        raise InputError(path, f"the authors have no {model.backbone}", "use --format weights")
-    ours = {key: tensor.clone() for key, tensor in weights.items()}
-    rewritten = 0
-    for key in [key for key in ours if _is_scale(key, ours)]:
-        rewritten += _fold(ours, key)
-        ours[key] = _before_abs(ours[key])
-    foreign = Foreign("", {}, ours, OFFICIAL)
-    kept = [key for key in ours if counts or not key.endswith("num_batches_tracked")]
-    written = {foreign.theirs(key): ours[key] for key in kept}
-    if not model.recurrence:
-        written |= _idle_attention(model)
-    return written, rewritten
-
-
-def _idle_attention(model: config.Model) -> dict[str, Tensor]:
-    """The attention that the authors' R=0 network carries and never runs."""
-    channels, reduced = model.channels, model.query_channels or max(model.channels // 8, 1)
-    shapes = {"query_conv": reduced, "key_conv": reduced, "value_conv": channels}
-    weights = {f"head.cca.{name}.weight": torch.zeros(size, channels, 1, 1) for name, size in shapes.items()}
-    biases = {f"head.cca.{name}.bias": torch.zeros(size) for name, size in shapes.items()}
-    return {**weights, **biases, "head.cca.gamma": torch.zeros(1)}
-
-
-def _is_scale(key: str, state: Mapping[str, Tensor]) -> bool:
+def is_scale(key: str, state: Mapping[str, Tensor]) -> bool:
     """Whether the key is a batch norm's scale: it has running statistics beside it."""
     return key.endswith(".weight") and f"{key.removesuffix('weight')}running_mean" in state
-
-
-def _fold(state: dict[str, Tensor], key: str) -> int:
-    """Move sign and size of scales below 1e-5 into what stands before them; how many there were."""
-    scale, least = state[key], torch.tensor(ABN_EPS, dtype=state[key].dtype)
-    small = scale < least
-    if not small.any():
-        return 0
-    factor = torch.where(small, scale.sign() * (scale.abs() / least).clamp(max=1), torch.ones_like(scale))
-    norm = key.removesuffix(".weight")
-    before = re.sub(r"\.1$", ".0", re.sub(r"(^|\.)bn(\d)$", r"\1conv\2", norm))
-    state[f"{before}.weight"] = state[f"{before}.weight"] * factor.view(-1, 1, 1, 1)
-    for name in (f"{before}.bias", f"{norm}.running_mean"):
-        if name in state:
-            state[name] = state[name] * factor
-    state[key] = torch.where(small, scale.abs().clamp(min=ABN_EPS), scale)
-    return int(small.sum())
-
-
-def _before_abs(scale: Tensor) -> Tensor:
-    """The w with w + 1e-5 == scale in the scale's own arithmetic, for scales of at least 1e-5.
-
-    Between 2**-14 and 2**-13 the sum is a tie in float32, and every other scale is the sum of no w: off by one bit.
-    """
-    w = (scale - ABN_EPS).clamp(min=0)
-    for _ in range(2):
-        high, low = w + ABN_EPS > scale, w + ABN_EPS < scale
-        w = torch.where(high, w.nextafter(torch.zeros_like(w)), torch.where(low, w.nextafter(scale), w))
-    return w
 
 
 def _state(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -256,9 +181,6 @@ def _state(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     for prefix in ("module.", "_orig_mod."):
         while all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    for key, tensor in state.items():
-        if tensor.is_complex() or (tensor.is_floating_point() and not tensor.isfinite().all()):
-            raise InputError(path, f"weight {key} is not finite", "use weights of a training that did not fail")
     meta = content.get("meta")
     return state, meta if isinstance(meta, dict) else {}
 
@@ -271,20 +193,31 @@ def _renamed(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
     return renamed
 
 
-def _authors(state: dict[str, Tensor], path: Path) -> Foreign:
+def _recurrence(content: dict[str, Any]) -> int | None:
+    """R, where somebody kept it beside the weights, as the authors' option of that name."""
+    for kept in (content, content.get("args"), content.get("config")):
+        value = kept.get("recurrence") if isinstance(kept, dict) else None
+        if isinstance(value, int) and 0 <= value <= 3:
+            return value
+    return None
+
+
+def _authors(state: dict[str, Tensor], recurrence: int | None, path: Path) -> Foreign:
     """The authors' layout: in-place ABN if the head's last convolution follows its norm directly, else the port."""
     abn = "head.bottleneck.3.weight" in state
     table = OFFICIAL if abn else PORT
     weights = _renamed(state, table)
     done = []
     if abn:
-        scales = [key for key in weights if _is_scale(key, weights)]
+        scales = [key for key in weights if is_scale(key, weights)]
         for key in scales:
             weights[key] = weights[key].abs() + ABN_EPS
         done.append(f"{len(scales)} batch-norm scales w taken as abs(w) + 1e-5, as in-place ABN does")
-    done.append("recurrence is not in the file, taken as 2 (model.recurrence)")
+    if recurrence is None:
+        done.append("recurrence is not in the file, taken as 2 (model.recurrence)")
     what = "the authors' CCNet" if abn else "a plain PyTorch port of the authors' CCNet"
     traits = {"activation": "leaky_relu" if abn else "relu", **AUTHORS_TRUNK, **AUTHORS_INPUT, "align_corners": True}
+    traits["recurrence"] = 2 if recurrence is None else recurrence
     return _network(what, weights, table, traits, done, path)
 
 

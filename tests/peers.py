@@ -66,6 +66,8 @@ class Draw:
     def attention(self, name: str, channels: int) -> None:
         for part, size in (("query_conv", channels // 8), ("key_conv", channels // 8), ("value_conv", channels)):
             self.conv(f"{name}.{part}", size, channels, 1, bias=True)
+        # energies are not scaled: at full size they would make the attention all or nothing, and float32 a coin toss
+        self.state[f"{name}.query_conv.weight"] *= 16 / channels
 
 
 def authors(seed=0, depth=101, width=64, channels=512, classes=19, counts=False, port=False) -> State:

@@ -192,7 +192,7 @@ def test_attention_maps_are_rows_of_the_product_of_the_passes(H, W):
             assert abs(drawn.sum().item() - 1) < 1e-12
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=200, deadline=None, database=None)
 @given(
     H=st.integers(1, 6),
     W=st.integers(1, 6),

@@ -27,6 +27,7 @@ def test_every_row_is_there_with_positive_figures():
     report = bench.attention(**SMALL)
     assert torch.get_num_threads() == threads
     rows = {row.name: row for row in report.rows}
+    assert "numba" in bench.names("cuda")
     assert tuple(rows) == bench.names() == (*ops.implementations(), "official", "non-local", "floor")
     for row in report.rows:
         for timing in (row.forward, row.both):

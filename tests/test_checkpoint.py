@@ -202,17 +202,6 @@ def test_a_bad_file_is_refused_in_one_line(kind, tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
-def test_an_exported_model_is_the_same_without_its_training_state(tmp_path):
-    whole = checkpoint.save(tmp_path / "run", 3, content(3) | {"training": {"optimizer": torch.zeros(100_000)}}, keep=2)
-    small = loading.export(whole, tmp_path / "small.pt")
-    assert small.stat().st_size < whole.stat().st_size - 400_000
-    assert "training" not in checkpoint.read(small)
-    wanted = loading.restore(whole).model.state_dict()
-    assert all(torch.equal(tensor, wanted[key]) for key, tensor in loading.restore(small).model.state_dict().items())
-    with pytest.raises(InputError, match="itself"):
-        loading.export(whole, whole)
-
-
 def test_the_checkpoint_is_found_in_order(tmp_path, monkeypatch, capsys, saved):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CCNET_CHECKPOINT", raising=False)

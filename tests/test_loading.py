@@ -11,6 +11,7 @@ import torch
 from ccnet_cli import checkpoint, cli, config, loading, weights
 from ccnet_cli.errors import InputError
 from ccnet_cli.evaluate import evaluate
+from ccnet_cli.export import export
 from ccnet_cli.model import build
 from ccnet_cli.train import train
 
@@ -131,7 +132,7 @@ def test_eval_scores_other_people_s_weights(street, tmp_path):
     state = peers.authors(width=8, channels=16, depth=50, classes=11)
     torch.save({"state_dict": state}, tmp_path / "camvid.pth")
     result = evaluate(tmp_path / "camvid.pth", str(street[1]), device="cpu")
-    ours = loading.export(tmp_path / "camvid.pth", tmp_path / "ours.pt")
+    ours = export(tmp_path / "camvid.pth", tmp_path / "ours.pt")
     again = evaluate(ours, str(street[1]), device="cpu")
     assert result.miou == again.miou and result.settings["dataset"] == "camvid" and result.images == 2
     # another number of passes is another network

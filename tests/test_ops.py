@@ -135,21 +135,34 @@ def test_a_gradient_that_is_one_expanded_number_is_read_right(implementation):
 
 @every_implementation
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("size", [1e1, 1e3, 1e4, 1e6])
-def test_large_energies_stay_finite_and_keep_their_winner(size, dtype, implementation):
+@pytest.mark.parametrize("autocast", [None, torch.float16], ids=["", "autocast"])
+@pytest.mark.parametrize("size", [1e1, 1e2, 1e3, 1e4, 1e5, 1e6])
+def test_large_energies_stay_finite_and_keep_their_winner(size, autocast, dtype, implementation):
     query, key, value = qkv(6, 7, Cq=8)
     largest = ops.affinity(query, key).masked_fill(torch.eye(13, 6, dtype=torch.bool)[..., None], 0).abs().max()
     scale = (size / largest).sqrt()
     inputs = [(query * scale).to(dtype), (key * scale).to(dtype), value.to(dtype)]
-    energy = ops.affinity(*inputs[:2], implementation)
+    context = torch.autocast("cpu", autocast, enabled=autocast is not None)
+    with context:
+        energy = ops.affinity(*inputs[:2], implementation)
     exact = ops.affinity(*(x.double() for x in inputs[:2]), "reference")
     assert energy.dtype == torch.float32
     assert (energy.argmax(1) == exact.argmax(1)).all()
     inputs = [x.requires_grad_() for x in inputs]
-    out = ops.criss_cross(*inputs, implementation)
+    with context:
+        out = ops.criss_cross(*inputs, implementation)
     assert out.dtype == dtype
     for tensor in (out, *torch.autograd.grad(out.float().square().sum(), inputs)):
         assert tensor.isfinite().all()
+
+
+def test_energies_in_half_precision_would_not_be_finite():
+    """Teeth: the largest of them is beyond float16, and in bfloat16 the winner of a close race is lost."""
+    query, key, _ = qkv(6, 7, Cq=8)
+    energy = ops.affinity(query * 300, key * 300)
+    assert energy.half().isposinf().any()
+    close = energy.double() / 100
+    assert (close.bfloat16().double().argmax(1) != close.argmax(1)).any() or (close.bfloat16() != close).any()
 
 
 @every_implementation
@@ -257,7 +270,7 @@ def test_importing_the_operators_does_not_load_numba():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("implementation", ops.implementations())
+@pytest.mark.parametrize("implementation", ops.implementations("cuda"))
 @pytest.mark.parametrize("shape", [(1, 8, 16, 5, 7), (2, 64, 512, 33, 20), (1, 8, 16, 1, 9)])
 def test_a_gpu_agrees_with_the_definition(implementation, shape):
     B, c, C, H, W = shape

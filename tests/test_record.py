@@ -1,6 +1,8 @@
 """The log of a run, its curves and its look at the first batch."""
 
+import errno
 import json
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +26,30 @@ def test_rows_after_the_resumed_step_are_dropped(tmp_path):
         "2",
         "3",
     ]
+
+
+def test_a_full_disk_is_told_once_and_made_up_for(tmp_path, monkeypatch, capsys):
+    record = Record(tmp_path)
+    record.add(step=1, loss=1.0)
+
+    def refusing(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refusing)
+        record.add(step=2, loss=0.5)
+        record.skip(3, ["a", "b"])
+        record.draw()
+    assert capsys.readouterr().err.count("log not written") == 1
+    record.add(step=4, loss=0.25)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 0.5},
+        {"step": 3, "skipped": ["a", "b"]},
+        {"step": 4, "loss": 0.25},
+    ]
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 5
 
 
 def test_curves_rise_where_values_rise():

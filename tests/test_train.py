@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from runs import SETTINGS, make_horizons, preset
 
 from ccnet_cli import checkpoint, config, datasets, images, loading, plan
 from ccnet_cli.errors import InputError, NonFiniteError
@@ -21,42 +22,10 @@ from ccnet_cli.evaluate import evaluate
 from ccnet_cli.loss import Objective
 from ccnet_cli.train import _loader, train
 
-SETTINGS = {
-    "model.width=8",
-    "model.channels=16",
-    "model.auxiliary_channels=8",
-    "data.dataset=folder",
-    "data.classes=[sky, road]",
-    "data.crop=32,48",
-    "data.workers=0",
-    "train.batch=4",
-    "train.precision=fp32",
-    "schedule.steps=6",
-    "schedule.warmup=0",
-    "checkpoint.every=2",
-    "eval.every=3",
-    "log.every=1",
-}
-
 
 @pytest.fixture
 def data(tmp_path):
-    """Ten pictures of a horizon, sky above road."""
-    random = np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 4)):
-        for index in range(count):
-            label = np.zeros((40, 56), np.uint8)
-            label[random.integers(10, 30) :] = 1
-            picture = np.where(label[..., None] == 1, 60, 200) + random.integers(-30, 30, (40, 56, 3))
-            for kind in ("images", "labels"):
-                (tmp_path / "data" / kind / split).mkdir(parents=True, exist_ok=True)
-            images.write_image(tmp_path / f"data/images/{split}/{index}.png", picture.astype(np.uint8))
-            images.write_label(tmp_path / f"data/labels/{split}/{index}.png", label)
-    return tmp_path / "data"
-
-
-def preset(data, *more):
-    return config.load("quickstart", [f"data.root={data}", *sorted(SETTINGS), *more])
+    return make_horizons(tmp_path / "data")
 
 
 def weights(run):
@@ -240,9 +209,14 @@ def test_a_signal_ends_the_run_with_a_checkpoint(data, tmp_path, number, process
     assert loading.restore(tmp_path / "run" / "last.pt").step == step
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(data, tmp_path):
-    with pytest.raises(NonFiniteError, match="step"):
-        train(preset(data, "train.optimizer=sgd", "schedule.lr=1e30", "train.clip_norm=null"), run=tmp_path / "run")
+@pytest.mark.parametrize(("row", "step"), [(3, 4), (10, 6)])
+def test_a_loss_that_is_not_finite_stops_before_the_step(data, tmp_path, row, step):
+    """The first step ruins the weights, the others are skipped: three at most, or to the end of the run."""
+    options = ("train.optimizer=sgd", "schedule.lr=1e30", "train.clip_norm=null", "eval.every=0")
+    with pytest.raises(NonFiniteError, match=f"step {step}: loss"):
+        train(preset(data, *options, f"train.max_nonfinite={row}"), run=tmp_path / "run")
+    told = json.loads((tmp_path / f"run/nonfinite_step_{step}.json").read_text())
+    assert told["step"] == step and told["in_a_row"] == step - 1 and len(told["ranks"][0]["samples"]) == 4
     for path in checkpoint.committed(tmp_path / "run/checkpoints"):
         assert all(torch.isfinite(tensor).all() for tensor in checkpoint.read(path)["model"].values())
 

@@ -1,4 +1,4 @@
-"""Attention maps of a small random network, from the checkpoint to the figure and the arrays."""
+"""Attention maps of a small random network, from the checkpoint to the figure, the arrays and the page."""
 
 from pathlib import Path
 
@@ -6,49 +6,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from attentive import CLASSES, saved
 
 from ccnet_cli import checkpoint as checkpoints
-from ccnet_cli import config, images, loading
-from ccnet_cli.datasets import Classes
+from ccnet_cli import images, loading
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.inference import to_input
-from ccnet_cli.model import build
-from ccnet_cli.visualize import (
-    MOST_POINTS,
-    Point,
-    Share,
-    clip_limit,
-    enlarged,
-    figure,
-    locate,
-    marked,
-    overlay,
-    share,
-    visualize,
-)
+from ccnet_cli.visualize import MOST_POINTS, locate, share, visualize
 
-CLASSES = Classes(("road", "sky", "Tür"), ((128, 64, 128), (70, 130, 180), (1, 2, 3)), (7, 23, 9))
 POINTS = [(0, 0), (37, 20), (63, 39)]
-
-
-def saved(folder: Path, recurrence: int = 2, gamma: float = 0.5, poison: bool = False, **model: object) -> Path:
-    """A checkpoint of a random tiny network with clearly uneven attention."""
-    preset = config.load("toyscapes-r2", [f"model.recurrence={recurrence}", "model.width=8", "model.channels=16"])
-    preset = preset.model_copy(update={"model": preset.model.model_copy(update=model)})
-    torch.manual_seed(0)
-    network = build(preset.model, len(CLASSES))
-    if recurrence:
-        network.head.rcca.attention.gamma.data.fill_(gamma)
-        network.head.rcca.attention.query_conv.weight.data.mul_(float("nan") if poison else 3.0)
-    state = {
-        "format": checkpoints.FORMAT,
-        "model": network.state_dict(),
-        "preset": config.to_mapping(preset),
-        "classes": CLASSES.to_mapping(),
-        "step": 1,
-        "metrics": {},
-    }
-    return checkpoints.save(folder, 1, state, keep=2)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +124,22 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(checkpoint, photograph, tmp
     assert not new.exists() and taken.read_bytes() == b"precious"
 
 
+def test_a_second_model_is_drawn_beside_the_first(checkpoint, photograph, tmp_path, capfd):
+    single = saved(tmp_path / "single", recurrence=1)
+    summary = visualize(photograph, POINTS, tmp_path / "both.png", single, compare=checkpoint)
+    assert "one pass" in capfd.readouterr().err
+    alone = visualize(photograph, POINTS, tmp_path / "alone.png", checkpoint)
+    assert summary.recurrence == 1 and summary.compared.points == alone.points
+    assert summary.compared.checkpoint == str(checkpoint) and summary.to_mapping()["compared"]["recurrence"] == 2
+    assert alone.to_mapping()["compared"] is None
+    both, one = (images.read_image(tmp_path / name) for name in ("both.png", "alone.png"))
+    # a map more, and a line more for the models' names
+    assert both.shape[1] > one.shape[1] * 1.25 and one.shape[0] < both.shape[0] < one.shape[0] + 60
+    with pytest.raises(InputError, match="no attention"):
+        visualize(photograph, POINTS, tmp_path / "new.png", checkpoint, compare=saved(tmp_path / "r0", recurrence=0))
+    assert not (tmp_path / "new.png").exists()
+
+
 def test_files_are_replaced_when_asked(checkpoint, photograph, tmp_path):
     old = tmp_path / "old.png"
     old.write_bytes(b"old")
@@ -185,72 +167,3 @@ def test_shares_add_what_lies_where():
     own = np.array([[True, False, True], [False, False, True]])
     part = share(map_hw, (0, 1), own)
     assert (part.own_class, part.on_cross, part.off_cross) == pytest.approx((0.5, 0.8, 0.2))
-
-
-def test_the_scale_is_that_of_what_lies_off_the_cross():
-    map_hw = np.full((20, 20), 0.01)
-    map_hw[3] = map_hw[:, 5] = 0.5
-    assert clip_limit(map_hw, (5, 3), 99) == pytest.approx(0.01)
-    map_hw[map_hw == 0.01] = 1e-9
-    assert clip_limit(map_hw, (5, 3), 99) == pytest.approx(0.005)
-    map_hw[map_hw == 1e-9] = 0
-    map_hw[3, 0] = 9
-    assert clip_limit(map_hw, (5, 3), 95) == pytest.approx(0.5)
-    assert clip_limit(map_hw, (5, 3), 100) == 9
-    assert clip_limit(np.ones((1, 1)), (0, 0), 99) == 1
-
-
-def test_weights_are_colours_over_the_dimmed_image():
-    image = np.full((2, 3, 3), 200, np.uint8)
-    weight = np.array([[0, 0.5, 1], [0, 0, 0]], np.float32)
-    drawn = overlay(image, weight)
-    brightest = cv2.applyColorMap(np.full((1, 1), 255, np.uint8), cv2.COLORMAP_INFERNO)[0, 0]
-    assert (drawn[0, 2] == brightest).all() and (drawn[1] == 90).all()
-    assert drawn[0, 1].tolist() not in (drawn[0, 0].tolist(), drawn[0, 2].tolist())
-
-
-def test_a_map_is_enlarged_with_its_corners_in_the_corners():
-    map_hw = np.array([[0.0, 2.0], [1.0, 0.5]], np.float32)
-    large = enlarged(map_hw, (5, 9), align_corners=True)
-    assert large.shape == (5, 9) and large[[0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [0, 1, 1, 0.5]
-    assert large[0, 4] == 0.5 and large.min() >= 0 and large.max() <= 1
-
-
-def test_the_point_is_marked_where_it_is():
-    panel = np.zeros((50, 80, 3), np.uint8)
-    drawn = marked(panel, (60, 10), lines=True)
-    assert not panel.any()
-    assert (drawn[10, :40] > 0).all() and (drawn[30:, 60] > 0).all() and not drawn[30:, :50].any()
-    rows, columns = marked(panel, (60, 10)).any(-1).nonzero()
-    assert abs(rows.mean() - 10) < 1 and abs(columns.mean() - 60) < 1
-
-
-@pytest.mark.parametrize("size", [(360, 480), (480, 360), (1, 500), (500, 1), (1, 1), (33, 2000)])
-def test_figures_of_any_shape_have_a_row_for_each_point_and_a_panel_for_each_map(size):
-    H, W = size
-    image = np.random.default_rng(1).integers(0, 256, (H, W, 3), np.uint8)
-    h, w = -(-H // 8), -(-W // 8)
-    map_hw = np.full((h, w), 1 / (h * w), np.float32)
-    one = Point((W - 1, H - 1), (w - 1, h - 1), "Tür", (Share(1, 0.5, 0.5),) * 2)
-    single = figure(image, [one], [[map_hw, map_hw]])
-    double = figure(image, [one, one], [[map_hw, map_hw]] * 2)
-    narrow = figure(image, [Point(one.point, one.cell, one.name, one.shares[:1])], [[map_hw]])
-    assert single.dtype == np.uint8 and single.shape[2] == 3
-    assert double.shape[1] == single.shape[1] and double.shape[0] > single.shape[0]
-    assert narrow.shape[1] < single.shape[1] and narrow.shape[0] == single.shape[0]
-
-
-def test_a_photograph_keeps_its_colours_and_the_maps_do_not():
-    folder = Path(__file__).parents[2] / "shared" / "data" / "camvid" / "val"
-    if not folder.is_dir():
-        pytest.skip("CamVid is not here")
-    image = images.read_image(min(folder.glob("*.jpg")))
-    map_hw = np.zeros((46, 61), np.float32)
-    map_hw[20], map_hw[:, 30] = 0.01, 0.01
-    picture = figure(image, [Point((240, 160), (30, 20), "car", (Share(1, 1, 0),))], [[map_hw]])
-    top, left = 46, 28
-    expected = cv2.resize(image, (533, 400), interpolation=cv2.INTER_CUBIC)
-    assert (picture[top : top + 100, left : left + 200] == expected[:100, :200]).all()
-    right = picture[top : top + 100, left + 533 + 18 : left + 533 + 18 + 200].astype(int)
-    # dimmed and grey away from the cross
-    assert (right.max(-1) == right.min(-1)).all() and right.mean() < 0.6 * expected[:100, :200].mean()

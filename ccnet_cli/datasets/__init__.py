@@ -12,13 +12,13 @@ from ccnet_cli.datasets.cityscapes import open_cityscapes
 from ccnet_cli.datasets.cocostuff import open_cocostuff
 from ccnet_cli.datasets.folder import open_folder
 from ccnet_cli.datasets.lip import open_lip
-from ccnet_cli.datasets.listing import complete
+from ccnet_cli.datasets.listing import complete, fingerprint
 from ccnet_cli.datasets.report import Report, check
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import Classes, Sample, Source, load_image, load_label, load_pair
 from ccnet_cli.datasets.training import Training, attended, collate, delivered
 from ccnet_cli.datasets.voc import open_voc
-from ccnet_cli.errors import InputError
+from ccnet_cli.errors import InputError, detail
 
 __all__ = [
     "CLASSES",
@@ -34,6 +34,7 @@ __all__ = [
     "classes",
     "collate",
     "delivered",
+    "fingerprint",
     "load_image",
     "load_label",
     "load_pair",
@@ -81,6 +82,7 @@ def open_source(data: config.Data, split: str, labels_required: bool = True, ver
     """
     source = DATASETS[data.dataset](data, _root(data), split, labels_required)
     source = dataclasses.replace(source, classes=classes(data))
+    detail(f"{len(source.samples)} images of {data.dataset} in {split}, {len(source.classes)} classes")
     return complete(source, labels_required) if verify else source
 
 

@@ -1,6 +1,7 @@
 """Which files a data set has: list files and folders, checked before the first image is read."""
 
 import dataclasses
+import hashlib
 import os
 import posixpath
 import re
@@ -175,6 +176,13 @@ def pair(images: Path, labels: Path | None, label_of: Callable[[str], str] = bes
     if not rows:
         raise InputError(f"folder {images}", "holds no image", f"put {' '.join(IMAGE_SUFFIXES)} files there")
     return Samples(Path("/"), rows)
+
+
+def fingerprint(source: Source) -> str:
+    """sha256 of the names of a split's images and labels in their order, wherever they lie."""
+    assert isinstance(source.samples, Samples)
+    lines = (f"{name}\t{label and posixpath.basename(label)}\n" for _, label, name, _ in source.samples.rows)
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def existing(paths: Iterable[str]) -> Iterator[bool]:

@@ -17,10 +17,19 @@ class Batches:
 
     Position p = step * batch + j of the stream is sample permutation(epoch)[p mod count] of epoch p // count, so every
     sample comes once an epoch, no batch is short, and neither a resume nor another number of ranks changes the stream.
+    A resume with another batch begins at the position `first` instead.
     """
 
     def __init__(
-        self, count: int, batch: int, seed: int, rank: int = 0, world: int = 1, start_step: int = 0, steps: int = 1
+        self,
+        count: int,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+        steps: int = 1,
+        first: int | None = None,
     ) -> None:
         if count < 1 or batch < 1 or batch % world or not 0 <= rank < world:
             raise ValueError(f"{count} samples, batch {batch}, rank {rank} of {world}")
@@ -31,6 +40,7 @@ class Batches:
         self.world = world
         self.start_step = start_step
         self.steps = steps
+        self.first = start_step * batch if first is None else first
 
     def __len__(self) -> int:
         return max(self.steps - self.start_step, 0)
@@ -40,7 +50,7 @@ class Batches:
         epoch, order = -1, np.empty(0, np.int64)
         for step in range(self.start_step, self.steps):
             items = []
-            first = step * self.batch + self.rank * share
+            first = self.first + (step - self.start_step) * self.batch + self.rank * share
             for position in range(first, first + share):
                 if position // self.count != epoch:
                     epoch = position // self.count

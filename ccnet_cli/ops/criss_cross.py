@@ -9,23 +9,25 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ccnet_cli.errors import InputError
-from ccnet_cli.ops import gemm, reference
+from ccnet_cli.ops import cuda, gemm, reference
 
-_MODULES = {"reference": reference, "gemm": gemm}
-
-
-def implementations() -> tuple[str, ...]:
-    """Names that `implementation` accepts besides "auto", the definition first."""
-    return tuple(_MODULES)
+_MODULES = {"reference": reference, "gemm": gemm, "numba": cuda}
 
 
-def _resolve(implementation: str) -> str:
+def implementations(device: str = "cpu") -> tuple[str, ...]:
+    """Names that `implementation` accepts besides "auto" for tensors on a device, the definition first."""
+    return tuple(name for name in _MODULES if name != "numba" or device.startswith("cuda"))
+
+
+def _resolve(implementation: str, x: Tensor) -> str:
     if implementation == "auto":
         return "gemm"
-    if implementation not in _MODULES:
-        raise InputError(
-            f"implementation {implementation}", "not available in this version", f"use auto, {', '.join(_MODULES)}"
-        )
+    # the meta device, on which shapes are worked out, stands for every other
+    here = implementations("cuda" if x.device.type == "meta" else x.device.type)
+    if implementation not in here:
+        known = implementation in _MODULES
+        why = f"for CUDA tensors, and this one is on {x.device}" if known else "not available in this version"
+        raise InputError(f"implementation {implementation}", why, f"use auto, {', '.join(here)}")
     return implementation
 
 
@@ -36,7 +38,7 @@ def affinity(query: Tensor, key: Tensor, implementation: str = "auto") -> Tensor
     input gives float32 energies. Raises ValueError on shapes that do not fit and InputError on an unknown name.
     """
     _check(query, key)
-    name = _resolve(implementation)
+    name = _resolve(implementation, query)
     with _without_autocast(query):
         result: Tensor = torch.ops.ccnet.affinity(_full(query), _full(key), True, name)
     return result
@@ -50,7 +52,7 @@ def aggregate(attention: Tensor, value: Tensor, implementation: str = "auto") ->
     """
     _check_weights(attention, value)
     with _without_autocast(value):
-        result: Tensor = torch.ops.ccnet.aggregate(attention.to(value.dtype), value, _resolve(implementation))
+        result: Tensor = torch.ops.ccnet.aggregate(attention.to(value.dtype), value, _resolve(implementation, value))
     return result
 
 
@@ -58,7 +60,7 @@ def scatter(attention: Tensor, value: Tensor, implementation: str = "auto") -> T
     """Spread each pixel's value over its cross, weighted: the adjoint of aggregate in value, with its shapes."""
     _check_weights(attention, value)
     with _without_autocast(value):
-        result: Tensor = torch.ops.ccnet.scatter(attention.to(value.dtype), value, _resolve(implementation))
+        result: Tensor = torch.ops.ccnet.scatter(attention.to(value.dtype), value, _resolve(implementation, value))
     return result
 
 
@@ -71,7 +73,7 @@ def criss_cross(query: Tensor, key: Tensor, value: Tensor, implementation: str =
     _check(query, key)
     if value.dim() != 4 or value.shape[0] != query.shape[0] or value.shape[2:] != query.shape[2:]:
         raise ValueError(f"value {tuple(value.shape)} does not lie on the grid of query {tuple(query.shape)}")
-    name = _resolve(implementation)
+    name = _resolve(implementation, query)
     with _without_autocast(query):
         out: Tensor = torch.ops.ccnet.criss_cross(_full(query), _full(key), value, name)[0]
     return out
@@ -160,7 +162,9 @@ def _(attention: Tensor, value: Tensor, implementation: str) -> Tensor:
 @_criss_cross.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
     B, _, H, W = query.shape
-    return _empty(value, value.shape[1]), query.new_empty(B, H, W, H + W)
+    # the attention is for the same implementation's backward pass, which may want its arms padded
+    width = cuda.attention_width(H, W) if implementation == "numba" else H + W
+    return _empty(value, value.shape[1]), query.new_empty(B, H, W, width)
 
 
 @_criss_cross_backward.register_fake

@@ -1,0 +1,249 @@
+"""What the CUDA kernels are made of, told without a GPU: machine code, traffic and arithmetic, and modelled floors."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from ccnet_cli.errors import InputError
+from ccnet_cli.ops.cuda import launch, steps
+from ccnet_cli.ops.cuda.steps import Buffer, Grid, Kernel, Step
+
+# Published peaks: float32 and dense TF32 FLOP/s, bytes/s. NVIDIA A100 80GB SXM and H100 SXM data sheets.
+PEAKS = {"A100": (19.5e12, 156e12, 2.039e12), "H100": (66.9e12, 494.7e12, 3.35e12)}
+# of a multiprocessor, by compute capability: threads, bytes of shared memory, blocks (CUDA programming guide)
+LIMITS = {
+    (7, 5): (1024, 64 << 10, 16),
+    (8, 0): (2048, 164 << 10, 32),
+    (8, 6): (1536, 100 << 10, 16),
+    (8, 9): (1536, 100 << 10, 24),
+    (9, 0): (2048, 228 << 10, 32),
+    (10, 0): (2048, 228 << 10, 32),
+    (12, 0): (1536, 100 << 10, 24),
+}
+REGISTERS = 65536  # of a multiprocessor
+RESERVED = 1024  # bytes of shared memory that the system takes per block since sm_80
+PASSES = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel on one architecture; bytes and flops of its launches at a size, each buffer moved once per launch.
+
+    ffma and lds are the multiply-adds and vector loads of the inner loop; occupancy is the share of resident warps.
+    """
+
+    kernel: str
+    arch: str
+    size: str
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    ffma: int
+    lds: int
+    occupancy: float
+    launches: int
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Milliseconds that a formulation's pass cannot go below on a GPU: modelled from published peaks, not measured."""
+
+    size: str
+    work: str
+    formulation: str
+    gpu: str
+    bytes: int
+    flops: int
+    modelled_ms: float
+
+
+@dataclass(frozen=True)
+class Count:
+    """What ptxrun counted in one launch of the forward pass."""
+
+    kernel: str
+    arch: str
+    size: str
+    load_sector_bytes: int
+    store_sector_bytes: int
+    load_efficiency: float
+    store_efficiency: float
+    wavefronts: int
+    bank_conflicts: int
+    ffma_flops: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was asked."""
+
+    channels: int
+    dtype: str
+    kernels: tuple[Row, ...]
+    floors: tuple[Floor, ...]
+    counters: tuple[Count, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain types, fit for JSON."""
+        return asdict(self)
+
+
+def report(
+    archs: Sequence[str] = ("sm_80", "sm_90"),
+    sizes: Sequence[tuple[int, int]] = ((97, 97), (129, 257)),
+    channels: int = 512,
+    dtype: str = "float32",
+    counters: bool = False,
+) -> Report:
+    """Compile the kernels of a forward and a backward pass of one image for each architecture.
+
+    counters executes the forward pass of the first architecture and size with ptxrun, where it can be imported.
+    InputError without the compiler, for an unknown architecture, or for counters without ptxrun.
+    """
+    chosen = [_arch(name) for name in archs]
+    launch.require()
+    rows: list[Row] = []
+    for H, W in sizes:
+        launches = [step for work in PASSES for step in plan(H, W, channels, dtype)[work]]
+        for arch in chosen:
+            rows += [_row(kernel, arch, launches, f"{H}x{W}") for kernel in dict.fromkeys(x.kernel for x in launches)]
+    floors = tuple(floor for size in sizes for floor in _floors(*size, channels, dtype))
+    counted = _counted(chosen[0], *sizes[0], channels, dtype) if counters else ()
+    return Report(channels, dtype, tuple(rows), floors, tuple(counted))
+
+
+def plan(H: int, W: int, C: int, dtype: str) -> dict[str, list[Step]]:
+    """The launches of one image's pass, C // 8 channels in query and key, by name of the pass."""
+    c = max(C // 8, 1)
+    grid = Grid(1, H, W, steps.padded(H), dtype)
+    widths = {"query": c, "key": c, "value": C, "energy": steps.padded(H) + steps.padded(W), "out": C, "grad": C}
+    widths |= {"pull": widths["energy"], "d_query": c, "d_key": c, "d_value": C}
+    buffers = {name: Buffer(name, width, width % steps.VECTOR == 0) for name, width in widths.items()}
+    inputs = [buffers[name] for name in ("query", "key", "value", "energy")]
+    rest = [buffers[name] for name in ("grad", "pull", "d_query", "d_key", "d_value")]
+    forward = steps.forward(grid, c, C, *inputs, buffers["out"])
+    return {"forward": forward, "backward": steps.backward(grid, c, C, *inputs, *rest)}
+
+
+def _arch(name: str) -> tuple[int, int]:
+    match = re.fullmatch(r"sm_(\d+)(\d)", name)
+    arch = (int(match[1]), int(match[2])) if match else (0, 0)
+    if arch not in LIMITS:
+        known = ", ".join(f"sm_{major}{minor}" for major, minor in LIMITS)
+        raise InputError(f"option --arch {name}", "not an architecture that is known here", f"choose from {known}")
+    return arch
+
+
+def occupancy(threads: int, registers: int, shared: int, arch: tuple[int, int]) -> float:
+    """The share of a multiprocessor's warps that blocks of such a kernel fill."""
+    most, memory, blocks = LIMITS[arch]
+    warps = -(-threads // 32)
+    # registers are handed out to warps in units of 256
+    by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * warps)
+    # what the assembler reports from sm_90 on has the reserved part in it
+    taken = shared + (RESERVED if (8, 0) <= arch < (9, 0) else 0)
+    return min(by_registers, memory // taken if taken else blocks, blocks, most // 32 // warps) * warps / (most // 32)
+
+
+def _row(kernel: Kernel, arch: tuple[int, int], launches: Sequence[Step], size: str) -> Row:
+    from ccnet_cli.ops.cuda import build
+
+    made = build.assemble(kernel, arch)
+    ffma, lds = build.inner_loop(made.image)
+    mine = [step for step in launches if step.kernel == kernel]
+    return Row(
+        kernel=kernel.name,
+        arch=f"sm_{arch[0]}{arch[1]}",
+        size=size,
+        registers=made.registers,
+        stack=made.stack,
+        spills=made.spills,
+        shared=made.shared,
+        ffma=ffma,
+        lds=lds,
+        occupancy=occupancy(kernel.threads, made.registers, made.shared, arch),
+        launches=len(mine),
+        bytes=sum(_cost(step)[0] for step in mine),
+        flops=sum(_cost(step)[1] for step in mine),
+    )
+
+
+def _cost(step: Step) -> tuple[int, int]:
+    """Bytes of a launch whose buffers are each moved once, and FLOPs, 2 per multiply-add, none for padding."""
+    wide = {"float32": 4}.get(step.kernel.dtype, 2)
+    if "softmax" in step.kernel.form:
+        stride, _, H, W, pixels = (x for x in step.arguments if isinstance(x, int))
+        reads = 1 if step.kernel.form == "softmax" else 2
+        return 4 * pixels * (reads * (H + W) + stride), 0
+    _, _, _, _, H, W, C, start, _ = (x for x in step.arguments if isinstance(x, int))
+    lines, images = step.grid[1:]
+    columns, rows = start > 0 or lines > H, start == 0
+    positions = images * H * W * (H * columns + W * rows)
+    operands = images * H * W * C * wide * (columns + rows)
+    # the columns of nn and tn add to what the rows wrote, and so read it too
+    accesses = 2 if step.kernel.form == "nt" or not columns else 3
+    return 4 * positions + accesses * operands, 2 * positions * C
+
+
+def _floors(H: int, W: int, C: int, dtype: str) -> list[Floor]:
+    """This project's kernels beside two formulations of the forward pass in library products."""
+    wide = {"float32": 4}.get(dtype, 2)
+    c, pixels = max(C // 8, 1), H * W
+    launches = plan(H, W, C, dtype)
+    found = []
+    costs = {work: [sum(x) for x in zip(*map(_cost, launches[work]), strict=True)] for work in PASSES}
+    energies, features = 4 * pixels * (H + W), pixels * wide * C
+    projections = 2 * 4 * pixels * c
+    # products in place of both directions, a mask over the diagonal, softmax out of place
+    gemm = 2 * projections + energies + 4 * pixels + 2 * energies + energies + 5 * features
+    # rows and columns copied and read back, energies joined and split again, two outputs copied back and added
+    copying = (
+        2 * (3 * projections + 3 * features) + energies + 2 * energies + 2 * energies + 3 * energies + 9 * features
+    )
+    options = [("forward", "numba", *costs["forward"]), ("backward", "numba", *costs["backward"])]
+    options += [("forward", name, moved, costs["forward"][1]) for name, moved in (("gemm", gemm), ("copying", copying))]
+    for gpu, (full, tensor, bandwidth) in PEAKS.items():
+        for work, name, moved, flops in options:
+            for peak, label in ((full, name), (tensor, f"{name} tf32"))[: 1 if name == "numba" else 2]:
+                seconds = max(flops / peak, moved / bandwidth)
+                found.append(Floor(f"{H}x{W}", work, label, gpu, int(moved), int(flops), 1000 * seconds))
+    return found
+
+
+def _counted(arch: tuple[int, int], H: int, W: int, C: int, dtype: str) -> list[Count]:
+    if find_spec("ptxrun") is None:
+        raise InputError("option --counters", "ptxrun cannot be imported", "put its folder on PYTHONPATH")
+    import numpy as np
+    import ptxrun
+
+    from ccnet_cli.ops.cuda import build
+
+    launches = plan(H, W, C, dtype)["forward"]
+    c, width = max(C // 8, 1), steps.padded(H) + steps.padded(W)
+    stored = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[dtype]
+    sizes = {"query": (c, np.float32), "key": (c, np.float32), "value": (C, stored)}
+    sizes |= {"energy": (width, np.float32), "out": (C, stored)}
+    arrays = {name: np.zeros(H * W * channels, kind) for name, (channels, kind) in sizes.items()}
+    found = []
+    for step in launches:
+        arguments = [arrays[x] if isinstance(x, str) else x for x in step.arguments]
+        result = ptxrun.run(build.ptx(step.kernel, arch), "", step.grid, step.kernel.threads, arguments)
+        count = Count(
+            kernel=step.kernel.name,
+            arch=f"sm_{arch[0]}{arch[1]}",
+            size=f"{H}x{W}",
+            load_sector_bytes=32 * result.global_load_sectors,
+            store_sector_bytes=32 * result.global_store_sectors,
+            load_efficiency=result.load_efficiency,
+            store_efficiency=result.store_efficiency,
+            wavefronts=result.shared_wavefronts,
+            bank_conflicts=result.bank_conflicts,
+            ffma_flops=2 * result.thread_instructions.get("ffma", 0),
+        )
+        found.append(count)
+    return found

@@ -1,0 +1,129 @@
+"""The criss-cross operators as Numba CUDA kernels on channels-last memory; nothing of Numba loads before the first use.
+
+Every tensor is read and written as pixels of unit channel stride at equal distances, which a channels-last tensor is,
+and a slice of its channels too; anything else is copied first. Energies and attention are float32.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ccnet_cli.errors import InputError
+from ccnet_cli.ops.cuda import steps
+from ccnet_cli.ops.cuda.steps import Buffer, Grid, Step
+
+DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+def attention_width(height: int, width: int) -> int:
+    """Entries per pixel of the attention that criss_cross returns: each arm padded with zeros."""
+    return steps.padded(height) + steps.padded(width)
+
+
+def affinity(query_BCHW: Tensor, key_BCHW: Tensor, mask: bool) -> Tensor:
+    """Energies of each pixel over its cross, not scaled: two (B, C, H, W) -> (B, P, H, W); own column entry -inf."""
+    query, key = _pixels(query_BCHW, key_BCHW)
+    B, H, W, C = query.shape
+    energy = query.new_empty(B, H, W, H + W, dtype=torch.float32)
+    # vectors must not reach from one arm into the next
+    out = Buffer("out", H + W, H % 4 == 0 and W % 4 == 0)
+    launches = _product("nt", _grid(query, H), _buffer("left", query), _buffer("right", key), out, C, mask)
+    _run(launches, left=query, right=key, out=energy)
+    return energy.to(query.dtype).permute(0, 3, 1, 2)
+
+
+def aggregate(attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
+    """Gather each pixel's cross, weighted: (B, P, H, W), (B, C, H, W) -> (B, C, H, W)."""
+    return _weighted("nn", attention_BPHW, value_BCHW)
+
+
+def scatter(attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
+    """Spread each pixel's value over its cross, weighted: the adjoint of aggregate, with the same shapes."""
+    return _weighted("tn", attention_BPHW, value_BCHW)
+
+
+def _weighted(form: str, attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
+    (attention,), (value,) = _pixels(attention_BPHW.float()), _pixels(value_BCHW)
+    B, H, W, C = value.shape
+    out = value.new_empty(B, H, W, C)
+    left = Buffer("left", _step(attention), H % 4 == 0 and _buffer("left", attention).aligned)
+    launches = _product(form, _grid(value, H), left, _buffer("right", value), _buffer("out", out), C, False)
+    _run(launches, left=attention, right=value, out=out)
+    return out.permute(0, 3, 1, 2)
+
+
+def criss_cross(query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Output (B, C, H, W) and attention (B, H, W, attention_width) of one pass of criss-cross attention."""
+    query, key, value = _pixels(query_BCHW, key_BCHW, value_BCHW)
+    B, H, W, C = value.shape
+    energy = query.new_empty(B, H, W, attention_width(H, W))
+    out = value.new_empty(B, H, W, C)
+    tensors = {"query": query, "key": key, "value": value, "energy": energy, "out": out}
+    _run(_forward(_grid(value, steps.padded(H)), query.shape[-1], C, *_buffers(tensors)), **tensors)
+    return out.permute(0, 3, 1, 2), energy
+
+
+def criss_cross_backward(
+    grad_BCHW: Tensor, query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor, attention_BHWP: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value from the output's gradient and the saved attention."""
+    query, key, value, grad = _pixels(query_BCHW, key_BCHW, value_BCHW, grad_BCHW)
+    H, C = value.shape[1], value.shape[-1]
+    tensors = {"query": query, "key": key, "value": value, "energy": attention_BHWP, "grad": grad}
+    tensors["pull"] = torch.empty_like(attention_BHWP)
+    for name, like in (("d_query", query), ("d_key", key), ("d_value", value)):
+        tensors[name] = like.new_empty(like.shape)
+    _run(_backward(_grid(value, steps.padded(H)), query.shape[-1], C, *_buffers(tensors)), **tensors)
+    d_query, d_key, d_value = (tensors[name].permute(0, 3, 1, 2) for name in ("d_query", "d_key", "d_value"))
+    return d_query, d_key, d_value
+
+
+# launches depend on sizes, strides and types alone
+_product = lru_cache(maxsize=256)(steps.products)
+_forward = lru_cache(maxsize=256)(steps.forward)
+_backward = lru_cache(maxsize=256)(steps.backward)
+
+
+def _pixels(*tensors_BCHW: Tensor) -> list[Tensor]:
+    """Views (B, H, W, C) with unit channel stride and evenly spaced pixels; copies of what is laid out otherwise."""
+    found = []
+    for x_BCHW in tensors_BCHW:
+        x_BHWC = x_BCHW.detach().permute(0, 2, 3, 1)
+        H, W, C = x_BHWC.shape[1:]
+        step = _step(x_BHWC)
+        expected = (H * W * step, W * step, step, 1)
+        even = all(n == 1 or a == b for n, a, b in zip(x_BHWC.shape, x_BHWC.stride(), expected, strict=True))
+        found.append(x_BHWC if even and step >= C else x_BHWC.contiguous())
+    return found
+
+
+def _step(x_BHWC: Tensor) -> int:
+    """From one pixel to the next; the stride of an axis of length 1 says nothing."""
+    return next((x_BHWC.stride(axis) for axis in (2, 1, 0) if x_BHWC.shape[axis] > 1), x_BHWC.shape[-1])
+
+
+def _buffer(name: str, x_BHWC: Tensor) -> Buffer:
+    C, stride = x_BHWC.shape[-1], _step(x_BHWC)
+    return Buffer(name, stride, C % 4 == 0 and stride % 4 == 0 and x_BHWC.data_ptr() % (4 * x_BHWC.element_size()) == 0)
+
+
+def _buffers(tensors: dict[str, Tensor]) -> list[Buffer]:
+    return [_buffer(name, tensor) for name, tensor in tensors.items()]
+
+
+def _grid(x_BHWC: Tensor, arm: int) -> Grid:
+    if x_BHWC.dtype not in DTYPES:
+        raise InputError(
+            f"implementation numba on {x_BHWC.dtype}",
+            "its kernels are for float32, float16 and bfloat16",
+            "use gemm or reference",
+        )
+    B, H, W, _ = x_BHWC.shape
+    return Grid(B, H, W, arm, DTYPES[x_BHWC.dtype])
+
+
+def _run(launches: list[Step], **tensors: Tensor) -> None:
+    from ccnet_cli.ops.cuda import launch
+
+    launch.run(launches, tensors)

@@ -1,0 +1,151 @@
+"""Kernels from their description: as functions for the simulator, as PTX for an architecture, compiled for a device."""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, files
+from typing import Any
+
+from numba import cuda, types
+
+from ccnet_cli.errors import InputError
+from ccnet_cli.ops.cuda.lines import line_product
+from ccnet_cli.ops.cuda.softmax import softmax, softmax_backward
+from ccnet_cli.ops.cuda.steps import ENTRY, THREADS, Kernel
+
+# bfloat16 has no type of its own in the simulator and no need of one here
+STORED = {"float32": types.float32, "float16": types.float16, "bfloat16": types.uint16}
+
+
+def function(kernel: Kernel) -> Callable[..., None]:
+    """The kernel in plain Python."""
+    if kernel.form in ("softmax", "softmax_backward"):
+        return {"softmax": softmax, "softmax_backward": softmax_backward}[kernel.form](*kernel.sizes)
+    return line_product(kernel.form, *kernel.sizes, kernel.aligned)
+
+
+def signature(kernel: Kernel) -> Any:
+    """Pointers, then int32."""
+    stored, full = types.CPointer(STORED[kernel.dtype]), types.CPointer(types.float32)
+    pointers, numbers = {
+        "softmax": ([full], 5),
+        "softmax_backward": ([full, full], 5),
+        "nt": ([stored, stored, full], 9),
+        "nn": ([full, stored, stored], 9),
+        "tn": ([full, stored, stored], 9),
+    }[kernel.form]
+    return types.void(*pointers, *[types.int32] * numbers)
+
+
+def bounds(kernel: Kernel) -> tuple[int, int]:
+    """Threads and blocks that share a multiprocessor: 128 registers each for a product, 64 for a large softmax."""
+    return (THREADS, 2) if kernel.threads <= THREADS else (kernel.threads, 1)
+
+
+@lru_cache(maxsize=256)
+def ptx(kernel: Kernel, arch: tuple[int, int]) -> str:
+    """The kernel for a compute capability, compiled without a GPU; InputError where the toolkit is not there."""
+    # the simulator has no such errors
+    from numba.cuda.cudadrv.error import CCSupportError, NvvmSupportError
+
+    options = {"device": False, "abi": "numba", "output": "ptx", "launch_bounds": bounds(kernel)}
+    try:
+        text, _ = cuda.compile(function(kernel), signature(kernel), cc=arch, **options)
+    except (NvvmSupportError, CCSupportError) as error:
+        raise _refusal(arch, error) from None
+    mangled = re.search(r"\.entry (\w+)\(", text)
+    assert mangled
+    return text.replace(mangled.group(1), ENTRY)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """Machine code, and what the assembler tells of it: registers of a thread, the rest in bytes."""
+
+    image: bytes
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+
+
+@lru_cache(maxsize=256)
+def assemble(kernel: Kernel, arch: tuple[int, int]) -> Assembled:
+    """The kernel as machine code for a compute capability, made without a GPU."""
+    text = ptx(kernel, arch).encode()
+    try:
+        from cuda.bindings import nvjitlink
+
+        link = nvjitlink.create(2, [f"-arch=sm_{arch[0]}{arch[1]}", "-verbose"])
+    except (ImportError, RuntimeError) as error:
+        raise _refusal(arch, error) from None
+    try:
+        nvjitlink.add_data(link, nvjitlink.InputType.PTX, text, len(text), ENTRY)
+        nvjitlink.complete(link)
+        image = bytearray(nvjitlink.get_linked_cubin_size(link))
+        nvjitlink.get_linked_cubin(link, image)
+        log = bytearray(nvjitlink.get_info_log_size(link))
+        nvjitlink.get_info_log(link, log)
+    except nvjitlink.nvJitLinkError as error:
+        raise _refusal(arch, error) from None
+    finally:
+        nvjitlink.destroy(link)
+    return Assembled(bytes(image), *_resources(log.decode()))
+
+
+def inner_loop(image: bytes) -> tuple[int, int]:
+    """Multiply-adds and vector loads from shared memory in the innermost loop of machine code, by nvdisasm."""
+    tool = _disassembler()
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(image)
+        file.flush()
+        done = subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    labels = {line.strip()[:-1]: number for number, line in enumerate(lines) if re.match(r"\.L_x_\d+:", line.strip())}
+    loops = []
+    for number, line in enumerate(lines):
+        target = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
+        first = labels.get(target.group(1), number) if target else number
+        body = lines[first:number]
+        multiplies = sum(" FFMA" in x for x in body)
+        if multiplies:
+            loads = sum(re.search(r" LDS\S*\.128", x) is not None for x in body)
+            loops.append((multiplies / len(body), multiplies, loads))
+    # of the jumps back, that over the densest product
+    return max(loops)[1:] if loops else (0, 0)
+
+
+def _disassembler() -> str:
+    with suppress(PackageNotFoundError):
+        for file in files("nvidia-cuda-nvdisasm") or ():
+            if file.name == "nvdisasm":
+                return str(file.locate())
+    raise InputError("nvdisasm", "not installed", "pip install nvidia-cuda-nvdisasm")
+
+
+def _resources(log: str) -> tuple[int, int, int, int]:
+    """Registers, stack, spilled and shared bytes in the assembler's words."""
+
+    def number(pattern: str) -> int:
+        found = re.search(pattern, log)
+        return int(found.group(1)) if found else 0
+
+    spills = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
+    registers = number(r"Used (\d+) registers")
+    if not registers:
+        raise RuntimeError(f"the assembler tells no registers: {log!r}")
+    return registers, number(r"(\d+) bytes stack frame"), spills, number(r"(\d+) bytes smem")
+
+
+def _refusal(arch: tuple[int, int], error: Exception) -> InputError:
+    name = f"sm_{arch[0]}{arch[1]}"
+    why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return InputError(
+        f"numba kernels for {name}",
+        f"they cannot be compiled here ({why})",
+        "pip install 'ccnet-cli[cuda13]' (sm_75 and newer) or 'ccnet-cli[cuda12]'",
+    )

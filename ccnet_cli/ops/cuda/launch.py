@@ -1,0 +1,142 @@
+"""Launches on a GPU: kernels compiled once per architecture, loaded once per device, on torch's current stream."""
+
+import ctypes
+import hashlib
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccnet_cli.errors import InputError
+from ccnet_cli.ops.cuda.steps import ENTRY, Kernel, Step
+
+
+def run(steps: Sequence[Step], tensors: dict[str, Tensor]) -> None:
+    """Launch in order on the tensors' device, on torch's current stream there.
+
+    A CUDA graph can capture it once the kernels are loaded, which a run before does.
+    """
+    device = next(iter(tensors.values())).device
+    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream().cuda_stream
+        # a thread that has not called the CUDA runtime yet has no context
+        _checked(_driver().cuCtxSetCurrent(_context(device.index)))
+        for step in steps:
+            _prepared(step, device.index)(pointers, stream)
+
+
+class _Launch:
+    """One launch with its arguments laid out for the driver, which copies them during the call."""
+
+    def __init__(self, step: Step, function: Any) -> None:
+        self.function = function
+        self.shape = (*step.grid, step.kernel.threads, 1, 1)
+        self.names = [x for x in step.arguments if isinstance(x, str)]
+        self.slots = [ctypes.c_void_p() for _ in self.names]
+        numbers = [ctypes.c_int32(x) for x in step.arguments if not isinstance(x, str)]
+        self.values = [*self.slots, *numbers]
+        self.table = (ctypes.c_void_p * len(self.values))(*map(ctypes.addressof, self.values))
+        self.address = ctypes.addressof(self.table)
+        # a backward pass may launch from another thread
+        self.lock = threading.Lock()
+
+    def __call__(self, pointers: dict[str, int], stream: int) -> None:
+        with self.lock:
+            for name, slot in zip(self.names, self.slots, strict=True):
+                slot.value = pointers[name]
+            _checked(_driver().cuLaunchKernel(self.function, *self.shape, 0, stream, self.address, 0))
+
+
+@lru_cache(maxsize=1024)
+def _prepared(step: Step, index: int) -> _Launch:
+    return _Launch(step, _loaded(step.kernel, index))
+
+
+@lru_cache(maxsize=64)
+def _context(index: int) -> Any:
+    """The primary context of a device, which is the one that torch uses."""
+    _checked(_driver().cuInit(0))
+    return _checked(_driver().cuDevicePrimaryCtxRetain(_checked(_driver().cuDeviceGet(index))))
+
+
+@lru_cache(maxsize=256)
+def _loaded(kernel: Kernel, index: int) -> Any:
+    """The kernel as a function in the primary context of a device, current here."""
+    module = _checked(_driver().cuModuleLoadData(machine_code(kernel, torch.cuda.get_device_capability(index))))
+    return _checked(_driver().cuModuleGetFunction(module, ENTRY.encode()))
+
+
+def machine_code(kernel: Kernel, arch: tuple[int, int]) -> bytes:
+    """The kernel for one architecture, from the folder of compiled kernels or compiled into it."""
+    path = _folder() / f"{kernel.name}-sm_{arch[0]}{arch[1]}-{_version()}.cubin"
+    if not path.is_file():
+        require()
+        from ccnet_cli.ops.cuda import build
+
+        image = build.assemble(kernel, arch).image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # another process may be at the same kernel
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial.write_bytes(image)
+        partial.replace(path)
+    return path.read_bytes()
+
+
+def require() -> None:
+    """InputError, with the pip line that mends it, where the compiler of the kernels is not installed."""
+    for name in ("numba_cuda", "cuda.bindings"):
+        if _missing(name):
+            raise InputError("implementation numba", f"{name} is not installed", f"pip install '{extra()}'")
+
+
+def extra() -> str:
+    """The pip extra whose toolkit fits this torch."""
+    return f"ccnet-cli[cuda{12 if (torch.version.cuda or '13').startswith('12') else 13}]"
+
+
+def _missing(name: str) -> bool:
+    try:
+        return find_spec(name) is None
+    except ModuleNotFoundError:
+        return True
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ccnet" / "kernels"
+
+
+@lru_cache(maxsize=1)
+def _version() -> str:
+    """Of what decides the machine code: these sources and the compiler."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    for name in ("numba-cuda", "numba", "llvmlite", "nvidia-nvvm", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink"):
+        with suppress(PackageNotFoundError):
+            digest.update(f"{name} {version(name)}".encode())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def _driver() -> Any:
+    require()
+    from cuda.bindings import driver
+
+    return driver
+
+
+def _checked(outcome: tuple[Any, ...]) -> Any:
+    """The value of a call to the driver; RuntimeError with the driver's name of the error."""
+    status, *values = outcome
+    if status != 0:
+        raise RuntimeError(f"CUDA driver: {getattr(status, 'name', status)}")
+    return values[0] if values else None

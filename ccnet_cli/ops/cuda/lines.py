@@ -1,0 +1,255 @@
+"""Matrix products along the rows and columns of an image, as tiles in shared memory and registers.
+
+Every matrix of a product lies along one line, a row or a column, of pixels with unit channel stride: pixel p of a
+tensor starts at p * stride. L is the line's length. Energies E hold two arms per pixel, the column's from 0, the row's
+from `arm` on. Three forms cover the operators and their gradients:
+
+    nt  out E (L, L) = left (L, C) right (L, C)^T    energies of query and key, masked; pull of grad and value
+    nn  out (L, C)   = left E (L, L) right (L, C)    gathering along the line
+    tn  out (L, C)   = left E (L, L)^T right (L, C)  spreading along the line
+
+nn and tn run twice, rows first; the columns add to what the rows wrote. Sums run in a fixed order.
+"""
+
+import math
+from collections.abc import Callable
+
+from numba import cuda
+from numpy import float32, int32
+
+from ccnet_cli.ops.cuda.memory import inlined, read, read4, write, write4
+from ccnet_cli.ops.cuda.steps import DEPTH, SIDE
+
+MASKED = float32(-math.inf)
+
+
+def _stride(tile: int) -> int:
+    """Between rows in shared memory: 4 mod 32, so that a warp that turns vectors over meets every bank once."""
+    return (tile + 27) // 32 * 32 + 4
+
+
+@inlined
+def _spot(vector, groups, turned):
+    """Step and place in a tile of a vector of four, which lies along the summed axis if it has to be turned over."""
+    if turned:
+        return int32((vector & 1) << 2), int32(vector >> 1)
+    step = int32(vector // groups)
+    return step, int32((vector - step * groups) << 2)
+
+
+@inlined
+def _offset(step, place, hop, stride, turned):
+    """From a line's first pixel to an element of its matrix."""
+    if turned:
+        return int32(place * hop * stride + step)
+    return int32(step * hop * stride + place)
+
+
+@inlined
+def _count(steps, places, turned):
+    """How many elements there are from a vector's first to the end of the matrix: none where it lies beside it."""
+    if turned:
+        return steps if places > 0 else int32(0)
+    return places if steps > 0 else int32(0)
+
+
+@inlined
+def _fetch(source, index, count, aligned):
+    """Four elements; those from `count` on are 0 or, in one aligned access, whatever lies there."""
+    first = second = third = fourth = float32(0)
+    if count > 0:
+        if aligned:
+            first, second, third, fourth = read4(source, index)
+        else:
+            first = read(source, index)
+            if count > 1:
+                second = read(source, int32(index + 1))
+            if count > 2:
+                third = read(source, int32(index + 2))
+            if count > 3:
+                fourth = read(source, int32(index + 3))
+    return first, second, third, fourth
+
+
+@inlined
+def _put(target, index, count, values, aligned):
+    """Write `count` of four elements or, in one aligned access, all of them."""
+    first, second, third, fourth = values
+    if aligned:
+        write4(target, index, first, second, third, fourth)
+    else:
+        write(target, index, first)
+        if count > 1:
+            write(target, int32(index + 1), second)
+        if count > 2:
+            write(target, int32(index + 2), third)
+        if count > 3:
+            write(target, int32(index + 3), fourth)
+
+
+@inlined
+def _lay(shared, start, stride, step, place, values, turned):
+    """Put a vector into a tile, whose rows are the steps."""
+    first, second, third, fourth = values
+    at = int32(start + step * stride + place)
+    if turned:
+        write(shared, at, first)
+        write(shared, int32(at + stride), second)
+        write(shared, int32(at + 2 * stride), third)
+        write(shared, int32(at + 3 * stride), fourth)
+    else:
+        write4(shared, at, first, second, third, fourth)
+
+
+@inlined
+def _multiply(total, shared, row, near, far):
+    """Add one step to a thread's part of the product: 64 multiply-adds for four vector loads."""
+    left = read4(shared, row) + read4(shared, int32(row + 4))
+    right = read4(shared, near) + read4(shared, far)
+    for i in range(SIDE):
+        for j in range(SIDE):
+            total[i, j] += left[i] * right[j]
+
+
+@inlined
+def _mask(values, own):
+    """Four energies, -inf in place `own` if it is one of them."""
+    first, second, third, fourth = values
+    if own == 0:
+        first = MASKED
+    if own == 1:
+        second = MASKED
+    if own == 2:
+        third = MASKED
+    if own == 3:
+        fourth = MASKED
+    return first, second, third, fourth
+
+
+@inlined
+def _add(values, others):
+    return values[0] + others[0], values[1] + others[1], values[2] + others[2], values[3] + others[3]
+
+
+@inlined
+def _row(total, i):
+    """Row i of a thread's part of the product, spelled out: an index that is no constant would put it on the stack."""
+    if i == 0:
+        row = total[0, 0], total[0, 1], total[0, 2], total[0, 3], total[0, 4], total[0, 5], total[0, 6], total[0, 7]
+    elif i == 1:
+        row = total[1, 0], total[1, 1], total[1, 2], total[1, 3], total[1, 4], total[1, 5], total[1, 6], total[1, 7]
+    elif i == 2:
+        row = total[2, 0], total[2, 1], total[2, 2], total[2, 3], total[2, 4], total[2, 5], total[2, 6], total[2, 7]
+    elif i == 3:
+        row = total[3, 0], total[3, 1], total[3, 2], total[3, 3], total[3, 4], total[3, 5], total[3, 6], total[3, 7]
+    elif i == 4:
+        row = total[4, 0], total[4, 1], total[4, 2], total[4, 3], total[4, 4], total[4, 5], total[4, 6], total[4, 7]
+    elif i == 5:
+        row = total[5, 0], total[5, 1], total[5, 2], total[5, 3], total[5, 4], total[5, 5], total[5, 6], total[5, 7]
+    elif i == 6:
+        row = total[6, 0], total[6, 1], total[6, 2], total[6, 3], total[6, 4], total[6, 5], total[6, 6], total[6, 7]
+    else:
+        row = total[7, 0], total[7, 1], total[7, 2], total[7, 3], total[7, 4], total[7, 5], total[7, 6], total[7, 7]
+    return row
+
+
+def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[..., None]:
+    """A kernel that makes a tile of 8 `down` rows and 8 `across` columns of `out` in a block.
+
+    Thread (y, x), numbered row by row, holds rows 8 y + i and columns 4 x + j of one half of the tile and of the other;
+    odd y take the halves in the other order, so that the lanes of a warp read neighbouring vectors across rows too.
+    Every thread fetches one vector of each operand ahead. Aligned kernels access global memory in vectors of four:
+    channels, strides and arm are multiples of 4, and addresses of 4 elements. Grid: tiles, lines (the rows, then the
+    columns, beginning with line `start`), images.
+    """
+    NT, TURN_LEFT, TURN_RIGHT, ALIGNED = form == "nt", form != "tn", form == "nt", aligned
+    ACROSS, WORKERS, TILE_M, TILE_N = across, across * down, SIDE * down, SIDE * across
+    STRIDE_M, STRIDE_N = _stride(TILE_M), _stride(TILE_N)
+    RIGHT, BUFFER = DEPTH * STRIDE_M, DEPTH * (STRIDE_M + STRIDE_N)
+    BUFFERS = 2 * BUFFER
+    GROUPS_M, GROUPS_N = TILE_M // 4, TILE_N // 4
+    VECTORS_M, VECTORS_N = DEPTH * GROUPS_M, DEPTH * GROUPS_N
+
+    def kernel(left, right, out, left_stride, right_stride, out_stride, arm, H, W, C, start, mask):
+        shared = cuda.shared.array(BUFFERS, float32)
+        total = cuda.local.array((SIDE, SIDE), float32)
+        t = int32(cuda.threadIdx.x)
+        line = int32(cuda.blockIdx.y + start)
+        column = line >= H
+        L = H if column else W
+        hop = W if column else int32(1)
+        first = int32(cuda.blockIdx.z * H * W + (line - H if column else line * W))
+        arm = int32(0) if column else arm
+        N, K = (L, C) if NT else (C, L)
+        tiles = int32(int32(N + TILE_N - 1) // TILE_N)
+        tile = int32(cuda.blockIdx.x)
+        m0 = int32(0)
+        while tile >= tiles:
+            tile = int32(tile - tiles)
+            m0 = int32(m0 + TILE_M)
+        n0 = int32(tile * TILE_N)
+        if m0 >= L:
+            return
+        k_left, m = _spot(t, GROUPS_M, TURN_LEFT)
+        k_right, n = _spot(t, GROUPS_N, TURN_RIGHT)
+        left_places = int32(L - m0 - m) if t < VECTORS_M else int32(0)
+        right_places = int32(N - n0 - n) if t < VECTORS_N else int32(0)
+        left_at = _offset(k_left, int32(m0 + m), hop, left_stride, TURN_LEFT)
+        left_at = int32(left_at + first * left_stride + (0 if NT else arm))
+        right_at = _offset(k_right, int32(n0 + n), hop, right_stride, TURN_RIGHT)
+        right_at = int32(right_at + first * right_stride)
+        y = int32(t // ACROSS)
+        x = int32(t - y * ACROSS)
+        half = int32((y & 1) * ACROSS)
+        row, near, far = int32(y * SIDE), int32((x + half) * 4), int32((x + ACROSS - half) * 4)
+        for i in range(SIDE):
+            for j in range(SIDE):
+                total[i, j] = float32(0)
+        base = int32(0)
+        k0 = int32(-DEPTH)
+        while k0 < K:
+            # the next tiles are on their way to registers while these are multiplied; at first there are none yet
+            k1 = int32(k0 + DEPTH)
+            left_next = _fetch(left, left_at, _count(int32(K - k1 - k_left), left_places, TURN_LEFT), ALIGNED)
+            right_next = _fetch(right, right_at, _count(int32(K - k1 - k_right), right_places, TURN_RIGHT), ALIGNED)
+            left_at = int32(left_at + (DEPTH if TURN_LEFT else DEPTH * hop * left_stride))
+            right_at = int32(right_at + (DEPTH if TURN_RIGHT else DEPTH * hop * right_stride))
+            if k0 >= 0 and t < WORKERS:
+                depth = min(int32(DEPTH), int32(K - k0))
+                p, q = int32(base + row), int32(base + RIGHT)
+                # by two, so that the loads of the second step hide behind the first
+                while depth > 1:
+                    _multiply(total, shared, p, int32(q + near), int32(q + far))
+                    p, q = int32(p + STRIDE_M), int32(q + STRIDE_N)
+                    _multiply(total, shared, p, int32(q + near), int32(q + far))
+                    p, q = int32(p + STRIDE_M), int32(q + STRIDE_N)
+                    depth = int32(depth - 2)
+                if depth > 0:
+                    _multiply(total, shared, p, int32(q + near), int32(q + far))
+            base = int32(BUFFER - base)
+            if k1 < K:
+                if t < VECTORS_M:
+                    _lay(shared, base, STRIDE_M, k_left, m, left_next, TURN_LEFT)
+                if t < VECTORS_N:
+                    _lay(shared, int32(base + RIGHT), STRIDE_N, k_right, n, right_next, TURN_RIGHT)
+                cuda.syncthreads()
+            k0 = k1
+        if t >= WORKERS:
+            return
+        corner = int32((first + (m0 + row) * hop) * out_stride + (arm if NT else 0) + n0)
+        for i in range(SIDE):
+            if m0 + row + i < L:
+                index = int32(corner + i * hop * out_stride)
+                products = _row(total, i)
+                for j in range(0, SIDE, 4):
+                    n = far if j else near
+                    count = int32(N - n0 - n)
+                    if count > 0:
+                        values = products[4:] if j else products[:4]
+                        if NT:
+                            values = _mask(values, int32(m0 + row + i - n0 - n) if column and mask else int32(-1))
+                        elif column:
+                            values = _add(values, _fetch(out, int32(index + n), count, ALIGNED))
+                        _put(out, int32(index + n), count, values, ALIGNED)
+
+    return kernel

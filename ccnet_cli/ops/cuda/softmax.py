@@ -1,0 +1,112 @@
+"""The softmax over a pixel's cross and its backward, in place: each value is read once and written once."""
+
+import math
+from collections.abc import Callable
+
+from numba import cuda
+from numpy import float32, int32
+
+from ccnet_cli.ops.cuda.memory import inlined, read, write
+
+
+@inlined
+def _valid(position, arm, H, W):
+    """Whether an entry of a pixel's energies belongs to its cross, not to the padding behind an arm."""
+    return position < H or (position >= arm and position < arm + W)
+
+
+@inlined
+def _greatest(partial, t, lane, value, group):
+    """The greatest value of the threads of a group."""
+    write(partial, t, value)
+    cuda.syncthreads()
+    half = int32(group // 2)
+    while half > 0:
+        if lane < half:
+            write(partial, t, max(read(partial, t), read(partial, int32(t + half))))
+        half = int32(half >> 1)
+        cuda.syncthreads()
+    return read(partial, int32(t - lane))
+
+
+@inlined
+def _sum(partial, t, lane, value, group):
+    """The sum of the values of the threads of a group, in a fixed order."""
+    write(partial, t, value)
+    cuda.syncthreads()
+    half = int32(group // 2)
+    while half > 0:
+        if lane < half:
+            write(partial, t, read(partial, t) + read(partial, int32(t + half)))
+        half = int32(half >> 1)
+        cuda.syncthreads()
+    return read(partial, int32(t - lane))
+
+
+def softmax(group: int, keep: int, pixels: int) -> Callable[..., None]:
+    """Energies to attention in place. A block takes `pixels` pixels, a group of threads each; a thread holds `keep`.
+
+    Entry lane + i * group is the thread's i-th; group * keep entries at most. Padding becomes 0. Grid: pixels.
+    """
+    THREADS = group * pixels
+
+    def kernel(energy, stride, arm, H, W, count):
+        most = cuda.shared.array(THREADS, float32)
+        whole = cuda.shared.array(THREADS, float32)
+        held = cuda.local.array(keep, float32)
+        t = int32(cuda.threadIdx.x)
+        lane = int32(t % group)
+        pixel = int32(cuda.blockIdx.x * pixels + t // group)
+        width = stride if pixel < count else int32(0)
+        start = int32(pixel * stride)
+        greatest = float32(-math.inf)
+        for i in range(keep):
+            position = int32(lane + i * group)
+            held[i] = float32(-math.inf)
+            if position < width and _valid(position, arm, H, W):
+                held[i] = read(energy, int32(start + position))
+            greatest = max(greatest, held[i])
+        greatest = _greatest(most, t, lane, greatest, group)
+        total = float32(0)
+        for i in range(keep):
+            # a group beyond the last pixel has no entry, and a greatest of -inf
+            held[i] = math.exp(held[i] - greatest) if lane + i * group < width else float32(0)
+            total += held[i]
+        total = _sum(whole, t, lane, total, group)
+        for i in range(keep):
+            position = int32(lane + i * group)
+            if position < width:
+                write(energy, int32(start + position), held[i] / total)
+
+    return kernel
+
+
+def softmax_backward(group: int, keep: int, pixels: int) -> Callable[..., None]:
+    """The gradient of the attention to that of the energies in place; threads, padding and grid as for softmax."""
+    THREADS = group * pixels
+
+    def kernel(pull, attention, stride, arm, H, W, count):
+        whole = cuda.shared.array(THREADS, float32)
+        pulls = cuda.local.array(keep, float32)
+        weights = cuda.local.array(keep, float32)
+        t = int32(cuda.threadIdx.x)
+        lane = int32(t % group)
+        pixel = int32(cuda.blockIdx.x * pixels + t // group)
+        width = stride if pixel < count else int32(0)
+        start = int32(pixel * stride)
+        total = float32(0)
+        for i in range(keep):
+            position = int32(lane + i * group)
+            pulls[i] = float32(0)
+            weights[i] = float32(0)
+            if position < width and _valid(position, arm, H, W):
+                pulls[i] = read(pull, int32(start + position))
+                weights[i] = read(attention, int32(start + position))
+            total += pulls[i] * weights[i]
+        total = _sum(whole, t, lane, total, group)
+        for i in range(keep):
+            position = int32(lane + i * group)
+            if position < width:
+                write(pull, int32(start + position), weights[i] * (pulls[i] - total))
+
+    return kernel

@@ -1,0 +1,174 @@
+"""Which kernels an operator launches, with which tiles and on which buffers: plain arithmetic, no GPU, no numba."""
+
+from dataclasses import dataclass, replace
+
+from ccnet_cli.errors import InputError
+
+SIDE = 8  # rows and columns of a product that a thread holds
+DEPTH = 8  # steps of the summed axis in shared memory at once
+VECTOR = 4  # elements of one aligned access
+KEPT = (8, 48)  # entries of a cross in one thread of a softmax
+THREADS = 256  # in a block, but 1024 where a cross needs them
+ENTRY = "kernel"  # the compiled function's name
+# indices in the kernels are int32
+MOST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What to compile. sizes: threads across and down a tile; for a softmax the group, its entries each, and pixels."""
+
+    form: str
+    dtype: str
+    sizes: tuple[int, ...]
+    aligned: bool
+    lanes: int
+
+    @property
+    def name(self) -> str:
+        """The form, its tile or group, and what it stores."""
+        sizes = self.sizes if "softmax" in self.form else tuple(SIDE * size for size in self.sizes)
+        return f"{self.form}-{'x'.join(map(str, sizes))}-{self.dtype}{'' if self.aligned else '-unaligned'}"
+
+    @property
+    def threads(self) -> int:
+        """Of a block; those of a product all fetch at least one vector or hold a part."""
+        if "softmax" in self.form:
+            return self.sizes[0] * self.sizes[2]
+        across, down = self.sizes
+        # a tile is SIDE * size places times SIDE steps
+        most = max(across * down, *(SIDE * size * DEPTH // VECTOR for size in self.sizes))
+        return -(-most // self.lanes) * self.lanes
+
+
+@dataclass(frozen=True)
+class Step:
+    """One launch: arguments are names of buffers, then numbers."""
+
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    arguments: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor with unit channel stride whose pixel p, image by image and row by row, starts at p * stride."""
+
+    name: str
+    stride: int
+    aligned: bool = True
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What the kernels of one operator share. arm: where the row's part of a pixel's energies begins.
+
+    largest and lanes are smaller than a GPU's only where threads are simulated one by one.
+    """
+
+    images: int
+    height: int
+    width: int
+    arm: int
+    dtype: str = "float32"
+    largest: int = 16
+    lanes: int = 32
+
+    @property
+    def pixels(self) -> int:
+        """In all images."""
+        return self.images * self.height * self.width
+
+
+def padded(length: int) -> int:
+    """An arm's length in a padded buffer of energies: whole 32-byte sectors."""
+    return -(-length // 8) * 8
+
+
+def check(grid: Grid, *strides: int) -> None:
+    """InputError unless every element of the buffers has an index that the kernels can hold."""
+    if grid.pixels * max(strides) > MOST or grid.images > 65535:
+        raise InputError(
+            f"{grid.images} maps of {grid.height}x{grid.width}",
+            "too large for the numba kernels, whose indices have 32 bits",
+            "use fewer images at once, or another implementation",
+        )
+
+
+def size(length: int, largest: int) -> int:
+    """Threads along a tile such that equal tiles cover length with the least waste; of several, the largest tile."""
+    least = min(4, largest)
+    return min(range(largest, least - 1, -1), key=lambda n: -(-length // (SIDE * n)) * n)
+
+
+def products(form: str, grid: Grid, left: Buffer, right: Buffer, out: Buffer, channels: int, mask: bool) -> list[Step]:
+    """Rows, then columns; in one launch if they need the same tiles and do not write to the same place."""
+    check(grid, left.stride, right.stride, out.stride)
+    H, W = grid.height, grid.width
+    aligned = left.aligned and right.aligned and out.aligned
+    steps = []
+    sizes = []
+    for length in (W, H):
+        down = size(length, grid.largest)
+        sizes.append((down if form == "nt" else size(channels, grid.largest), down))
+    together = form == "nt" and sizes[0] == sizes[1]
+    for start, lines in ((0, H + W),) if together else ((0, H), (H, W)):
+        across, down = sizes[0 if start == 0 else 1]
+        lengths = (W, H) if together else (W,) if start == 0 else (H,)
+        tiles = max(
+            -(-length // (SIDE * down)) * -(-(length if form == "nt" else channels) // (SIDE * across))
+            for length in lengths
+        )
+        kernel = Kernel(form, grid.dtype, (across, down), aligned, grid.lanes)
+        arguments = (left.name, right.name, out.name, left.stride, right.stride, out.stride)
+        numbers = (grid.arm, H, W, channels, start, int(mask))
+        steps.append(Step(kernel, (tiles, lines, grid.images), (*arguments, *numbers)))
+    return steps
+
+
+def softmaxes(form: str, grid: Grid, names: tuple[str, ...], stride: int) -> Step:
+    """The softmax over every pixel's cross, or its backward."""
+    group = grid.lanes
+    while group * KEPT[0] < stride and group < 1024:
+        group *= 2
+    keep = next(kept for kept in KEPT if group * kept >= stride)
+    pixels = max(grid.lanes * 8 // group, 1)
+    kernel = Kernel(form, "float32", (group, keep, pixels), True, grid.lanes)
+    numbers = (stride, grid.arm, grid.height, grid.width, grid.pixels)
+    return Step(kernel, (-(-grid.pixels // pixels), 1, 1), (*names, *numbers))
+
+
+def forward(
+    grid: Grid, c: int, C: int, query: Buffer, key: Buffer, value: Buffer, energy: Buffer, out: Buffer
+) -> list[Step]:
+    """Output and, in the buffer of the energies, attention of one pass; c channels of query and key, C of value."""
+    return [
+        *products("nt", replace(grid, dtype="float32"), query, key, energy, c, mask=True),
+        softmaxes("softmax", grid, (energy.name,), energy.stride),
+        *products("nn", grid, energy, value, out, C, mask=False),
+    ]
+
+
+def backward(
+    grid: Grid,
+    c: int,
+    C: int,
+    query: Buffer,
+    key: Buffer,
+    value: Buffer,
+    attention: Buffer,
+    grad: Buffer,
+    pull: Buffer,
+    d_query: Buffer,
+    d_key: Buffer,
+    d_value: Buffer,
+) -> list[Step]:
+    """Gradients of query, key and value; the buffer pull, laid out like the attention, ends as that of the energies."""
+    full = replace(grid, dtype="float32")
+    return [
+        *products("nt", grid, grad, value, pull, C, mask=False),
+        softmaxes("softmax_backward", grid, (pull.name, attention.name), pull.stride),
+        *products("tn", grid, attention, grad, d_value, C, mask=False),
+        *products("nn", full, pull, key, d_query, c, mask=False),
+        *products("tn", full, pull, query, d_key, c, mask=False),
+    ]

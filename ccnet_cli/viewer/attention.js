@@ -1,0 +1,193 @@
+"use strict";
+
+// The numbers: from the embedded arrays to attention maps. Nothing here touches the page.
+//
+// A grid is {height, width}; a pixel of it is numbered y * width + x. A row holds a pixel's weights over its cross:
+// first its column (height entries, 0 where the pixel itself lies), then its row (width entries).
+
+const TYPES = { u1: Uint8Array, i2: Int16Array, u2: Uint16Array, f4: Float32Array };
+
+function bytesOf(base64) {
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
+async function inflate(bytes) {
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Response(stream).arrayBuffer();
+}
+
+/** The arrays that a directory {name: [type, offset, length]} finds in a buffer. */
+function unpack(directory, buffer) {
+  const found = {};
+  for (const [name, [type, offset, length]] of Object.entries(directory)) {
+    // 16-bit values lie in two planes, all low bytes before all high ones, which compresses better
+    found[name] = type.length === 3 ? joined(buffer, offset, length, type) : new TYPES[type](buffer, offset, length);
+  }
+  return found;
+}
+
+function joined(buffer, offset, length, type) {
+  const bytes = new Uint8Array(buffer, offset, 2 * length);
+  const values = new TYPES[type.slice(0, 2)](length);
+  for (let i = 0; i < length; i++) values[i] = bytes[i] | (bytes[length + i] << 8);
+  return values;
+}
+
+/** A pass whose weights were embedded: code c of a pixel stands for the weight scale * (c / levels)^2 * gain of its target. */
+function passOfWeights(grid, { codes, scale, gain }, levels) {
+  const { height, width } = grid;
+  const size = height + width;
+  return remembered(grid, (pixel) => {
+    const row = new Float32Array(size);
+    const x = pixel % width;
+    const factor = scale[pixel] / (levels * levels);
+    for (let i = 0; i < size; i++) {
+      const code = codes[pixel * size + i];
+      const target = i < height ? i * width + x : pixel - x + i - height;
+      row[i] = code * code * factor * gain[target];
+    }
+    return row;
+  });
+}
+
+/** A pass whose queries and keys were embedded, channel by channel: the softmax over the cross is done here. */
+function passOfProjections(grid, { query, key }, step) {
+  const { height, width } = grid;
+  const count = height * width;
+  const channels = query.length / count;
+  const queries = pixelMajor(query, count, channels, step);
+  const keys = pixelMajor(key, count, channels, step);
+  const energy = (from, to) => {
+    let sum = 0;
+    for (let c = 0; c < channels; c++) sum += queries[from * channels + c] * keys[to * channels + c];
+    return sum;
+  };
+  return remembered(grid, (pixel) => {
+    const energies = new Float64Array(height + width);
+    const x = pixel % width;
+    for (let i = 0; i < height; i++) energies[i] = energy(pixel, i * width + x);
+    for (let j = 0; j < width; j++) energies[height + j] = energy(pixel, pixel - x + j);
+    // the pixel lies on both arms and counts once, in its row
+    energies[(pixel - x) / width] = -Infinity;
+    return softmax(energies);
+  });
+}
+
+function pixelMajor(values, count, channels, step) {
+  const turned = new Float32Array(values.length);
+  for (let c = 0; c < channels; c++) {
+    for (let p = 0; p < count; p++) turned[p * channels + c] = values[c * count + p] * step;
+  }
+  return turned;
+}
+
+function softmax(energies) {
+  // plain loops: each time the pointer moves, hundreds of rows may be new
+  let most = -Infinity;
+  for (const energy of energies) most = Math.max(most, energy);
+  const row = new Float32Array(energies.length);
+  let sum = 0;
+  for (let i = 0; i < row.length; i++) sum += row[i] = Math.exp(energies[i] - most);
+  for (let i = 0; i < row.length; i++) row[i] /= sum;
+  return row;
+}
+
+/** Rows are needed again and again while the pointer moves, few of them at all: each is computed once, when asked for. */
+function remembered({ height, width }, compute) {
+  const rows = new Array(height * width);
+  return (pixel) => (rows[pixel] ??= compute(pixel));
+}
+
+/** Each pixel's share of a map, spread over its cross as a pass does. */
+function spread(rowOf, { height, width }, map) {
+  const out = new Float64Array(map.length);
+  for (let pixel = 0; pixel < map.length; pixel++) {
+    const share = map[pixel];
+    if (share === 0) continue;
+    const row = rowOf(pixel);
+    const x = pixel % width;
+    for (let i = 0; i < height; i++) out[i * width + x] += share * row[i];
+    for (let j = 0; j < width; j++) out[pixel - x + j] += share * row[height + j];
+  }
+  return out;
+}
+
+/**
+ * Where a pixel looks through the first `recurrence` passes; sums to 1.
+ *
+ * The last pass is where it looks first. With residual > 0 each pass also keeps what was there: (I + residual A), its
+ * weights scaled to sum to 1.
+ */
+function compose(passes, grid, pixel, recurrence, residual = 0) {
+  let map = new Float64Array(grid.height * grid.width);
+  map[pixel] = 1;
+  for (let pass = recurrence - 1; pass >= 0; pass--) {
+    const attended = spread(passes[pass], grid, map);
+    map = residual ? attended.map((value, i) => (residual * value + map[i]) / (residual + 1)) : attended;
+  }
+  return Float32Array.from(map);
+}
+
+/** The cell that weighs most in a pixel where the network enlarges its scores; the lower one of two alike. */
+function cellOf(pixel, pixels, cells, alignCorners) {
+  const exact = alignCorners ? (pixel * (cells - 1)) / Math.max(pixels - 1, 1) : ((pixel + 0.5) * cells) / pixels - 0.5;
+  return Math.min(Math.max(Math.ceil(exact - 0.5 - 1e-9), 0), cells - 1);
+}
+
+/** A pixel in the middle of what cellOf gives to a cell. */
+function pixelOf(cell, pixels, cells, alignCorners) {
+  const exact = alignCorners ? (cell * (pixels - 1)) / Math.max(cells - 1, 1) : ((cell + 0.5) * pixels) / cells - 0.5;
+  return Math.min(Math.max(Math.round(exact), 0), pixels - 1);
+}
+
+/** The edges, in pixels, between which a cell weighs most. */
+function extent(cell, pixels, cells, alignCorners) {
+  const at = (edge) =>
+    alignCorners ? (edge * (pixels - 1)) / Math.max(cells - 1, 1) + 0.5 : ((edge + 0.5) * pixels) / cells;
+  const inside = (value) => Math.min(Math.max(value, 0), pixels);
+  return cells === 1 ? [0, pixels] : [inside(at(cell - 0.5)), inside(at(cell + 0.5))];
+}
+
+const onCross = (index, pixel, width) =>
+  index % width === pixel % width || Math.floor(index / width) === Math.floor(pixel / width);
+
+/** What a map says in numbers: weights on and off the cross and per class, entropy in bits, and the largest weight. */
+function describe(map, { width }, pixel, classes, classCount) {
+  const byClass = new Float64Array(classCount);
+  let on = 0;
+  let off = 0;
+  let entropy = 0;
+  let peak = 0;
+  map.forEach((weight, index) => {
+    byClass[classes[index]] += weight;
+    if (onCross(index, pixel, width)) on += weight;
+    else off += weight;
+    if (weight > 0) entropy -= weight * Math.log2(weight);
+    if (weight > map[peak]) peak = index;
+  });
+  return { on, off, byClass, entropy, peak };
+}
+
+function percentile(values, percent) {
+  const sorted = Float32Array.from(values).sort();
+  const place = ((sorted.length - 1) * percent) / 100;
+  const low = Math.floor(place);
+  const high = Math.min(low + 1, sorted.length - 1);
+  return sorted[low] + (sorted[high] - sorted[low]) * (place - low);
+}
+
+/**
+ * The weight that gets the brightest colour: a percentile of those off the cross, of those on it where the others are
+ * 0. After two passes half of the attention may still lie on the cross: scaled by it, the rest would be black.
+ */
+function clipLimit(map, { width }, pixel, percent) {
+  const off = map.filter((_, index) => !onCross(index, pixel, width));
+  const on = map.filter((_, index) => onCross(index, pixel, width));
+  const limits = [off, on].filter((part) => part.length).map((part) => percentile(part, percent));
+  const most = map.reduce((a, b) => Math.max(a, b), 0);
+  // a map with all its weight in a few cells has next to nothing at its percentile, and would show noise
+  return Math.max(limits.find((limit) => limit > 0) ?? 1, most / 100);
+}

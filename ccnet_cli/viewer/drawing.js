@@ -1,0 +1,213 @@
+"use strict";
+
+// The pictures: from maps and class numbers to pixels on a canvas.
+
+// on a logarithmic scale, how many powers of ten lie below the brightest colour
+const DECADES = 4;
+const RING = "#78ff3c";
+
+/** How each of so many pixels mixes two neighbouring cells, as the network enlarges its scores. */
+function neighbours(pixels, cells, alignCorners) {
+  const low = new Int32Array(pixels);
+  const high = new Int32Array(pixels);
+  const fraction = new Float32Array(pixels);
+  for (let pixel = 0; pixel < pixels; pixel++) {
+    const exact = alignCorners
+      ? (pixel * (cells - 1)) / Math.max(pixels - 1, 1)
+      : Math.min(Math.max(((pixel + 0.5) * cells) / pixels - 0.5, 0), cells - 1);
+    low[pixel] = Math.min(Math.floor(exact), cells - 1);
+    high[pixel] = Math.min(low[pixel] + 1, cells - 1);
+    fraction[pixel] = exact - low[pixel];
+  }
+  return { low, high, fraction };
+}
+
+/** A map (grid) at a panel's size; rows and columns are the neighbours of its two axes. */
+function enlarge(map, width, rows, columns) {
+  const out = new Float32Array(rows.low.length * columns.low.length);
+  let at = 0;
+  for (let y = 0; y < rows.low.length; y++) {
+    const top = rows.low[y] * width;
+    const bottom = rows.high[y] * width;
+    const down = rows.fraction[y];
+    for (let x = 0; x < columns.low.length; x++) {
+      const left = columns.low[x];
+      const right = columns.high[x];
+      const across = columns.fraction[x];
+      const above = map[top + left] + (map[top + right] - map[top + left]) * across;
+      const below = map[bottom + left] + (map[bottom + right] - map[bottom + left]) * across;
+      out[at++] = above + (below - above) * down;
+    }
+  }
+  return out;
+}
+
+/** A weight's place on the colour scale, 0 to 1. */
+function shade(weight, limit, logarithmic) {
+  const linear = Math.min(weight / limit, 1);
+  return logarithmic ? Math.max(1 + Math.log10(Math.max(linear, 1e-30)) / DECADES, 0) : linear;
+}
+
+/** Shades of a panel as colours over its dimmed grey picture: more opaque where larger, nowhere less than `opacity`. */
+function paintShades(pixels, grey, shades, table, opacity) {
+  for (let i = 0, at = 0; i < shades.length; i++, at += 4) {
+    const colour = 3 * Math.round(255 * shades[i]);
+    const alpha = opacity + (1 - opacity) * Math.sqrt(shades[i]);
+    const below = grey[i] * (1 - alpha);
+    pixels[at] = below + table[colour] * alpha;
+    pixels[at + 1] = below + table[colour + 1] * alpha;
+    pixels[at + 2] = below + table[colour + 2] * alpha;
+    pixels[at + 3] = 255;
+  }
+}
+
+/** Class numbers (size) as colours over a panel's grey picture; those past the palette are black. */
+function paintClasses(image, grey, ids, size, palette) {
+  const { width, height, data } = image;
+  for (let y = 0, i = 0; y < height; y++) {
+    const row = Math.floor(((y + 0.5) * size.height) / height) * size.width;
+    for (let x = 0; x < width; x++, i++) {
+      const colour = palette[ids[row + Math.floor(((x + 0.5) * size.width) / width)]] ?? [0, 0, 0];
+      for (let c = 0; c < 3; c++) data[4 * i + c] = 0.7 * colour[c] + 0.3 * grey[i];
+      data[4 * i + 3] = 255;
+    }
+  }
+}
+
+/** The picture's lightness in a panel, dimmed so that colours stand out from it. */
+function greyOf(context, picture, { width, height }) {
+  context.drawImage(picture, 0, 0, width, height);
+  const { data } = context.getImageData(0, 0, width, height);
+  const grey = new Uint8ClampedArray(width * height);
+  for (let i = 0; i < grey.length; i++) {
+    grey[i] = 0.5 * (0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2]);
+  }
+  return grey;
+}
+
+function ring(context, x, y, radius, colour, width) {
+  context.beginPath();
+  context.arc(x, y, radius, 0, 2 * Math.PI);
+  context.lineWidth = width;
+  context.strokeStyle = colour;
+  context.stroke();
+}
+
+/** The point looked from, seen on any background. */
+function markPoint(context, x, y) {
+  ring(context, x, y, 9, "black", 5);
+  ring(context, x, y, 9, RING, 2.5);
+}
+
+/** Lines [fromX, fromY, toX, toY], seen on any background. */
+function strokeLines(context, lines, colour, width) {
+  for (const [style, thickness] of [["rgb(0 0 0 / 0.45)", width + 2], [colour, width]]) {
+    context.beginPath();
+    for (const [fromX, fromY, toX, toY] of lines) {
+      context.moveTo(fromX, fromY);
+      context.lineTo(toX, toY);
+    }
+    context.lineWidth = thickness;
+    context.strokeStyle = style;
+    context.stroke();
+  }
+}
+
+/** The row and the column of a point, left open around it. */
+function markCross(context, x, y, { width, height }) {
+  const lines = [
+    [0, y, x - 14, y],
+    [x + 14, y, width, y],
+    [x, 0, x, y - 14],
+    [x, y + 14, x, height],
+  ];
+  strokeLines(context, lines, "rgb(255 255 255 / 0.9)", 1.5);
+}
+
+/** Where a point's row and column end: on a map, lines would hide what lies on them. */
+function markTicks(context, x, y, { width, height }) {
+  const lines = [
+    [0, y, 13, y],
+    [width - 13, y, width, y],
+    [x, 0, x, 13],
+    [x, height - 13, x, height],
+  ];
+  strokeLines(context, lines, RING, 2.5);
+}
+
+/** A numbered pin that stands on its point, or hangs from it at the upper edge. */
+function markPin(context, x, y, number, chosen) {
+  const head = y < 40 ? y + 26 : y - 26;
+  strokeLines(context, [[x, y, x, head]], "white", 2);
+  context.beginPath();
+  context.arc(x, head, 11, 0, 2 * Math.PI);
+  context.fillStyle = chosen ? RING : "white";
+  context.fill();
+  context.lineWidth = 2;
+  context.strokeStyle = "black";
+  context.stroke();
+  context.fillStyle = "black";
+  context.font = "bold 14px system-ui, sans-serif";
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  context.fillText(String(number), x, head + 0.5);
+}
+
+/** The edges of a cell; a rectangle [left, top, right, bottom]. */
+function markCell(context, [left, top, right, bottom]) {
+  for (const [colour, width] of [["black", 3], ["#ffd400", 1.5]]) {
+    context.lineWidth = width;
+    context.strokeStyle = colour;
+    context.strokeRect(left, top, right - left, bottom - top);
+  }
+}
+
+function paintBar(context, table, left, top, width, height) {
+  // between two pixels every line of it would be half as strong
+  const begin = Math.round(left);
+  for (let x = 0; x < width; x++) {
+    const at = 3 * Math.round((255 * x) / Math.max(width - 1, 1));
+    context.fillStyle = `rgb(${table[at]} ${table[at + 1]} ${table[at + 2]})`;
+    context.fillRect(begin + x, top, 1, height);
+  }
+}
+
+/**
+ * The paper's figure as a canvas: a row for each point, the picture and then its maps, with titles and colour bars.
+ *
+ * Rows are {caption, panels: [{canvas, title, note, scale}]}; scale, a colour bar's two ends as text, is a map's.
+ */
+function figureOf(rows, table, { width, height }) {
+  const [margin, gap, header, caption] = [32, 20, 56, 84];
+  const count = rows[0].panels.length;
+  const canvas = document.createElement("canvas");
+  canvas.width = 2 * margin + count * width + (count - 1) * gap;
+  canvas.height = header + rows.length * (height + caption) + 8;
+  const context = canvas.getContext("2d");
+  context.fillStyle = "white";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  const write = (text, x, y, font, colour, align = "left") => {
+    [context.font, context.fillStyle, context.textAlign, context.textBaseline] = [font, colour, align, "alphabetic"];
+    context.fillText(text, x, y, width);
+  };
+  rows.forEach((row, number) => {
+    const top = header + number * (height + caption);
+    row.panels.forEach((panel, index) => {
+      const left = margin + index * (width + gap);
+      if (number === 0) write(panel.title, left, header - 18, "600 26px system-ui, sans-serif", "#111");
+      context.drawImage(panel.canvas, left, top, width, height);
+      if (!panel.scale) {
+        write(panel.note, left, top + height + 30, "20px system-ui, sans-serif", "#111");
+        return;
+      }
+      const [low, high] = panel.scale;
+      const bar = Math.min(160, width / 3);
+      write(low, left, top + height + 29, "18px system-ui, sans-serif", "#444");
+      const after = left + context.measureText(low).width + 8;
+      paintBar(context, table, after, top + height + 14, bar, 18);
+      write(high, after + bar + 8, top + height + 29, "18px system-ui, sans-serif", "#444");
+      write(panel.note, left, top + height + 60, "20px system-ui, sans-serif", "#111");
+    });
+  });
+  return canvas;
+}

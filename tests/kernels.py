@@ -1,0 +1,159 @@
+"""The CUDA kernels without a GPU: launches on numpy arrays, by the simulator or by ptxrun, beside the definition.
+
+Run as a script, a process of its own for NUMBA_ENABLE_CUDASIM, it simulates cases given as JSON and prints the errors.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ccnet_cli.ops import reference
+from ccnet_cli.ops.cuda import steps
+
+PTXRUN = Path(__file__).parent.parent.parent / "shared" / "tools"
+RESULTS = ("out", "d_query", "d_key", "d_value")
+
+
+@dataclass
+class Case:
+    """Random input of one size, what the definition makes of it in float64, and the launches that should make it too.
+
+    fused: query, key and value are slices of one tensor, as after one convolution. small: tiles and warps of a size
+    that the simulator can run, so that a small map has several of them.
+    """
+
+    images: int
+    c: int
+    C: int
+    H: int
+    W: int
+    dtype: str = "float32"
+    fused: bool = False
+    small: int = 0
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    exact: dict[str, np.ndarray] = field(default_factory=dict)
+    launches: list[steps.Step] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        B, c, C, H, W = self.images, self.c, self.C, self.H, self.W
+        random = np.random.default_rng([B, c, C, H, W])
+        if self.fused and self.dtype != "float32":
+            raise ValueError("query and key are float32, and so is the tensor that they are slices of")
+        whole = encode(random.standard_normal((B, H, W, 2 * c + C)) / c**0.25, "float32")
+        query, key, value = np.split(whole, [c, 2 * c], axis=-1)
+        value = value if self.fused else encode(value, self.dtype)
+        grad = encode(random.standard_normal((B, H, W, C)), self.dtype)
+        self.exact = _exact(*(decode(x) for x in (query, key, value, grad)))
+        wide = 2 * c + C if self.fused else 0
+        sources = {"query": (query, 0), "key": (key, c), "value": (value, 2 * c), "grad": (grad, 0)}
+        for name, (array, offset) in sources.items():
+            flat = whole.reshape(-1)[offset:] if wide and name != "grad" else np.ascontiguousarray(array).reshape(-1)
+            self.arrays[name] = flat
+        arm = steps.padded(H)
+        width = arm + steps.padded(W)
+        made = {"energy": (width, "float32"), "pull": (width, "float32"), "out": (C, self.dtype)}
+        made |= {"d_query": (c, "float32"), "d_key": (c, "float32"), "d_value": (C, self.dtype)}
+        for name, (channels, dtype) in made.items():
+            self.arrays[name] = encode(np.full(B * H * W * channels, np.nan), dtype)
+        grid = steps.Grid(B, H, W, arm, self.dtype, **({"largest": self.small, "lanes": 8} if self.small else {}))
+        channels = {"query": c, "key": c, "value": C, "grad": C, "energy": width, "pull": width}
+        channels |= {"out": C, "d_query": c, "d_key": c, "d_value": C}
+
+        def buffer(name: str) -> steps.Buffer:
+            stride = wide if wide and name in ("query", "key", "value") else channels[name]
+            offsets = {"key": c, "value": 2 * c} if wide else {}
+            return steps.Buffer(name, stride, not (stride % 4 or channels[name] % 4 or offsets.get(name, 0) % 4))
+
+        inputs = [buffer(name) for name in ("query", "key", "value", "energy")]
+        self.forward = steps.forward(grid, c, C, *inputs, buffer("out"))
+        rest = [buffer(name) for name in ("grad", "pull", "d_query", "d_key", "d_value")]
+        self.launches = [*self.forward, *steps.backward(grid, c, C, *inputs, *rest)]
+
+    def errors(self) -> dict[str, float]:
+        """Greatest difference of each result, relative to the greatest entry of the exact one or 1e-3 of the grad's."""
+        found = {}
+        for name, exact in self.exact.items():
+            got = decode(self.arrays[name]).astype(np.float64).reshape(exact.shape)
+            found[name] = float(abs(got - exact).max() / max(abs(exact).max(), 1e-3))
+        return found
+
+    @property
+    def useful(self) -> int:
+        """FLOPs of the forward pass, 2 per multiply-add, over all H + W positions."""
+        return 2 * self.images * self.H * self.W * (self.H + self.W) * (self.c + self.C)
+
+
+def encode(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Rounded to a storage type; bfloat16 as the upper half of float32, in uint16."""
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    if dtype == "bfloat16":
+        return torch.from_numpy(x).bfloat16().view(torch.uint16).numpy()
+    return x.astype(dtype)
+
+
+def decode(x: np.ndarray) -> np.ndarray:
+    """As float32."""
+    return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x.astype(np.float32)
+
+
+def _exact(*inputs_BHWC: np.ndarray) -> dict[str, np.ndarray]:
+    query, key, value, grad = (
+        torch.from_numpy(np.array(x, dtype=np.float64)).permute(0, 3, 1, 2).requires_grad_() for x in inputs_BHWC
+    )
+    out = reference.criss_cross(query, key, value)[0]
+    tensors = (out, *torch.autograd.grad(out, (query, key, value), grad))
+    return {name: x.detach().permute(0, 2, 3, 1).numpy() for name, x in zip(RESULTS, tensors, strict=True)}
+
+
+def simulate(launches: Sequence[steps.Step], arrays: dict[str, np.ndarray]) -> None:
+    """Run in the Numba CUDA simulator."""
+    from numba import cuda
+
+    from ccnet_cli.ops.cuda import build
+
+    # the simulator waits for its threads by polling
+    sys.setswitchinterval(5e-5)
+    for step in launches:
+        kernel = cuda.jit(build.function(step.kernel))
+        # the simulator copies what a launch gets back element by element, so the arrays stay themselves
+        arguments = [arrays[x] if isinstance(x, str) else np.int32(x) for x in step.arguments]
+        kernel[step.grid, step.kernel.threads](*arguments)
+
+
+def execute(
+    launches: Sequence[steps.Step],
+    arrays: dict[str, np.ndarray],
+    arch: tuple[int, int],
+    written: Iterable[str] = ("query", "key", "value", "grad"),
+) -> list[Any]:
+    """Run the compiled PTX with every check of ptxrun; a result with counters for each launch.
+
+    Reading an array that is not `written`, by the caller or a launch before, is a fault.
+    """
+    import ptxrun
+
+    from ccnet_cli.ops.cuda import build
+
+    results, written = [], set(written)
+    for step in launches:
+        names = [x for x in step.arguments if isinstance(x, str)]
+        arguments = [
+            x if not isinstance(x, str) else arrays[x] if x in written else ptxrun.Output(arrays[x])
+            for x in step.arguments
+        ]
+        results.append(ptxrun.run(build.ptx(step.kernel, arch), "", step.grid, step.kernel.threads, arguments))
+        written.update(names)
+    return results
+
+
+if __name__ == "__main__":
+    for options in json.loads(sys.argv[1]):
+        case = Case(**options)
+        simulate(case.launches, case.arrays)
+        print(json.dumps(case.errors()), flush=True)

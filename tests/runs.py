@@ -1,0 +1,136 @@
+"""Training runs small enough to be repeated by the hundred, and how two of them are compared to the last bit."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ccnet_cli import checkpoint, config, images
+
+SETTINGS = {
+    "model.width=8",
+    "model.channels=16",
+    "model.auxiliary_channels=8",
+    "data.dataset=folder",
+    "data.classes=[sky, road]",
+    "data.crop=32,48",
+    "data.workers=0",
+    "train.batch=4",
+    "train.precision=fp32",
+    "schedule.steps=6",
+    "schedule.warmup=0",
+    "checkpoint.every=2",
+    "eval.every=3",
+    "log.every=1",
+}
+
+
+def make_horizons(folder: Path) -> Path:
+    """Ten pictures of a horizon, sky above road: six to train with, four to validate."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 4)):
+        for index in range(count):
+            label = np.zeros((40, 56), np.uint8)
+            label[random.integers(10, 30) :] = 1
+            picture = np.where(label[..., None] == 1, 60, 200) + random.integers(-30, 30, (40, 56, 3))
+            images.write_image(folder / f"images/{split}/{index}.png", picture.astype(np.uint8))
+            images.write_label(folder / f"labels/{split}/{index}.png", label)
+    return folder
+
+
+def preset(data: Path, *more: str) -> config.Preset:
+    """The preset of a run on the horizons; more are overrides."""
+    return config.load("quickstart", [f"data.root={data}", *sorted(SETTINGS), *more])
+
+
+def arguments(data: Path, run: Path, *more: str) -> list[str]:
+    """The same run as a command line's arguments; more are overrides and, from the first with a - on, options."""
+    at = next((index for index, word in enumerate(more) if word.startswith("-")), len(more))
+    settings = [word for setting in (*sorted(SETTINGS), *more[:at]) for word in ("-s", setting)]
+    return ["train", "--preset", "quickstart", "--data", str(data), "-o", str(run), *settings, *more[at:]]
+
+
+def start(words: list[str], **environment: str) -> subprocess.Popen[str]:
+    """The command line, begun in a process group of its own; what it tells comes from its stderr."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ccnet_cli.cli", *words],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def forked(work: Callable[[], Any]) -> int:
+    """Start work in a copy of this process, imports and all, and give its number; it ends with 0 or, on an error, 1."""
+    with warnings.catch_warnings():
+        # from Python 3.12 on: the threads that torch keeps are not copied, and none of them is needed
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process = os.fork()
+    if process:
+        return process
+    try:
+        work()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def ended(process: int) -> int:
+    """Wait for a forked process; its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def wait_until(true: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Look often until something is true; AssertionError, with what the process told, where it ended before."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def steps(run: Path) -> list[int]:
+    """The steps of a run's committed checkpoints, newest first."""
+    return [int(path.stem.removeprefix("step_")) for path in checkpoint.committed(run / "checkpoints")]
+
+
+def canonical(value: Any) -> str:
+    """sha256 of nested containers, numbers and tensors: equal for equal bits, whatever the file they lay in."""
+    digest = hashlib.sha256()
+    _feed(value, digest)
+    return digest.hexdigest()
+
+
+def _feed(value: Any, digest: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            digest.update(f"{key}:".encode())
+            _feed(value[key], digest)
+    elif isinstance(value, list | tuple):
+        digest.update(f"[{len(value)}".encode())
+        for inner in value:
+            _feed(inner, digest)
+    else:
+        digest.update(repr(value).encode())
+
+
+def outcome(run: Path, after: int = 0) -> tuple[str, list[tuple[Any, ...]]]:
+    """A run's last state, model to random numbers, as one hash, and its log's lines after a step, times left out."""
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    kept = ("step", "epoch", "loss", "lr", "miou", "skipped")
+    lines = [tuple(row.get(key) for key in kept) for row in rows if row["step"] > after]
+    return canonical(checkpoint.read(run / "last.pt")), lines

@@ -1,0 +1,69 @@
+"""What `ccnet bench kernels` says of the CUDA kernels, without a GPU."""
+
+import json
+import sys
+from importlib.util import find_spec
+
+import pytest
+from kernels import PTXRUN
+
+from ccnet_cli import kernels
+from ccnet_cli.errors import InputError
+from ccnet_cli.ops.cuda import launch
+
+compiles = pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed: ccnet-cli[cuda13]")
+
+
+@compiles
+@pytest.mark.parametrize("counters", [False, pytest.param(True, id="counters")])
+def test_a_report_counts_what_a_pass_must_do(counters, monkeypatch):
+    if counters and not (PTXRUN / "ptxrun").is_dir():
+        pytest.skip("ptxrun is not here")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(PTXRUN)] if counters else sys.path)
+    found = kernels.report(["sm_80"], [(5, 7)], channels=32, counters=counters).to_mapping()
+    json.dumps(found, allow_nan=False)
+    rows = found["kernels"]
+    assert len({(row["kernel"], row["arch"]) for row in rows}) == len(rows)
+    products = 2 * 35 * 12 * (4 + 32)
+    # forward once, backward each product twice
+    assert sum(row["flops"] for row in rows) == 3 * products
+    for row in rows:
+        assert row["arch"] == "sm_80" and row["stack"] == row["spills"] == 0 < row["registers"] and row["shared"] > 0
+        assert (row["ffma"], row["lds"]) == ((0, 0) if "softmax" in row["kernel"] else (128, 8))
+        assert 0 < row["occupancy"] <= 1
+    forward = next(row for row in found["floors"] if row["work"] == "forward" and row["formulation"] == "numba")
+    # query and key twice, energies written once, the softmax's pass, attention and value twice, out three times
+    energies, padded = 35 * 12, 35 * 16
+    assert forward["bytes"] == 4 * (
+        2 * 2 * 35 * 4 + energies + energies + padded + energies + 2 * 35 * 32 + 3 * 35 * 32
+    )
+    assert forward["flops"] == products
+    assert {row["gpu"] for row in found["floors"]} == {"A100", "H100"}
+    for count in found["counters"]:
+        assert count["load_sector_bytes"] > 0 and count["store_sector_bytes"] > 0 and count["bank_conflicts"] >= 0
+    assert [count["kernel"].partition("-")[0] for count in found["counters"]] == (
+        ["nt", "softmax", "nn", "nn"] if counters else []
+    )
+
+
+def test_occupancy_is_what_the_scarcest_resource_allows():
+    # 128 registers: 65536 / (128 * 256) = 2 blocks of 8 of the 64 warps
+    assert kernels.occupancy(256, 128, 16896, (8, 0)) == 16 / 64
+    assert kernels.occupancy(256, 32, 0, (8, 0)) == 1
+    assert kernels.occupancy(256, 32, 40 << 10, (7, 5)) == 8 / 32
+    # 33 registers are handed out as 40: 65536 / (40 * 256) = 6 blocks
+    assert kernels.occupancy(256, 33, 2048, (8, 0)) == 48 / 64
+    assert kernels.occupancy(1024, 64, 4096, (8, 6)) == 32 / 48
+
+
+def test_what_cannot_be_compiled_or_counted_is_refused(monkeypatch):
+    for name in ("sm_11", "80", "sm_8"):
+        with pytest.raises(InputError, match=f"--arch {name}.*sm_80"):
+            kernels.report([name])
+    monkeypatch.setattr(launch, "_missing", lambda name: True)
+    with pytest.raises(InputError, match="pip install"):
+        kernels.report(["sm_80"])
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.delitem(sys.modules, "ptxrun", raising=False)
+    with pytest.raises(InputError, match="ptxrun"):
+        kernels._counted((8, 0), 2, 2, 8, "float32")
