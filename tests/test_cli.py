@@ -503,6 +503,8 @@ def test_eval_leaves_to_the_checkpoint_what_was_not_asked(scored: dict[str, obje
 
 def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     from ccnet_cli import train
+    from ccnet_cli.distributed import Limits
+    from ccnet_cli.launch import Machines
 
     asked: list[object] = []
 
@@ -513,7 +515,8 @@ def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(train, "train", start)
     data = "odd: [name], # here"
     words = ["--data", data, "--seed", "7", "-s", "seed=3", "-o", "r", "--resume", "auto", "--gpus", "2"]
-    words += ["--strict-resume"]
+    words += ["--strict-resume", "--nodes", "3", "--node-rank", "1", "--rendezvous", "a:1", "--max-restarts", "2"]
+    words += ["--join-timeout", "4", "--timeout", "5", "--shutdown-timeout", "6"]
     assert call("train", "--preset", "camvid", *words, "--weights", "w.pth", "--processes", "4") == 0
     assert capsys.readouterr().out == "runs/new\n"
     preset, settings = asked
@@ -527,6 +530,9 @@ def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: 
         "device": "auto",
         "partial": False,
         "strict": True,
+        "machines": Machines(3, 1, "a", 1),
+        "restarts": 2,
+        "limits": Limits(join=4, collective=5, shutdown=6),
     }
 
 
