@@ -474,6 +474,10 @@ def bench_attention(
         list[str] | None, typer.Option("--implementation", metavar="NAME", help="Measure these only; repeatable.")
     ] = None,
     device: Device = "auto",
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        typer.Option(metavar="fp32|fp16|bf16", help="Type of the map, and of autocast."),
+    ] = "fp32",
     json_file: Json = None,
 ) -> None:
     """Time and memory of every attention implementation, the official formulation and a non-local block."""
@@ -490,6 +494,7 @@ def bench_attention(
         repeats=repeats,
         implementations=implementations,
         device=device,
+        precision=precision,
     ).to_mapping()
     if _json(report, json_file):
         return
@@ -504,12 +509,17 @@ def bench_attention(
             f"{row['both_memory']:.0f}",
             f"{row['gflop']:.2f}",
             f"{row['counted']:.2f}",
+            f"{row['bandwidth']:.1f}",
+            f"{row['rate']:.3f}",
             row["what"],
         )
         for row in report["rows"]
     ]
-    title = f"{batch} x {channels} x {size}, R={recurrence}, {report['device']}, {report['threads']} threads, "
-    title += f"torch {report['torch']}, median of {repeats}; ratios to the reference, MiB at the peak, GFLOP forward"
+    title = (
+        f"{batch} x {channels} x {size}, R={recurrence}, {precision}, {report['device']}, {report['threads']} threads, "
+    )
+    title += f"torch {report['torch']}, median of {repeats}; ratios to the reference, MiB at the peak, GFLOP forward; "
+    title += f"here a copy does {report['copy']:.1f} GB/s, a matrix product {report['product']:.3f} TFLOP/s"
     columns = (
         "formulation",
         "forward ms",
@@ -520,6 +530,8 @@ def bench_attention(
         "MiB both",
         "GFLOP",
         "counted",
+        "GB/s",
+        "TFLOP/s",
         "",
     )
     _table(title, columns, rows)
