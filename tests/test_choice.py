@@ -4,8 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import make_horizons, preset
 
 from ccnet_cli import distributed, ops
+from ccnet_cli import trainer as trainers
+from ccnet_cli.datasets import open_source
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops import choice, criss_cross
 
@@ -206,6 +209,35 @@ def test_what_is_measured_leaves_the_caller_s_hooks_on_saved_tensors_alone():
     with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
         module["_once"]("gemm", *(torch.randn(1, n, 3, 4).requires_grad_() for n in (2, 2, 5)), True)
     assert saved == []
+
+
+def test_a_resumed_run_makes_the_choices_of_before(tmp_path, monkeypatch):
+    table = choices()
+    monkeypatch.setattr(ops, "choices", table)
+    made = preset(make_horizons(tmp_path / "data"))
+    source = open_source(made.data, "train")
+    trainer = trainers.build(made, source, torch.device("cpu"))
+    table.known["here"] = "numba"
+    content = trainer.state()
+    assert content["choices"] == {"here": "numba"}
+    table.known = {"here": "gemm"}
+    trainer.restore(content, tmp_path / "x.pt")
+    assert table.known == {"here": "numba"}
+    # checkpoints of before had none
+    del content["choices"]
+    trainer.restore(content, tmp_path / "x.pt")
+    assert table.known == {"here": "numba"} and table.share is None and not table.quiet
+
+
+def test_the_processes_of_a_run_share_rank_0_s(tmp_path, monkeypatch):
+    table = choices()
+    monkeypatch.setattr(ops, "choices", table)
+    made = preset(make_horizons(tmp_path / "data"))
+    source = open_source(made.data, "train")
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    trainers.build(made, source, torch.device("cpu"))
+    assert table.share is distributed.broadcast and table.quiet
 
 
 @pytest.mark.gpu
