@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from ccnet_cli import durable, runfolder, torchfile
-from ccnet_cli.errors import EnvironmentFailure, InputError, notice
+from ccnet_cli.errors import EnvironmentFailure, InputError, detail, notice
 
 FORMAT = 1
 DEMO = Path(__file__).parent / "demo"
@@ -151,7 +152,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def load(path: Path) -> Any:
     """The content of anybody's checkpoint, read without running it; ours is verified as read does."""
+    started = time.monotonic()
     content = _intact(path)
+    detail(f"{path}: read and verified in {time.monotonic() - started:.2f} s")
     return _current(content, path) if ours(content) else content
 
 

@@ -8,18 +8,32 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.exceptions import TyperException
 
-from ccnet_cli import __version__
-from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, notice, one_line, out_of_memory
+from ccnet_cli.errors import (
+    VERBOSITY,
+    CCNetError,
+    EnvironmentFailure,
+    InputError,
+    detail,
+    one_line,
+    out_of_memory,
+    tell,
+)
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# options of every command, wherever they stand
+ANYWHERE = {"--debug": "debug", "--quiet": "quiet", "-q": "quiet", "--verbose": "verbose", "-v": "verbose"}
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 # plain help: rich's panels would cost a third of the time that --help may take
 app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT)
@@ -37,7 +51,10 @@ BENCH_EXAMPLES = _examples(
     "ccnet bench attention", "ccnet bench attention --size 97x97 --json bench.json", "ccnet bench cost"
 )
 PRESETS_EXAMPLES = _examples(
-    "ccnet presets list", "ccnet presets show camvid", "ccnet presets copy quickstart mine.yaml"
+    "ccnet presets list",
+    "ccnet presets show camvid",
+    "ccnet presets copy quickstart mine.yaml",
+    "ccnet presets diff quickstart mine.yaml",
 )
 DATA_EXAMPLES = _examples(
     "ccnet data make toyscapes toys",
@@ -69,9 +86,24 @@ CheckpointFile = Annotated[
         help="Checkpoint; else $CCNET_CHECKPOINT, the newest run below ./runs, the demo weights.",
     ),
 ]
+
+
+def _preset_names(incomplete: str) -> list[str]:
+    """What a shell completes a preset's name to."""
+    from ccnet_cli import config
+
+    return [name for name in config.names() if name.startswith(incomplete)]
+
+
+PresetName = Annotated[str, typer.Argument(metavar="NAME|FILE", help="The preset.", autocompletion=_preset_names)]
 OtherPreset = Annotated[
     str | None,
-    typer.Option("--preset", metavar="NAME|FILE", help="Preset in place of the one that the file holds or suggests."),
+    typer.Option(
+        "--preset",
+        metavar="NAME|FILE",
+        help="Preset in place of the one that the file holds or suggests.",
+        autocompletion=_preset_names,
+    ),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
@@ -93,7 +125,9 @@ Json = Annotated[
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"ccnet {__version__}")
+        from ccnet_cli.version import describe
+
+        print(describe())
         raise typer.Exit
 
 
@@ -109,11 +143,17 @@ def _version(asked: bool) -> None:
 def root(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the versions.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Tell errors alone: no notices, no progress.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Tell more: what was found, how long it took.")
+    ] = False,
 ) -> None:
     """Semantic segmentation with criss-cross attention.
+
+    --debug, --quiet and --verbose may stand anywhere, after the command too.
 
     Exit codes: 0 done, 2 bad input, 3 the machine failed, 4 loss not finite, 130 or 143 interrupted, 1 a bug.
     """
@@ -135,7 +175,10 @@ def _help_alone(context: typer.Context) -> None:
     )
 )
 def train(
-    preset: Annotated[str, typer.Option(metavar="NAME|FILE", help="What to run; see ccnet presets list.")],
+    preset: Annotated[
+        str,
+        typer.Option(metavar="NAME|FILE", help="What to run; see ccnet presets list.", autocompletion=_preset_names),
+    ],
     overrides: Overrides = None,
     data: DataFolder = None,
     run: Annotated[
@@ -166,6 +209,7 @@ def train(
     settings = config.load(
         preset, [*(overrides or ()), *_path("data.root", data), *([] if seed is None else [f"seed={seed}"])]
     )
+    detail(f"preset {settings.name} of {config.find(preset)}")
     from ccnet_cli.train import train as start
 
     folder = start(
@@ -368,6 +412,7 @@ def visualize(
         float, typer.Option(min=0, max=100, metavar="PERCENT", help="Percentile above which weights look alike.")
     ] = 99.0,
     maps: Annotated[Path | None, typer.Option(metavar="NPZ", help="Write the maps as arrays.")] = None,
+    json_file: Json = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     preset: OtherPreset = None,
@@ -385,7 +430,8 @@ def visualize(
         "overrides": overrides or (),
     }
     if html is not None:
-        for option, value in (("--output", output), ("--compare", compare), ("--maps", maps)):
+        figures = (("--output", output), ("--compare", compare), ("--maps", maps), ("--json", json_file))
+        for option, value in figures:
             if value is not None:
                 raise InputError(f"option {option}", "is for the figure, not for --html", "give one of them")
         from ccnet_cli.visualize import explore
@@ -398,10 +444,13 @@ def visualize(
     if len(given) > 1 or label is not None:
         what, fix = ("option --label", "add --html FILE") if label else (f"{len(given)} images", "add --html DIR")
         raise InputError(what, "only with --html", fix)
+    _writable(json_file)
     target = output or _free(Path("attention.png"))
     from ccnet_cli.visualize import visualize as draw
 
     summary = draw(given[0] if given else None, pixels, target, maps=maps, compare=compare, **chosen)
+    if _json(summary.to_mapping(), json_file):
+        return
     drawn = [summary, *([summary.compared] if summary.compared else [])]
     rows = [
         (
@@ -699,7 +748,7 @@ def bench_gpu(
 
 @presets_app.callback(invoke_without_command=True)
 def presets(context: typer.Context) -> None:
-    """List, show and copy the presets that come with ccnet."""
+    """List, show, copy and compare the presets that come with ccnet."""
     _help_alone(context)
 
 
@@ -722,7 +771,7 @@ def presets_list(json_file: Json = None) -> None:
     "show", epilog=_examples("ccnet presets show camvid", "ccnet presets show camvid -s schedule.lr=1e-3")
 )
 def presets_show(
-    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="The preset.")],
+    name: PresetName,
     overrides: Overrides = None,
     json_file: Json = None,
 ) -> None:
@@ -738,7 +787,7 @@ def presets_show(
     "copy", epilog=_examples("ccnet presets copy quickstart mine.yaml", "ccnet train --preset mine.yaml")
 )
 def presets_copy(
-    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="The preset.")],
+    name: PresetName,
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="The new file, or a folder for it.")],
     overwrite: Overwrite = False,
 ) -> None:
@@ -750,6 +799,33 @@ def presets_copy(
     _new(target, overwrite)
     _write(target, config.find(name).read_bytes())
     print(target)
+
+
+@presets_app.command(
+    "diff",
+    epilog=_examples(
+        "ccnet presets diff cityscapes-r1 cityscapes-r2",
+        "ccnet presets diff quickstart mine.yaml",
+        "ccnet presets diff runs/first/preset.yaml runs/second/preset.yaml --json -",
+    ),
+)
+def presets_diff(one: PresetName, other: PresetName, json_file: Json = None) -> None:
+    """Print the keys in which two presets differ, with the values of both."""
+    _writable(json_file)
+    from ccnet_cli import config
+
+    presets = [config.load(one), config.load(other)]
+    values = {key: [config.value(preset, key) for preset in presets] for key in config.differences(*presets)}
+    if _json({"presets": [one, other], "differences": values}, json_file):
+        return
+    if not values:
+        print(f"{one} and {other} are the same")
+        return
+    rows = [
+        (key, *(value if isinstance(value, str) else json.dumps(value) for value in pair))
+        for key, pair in values.items()
+    ]
+    _table(None, ("key", one, other), rows)
 
 
 @data_app.callback(invoke_without_command=True)
@@ -805,7 +881,10 @@ def data_check(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="Preset that describes the data (classes, lists).")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE", help="Preset that describes the data (classes, lists).", autocompletion=_preset_names
+        ),
     ] = None,
     split: Annotated[list[str] | None, typer.Option(metavar="NAME", help="train or val; both if left out.")] = None,
     overrides: Overrides = None,
@@ -816,6 +895,7 @@ def data_check(
 
     if dataset is None and preset is None:
         dataset = datasets.recognise(folder)
+        detail(f"{folder}: the folders of {dataset}")
     chosen = [] if dataset is None else [f"data.dataset={dataset}"]
     settings = config.load(preset or "quickstart", [*chosen, *(overrides or ()), *_path("data.root", folder)])
     reports = {}
@@ -845,6 +925,24 @@ def data_sample(
 
     _write(output, sample_image().read_bytes())
     print(output)
+
+
+@app.command(epilog=_examples("ccnet doctor", "ccnet doctor --data Cityscapes --data CamVid", "ccnet doctor --json -"))
+def doctor(
+    folders: Annotated[
+        list[Path] | None, typer.Option("--data", metavar="DIR", help="Folder of a data set to look at; repeatable.")
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """Look at what ccnet needs here, in a block to paste into an issue; exit code 3 where the CPU's needs fail."""
+    _writable(json_file)
+    from ccnet_cli.doctor import doctor as look
+
+    report = look(folders or ())
+    if not _json(report.to_mapping(), json_file):
+        _block((check.state, check.name, check.detail, check.fix) for check in report.checks)
+    if not report.healthy:
+        raise typer.Exit(3)
 
 
 def _path(key: str, path: Path | None) -> list[str]:
@@ -941,7 +1039,6 @@ def _table(
     title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], sections: Sequence[int] = ()
 ) -> None:
     """Print a table, numbers to the right; sections are the rows that a rule follows."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -957,22 +1054,50 @@ def _table(
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for index, row in enumerate(rows):
         table.add_row(*(Text(cell) for cell in row), end_section=index in sections)
+    _console().print(table)
+
+
+def _block(rows: Iterable[tuple[str, str, str, str]]) -> None:
+    """Print states, names and details as a block of Markdown, each fix below what it mends."""
+    from rich.text import Text
+
+    console = _console()
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    lines = [Text("```")]
+    for state, name, text, fix in rows:
+        lines.append(Text.assemble((f"{state:6}", colours[state]), f"{name:15} {one_line(text)}"))
+        if fix:
+            lines.append(Text(f"{'':22}{one_line(fix)}"))
+    for line in [*lines, Text("```")]:
+        # not folded: the block is to be pasted
+        console.print(line, soft_wrap=True)
+
+
+def _console() -> "Console":
+    """Where tables go: escape codes only on a terminal, and no colours there with NO_COLOR."""
+    from rich.console import Console
+
+    plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR")
     # wide enough for any table where there is no terminal to ask
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    return Console(width=None if sys.stdout.isatty() else 160, color_system=None if plain else "auto")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of DESIGN's table; errors of the user take one line on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # taken out here so that it may stand anywhere, after the command too
-    debug = "--debug" in words
-    words = _resume_alone([word for word in words if word != "--debug"])
+    words, chosen = _anywhere(words)
+    words = _resume_alone(words)
     _mend_streams()
     if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
+    os.environ[VERBOSITY] = "quiet" if "quiet" in chosen else "verbose" if "verbose" in chosen else ""
+    started = time.monotonic()
     try:
+        if {"quiet", "verbose"} <= chosen:
+            raise InputError("option --quiet", "--verbose is given too", "give one of them")
         code = typer.main.get_command(app).main(words, prog_name="ccnet", standalone_mode=False)
         sys.stdout.flush()
+        detail(f"done in {time.monotonic() - started:.1f} s")
     except SystemExit as stop:
         # typer turns a broken pipe into a plain exit
         if not isinstance(stop.__context__, BrokenPipeError):
@@ -984,10 +1109,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 130
     except Exception as error:
         told = _told(error)
-        if debug or told is None:
+        if "debug" in chosen or told is None:
             traceback.print_exc()
         if told is not None:
-            notice(f"error: {told}")
+            tell(f"error: {told}")
+            for note in getattr(told, "__notes__", ()):
+                tell(note)
         code = 1 if told is None else told.exit_code
     if arguments is None:
         # an interrupt while the interpreter ends is no exception of ours
@@ -999,6 +1126,13 @@ def _interrupt(*_: object) -> None:
     """End the command; a second interrupt, which could fall anywhere in its end, ends the process at once."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     raise KeyboardInterrupt
+
+
+def _anywhere(words: list[str]) -> tuple[list[str], set[str]]:
+    """The words without the options that may stand anywhere, and which of these there were; -- ends the options."""
+    end = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:end] if word not in ANYWHERE]
+    return kept + words[end:], {ANYWHERE[word] for word in words[:end] if word in ANYWHERE}
 
 
 def _resume_alone(words: list[str]) -> list[str]:
@@ -1063,7 +1197,8 @@ def _usage(error: TyperException) -> InputError:
         return InputError(f"command {unknown[1]}", "unknown", f"did you mean {near[0]}?" if near else see)
     if option is not None and "No such option" in why:
         known = [name for known in context.command.params for name in known.opts] if context else []
-        near = difflib.get_close_matches(option, known, n=1)
+        near = difflib.get_close_matches(option, ANYWHERE, n=1, cutoff=0.8)
+        near = near or difflib.get_close_matches(option, known, n=1)
         return InputError(f"option {option}", "unknown", f"did you mean {near[0]}?" if near else see)
     if parameter is not None:
         kind = parameter.param_type_name

@@ -370,14 +370,15 @@ def keys() -> list[str]:
 
 def differences(one: Preset, other: Preset) -> list[str]:
     """The dotted keys in which two presets differ, in the schema's order."""
-    return [key for key in keys() if _value(one, key) != _value(other, key)]
+    return [key for key in keys() if value(one, key) != value(other, key)]
 
 
-def _value(preset: Preset, key: str) -> Any:
-    value: Any = preset
+def value(preset: Preset, key: str) -> Any:
+    """What a preset has under a dotted key."""
+    found: Any = preset
     for name in key.split("."):
-        value = getattr(value, name)
-    return value
+        found = getattr(found, name)
+    return found
 
 
 def _keys(section: type[BaseModel], prefix: str) -> Iterator[str]:

@@ -1,10 +1,14 @@
 """The errors a user can cause or meet, with their exit codes, and the one-line form they are told in."""
 
+import os
 import sys
+
+# read in the processes that a command starts too
+VERBOSITY = "CCNET_VERBOSITY"
 
 
 class CCNetError(Exception):
-    """A failure told in one line, `WHAT: WHY; FIX`, without a traceback."""
+    """A failure told in one line, `WHAT: WHY; FIX`, without a traceback; a note added to it takes another line."""
 
     exit_code = 1
 
@@ -58,6 +62,23 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def notice(text: str) -> None:
-    """Tell the user something on stderr, in one line; results never go this way."""
+def tell(text: str) -> None:
+    """Print one line on stderr, however quiet ccnet is to be; results never go this way."""
     print(f"ccnet: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def notice(text: str) -> None:
+    """Tell the user something in one line, unless --quiet."""
+    if not quiet():
+        tell(text)
+
+
+def detail(text: str) -> None:
+    """Tell in one line, with --verbose alone, what was found or how long it took."""
+    if os.environ.get(VERBOSITY) == "verbose":
+        tell(text)
+
+
+def quiet() -> bool:
+    """Whether errors alone are to be told."""
+    return os.environ.get(VERBOSITY) == "quiet"

@@ -20,7 +20,7 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 # around a map's largest weight, so many cells each way: where they hold half of it all, they are shown so much larger
 CLOSE, CLOSER = 4, 3
 # greys below the maps lie so far apart: too little to see, and a file half as large
-GREY_STEP = 10
+GREY_STEP = 20
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from ccnet_cli.errors import EnvironmentFailure, InputError
 # 16384 x 8192, about 400 MB as a decoded image: larger ones are refused from their header
 PIXEL_LIMIT = 1 << 27
 BYTE_LIMIT = 1 << 30
+# what opencv-python is linked to
+SYSTEM_PACKAGES = "libgl1 libglib2.0-0 libxcb1"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 # OpenCV reads this once, while it is loaded
@@ -30,11 +32,15 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(PIXEL_LIMIT))
 try:
     import cv2 as cv2
 except ImportError as error:
-    raise EnvironmentFailure(
-        "opencv",
-        f"cannot be loaded ({error})",
-        "run pip uninstall -y opencv-python && pip install opencv-python-headless, which needs no system libraries",
-    ) from None
+    headless = "pip uninstall -y opencv-python && pip install opencv-python-headless, which needs no system libraries"
+    library = re.match(r"(\S+\.so\S*): cannot open shared object file", str(error))
+    if library is None:
+        raise EnvironmentFailure("opencv", f"cannot be loaded ({error})", f"run {headless}") from None
+    failure = EnvironmentFailure(
+        "opencv", f"the system library {library[1]} is missing", f"apt-get install {SYSTEM_PACKAGES} (Debian, Ubuntu)"
+    )
+    failure.add_note(f"or, without root: {headless}")
+    raise failure from None
 
 # what OpenCV has to say of a file is said by our error
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

@@ -1,8 +1,10 @@
-"""Progress on stderr: a bar on a terminal, plain lines otherwise."""
+"""Progress on stderr: a bar on a terminal, plain lines otherwise, nothing where ccnet is to be quiet."""
 
 import sys
 import time
 from typing import Any
+
+from ccnet_cli.errors import quiet
 
 
 class Progress:
@@ -21,6 +23,8 @@ class Progress:
 
     def show(self, done: int, text: str) -> None:
         """Tell that `done` of the total are done, with a text such as the loss."""
+        if quiet():
+            return
         if not sys.stderr.isatty():
             if done % self.every:
                 return

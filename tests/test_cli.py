@@ -2,7 +2,11 @@
 
 import csv
 import errno
+import inspect
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +17,7 @@ import pytest
 import typer
 from bad_inputs import jpeg, photograph, png
 
-from ccnet_cli import __version__, cli, config
+from ccnet_cli import cli, config, errors, version
 from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError
 
 ROOT = Path(__file__).parent.parent
@@ -53,13 +57,15 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CCNET_CHECKPOINT", raising=False)
+    # each command sets it
+    monkeypatch.setenv(errors.VERBOSITY, "")
     return tmp_path
 
 
 def test_the_promised_commands_are_there():
-    promised = {("train",), ("eval",), ("predict",), ("visualize",)}
+    promised = {("train",), ("eval",), ("predict",), ("visualize",), ("doctor",)}
     promised |= {("bench", name) for name in ("attention", "cost", "kernels", "gpu")}
-    promised |= {("presets", name) for name in ("list", "show", "copy")}
+    promised |= {("presets", name) for name in ("list", "show", "copy", "diff")}
     promised |= {("data", name) for name in ("make", "check", "sample")}
     assert promised <= COMMANDS.keys()
 
@@ -93,6 +99,7 @@ def test_help_loads_nothing_heavy():
     [
         ("train", "--preset", "nope"),
         ("visualize",),
+        ("visualize", "a.png", "b.png", "--point", "1,1"),
         ("eval", "--scales", "a"),
         ("eval", "--mode", "tiles"),
         ("predict", "a.png"),
@@ -118,7 +125,14 @@ def test_a_group_alone_shows_its_help(path: tuple[str, ...], capsys: pytest.Capt
 
 def test_version(capsys: pytest.CaptureFixture[str]):
     assert call("--version") == 0
-    assert capsys.readouterr().out == f"ccnet {__version__}\n"
+    assert capsys.readouterr().out == f"{version.describe()}\n"
+
+
+def test_the_version_is_told_before_torch_is_loaded():
+    code = "import sys\nfrom ccnet_cli import cli\ntry: cli.main(['--version'])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'numpy'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ", torch " in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -133,6 +147,12 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (("train", "--preset", "quickstart", "--gpus", "two"), "option --gpus: must be a valid integer"),
         (("predict",), "argument SOURCE: missing; see ccnet predict --help"),
         (("predict", "a.png"), "option --output: missing; see ccnet predict --help"),
+        (("eval", "--quite"), "option --quite: unknown; did you mean --quiet?"),
+        (("presets", "list", "-q", "-v"), "option --quiet: --verbose is given too; give one of them"),
+        (("presets", "diff", "camvid"), "argument NAME|FILE: missing; see ccnet presets diff --help"),
+        (("presets", "diff", "camvid", "camvit"), "preset camvit: unknown; did you mean camvid?"),
+        (("visualize", "--point", "1,1", "--json", "no/where.json"), "no/where.json: its folder does not exist"),
+        (("doctor", "--json", "no/where.json"), "no/where.json: its folder does not exist"),
         (("trian",), "command trian: unknown; did you mean train?"),
         (("fly",), "command fly: unknown; see ccnet --help"),
         (("presets", "shwo"), "command shwo: unknown; did you mean show?"),
@@ -141,6 +161,11 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (("visualize", "--point", "3,4,5"), "option --point 3,4,5: not a pixel"),
         (("visualize", "--point", "-3,4"), "option --point -3,4: not a pixel"),
         (("visualize",), "option --point: missing"),
+        (("visualize", "a.png", "b.png", "--point", "1,1"), "2 images: only with --html; add --html DIR"),
+        (("visualize", "--point", "1,1", "--label", "a.png"), "option --label: only with --html; add --html FILE"),
+        (("visualize", "--html", "a.html", "-o", "a.png"), "option --output: is for the figure, not for --html"),
+        (("visualize", "--html", "a.html", "--maps", "a.npz"), "option --maps: is for the figure"),
+        (("visualize", "--html", "a.html", "--compare", "b.pt"), "option --compare: is for the figure"),
         (("eval", "--scales", "1,,2"), "option --scales 1,,2: not a list of scales"),
         (("eval", "--mode", "tiles"), "option --mode: 'tiles' is not one of 'whole', 'sliding'; "),
         (("predict", "a.png", "-o", "b.png", "--format", "gif"), "option --format: "),
@@ -351,6 +376,65 @@ def test_copy_keeps_the_file_and_refuses_to_overwrite(folder: Path, capsys: pyte
     assert config.load("camvid.yaml") == config.load("mine.yaml") == config.load("camvid")
 
 
+def test_diff_tells_both_values_of_every_key_that_differs(folder: Path, capsys: pytest.CaptureFixture[str]):
+    text = (config.folder() / "camvid.yaml").read_text()
+    changed = text.replace("name: camvid\n", "name: mine\n")
+    (folder / "mine.yaml").write_text(changed)
+    ours, mine = (config.to_mapping(config.load(name)) for name in ("camvid", "mine.yaml"))
+    mine["model"]["recurrence"] = 3
+    mine["data"]["crop"] = [11, 12]
+    mine["data"]["classes"] = None
+    mine["eval"]["scales"] = [0.5, 1.0]
+    (folder / "mine.yaml").write_text(config.dump(config.from_mapping(mine)))
+    expected = {
+        "name": ["camvid", "mine"],
+        "model.recurrence": [ours["model"]["recurrence"], 3],
+        "data.crop": [ours["data"]["crop"], [11, 12]],
+        "eval.scales": [ours["eval"]["scales"], [0.5, 1.0]],
+    }
+    assert call("presets", "diff", "camvid", "mine.yaml", "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out) == {"presets": ["camvid", "mine.yaml"], "differences": expected}
+    assert call("presets", "diff", "camvid", "mine.yaml") == 0
+    rows = [
+        [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert ["key", "camvid", "mine.yaml"] in rows
+    assert ["name", "camvid", "mine"] in rows
+    assert ["data.crop", json.dumps(ours["data"]["crop"]), "[11, 12]"] in rows
+    assert sum(len(row) == 3 for row in rows) == 1 + len(expected)
+
+
+def test_diff_of_a_preset_with_itself_says_so(capsys: pytest.CaptureFixture[str]):
+    assert call("presets", "diff", "camvid", "camvid") == 0
+    assert capsys.readouterr().out == "camvid and camvid are the same\n"
+    assert call("presets", "diff", "camvid", "camvid", "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["differences"] == {}
+
+
+def test_every_command_that_prints_a_table_writes_json_too():
+    printing = {
+        path
+        for path, command in COMMANDS.items()
+        if command.callback and re.search(r"_(table|block)\(", inspect.getsource(command.callback))
+    }
+    assert printing >= {("eval",), ("visualize",), ("doctor",), ("presets", "list"), ("bench", "cost")}
+    assert [path for path in printing if all("--json" not in each.opts for each in COMMANDS[path].params)] == []
+
+
+def test_visualize_prints_json_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    from ccnet_cli import visualize
+
+    shares = (visualize.Share(0.5, 1.0, 0.0), visualize.Share(0.75, 0.25, 0.75))
+    point = visualize.Point((3, 4), (0, 0), "car", shares)
+    summary = visualize.Summary("a.png", "b.png", "c.pt", 2, 0.5, (8, 16), (1, 2), (point,))
+    monkeypatch.setattr(visualize, "visualize", lambda *arguments, **settings: summary)
+    assert call("visualize", "--point", "3,4", "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out) == summary.to_mapping()
+    assert call("visualize", "--point", "3,4") == 0
+    assert "own class" in capsys.readouterr().out
+
+
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Put an evaluation with known figures in place of the real one, and return what it was asked for."""
@@ -477,3 +561,131 @@ def test_a_figure_without_a_name_takes_the_next_free_one(tmp_path: Path):
     (tmp_path / "a.png").touch()
     (tmp_path / "a-2.png").touch()
     assert cli._free(tmp_path / "a.png") == tmp_path / "a-3.png"
+
+
+@pytest.mark.parametrize(
+    ("words", "kept", "chosen"),
+    [
+        ("-q train --preset x", "train --preset x", {"quiet"}),
+        ("train --quiet --preset x --debug", "train --preset x", {"quiet", "debug"}),
+        ("eval a.pt -v", "eval a.pt", {"verbose"}),
+        ("predict -v -o b -- -q --debug", "predict -o b -- -q --debug", {"verbose"}),
+        ("eval -qv", "eval -qv", set()),
+    ],
+)
+def test_some_options_may_stand_anywhere(words: str, kept: str, chosen: set[str]):
+    assert cli._anywhere(words.split()) == (kept.split(), chosen)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [((), ["noticed"]), (("-q",), []), (("--verbose",), ["noticed", "done in"])]
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_quiet_and_verbose_change_what_is_told_but_no_result(
+    words: tuple[str, ...],
+    told: list[str],
+    before: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def names() -> list[str]:
+        errors.notice("noticed")
+        return ["quickstart"]
+
+    monkeypatch.setattr(config, "names", names)
+    assert call(*(words if before else ()), "presets", "list", *(() if before else words)) == 0
+    printed = capsys.readouterr()
+    assert "quickstart" in printed.out
+    # the names are asked for more than once
+    assert list(dict.fromkeys(line.removeprefix("ccnet: ")[:7] for line in printed.err.splitlines())) == told
+
+
+def test_an_error_is_told_however_quiet_and_no_command_stays_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert refused(capsys, "-q", "presets", "show", "quikstart").startswith("preset quikstart: unknown")
+    assert errors.quiet()
+    assert call("presets", "list") == 0
+    assert not errors.quiet()
+
+
+def test_a_process_that_a_command_starts_is_as_quiet(monkeypatch: pytest.MonkeyPatch):
+    told = []
+
+    def names() -> list[str]:
+        code = "from ccnet_cli import errors; errors.notice('noticed')"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        told.append(done.stderr)
+        return []
+
+    monkeypatch.setattr(config, "names", names)
+    for words in (("-q",), ()):
+        assert call("presets", "list", *words) == 0
+    assert told == ["", "ccnet: noticed\n"]
+
+
+def test_verbose_tells_what_was_recognised_and_read(folder: Path, capsys: pytest.CaptureFixture[str]):
+    from ccnet_cli.datasets import toyscapes
+
+    toyscapes.make(folder / "toys", train=2, val=1)
+    assert call("data", "check", "toys", "-v") == 0
+    told = capsys.readouterr().err
+    assert "ccnet: toys: the folders of cityscapes\n" in told
+    assert "ccnet: 2 images of cityscapes in train, 19 classes\n" in told
+    assert "ccnet: 1 images of cityscapes in val, 19 classes\n" in told
+
+
+PRINTING = (("presets", "list"), ("presets", "diff", "camvid", "quickstart"), ("--help",), ("train", "-h"), ("fly",))
+
+
+@pytest.mark.parametrize("words", PRINTING, ids=" ".join)
+def test_no_escape_codes_go_through_a_pipe(words: tuple[str, ...], ccnet: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    done = ccnet(*words)
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("no_color", "colours"), [("", True), ("1", False)])
+def test_colours_are_for_terminals_that_want_them(no_color: str, colours: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", no_color)
+    ours, theirs = pty.openpty()
+    code = "from ccnet_cli import cli\ncli._table('t', ('a', 'b'), [('1', 'x')])\n"
+    code += "cli._block([('ok', 'x', 'found', ''), ('fail', 'y', 'lost', 'mend')])"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, check=True)
+    printed = os.read(ours, 65536).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert "found" in printed and "mend" in printed
+    assert ("\x1b" in printed) == colours
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("ccnet presets show cam", ["camvid"]),
+        ("ccnet presets diff camvid quick", ["quickstart"]),
+        ("ccnet train --preset mmseg-r50-voc-512-2", ["mmseg-r50-voc-512-20k"]),
+        ("ccnet eval --preset quick", ["quickstart"]),
+        ("ccnet doc", ["doctor"]),
+        ("ccnet presets show nothing-like-it", []),
+    ],
+)
+def test_a_shell_completes_commands_and_presets(
+    line: str, expected: list[str], ccnet: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("_CCNET_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    done = ccnet()
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, expected, "")
+
+
+def test_completing_loads_nothing_heavy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("_CCNET_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "ccnet presets show qu")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    code = "import sys\nfrom ccnet_cli import cli\ntry: cli.main([])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'numba', 'cv2', 'scipy', 'numpy', 'rich'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "quickstart"

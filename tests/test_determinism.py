@@ -51,7 +51,10 @@ def test_one_seed_is_one_result(tmp_path):
     again = weights(tmp_path, "again", *length, kind="deterministic")
     assert all(torch.equal(one[key], again[key]) for key in one)
     two = weights(tmp_path, "two", *length, threads=2)
-    furthest = max((one[key].double() - two[key].double()).abs().max().item() for key in one)
+    # batch norms' variances run into the thousands: beside the largest of a tensor
+    furthest = max(
+        ((one[key].double() - two[key].double()).abs().max() / one[key].abs().max().clamp(min=1)).item() for key in one
+    )
     print(f"20 steps, 1 and 2 threads: {furthest:.1e} apart")
     assert furthest <= 1e-5
     other = weights(tmp_path, "other", *length, "seed=1")

@@ -25,3 +25,17 @@ def test_exit_codes_are_the_documented_ones():
 def test_a_notice_goes_to_stderr_alone(capsys: pytest.CaptureFixture[str]):
     errors.notice("two\nlines")
     assert capsys.readouterr() == ("", "ccnet: two\\nlines\n")
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "told"),
+    [("", ["error", "notice"]), ("quiet", ["error"]), ("verbose", ["error", "notice", "detail"])],
+)
+def test_what_is_told_depends_on_the_verbosity(
+    verbosity: str, told: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv(errors.VERBOSITY, verbosity)
+    errors.tell("error")
+    errors.notice("notice")
+    errors.detail("detail")
+    assert capsys.readouterr() == ("", "".join(f"ccnet: {text}\n" for text in told))

@@ -103,21 +103,21 @@ def test_a_close_up_lies_in_the_corner_farthest_from_what_matters():
     panel = np.zeros((400, 600, 3), np.uint8)
     coloured = panel.copy()
     coloured[95:106, 495:506] = (10, 20, 30)
-    drawn = with_closeup(panel, coloured, (100, 500), (550, 350), (50, 75))
+    drawn = with_closeup(panel, coloured, (100, 500), (550, 350), (97, 128))
     rows, columns = drawn.any(-1).nonzero()
-    assert rows.max() < 200 and columns.max() < 300 and not panel.any()
-    # 11 pixels, three times as large
-    assert 30 <= (drawn == (10, 20, 30)).all(-1).sum() ** 0.5 <= 36
+    assert rows.min() > 200 and columns.max() < 300 and not panel.any()
+    # 11 pixels, three times as large, their edges softened
+    assert 25 <= (drawn == (10, 20, 30)).all(-1).sum() ** 0.5 <= 36
     assert not with_closeup(panel, coloured, (100, 500), (550, 350), (5, 8)).any()
 
 
 def test_only_a_narrow_peak_is_shown_larger():
     image = np.full((400, 600, 3), 90, np.uint8)
-    one = [Point((500, 300), (62, 37), "car", (Share(1, 1, 0),))]
-    narrow = np.full((50, 75), 0.4 / 3750)
+    one = [Point((500, 300), (106, 73), "car", (Share(1, 1, 0),))]
+    narrow = np.full((97, 128), 0.4 / 97 / 128)
     wide = narrow.copy()
     narrow[10, 10] = 0.6
-    wide[10], wide[:, 10] = 0.6 / 125, 0.6 / 125
+    wide[10], wide[:, 10] = 0.6 / 225, 0.6 / 225
     framed = [
         (figure(image, one, [[map_hw]])[46:446, 646:1246] == 255).all(-1).any(0).sum() for map_hw in (narrow, wide)
     ]

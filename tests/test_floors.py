@@ -17,12 +17,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
     6: "cli",
-    5: "train predict visualize export gpu cost kernels",
+    5: "train predict visualize export gpu cost kernels doctor",
     4: "evaluate plan trainer figure bench",
     3: "inference loading outputs measure",
     2: "model checkpoint weights alternatives sources",
     1: "attention resnet loss metrics schedule datasets distributed record progress torchfile runfolder video viewer",
-    0: "ops config images durable",
+    0: "ops config images durable version",
     -1: "errors",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
@@ -32,7 +32,7 @@ DOORS = {
     "rich": {"cli", "progress"},
     "yaml": {"config"},
     "pydantic": {"config"},
-    "numba": {"ops.cuda.build", "ops.cuda.lines", "ops.cuda.memory", "ops.cuda.softmax"},
+    "numba": {"ops.cuda.build", "ops.cuda.lines", "ops.cuda.memory", "ops.cuda.softmax", "doctor"},
     "llvmlite": {"ops.cuda.memory"},
     "cuda.bindings": {"ops.cuda.build", "ops.cuda.launch"},
     "torch.distributed": {"distributed"},

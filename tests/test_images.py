@@ -1,4 +1,7 @@
+import json
 import os
+import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -270,6 +273,65 @@ def test_an_opencv_that_cannot_be_loaded_is_explained_in_one_line():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "opencv-python-headless" in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+def test_a_missing_system_library_is_explained_in_two_lines():
+    told = "libGL.so.1: cannot open shared object file: No such file or directory"
+    code = "import sys\nfrom ccnet_cli import cli\nclass Finder:\n def find_spec(self, name, *rest):\n"
+    code += f"  if name == 'cv2': raise ImportError('{told}')\n"
+    code += "sys.meta_path.insert(0, Finder())\ncli.main(['data', 'check', '.', '--quiet'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert_two_lines(done.stderr, "libGL.so.1")
+
+
+def assert_two_lines(told, library):
+    first, second = told.splitlines()
+    assert first.startswith(f"ccnet: error: opencv: the system library {library} is missing; apt-get install libgl1 ")
+    assert second.startswith(
+        "ccnet: or, without root: pip uninstall -y opencv-python && pip install opencv-python-head"
+    )
+
+
+# in a mount namespace of its own; the folder is replaced by one of links to what it held
+HIDE = """
+mkdir "$2" "$2/real" "$2/shown"
+mount --bind "$1" "$2/real"
+ln -s "$2"/real/* "$2/shown"
+rm "$2"/shown/libGL.so* "$2"/shown/libxcb.so*
+mount --bind "$2/shown" "$1"
+shift 2
+exec "$@"
+"""
+
+
+@pytest.fixture
+def hidden(tmp_path):
+    """Run a command for which libGL and libxcb are not there; skips where they cannot be hidden."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.is_file() else []
+    folders = {Path(line.split()[-1]).parent for line in lines if "/libGL.so" in line or "/libxcb.so" in line}
+    if len(folders) != 1:
+        pytest.skip("this OpenCV does without system libraries")
+
+    def run(name, *command):
+        words = ["unshare", "-rm", "sh", "-ec", HIDE, "sh", *folders, tmp_path / name, *command]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    if shutil.which("unshare") is None or run("trial", "true").returncode != 0:
+        pytest.skip("nothing can be hidden here")
+    return run
+
+
+def test_hidden_system_libraries_are_explained(hidden):
+    done = hidden("check", sys.executable, "-m", "ccnet_cli.cli", "data", "check", ".")
+    assert (done.returncode, done.stdout) == (3, "")
+    library = re.search(r"lib(GL|xcb)\.so\.1", done.stderr)
+    assert_two_lines(done.stderr, library[0])
+    (check,) = json.loads(hidden("doctor", sys.executable, "-m", "ccnet_cli.doctor", "opencv").stdout)
+    assert check["state"] == "fail"
+    assert check["detail"] == f"the system library {library[0]} is missing; this system lacks libGL.so.1, libxcb.so.1"
+    assert "apt-get" in check["fix"] and "opencv-python-headless" in check["fix"]
 
 
 def test_random_damage_never_passes_for_a_whole_file_or_crashes(tmp_path, capfd):

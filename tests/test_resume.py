@@ -461,7 +461,7 @@ def assert_skipped_by_two(data, folder, kind, times):
 
 
 def test_what_one_process_meets_all_skip(data, tmp_path):
-    assert_skipped_by_two(data, tmp_path, "loss", 9)
+    assert_skipped_by_two(data, tmp_path, "gradient", 9)
 
 
 @pytest.mark.slow

@@ -152,3 +152,17 @@ def test_a_huge_frame_is_refused_from_the_header(tmp_path, monkeypatch):
         video.inspect(film(tmp_path / "a.avi"))
     monkeypatch.setattr(images, "PIXEL_LIMIT", 48 * 64)
     assert video.inspect(tmp_path / "a.avi").frames == 12
+
+
+def test_a_frame_rate_that_is_none_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "HIGHEST_RATE", 4)
+    with pytest.raises(InputError, match="does not tell its frame rate"):
+        video.inspect(film(tmp_path / "a.avi", rate=5))
+
+
+def test_a_size_or_codec_that_no_encoder_takes_is_refused(tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(video.ENCODERS, ".mp4", "XXXX")
+    with pytest.raises(InputError, match="cannot hold 64x48 pixels"), video.writing(tmp_path / "a.mp4", 5, (48, 64)):
+        pass
+    assert names(tmp_path) == []
+    assert capfd.readouterr() == ("", "")

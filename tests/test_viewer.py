@@ -499,6 +499,32 @@ def test_codes_keep_the_composed_maps_whatever_the_attention(levels, strength):
             assert (expected - kept).abs().max() < expected.max() * (1 if levels > 255 else 2) / 255
 
 
+def test_even_noise_of_97x97_cells_stays_below_5_mb():
+    h = w = 97
+    energies = torch.randn(2, h * w, h + w, generator=torch.Generator().manual_seed(0))
+    image = cv2.resize(picture(97, 97, seed=3), (769, 769))
+    seen = viewer.Seen(
+        name="noise.png",
+        image_bgr=image,
+        names=CLASSES.names,
+        palette=CLASSES.palette,
+        cells=np.zeros((h, w), np.uint8),
+        prediction=np.zeros((769, 769), np.uint8),
+        label=None,
+        weights_NP=[attention.numpy() for attention in energies.softmax(2)],
+        projections_CN=[],
+        recurrence=2,
+        gamma=0.5,
+        align_corners=True,
+        points=[],
+        clip=99.0,
+        still_bgr=cv2.resize(image, (640, 220)),
+        source="noise",
+    )
+    text = viewer.page(seen)
+    assert "in 255 steps" in text and 3_000_000 < len(text.encode()) < 5_000_000
+
+
 def test_the_finer_codes_give_way_where_they_would_be_too_large(monkeypatch, photograph, tmp_path):
     checkpoint = saved(tmp_path / "run", query_channels=32)
     monkeypatch.setattr(viewer, "PAGE_BYTES", 1_000_000)

@@ -18,7 +18,7 @@ from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import Classes, Sample, Source, load_image, load_label, load_pair
 from ccnet_cli.datasets.training import Training, collate, delivered
 from ccnet_cli.datasets.voc import open_voc
-from ccnet_cli.errors import InputError
+from ccnet_cli.errors import InputError, detail
 
 __all__ = [
     "CLASSES",
@@ -81,6 +81,7 @@ def open_source(data: config.Data, split: str, labels_required: bool = True, ver
     """
     source = DATASETS[data.dataset](data, _root(data), split, labels_required)
     source = dataclasses.replace(source, classes=classes(data))
+    detail(f"{len(source.samples)} images of {data.dataset} in {split}, {len(source.classes)} classes")
     return complete(source, labels_required) if verify else source
 
 

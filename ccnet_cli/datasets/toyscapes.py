@@ -65,9 +65,7 @@ class Facts:
 
 def built_in() -> Path:
     """The folder of the built-in set, drawn on first use; two processes at once are fine, one's set is kept."""
-    parameters = repr((VERSION, TRAIN, VAL, SIZE))
-    name = f"toyscapes-{VERSION}-{hashlib.sha256(parameters.encode()).hexdigest()[:8]}"
-    folder = _cache() / name
+    folder = place()
     if folder.is_dir():
         return folder
     notice(f"drawing the built-in data set, {TRAIN + VAL} scenes, into {folder}")
@@ -78,6 +76,12 @@ def built_in() -> Path:
         if folder.is_dir():
             return folder
         raise
+
+
+def place() -> Path:
+    """Where the built-in set lies once it is drawn."""
+    parameters = repr((VERSION, TRAIN, VAL, SIZE))
+    return _cache() / f"toyscapes-{VERSION}-{hashlib.sha256(parameters.encode()).hexdigest()[:8]}"
 
 
 def _cache() -> Path:

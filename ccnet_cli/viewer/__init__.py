@@ -37,8 +37,8 @@ LONGEST, THUMBNAIL = 2048, 320
 class Seen:
     """All that a page shows of an image: what the network saw in it, and how the maps are to be drawn at first.
 
-    weights_NP holds the attention of each pass, (h w, h + w); projections_CN the query and the key of each, (C', h w),
-    where they are the smaller thing to keep. prediction and label are classes (H, W), cells those of the grid (h, w).
+    Of the attention it has either weights_NP, (h w, h + w) of each pass, or projections_CN, the query and the key of
+    each, (C', h w). prediction and label are classes (H, W), cells those of the grid (h, w).
     """
 
     name: str
@@ -49,7 +49,8 @@ class Seen:
     prediction: np.ndarray
     label: np.ndarray | None
     weights_NP: Sequence[np.ndarray]
-    projections_CN: Sequence[tuple[np.ndarray, np.ndarray]] | None
+    projections_CN: Sequence[tuple[np.ndarray, np.ndarray]]
+    recurrence: int
     gamma: float
     align_corners: bool
     points: Sequence[tuple[int, int]]
@@ -83,7 +84,7 @@ def page(seen: Seen) -> str:
         "grid": {"width": w, "height": h},
         "classes_size": {"width": size[0], "height": size[1]},
         "align": seen.align_corners,
-        "recurrence": len(seen.weights_NP),
+        "recurrence": seen.recurrence,
         "gamma": seen.gamma,
         "names": list(seen.names),
         "palette": [list(colour) for colour in seen.palette],
@@ -96,7 +97,7 @@ def page(seen: Seen) -> str:
         **{key: value for key, value in kept.items() if key != "told"},
     }
     about = (
-        f"{W}x{H} pixels, {w}x{h} cells, R = {len(seen.weights_NP)}, gamma {seen.gamma:.3g}; {seen.source}. "
+        f"{W}x{H} pixels, {w}x{h} cells, R = {seen.recurrence}, gamma {seen.gamma:.3g}; {seen.source}. "
         f"This file holds {kept['told']}."
     )
     script = "(() => {\n" + "\n".join(_file(name) for name in SCRIPTS) + "})();\n"
@@ -132,7 +133,7 @@ def index(entries: Mapping[str, tuple[str, np.ndarray]], source: str) -> str:
 
 def _kept(seen: Seen, size: tuple[int, int], room: int) -> tuple[dict[str, object], dict[str, np.ndarray]]:
     """What is embedded of the attention, told in facts for the page, and its arrays."""
-    if seen.projections_CN is not None:
+    if seen.projections_CN:
         arrays, steps = payload.projections(seen.projections_CN)
         told = "query and key of each pass in 16 bits; the softmax is done here"
         return {"form": "projections", "steps": steps, "told": told}, arrays

@@ -85,10 +85,14 @@ function pixelMajor(values, count, channels, step) {
 }
 
 function softmax(energies) {
-  const most = energies.reduce((a, b) => Math.max(a, b), -Infinity);
-  const row = Float32Array.from(energies, (energy) => Math.exp(energy - most));
-  const sum = row.reduce((a, b) => a + b, 0);
-  return row.map((value) => value / sum);
+  // plain loops: each time the pointer moves, hundreds of rows may be new
+  let most = -Infinity;
+  for (const energy of energies) most = Math.max(most, energy);
+  const row = new Float32Array(energies.length);
+  let sum = 0;
+  for (let i = 0; i < row.length; i++) sum += row[i] = Math.exp(energies[i] - most);
+  for (let i = 0; i < row.length; i++) row[i] /= sum;
+  return row;
 }
 
 /** Rows are needed again and again while the pointer moves, few of them at all: each is computed once, when asked for. */

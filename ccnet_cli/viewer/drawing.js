@@ -135,19 +135,22 @@ function markTicks(context, x, y, { width, height }) {
   strokeLines(context, lines, RING, 2.5);
 }
 
+/** A numbered pin that stands on its point, or hangs from it at the upper edge. */
 function markPin(context, x, y, number, chosen) {
+  const head = y < 40 ? y + 26 : y - 26;
+  strokeLines(context, [[x, y, x, head]], "white", 2);
   context.beginPath();
-  context.arc(x, y, 10, 0, 2 * Math.PI);
+  context.arc(x, head, 11, 0, 2 * Math.PI);
   context.fillStyle = chosen ? RING : "white";
   context.fill();
   context.lineWidth = 2;
   context.strokeStyle = "black";
   context.stroke();
   context.fillStyle = "black";
-  context.font = "bold 13px system-ui, sans-serif";
+  context.font = "bold 14px system-ui, sans-serif";
   context.textAlign = "center";
   context.textBaseline = "middle";
-  context.fillText(String(number), x, y + 0.5);
+  context.fillText(String(number), x, head + 0.5);
 }
 
 /** The edges of a cell; a rectangle [left, top, right, bottom]. */
@@ -160,10 +163,12 @@ function markCell(context, [left, top, right, bottom]) {
 }
 
 function paintBar(context, table, left, top, width, height) {
+  // between two pixels every line of it would be half as strong
+  const begin = Math.round(left);
   for (let x = 0; x < width; x++) {
     const at = 3 * Math.round((255 * x) / Math.max(width - 1, 1));
     context.fillStyle = `rgb(${table[at]} ${table[at + 1]} ${table[at + 2]})`;
-    context.fillRect(left + x, top, 1, height);
+    context.fillRect(begin + x, top, 1, height);
   }
 }
 

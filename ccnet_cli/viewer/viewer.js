@@ -145,19 +145,17 @@ function start(page, data) {
   const drawPicture = (context, point, pins) => {
     context.drawImage(data.picture, 0, 0, size.width, size.height);
     const [x, y] = onPanel(point);
-    markCross(context, x, y, size);
     const cell = cellAt(point);
     const [left, right] = extent(cell.x, image.width, grid.width, align).map((edge) => (edge * size.width) / image.width);
     const [top, bottom] = extent(cell.y, image.height, grid.height, align).map((edge) => (edge * size.height) / image.height);
+    markCross(context, x, y, size);
+    markPoint(context, x, y);
     markCell(context, [left, top, right, bottom]);
     pins.forEach((pin, i) => markPin(context, ...onPanel(pin), i + 1, i === state.chosen));
-    // a pin on the point would be hidden by its ring
-    if (!pins.some((pin) => pin.x === point.x && pin.y === point.y)) markPoint(context, x, y);
   };
 
   const drawMap = ({ context, pixels }, point, { map, limit, peak }) => {
-    const shades = enlarge(map.map((weight) => Math.min(weight / limit, 1)), grid.width, rows, columns);
-    if (state.log) shades.forEach((value, i) => (shades[i] = shade(value, 1, true)));
+    const shades = enlarge(map.map((weight) => shade(weight, limit, state.log)), grid.width, rows, columns);
     paintShades(pixels.data, grey, shades, data.tables[state.colours], state.opacity);
     context.putImageData(pixels, 0, 0);
     const [x, y] = onPanel(point);
