@@ -647,9 +647,7 @@ def bench_kernels(
         Literal["float32", "float16", "bfloat16"],
         typer.Option(metavar="float32|float16|bfloat16", help="What value, output and gradients are stored as."),
     ] = "float32",
-    counters: Annotated[
-        bool, typer.Option("--counters", help="Execute the forward pass with ptxrun and count.")
-    ] = False,
+    counters: Annotated[bool, typer.Option("--counters", help="Execute both passes with ptxrun and count.")] = False,
     json_file: Json = None,
 ) -> None:
     """The CUDA kernels' registers, memory and floors, compiled without a GPU."""
@@ -689,6 +687,7 @@ def bench_kernels(
     _table(title, ("size", "pass", "formulation", "GPU", "MB", "ms, modelled"), floors)
     counted = [
         (
+            row["work"],
             row["kernel"],
             f"{row['load_sector_bytes'] / 1e6:.1f}",
             f"{row['load_efficiency']:.1%}",
@@ -700,15 +699,15 @@ def bench_kernels(
         for row in found["counters"]
     ]
     if counted:
-        columns = ["kernel", "MB loaded", "efficiency", "MB stored", "efficiency", "conflicts", "GFLOP issued"]
-        _table("forward, counted by ptxrun in 32-byte sectors", columns, counted)
+        columns = ["pass", "kernel", "MB loaded", "efficiency", "MB stored", "efficiency", "conflicts", "GFLOP issued"]
+        _table("counted by ptxrun in 32-byte sectors", columns, counted)
 
 
 @bench_app.command(
     "gpu", epilog=_examples("ccnet bench gpu -o report.json", "ccnet bench gpu -o r.json --device cuda:1")
 )
 def bench_gpu(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The report, JSON.")],
+    output: Annotated[Path, typer.Option("--output", "-o", "--json", metavar="FILE", help="The report, JSON.")],
     device: Annotated[str, typer.Option(metavar="NAME", help="cuda or cuda:N.")] = "cuda",
     overwrite: Overwrite = False,
 ) -> None:
