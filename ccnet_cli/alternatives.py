@@ -60,17 +60,25 @@ class Floor:
     computes means nothing; it tells what is left to gain on an implementation in matrix products.
     """
 
-    def __init__(self, size: tuple[int, int], channels: int, recurrence: int, batch: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        channels: int,
+        recurrence: int,
+        batch: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         H, W = size
         reduced = reduced_channels(channels)
         self.recurrence = recurrence
         self.split = [reduced, reduced, channels]
         # zeros would stay finite however often the products are repeated, but some processors multiply them faster
-        self.x_BHWC = torch.rand(batch, H, W, channels, device=device) / channels
-        self.weight = torch.rand(2 * reduced + channels, channels, 1, 1, device=device) / channels
-        self.energy_BHWP = torch.empty(batch, H, W, H + W, device=device)
+        self.x_BHWC = (torch.rand(batch, H, W, channels, device=device) / channels).to(dtype)
+        self.weight = (torch.rand(2 * reduced + channels, channels, 1, 1, device=device) / channels).to(dtype)
+        self.energy_BHWP = self.x_BHWC.new_empty(batch, H, W, H + W)
         self.out_BHWC = torch.empty_like(self.x_BHWC)
-        self.gradient = torch.empty(batch, H, W, 2 * reduced + channels, device=device)
+        self.gradient = self.x_BHWC.new_empty(batch, H, W, 2 * reduced + channels)
 
     def forward(self) -> Tensor:
         """The projections, the energies and the aggregation of each pass."""

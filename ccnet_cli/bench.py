@@ -2,9 +2,9 @@
 
 import gc
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -27,8 +27,12 @@ TELLS = {
     NON_LOCAL: "one non-local block: every pixel is a key (always one pass)",
     FLOOR: "only the matrix products of the criss-cross passes",
 }
-# relative to the largest entry: float32 rounding stays below it, no mistake does
-TOLERANCE = 1e-3
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# relative to the largest entry: rounding stays below it, no mistake does
+TOLERANCES = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1}
+TOLERANCE = TOLERANCES["fp32"]
+# rounds that are not counted: a GPU has clocks to raise
+WARM_UP = {"cpu": 1, "cuda": 3}
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Timing:
 class Row:
     """One formulation. ratio is its median over the reference's; memory is the peak above what lived before, in MiB.
 
-    gflop (2 per multiply-add, forward) is the formula's, counted what torch counts in the operators that ran.
+    gflop (2 per multiply-add, forward) is the formula's, counted what torch counts in the operators that ran. gbytes is
+    the formula's too; bandwidth (GB/s) and rate (TFLOP/s) are what the formulas make of the median forward pass.
     """
 
     name: str
@@ -57,11 +62,18 @@ class Row:
     both_memory: float
     gflop: float
     counted: float
+    gbytes: float
+    bandwidth: float
+    rate: float
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured, where, and how."""
+    """What was measured, where, and how.
+
+    copy (GB/s) and product (TFLOP/s) are the rates of a large copy and a large matrix product in the same run; inputs
+    is how many took turns.
+    """
 
     size: tuple[int, int]
     channels: int
@@ -71,6 +83,10 @@ class Report:
     device: str
     threads: int
     torch: str
+    precision: str
+    inputs: int
+    copy: float
+    product: float
     rows: tuple[Row, ...]
 
     def to_mapping(self) -> dict[str, Any]:
@@ -86,6 +102,7 @@ class Contender:
     forward: Callable[[], Tensor]
     both: Callable[[], Any]
     gflop: float
+    gbytes: float
 
 
 def names(device: str = "cpu") -> tuple[str, ...]:
@@ -102,13 +119,16 @@ def attention(
     repeats: int = 5,
     implementations: Sequence[str] | None = None,
     device: str = "auto",
+    precision: str = "fp32",
 ) -> Report:
-    """Measure the attention on a float32 map (batch, channels, *size), projections included, training memory too.
+    """Measure the attention on a map (batch, channels, *size), projections included, training memory too.
 
     implementations (see names) limits the rows; the reference is always there to compare with. In each round every row
     runs once, so that a busy machine slows them alike. Outputs and gradients of the criss-cross rows are compared with
-    the reference first, and nothing is timed if one is wrong. On the CPU, memory is what torch's allocator handed out;
-    the matrix library's own scratch is not seen. InputError for unknown names or a map too large for a non-local block.
+    the reference first, and nothing is timed if one is wrong. precision is as in training: fp16 and bf16 are the map's
+    type and autocast's. A GPU's time is told by its own events, on inputs that no cache holds. On the CPU, memory is
+    what torch's allocator handed out; the matrix library's own scratch is not seen. InputError for unknown names or a
+    map too large for a non-local block.
     """
     place = models.device(device)
     chosen = _chosen(implementations, place)
@@ -118,7 +138,9 @@ def attention(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        contenders = _contenders(chosen, size, channels, recurrence, batch, place)
+        wide = DTYPES[precision].itemsize
+        inputs = measure.rotations(wide * batch * channels * size[0] * size[1], measure.cache(place))
+        contenders = _contenders(chosen, size, channels, recurrence, batch, place, precision, inputs)
         timings = _alternate(contenders, repeats, place)
         reference = [timing.median for timing in timings[0]]
         rows = tuple(
@@ -133,11 +155,26 @@ def attention(
                 both_memory=measure.peak(one.both, place) / 2**20,
                 gflop=one.gflop,
                 counted=measure.counted(one.forward) / 1e9,
+                gbytes=one.gbytes,
+                bandwidth=1000 * one.gbytes / forward.median,
+                rate=one.gflop / forward.median,
             )
             for one, (forward, both) in zip(contenders, timings, strict=True)
         )
         return Report(
-            size, channels, recurrence, batch, repeats, str(place), torch.get_num_threads(), torch.__version__, rows
+            size=size,
+            channels=channels,
+            recurrence=recurrence,
+            batch=batch,
+            repeats=repeats,
+            device=str(place),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            precision=precision,
+            inputs=inputs,
+            copy=measure.copy_rate(place),
+            product=measure.product_rate(place, DTYPES[precision]),
+            rows=rows,
         )
     finally:
         torch.set_num_threads(before)
@@ -152,31 +189,48 @@ def _chosen(implementations: Sequence[str] | None, device: torch.device) -> list
 
 
 def _contenders(
-    chosen: Sequence[str], size: tuple[int, int], channels: int, recurrence: int, batch: int, device: torch.device
+    chosen: Sequence[str],
+    size: tuple[int, int],
+    channels: int,
+    recurrence: int,
+    batch: int,
+    device: torch.device,
+    precision: str,
+    inputs: int,
 ) -> list[Contender]:
     """Everything to measure, with the same weights and input; the criss-cross ones compared with the reference."""
     torch.manual_seed(0)
+    dtype = DTYPES[precision]
     shared = CrissCrossAttention(channels, implementation="reference")
     shared.gamma.data.fill_(0.5)  # at 0 every formulation is the identity and a wrong one would not be seen
-    x_BCHW, grad_BCHW = torch.randn(2, batch, channels, *size)
+    x_BCHW, grad_BCHW = torch.randn(2, batch, channels, *size).to(dtype)
     cost = measure.formula(size, channels, recurrence, batch)
+    moved = measure.traffic(size, channels, recurrence, batch, dtype.itemsize)
     found: list[Contender] = []
     expected: list[Tensor] = []
     for name in chosen:
         if name == FLOOR:
-            floor = Floor(size, channels, recurrence, batch, device)
-            found.append(Contender(name, floor.forward, floor.both, cost))
+            floors = [Floor(size, channels, recurrence, batch, device, dtype) for _ in range(inputs)]
+            forwards, boths = cycle([x.forward for x in floors]), cycle([x.both for x in floors])
+            found.append(Contender(name, _next(forwards), _next(boths), cost, moved))
             continue
         module, layout = _module(name, shared, recurrence)
-        contender = _contender(name, module.to(device), x_BCHW, grad_BCHW, layout, device)
+        contender = _contender(module.to(device), x_BCHW, grad_BCHW, layout, device, inputs)
         if name == NON_LOCAL:
-            found.append(Contender(name, *contender, measure.formula(size, channels, 1, batch, keys=size[0] * size[1])))
+            keys = size[0] * size[1]
+            once = (size, channels, 1, batch)
+            moved_once = measure.traffic(*once, dtype.itemsize, keys=keys)
+            found.append(Contender(name, *contender, measure.formula(*once, keys=keys), moved_once))
             continue
         got = [contender[0](), *contender[1]()]
         expected = expected or got
-        compare(name, got, expected)
-        found.append(Contender(name, *contender, cost))
+        compare(name, got, expected, TOLERANCES[precision])
+        found.append(Contender(name, *contender, cost, moved))
     return found
+
+
+def _next(calls: Iterator[Callable[[], Any]]) -> Callable[[], Any]:
+    return lambda: next(calls)()
 
 
 def _module(name: str, shared: CrissCrossAttention, recurrence: int) -> tuple[nn.Module, torch.memory_format]:
@@ -193,50 +247,49 @@ def _module(name: str, shared: CrissCrossAttention, recurrence: int) -> tuple[nn
 
 
 def _contender(
-    name: str, module: nn.Module, x: Tensor, grad: Tensor, layout: torch.memory_format, device: torch.device
+    module: nn.Module, x: Tensor, grad: Tensor, layout: torch.memory_format, device: torch.device, inputs: int
 ) -> tuple[Callable[[], Tensor], Callable[[], tuple[Tensor, ...]]]:
-    x, grad = (tensor.to(device).contiguous(memory_format=layout) for tensor in (x, grad))
+    """Forward, and forward with backward, each on the next of so many equal inputs."""
+    grad = grad.to(device).contiguous(memory_format=layout)
+    copies = [x.to(device, copy=True).contiguous(memory_format=layout) for _ in range(inputs)]
     module = module.to(memory_format=layout)
-    plain, leaves = x.detach(), [x.requires_grad_(), *module.parameters()]
+    plain, leaves = cycle([copy.detach() for copy in copies]), cycle([copy.requires_grad_() for copy in copies])
+
+    def run(x: Tensor) -> Tensor:
+        with torch.autocast(device.type, x.dtype, enabled=x.dtype != torch.float32):
+            result: Tensor = module(x)
+        return result
 
     def forward() -> Tensor:
         with torch.no_grad():
-            result: Tensor = module(plain)
-        return result
+            return run(next(plain))
 
     def both() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(module(x), leaves, grad)
+        leaf = next(leaves)
+        return torch.autograd.grad(run(leaf), [leaf, *module.parameters()], grad)
 
     return forward, both
 
 
-def compare(name: str, got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Raise RuntimeError unless all tensors agree to TOLERANCE of the largest entry: a wrong result has no speed."""
+def compare(name: str, got: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = TOLERANCE) -> None:
+    """Raise RuntimeError unless all tensors agree to tolerance of the largest entry: a wrong result has no speed."""
     scale = max(float(wanted.abs().max()) for wanted in expected)
     for index, (mine, wanted) in enumerate(zip(got, expected, strict=True)):
-        difference = float((mine - wanted).abs().max()) / max(float(wanted.abs().max()), TOLERANCE * scale)
+        difference = float((mine - wanted).abs().max()) / max(float(wanted.abs().max()), tolerance * scale)
         # not (<=), so that nan is refused too
-        if not difference <= TOLERANCE:
+        if not difference <= tolerance:
             raise RuntimeError(f"{name} differs from the reference by {difference:.1e} in result {index}: not timed")
 
 
 def _alternate(contenders: Sequence[Contender], repeats: int, device: torch.device) -> list[tuple[Timing, Timing]]:
-    """Time every call once per round, after one round that warms up."""
+    """Time every call once per round, after rounds that warm up."""
     calls = [call for one in contenders for call in (one.forward, one.both)]
     milliseconds: list[list[float]] = [[] for _ in calls]
-    for round in range(repeats + 1):
+    for round in range(-WARM_UP[device.type], repeats):
         gc.collect()
         for call, taken in zip(calls, milliseconds, strict=True):
-            _wait(device)
-            start = time.perf_counter()
-            call()
-            _wait(device)
-            if round:
-                taken.append(1000 * (time.perf_counter() - start))
+            time = measure.elapsed(call, device)
+            if round >= 0:
+                taken.append(time)
     timings = [Timing(statistics.median(taken), min(taken), max(taken)) for taken in milliseconds]
     return list(zip(timings[::2], timings[1::2], strict=True))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

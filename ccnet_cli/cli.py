@@ -559,6 +559,10 @@ def bench_attention(
         list[str] | None, typer.Option("--implementation", metavar="NAME", help="Measure these only; repeatable.")
     ] = None,
     device: Device = "auto",
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        typer.Option(metavar="fp32|fp16|bf16", help="Type of the map, and of autocast."),
+    ] = "fp32",
     json_file: Json = None,
 ) -> None:
     """Time and memory of every attention implementation, the official formulation and a non-local block."""
@@ -575,6 +579,7 @@ def bench_attention(
         repeats=repeats,
         implementations=implementations,
         device=device,
+        precision=precision,
     ).to_mapping()
     if _json(report, json_file):
         return
@@ -589,12 +594,17 @@ def bench_attention(
             f"{row['both_memory']:.0f}",
             f"{row['gflop']:.2f}",
             f"{row['counted']:.2f}",
+            f"{row['bandwidth']:.1f}",
+            f"{row['rate']:.3f}",
             row["what"],
         )
         for row in report["rows"]
     ]
-    title = f"{batch} x {channels} x {size}, R={recurrence}, {report['device']}, {report['threads']} threads, "
-    title += f"torch {report['torch']}, median of {repeats}; ratios to the reference, MiB at the peak, GFLOP forward"
+    title = (
+        f"{batch} x {channels} x {size}, R={recurrence}, {precision}, {report['device']}, {report['threads']} threads, "
+    )
+    title += f"torch {report['torch']}, median of {repeats}; ratios to the reference, MiB at the peak, GFLOP forward; "
+    title += f"here a copy does {report['copy']:.1f} GB/s, a matrix product {report['product']:.3f} TFLOP/s"
     columns = (
         "formulation",
         "forward ms",
@@ -605,6 +615,8 @@ def bench_attention(
         "MiB both",
         "GFLOP",
         "counted",
+        "GB/s",
+        "TFLOP/s",
         "",
     )
     _table(title, columns, rows)
@@ -671,9 +683,7 @@ def bench_kernels(
         Literal["float32", "float16", "bfloat16"],
         typer.Option(metavar="float32|float16|bfloat16", help="What value, output and gradients are stored as."),
     ] = "float32",
-    counters: Annotated[
-        bool, typer.Option("--counters", help="Execute the forward pass with ptxrun and count.")
-    ] = False,
+    counters: Annotated[bool, typer.Option("--counters", help="Execute both passes with ptxrun and count.")] = False,
     json_file: Json = None,
 ) -> None:
     """The CUDA kernels' registers, memory and floors, compiled without a GPU."""
@@ -713,6 +723,7 @@ def bench_kernels(
     _table(title, ("size", "pass", "formulation", "GPU", "MB", "ms, modelled"), floors)
     counted = [
         (
+            row["work"],
             row["kernel"],
             f"{row['load_sector_bytes'] / 1e6:.1f}",
             f"{row['load_efficiency']:.1%}",
@@ -724,8 +735,50 @@ def bench_kernels(
         for row in found["counters"]
     ]
     if counted:
-        columns = ["kernel", "MB loaded", "efficiency", "MB stored", "efficiency", "conflicts", "GFLOP issued"]
-        _table("forward, counted by ptxrun in 32-byte sectors", columns, counted)
+        columns = ["pass", "kernel", "MB loaded", "efficiency", "MB stored", "efficiency", "conflicts", "GFLOP issued"]
+        _table("counted by ptxrun in 32-byte sectors", columns, counted)
+
+
+@bench_app.command(
+    "gpu", epilog=_examples("ccnet bench gpu -o report.json", "ccnet bench gpu -o r.json --device cuda:1")
+)
+def bench_gpu(
+    output: Annotated[Path, typer.Option("--output", "-o", "--json", metavar="FILE", help="The report, JSON.")],
+    device: Annotated[str, typer.Option(metavar="NAME", help="cuda or cuda:N.")] = "cuda",
+    overwrite: Overwrite = False,
+) -> None:
+    """Check the CUDA kernels on this machine's GPU and time them; one report file to keep or to send.
+
+    Results and gradients against float64, repeated runs, another stream, graph capture; then the attention at 97x97 and
+    129x257 in fp32 and bf16. Takes some minutes. Exit code 1 where a check failed; the report is written all the same.
+    """
+    _new(output, overwrite)
+    from ccnet_cli.gpu import report
+
+    found = report(device)
+    alone = _json(found.to_mapping(), output)
+    if not alone:
+        checks = [(check.name, "passed" if check.passed else "FAILED", check.found) for check in found.checks]
+        _table(None, ("check", "", "found"), checks)
+        timings = [
+            (
+                f"{timing['size'][0]}x{timing['size'][1]}",
+                timing["precision"],
+                row["name"],
+                f"{row['forward']['median']:.3f}",
+                f"{row['both']['median']:.3f}",
+                f"{row['bandwidth']:.0f}",
+                f"{row['rate']:.1f}",
+            )
+            for timing in found.timings
+            for row in timing.get("rows", ())
+        ]
+        columns = ("size", "precision", "formulation", "forward ms", "+ backward ms", "GB/s", "TFLOP/s")
+        _table("attention, 1 x 512, R=2; rates are of the forward pass", columns, timings)
+    if found.failed:
+        raise CCNetError(output, f"{found.failed} checks failed", "see it, and send it to us")
+    if not alone:
+        print(output)
 
 
 @presets_app.callback(invoke_without_command=True)

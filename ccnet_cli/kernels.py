@@ -64,8 +64,9 @@ class Floor:
 
 @dataclass(frozen=True)
 class Count:
-    """What ptxrun counted in one launch of the forward pass."""
+    """What ptxrun counted in one launch of a pass, work."""
 
+    work: str
     kernel: str
     arch: str
     size: str
@@ -102,7 +103,7 @@ def report(
 ) -> Report:
     """Compile the kernels of a forward and a backward pass of one image for each architecture.
 
-    counters executes the forward pass of the first architecture and size with ptxrun, where it can be imported.
+    counters executes both passes at the first architecture and size with ptxrun, where it can be imported.
     InputError without the compiler, for an unknown architecture, or for counters without ptxrun.
     """
     chosen = [_arch(name) for name in archs]
@@ -223,17 +224,19 @@ def _counted(arch: tuple[int, int], H: int, W: int, C: int, dtype: str) -> list[
 
     from ccnet_cli.ops.cuda import build
 
-    launches = plan(H, W, C, dtype)["forward"]
+    launches = plan(H, W, C, dtype)
     c, width = max(C // 8, 1), steps.padded(H) + steps.padded(W)
     stored = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[dtype]
     sizes = {"query": (c, np.float32), "key": (c, np.float32), "value": (C, stored)}
-    sizes |= {"energy": (width, np.float32), "out": (C, stored)}
+    sizes |= {"energy": (width, np.float32), "out": (C, stored), "grad": (C, stored), "pull": (width, np.float32)}
+    sizes |= {"d_query": (c, np.float32), "d_key": (c, np.float32), "d_value": (C, stored)}
     arrays = {name: np.zeros(H * W * channels, kind) for name, (channels, kind) in sizes.items()}
     found = []
-    for step in launches:
+    for work, step in [(each, step) for each in PASSES for step in launches[each]]:
         arguments = [arrays[x] if isinstance(x, str) else x for x in step.arguments]
         result = ptxrun.run(build.ptx(step.kernel, arch), "", step.grid, step.kernel.threads, arguments)
         count = Count(
+            work=work,
             kernel=step.kernel.name,
             arch=f"sm_{arch[0]}{arch[1]}",
             size=f"{H}x{W}",

@@ -1,8 +1,13 @@
-"""What one call costs: operations by formula and as torch counts them, and bytes at the peak."""
+"""What one call costs: operations and bytes by formula, operations as torch counts them, bytes at the peak, and time.
+
+Beside it, what the device could do at most: the rates of a copy and of a matrix product.
+"""
 
 import json
 import os
+import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet_cli.alternatives import reduced_channels
 from ccnet_cli.errors import InputError
+from ccnet_cli.ops import choice
+
+# of the tensors of a copy, beyond any cache, and the side of a product's matrices; without and with a GPU
+COPIED = (64 << 20, 512 << 20)
+SIDE = (512, 8192)
+ROUNDS = 5
 
 
 def formula(size: tuple[int, int], channels: int, recurrence: int, batch: int, keys: int | None = None) -> float:
@@ -24,6 +35,61 @@ def formula(size: tuple[int, int], channels: int, recurrence: int, batch: int, k
     projections = 2 * H * W * (channels + 1) * (2 * reduced + channels)
     products = 2 * H * W * (H + W - 1 if keys is None else keys) * (reduced + channels)
     return batch * recurrence * (projections + products) / 1e9
+
+
+def traffic(
+    size: tuple[int, int], channels: int, recurrence: int, batch: int, wide: int = 4, keys: int | None = None
+) -> float:
+    """Gigabytes of a forward pass that reads and writes each tensor once per step that needs it.
+
+    The map is read by the projections and the residual, query, key, value and float32 weights over the keys (H + W
+    unless told) are written and read, the result is written. wide is bytes per entry of the map.
+    """
+    H, W = size
+    reduced = reduced_channels(channels)
+    features = wide * (2 * channels + 2 * (2 * reduced + channels) + channels)
+    weights = 2 * 4 * (H + W if keys is None else keys)
+    return batch * recurrence * H * W * (features + weights) / 1e9
+
+
+def rotations(size: int, cache: int) -> int:
+    """How many inputs of a size must take turns so that none is in the cache any more when it comes again."""
+    return 1 + -(-cache // size) if cache else 1
+
+
+def cache(device: torch.device) -> int:
+    """Bytes of a GPU's second-level cache; 0 on the CPU, whose inputs do not take turns."""
+    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
+
+
+def elapsed(call: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds of a call: by events on a GPU, by the clock on the CPU."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return choice.elapsed(call)
+    start = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - start)
+
+
+def copy_rate(device: torch.device) -> float:
+    """GB/s, read and written, of a copy that no cache holds."""
+    source = torch.ones(COPIED[device.type == "cuda"] // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * 4 * source.numel() / _typical(lambda: target.copy_(source), device) / 1e6
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """TFLOP/s of the library's product of two large square matrices."""
+    side = SIDE[device.type == "cuda"]
+    left, right = torch.rand(2, side, side, device=device).to(dtype)
+    out = torch.empty_like(left)
+    return 2 * side**3 / _typical(lambda: torch.mm(left, right, out=out), device) / 1e9
+
+
+def _typical(call: Callable[[], object], device: torch.device) -> float:
+    call()
+    return statistics.median(elapsed(call, device) for _ in range(ROUNDS))
 
 
 def check_memory(size: tuple[int, int], batch: int, device: torch.device, fix: str) -> None:

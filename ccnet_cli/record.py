@@ -22,7 +22,17 @@ from ccnet_cli.errors import EnvironmentFailure, notice
 from ccnet_cli.images import cv2
 
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "seconds", "miou", "pixel_accuracy", "mean_accuracy")
-PACKAGES = ("ccnet-cli", "torch", "numpy", "opencv-python", "opencv-python-headless", "scipy", "numba", "typer")
+PACKAGES = (
+    "ccnet-cli",
+    "torch",
+    "numpy",
+    "opencv-python",
+    "opencv-python-headless",
+    "scipy",
+    "numba",
+    "numba-cuda",
+    "typer",
+)
 
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:

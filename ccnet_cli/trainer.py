@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli import checkpoint, config, datasets, distributed, loading
+from ccnet_cli import checkpoint, config, datasets, distributed, loading, ops
 from ccnet_cli import model as models
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.model import CCNet
@@ -111,6 +111,7 @@ class Trainer:
             "step": self.step,
             "metrics": self.metrics,
             "origin": self.origin,
+            "choices": ops.choices.export(),
             "training": {
                 "model": self.model.state_dict() if self.averaged else None,
                 "optimizer": self.optimizer.state_dict(),
@@ -175,6 +176,7 @@ class Trainer:
             raise InputError(path, why, "resume with the preset that it was trained with") from None
         self.step, self.metrics, self.best = content["step"], content["metrics"], training["best"]
         self.origin = content.get("origin", "")
+        ops.choices.load(content.get("choices"))
         # before they were saved, a batch told them
         position = divmod(self.step * content["preset"]["train"]["batch"], len(self.source.samples))
         self.epoch, self.offset = training.get("epoch", position[0]), training.get("offset", position[1])
@@ -210,6 +212,8 @@ def build(
 ) -> Trainer:
     """Model, optimiser and the rest at step 0; weights is a file to begin with, partial as loading.begin takes it."""
     train = preset.train
+    ops.choices.share = distributed.broadcast if distributed.world() > 1 else None
+    ops.choices.quiet = distributed.rank() > 0
     model = models.build(preset.model, len(source.classes), train.checkpoint_activations)
     origin = loading.begin(model, weights, preset.model, partial) if weights else ""
     if train.sync_bn and device.type == "cuda" and distributed.world() > 1:

@@ -37,6 +37,13 @@ def test_every_row_is_there_with_positive_figures():
         assert row.counted > 0 and 0.8 < row.gflop / row.counted < 1.2
         assert row.forward_memory > 0 and row.both_memory > 0
         assert row.forward_memory <= row.both_memory
+        assert row.bandwidth * row.forward.median == pytest.approx(1000 * row.gbytes)
+        assert row.rate * row.forward.median == pytest.approx(row.gflop)
+    assert report.copy > 0 and report.product > 0 and report.inputs == 1 and report.precision == "fp32"
+    assert {rows[name].gbytes for name in (*ops.implementations(), "official", "floor")} == {
+        measure.traffic((5, 7), 16, 2, 2)
+    }
+    assert rows["non-local"].gbytes == measure.traffic((5, 7), 16, 1, 2, keys=35)
     assert rows["reference"].forward_ratio == rows["reference"].both_ratio == 1
     # at least the result itself, and all the gradients
     assert rows["gemm"].forward_memory * 2**20 >= 2 * 16 * 35 * 4
@@ -52,6 +59,38 @@ def test_every_row_is_there_with_positive_figures():
 def test_rows_can_be_chosen_and_the_reference_stays():
     report = bench.attention(**SMALL | {"implementations": ["floor", "gemm"], "recurrence": 1})
     assert [row.name for row in report.rows] == ["reference", "gemm", "floor"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_measured_as_in_training(precision, monkeypatch):
+    seen = []
+    whole = RecurrentCrissCross.forward
+    monkeypatch.setattr(
+        RecurrentCrissCross,
+        "forward",
+        lambda self, x: seen.append((x.dtype, torch.is_autocast_enabled("cpu"))) or whole(self, x),
+    )
+    report = bench.attention(**SMALL | {"precision": precision, "repeats": 1})
+    assert set(seen) == {(bench.DTYPES[precision], True)}
+    assert [row.name for row in report.rows] == list(bench.names()) and report.precision == precision
+    assert report.rows[1].gbytes == measure.traffic((5, 7), 16, 2, 2, wide=2) < measure.traffic((5, 7), 16, 2, 2)
+
+
+def test_inputs_take_turns_where_a_cache_would_hold_them(monkeypatch):
+    """A second-level cache of 3 inputs' size: each call meets another input than the 3 before it."""
+    seen = []
+    whole = RecurrentCrissCross.forward
+    monkeypatch.setattr(
+        RecurrentCrissCross,
+        "forward",
+        lambda self, x: seen.append((torch.is_grad_enabled(), x.data_ptr())) or whole(self, x),
+    )
+    monkeypatch.setattr(measure, "cache", lambda device: 3 * 4 * 2 * 16 * 35)
+    report = bench.attention(**SMALL | {"implementations": ["floor"], "repeats": 6})
+    assert report.inputs == 4
+    for gradients in (False, True):
+        pointers = [pointer for wanted, pointer in seen if wanted == gradients]
+        assert all(len(set(pointers[at : at + 4])) == 4 for at in range(len(pointers) - 3)) and len(pointers) > 6
 
 
 @pytest.mark.parametrize("recurrence", [1, 2, 3])

@@ -41,8 +41,11 @@ def test_a_report_counts_what_a_pass_must_do(counters, monkeypatch):
     assert {row["gpu"] for row in found["floors"]} == {"A100", "H100"}
     for count in found["counters"]:
         assert count["load_sector_bytes"] > 0 and count["store_sector_bytes"] > 0 and count["bank_conflicts"] >= 0
-    assert [count["kernel"].partition("-")[0] for count in found["counters"]] == (
-        ["nt", "softmax", "nn", "nn"] if counters else []
+    assert [(count["work"], count["kernel"].partition("-")[0]) for count in found["counters"]] == (
+        [("forward", form) for form in ("nt", "softmax", "nn", "nn")]
+        + [("backward", form) for form in ("nt", "softmax_backward", "tn", "tn", "nn", "nn", "tn", "tn")]
+        if counters
+        else []
     )
 
 

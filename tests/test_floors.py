@@ -17,8 +17,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
     6: "cli",
-    5: "train predict visualize export bench cost kernels doctor",
-    4: "evaluate plan trainer figure report",
+    5: "train predict visualize export gpu cost kernels doctor",
+    4: "evaluate plan trainer figure report bench",
     3: "inference loading outputs measure",
     2: "model checkpoint weights alternatives sources launch",
     1: "attention resnet loss metrics schedule datasets distributed record progress torchfile runfolder video viewer",

@@ -441,6 +441,15 @@ def test_an_architecture_too_old_for_the_toolkit_is_refused():
         build.ptx(steps.Kernel("nn", "float32", (16, 13), True, 32), (3, 5))
 
 
+@compiles
+def test_whether_kernels_compile_is_told_in_words(monkeypatch):
+    assert cuda.compiles((8, 0)) == "compiles"
+    assert re.search(r"sm_35.*cuda12", cuda.compiles((3, 5)))
+    monkeypatch.setattr(launch, "_missing", lambda name: name == "cuda.bindings")
+    told = cuda.compiles((8, 0))
+    assert "cuda.bindings is not installed; pip install" in told and "\n" not in told
+
+
 def test_types_and_sizes_that_the_kernels_do_not_hold_are_refused():
     with pytest.raises(InputError, match="float64"):
         cuda.criss_cross(*(x.double() for x in laid_out("last", 4, 8)))

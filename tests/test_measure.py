@@ -1,5 +1,9 @@
 """What a call costs, by formula and as it is counted, against figures from elsewhere."""
 
+import time
+from itertools import cycle
+
+import pytest
 import torch
 
 from ccnet_cli import measure, ops
@@ -28,3 +32,55 @@ def test_peak_memory_counts_what_lives_at_once_and_what_custom_operators_use():
     x = torch.randn(1, 8, 16, 16)
     # the custom operator's result alone would be 8 kB; its attention has 32 entries for each pixel
     assert measure.peak(lambda: ops.criss_cross(x, x, x, "gemm"), cpu) >= 256 * (8 + 32) * 4
+
+
+def test_bytes_are_those_of_every_tensor_of_a_pass():
+    B, C, c, H, W = 2, 16, 2, 5, 7
+    pixels = B * H * W
+    x = out = value = pixels * C
+    query = key = pixels * c
+    # projections in and out, energies out, softmax in, aggregation in, residual in, result out
+    entries = x + (query + key + value) + (query + key) + value + x + out
+    assert measure.traffic((H, W), C, 1, B) * 1e9 == pytest.approx(4 * (entries + 2 * pixels * (H + W)))
+    assert measure.traffic((H, W), C, 3, B, 2) * 1e9 == pytest.approx(3 * (2 * entries + 8 * pixels * (H + W)))
+    assert measure.traffic((H, W), C, 1, B, keys=H * W) > measure.traffic((H, W), C, 1, B)
+
+
+@pytest.mark.parametrize(
+    ("size", "cache", "expected"), [(10, 0, 1), (10, 1, 2), (10, 10, 2), (10, 11, 3), (10, 95, 11), (100, 1, 2)]
+)
+def test_between_two_uses_of_an_input_the_others_fill_the_cache(size, cache, expected):
+    count = measure.rotations(size, cache)
+    assert count == expected and (count - 1) * size >= cache
+
+
+def test_rates_are_work_over_typical_time(monkeypatch):
+    times = cycle([1.0, 8.0, 2.0, 3.0, 2.0])
+    calls = []
+
+    def elapsed(call, device):
+        calls.append(call())
+        return next(times)
+
+    monkeypatch.setattr(measure, "elapsed", elapsed)
+    monkeypatch.setattr(measure, "COPIED", (4000, 0))
+    monkeypatch.setattr(measure, "SIDE", (10, 0))
+    cpu = torch.device("cpu")
+    assert measure.copy_rate(cpu) == pytest.approx(2 * 4000 / 2e-3 / 1e9)
+    assert measure.product_rate(cpu, torch.bfloat16) == pytest.approx(2000 / 2e-3 / 1e12)
+    assert [x.dtype for x in calls] == [torch.float32] * 5 + [torch.bfloat16] * 5
+
+
+def test_the_cpu_has_a_clock_and_no_cache_to_avoid():
+    cpu = torch.device("cpu")
+    assert measure.cache(cpu) == 0
+    assert 5 <= measure.elapsed(lambda: time.sleep(0.005), cpu) < 60_000
+
+
+@pytest.mark.gpu
+def test_a_gpu_tells_time_by_its_own_events():
+    device = torch.device("cuda")
+    assert measure.cache(device) > 0
+    # asynchronous: the clock of the host would see none of it
+    assert measure.elapsed(lambda: torch.cuda._sleep(50_000_000), device) > 5
+    assert measure.copy_rate(device) > 10 and measure.product_rate(device, torch.float32) > 0.1

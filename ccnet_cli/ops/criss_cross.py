@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +10,12 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ccnet_cli.errors import InputError
-from ccnet_cli.ops import cuda, gemm, reference
+from ccnet_cli.ops import choice, cuda, gemm, reference
 
 _MODULES = {"reference": reference, "gemm": gemm, "numba": cuda}
+# of the measured choices; the others are never the fastest
+_CANDIDATES = ("gemm", "numba")
+choices = choice.Choices(_CANDIDATES)
 
 
 def implementations(device: str = "cpu") -> tuple[str, ...]:
@@ -29,6 +33,37 @@ def _resolve(implementation: str, x: Tensor) -> str:
         why = f"for CUDA tensors, and this one is on {x.device}" if known else "not available in this version"
         raise InputError(f"implementation {implementation}", why, f"use auto, {', '.join(here)}")
     return implementation
+
+
+def _fastest(query: Tensor, key: Tensor, value: Tensor) -> str:
+    """The measured choice on CUDA, or one made before; gemm where nothing may be measured.
+
+    That is on the CPU, while a graph is traced or captured, and where algorithms must be deterministic. Of several
+    processes, each evaluates other images than the rest, so that they only measure passes with gradients.
+    """
+    tensors = (query, key, value)
+    # tensors of another type may be fake, with shapes alone
+    plain = all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+    if not query.is_cuda or torch.compiler.is_compiling() or not plain or value.dtype not in cuda.DTYPES:
+        return "gemm"
+    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    words = choice.key((query, value), torch.cuda.get_device_name(query.device), gradients)
+    if words in choices.known:
+        return choices.known[words]
+    apart = choices.share is not None and not gradients
+    if apart or torch.cuda.is_current_stream_capturing() or torch.are_deterministic_algorithms_enabled():
+        return "gemm"
+    candidates = {name: partial(_once, name, query, key, value, gradients) for name in _CANDIDATES}
+    with torch.cuda.device(query.device):
+        return choices.choose(words, candidates, choice.elapsed)
+
+
+@torch.no_grad()
+def _once(name: str, query: Tensor, key: Tensor, value: Tensor, gradients: bool) -> None:
+    """What is measured: a pass without autograd, whose hooks on saved tensors belong to the caller."""
+    out, attention = _MODULES[name].criss_cross(query, key, value)
+    if gradients:
+        _MODULES[name].criss_cross_backward(out, query, key, value, attention)
 
 
 def affinity(query: Tensor, key: Tensor, implementation: str = "auto") -> Tensor:
@@ -68,14 +103,18 @@ def criss_cross(query: Tensor, key: Tensor, value: Tensor, implementation: str =
     """Affinity, softmax over the whole cross and aggregation as one operator with its own backward.
 
     query and key (B, C', H, W), value (B, C, H, W) -> (B, C, H, W) in the dtype of value; energies and softmax are at
-    least float32. Raises ValueError on shapes that do not fit and InputError on an unknown name.
+    least float32. On CUDA "auto" is the fastest when first measured, see `choices`; elsewhere, and in the parts above,
+    it is "gemm". Raises ValueError on shapes that do not fit and InputError on an unknown name.
     """
     _check(query, key)
     if value.dim() != 4 or value.shape[0] != query.shape[0] or value.shape[2:] != query.shape[2:]:
         raise ValueError(f"value {tuple(value.shape)} does not lie on the grid of query {tuple(query.shape)}")
     name = _resolve(implementation, query)
     with _without_autocast(query):
-        out: Tensor = torch.ops.ccnet.criss_cross(_full(query), _full(key), value, name)[0]
+        query, key = _full(query), _full(key)
+        if implementation == "auto":
+            name = _fastest(query, key, value)
+        out: Tensor = torch.ops.ccnet.criss_cross(query, key, value, name)[0]
     return out
 
 

@@ -21,6 +21,21 @@ def attention_width(height: int, width: int) -> int:
     return steps.padded(height) + steps.padded(width)
 
 
+def compiles(arch: tuple[int, int]) -> str:
+    """Whether a kernel can be compiled for a compute capability, without a GPU: "compiles", or the refusal's text."""
+    from ccnet_cli.ops.cuda import launch
+
+    try:
+        launch.require()
+        from ccnet_cli.ops.cuda import build
+
+        # of a small map, which takes least time
+        build.assemble(steps.Kernel("softmax", "float32", (32, 8, 8), True, 32), arch)
+    except (InputError, ImportError) as error:
+        return str(error)
+    return "compiles"
+
+
 def affinity(query_BCHW: Tensor, key_BCHW: Tensor, mask: bool) -> Tensor:
     """Energies of each pixel over its cross, not scaled: two (B, C, H, W) -> (B, P, H, W); own column entry -inf."""
     query, key = _pixels(query_BCHW, key_BCHW)

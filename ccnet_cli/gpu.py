@@ -1,0 +1,191 @@
+"""What the CUDA kernels do on a GPU: whether they are right, whether they behave, how fast they are; one report."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccnet_cli import bench, ops
+from ccnet_cli import model as models
+from ccnet_cli.errors import InputError, notice, out_of_memory
+from ccnet_cli.record import environment
+
+# images, channels of query and key, channels of value, height, width
+SHAPES = (
+    (1, 64, 512, 97, 97),
+    (2, 64, 512, 129, 65),
+    (2, 8, 16, 5, 7),
+    (1, 5, 7, 33, 20),
+    (1, 3, 4, 1, 19),
+    (1, 3, 4, 21, 1),
+    (1, 1, 1, 1, 1),
+    (1, 8, 24, 129, 257),
+)
+# relative to the largest entry: rounding of what is stored
+TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+RESULTS = ("output", "gradient of query", "gradient of key", "gradient of value")
+TIMED = ((97, 97), (129, 257))
+ROWS = ("reference", "gemm", "numba", bench.OFFICIAL, bench.FLOOR)
+REPEATS = 20
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question, whether the answer was as it must be, and what was found."""
+
+    name: str
+    passed: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was asked of one GPU; timings are reports of bench.attention, or what was in their way."""
+
+    environment: dict[str, Any]
+    gpu: dict[str, Any]
+    checks: tuple[Check, ...]
+    choices: dict[str, str]
+    timings: tuple[dict[str, Any], ...]
+
+    @property
+    def failed(self) -> int:
+        """How many checks were not passed, timings that failed too."""
+        return sum(not check.passed for check in self.checks) + sum("error" in timing for timing in self.timings)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain types, fit for JSON."""
+        return asdict(self) | {"failed": self.failed}
+
+
+def report(device: str = "cuda") -> Report:
+    """Check the kernels on a GPU, then time them; a failure is a line of the report and does not end it.
+
+    InputError where there is no GPU, and where the kernels cannot be compiled.
+    """
+    if not torch.cuda.is_available():
+        raise InputError("ccnet bench gpu", "torch sees no GPU here", "run it on a machine with one, and a CUDA torch")
+    place = models.device(device)
+    if place.type != "cuda":
+        raise InputError(f"device {device}", "not a GPU", "use cuda or cuda:N")
+    # kernels that do not compile are refused here, in one line
+    ops.criss_cross(*inputs((1, 1, 1, 1, 1), torch.float32, place), "numba")
+    found = []
+    for name, check in checks(place):
+        found.append(answered(name, check))
+        notice(f"{'passed' if found[-1].passed else 'FAILED'}: {name} ({found[-1].found})")
+    timings = tuple(timed(size, precision, device) for size in TIMED for precision in ("fp32", "bf16"))
+    return Report(environment(place, 1), _properties(place), tuple(found), ops.choices.export(), timings)
+
+
+def _properties(device: torch.device) -> dict[str, Any]:
+    found = torch.cuda.get_device_properties(device)
+    return {
+        "name": found.name,
+        "capability": f"{found.major}.{found.minor}",
+        "multiprocessors": found.multi_processor_count,
+        "bytes": found.total_memory,
+        "cache": found.L2_cache_size,
+    }
+
+
+def checks(device: torch.device) -> Iterator[tuple[str, Callable[[], tuple[bool, str]]]]:
+    """Name and question of each check."""
+    for shape in SHAPES:
+        for dtype in TOLERANCES:
+            words = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+            yield f"parity {words}", lambda shape=shape, dtype=dtype: parity(inputs(shape, dtype, device), "numba")
+    usual = inputs(SHAPES[0], torch.float32, device)
+    yield "repeated runs", lambda: equal(step(usual, "numba"), step(usual, "numba"))
+    yield "another stream", lambda: equal(_on_a_stream(usual), step(usual, "numba"))
+    yield "graph capture", lambda: _captured(usual)
+    yield "measured choice", lambda: _chosen(usual)
+
+
+def answered(name: str, question: Callable[[], tuple[bool, str]]) -> Check:
+    """The check; an error is an answer too."""
+    try:
+        return Check(name, *question())
+    except Exception as error:
+        return Check(name, False, f"{type(error).__name__}: {error}".partition("\n")[0])
+
+
+def timed(size: tuple[int, int], precision: str, device: str) -> dict[str, Any]:
+    """The timings of one size and precision, or what was in their way."""
+    try:
+        found = bench.attention(size, repeats=REPEATS, implementations=ROWS, device=device, precision=precision)
+    except RuntimeError as error:
+        why = "out of memory" if out_of_memory(error) else str(error).partition("\n")[0]
+        return {"size": list(size), "precision": precision, "error": why}
+    return found.to_mapping()
+
+
+def inputs(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Query, key and value as slices of one channels-last tensor, as after one convolution."""
+    B, c, C, H, W = shape
+    whole = torch.randn(B, 2 * c + C, H, W, generator=torch.Generator().manual_seed(0)) / c**0.25
+    whole = whole.to(device, dtype).contiguous(memory_format=torch.channels_last)
+    return list(whole.split([c, c, C], dim=1))
+
+
+def step(tensors: Sequence[Tensor], implementation: str) -> list[Tensor]:
+    """Output and gradients, under a gradient that differs from entry to entry."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    out = ops.criss_cross(*leaves, implementation)
+    weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64, device=out.device).to(out.dtype).view(out.shape)
+    return [out.detach(), *torch.autograd.grad(out, leaves, weight)]
+
+
+def parity(tensors: Sequence[Tensor], implementation: str) -> tuple[bool, str]:
+    """Output and gradients against the definition in float64 on the CPU."""
+    got, exact = step(tensors, implementation), step([x.double().cpu() for x in tensors], "reference")
+    right, told = True, []
+    for name, mine, wanted in zip(RESULTS, got, exact, strict=True):
+        difference, largest = float((mine.double().cpu() - wanted).abs().max()), float(wanted.abs().max())
+        # a map of one pixel has gradients of 0; and not (>), so that nan fails
+        right &= difference <= TOLERANCES[mine.dtype] * largest + 1e-7
+        told.append(f"{name} {difference / largest if largest else difference:.1e}")
+    return right, ", ".join(told)
+
+
+def equal(got: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[bool, str]:
+    """Whether all results are the same to the bit."""
+    names = RESULTS[: len(expected)]
+    unequal = [name for name, mine, wanted in zip(names, got, expected, strict=True) if not torch.equal(mine, wanted)]
+    return not unequal, f"{', '.join(unequal)} differ" if unequal else "equal to the bit"
+
+
+def _on_a_stream(tensors: Sequence[Tensor]) -> list[Tensor]:
+    stream = torch.cuda.Stream(tensors[0].device)
+    stream.wait_stream(torch.cuda.current_stream(tensors[0].device))
+    with torch.cuda.stream(stream):
+        # what the kernels read is only ready after this
+        torch.cuda._sleep(10_000_000)
+        found = step([x.clone(memory_format=torch.preserve_format) for x in tensors], "numba")
+    torch.cuda.current_stream(tensors[0].device).wait_stream(stream)
+    return found
+
+
+def _captured(tensors: Sequence[Tensor]) -> tuple[bool, str]:
+    """A graph replayed on input that has changed since."""
+    own = [x.clone(memory_format=torch.preserve_format) for x in tensors]
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.device(own[0].device):
+        ops.criss_cross(*own, "numba")
+        with torch.cuda.graph(graph):
+            out = ops.criss_cross(*own, "numba")
+        for x in own:
+            x.mul_(0.5)
+        expected = ops.criss_cross(*own, "numba")
+        graph.replay()
+        torch.cuda.synchronize()
+        return equal([out], [expected])
+
+
+def _chosen(tensors: Sequence[Tensor]) -> tuple[bool, str]:
+    """What auto takes is what it says it took."""
+    got = step(tensors, "auto")
+    name = list(ops.choices.export().values())[-1]
+    return equal(got, step(tensors, name))[0], name
