@@ -1236,7 +1236,7 @@ def _usage(error: TyperException) -> InputError:
     if option is not None and "No such option" in why:
         known = [name for known in context.command.params for name in known.opts] if context else []
         near = difflib.get_close_matches(option, ANYWHERE, n=1, cutoff=0.8)
-        near = near or difflib.get_close_matches(option, known, n=1)
+        near = near or difflib.get_close_matches(option, known, n=1, cutoff=0.7)
         return InputError(f"option {option}", "unknown", f"did you mean {near[0]}?" if near else see)
     if parameter is not None:
         kind = parameter.param_type_name
