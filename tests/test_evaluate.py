@@ -205,7 +205,7 @@ def test_images_are_scored_at_the_size_they_fit_and_with_sides_exchanged(saved, 
     settings, cpu = config.Eval(fit=(64, 40), flip=True), torch.device("cpu")
     answers = {}
 
-    def keep(sample, image, ids):
+    def keep(sample, image, ids, _):
         answers[sample.name] = (image, ids)
 
     evaluation.evaluate_model(model, paired, settings, cpu, keep)
