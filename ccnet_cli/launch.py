@@ -169,14 +169,15 @@ class _Board:
 
     def leave(self) -> None:
         """The first machine stays until the others have read what they need, or for a few seconds."""
-        if self.team.count == 1:
-            return
-        with suppress(RuntimeError):
-            gone = self.store.add("left", 1)
-            end = time.monotonic() + 2 * GRACE
-            while self.team.number == 0 and gone < self.team.count and time.monotonic() < end:
-                time.sleep(0.1)
-                gone = self.store.add("left", 0)
+        if self.team.count > 1:
+            with suppress(RuntimeError):
+                gone = self.store.add("left", 1)
+                end = time.monotonic() + 2 * GRACE
+                while self.team.number == 0 and gone < self.team.count and time.monotonic() < end:
+                    time.sleep(0.1)
+                    gone = self.store.add("left", 0)
+        # an error's traceback would keep its thread, which must not be there when this process forks
+        del self.store
 
 
 def _revived(name: str, parts: list[Any]) -> Exception:

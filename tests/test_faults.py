@@ -84,6 +84,9 @@ class Train:
         try:
             _, told = self.process.communicate(timeout=seconds)
         finally:
+            # torchrun's processes are no part of its group
+            for child in self.children():
+                os.kill(child, signal.SIGKILL)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
