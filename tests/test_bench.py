@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccnet_cli import alternatives, bench, measure, ops
+from ccnet_cli import ops
 from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
+from ccnet_cli.bench import alternatives, measure
+from ccnet_cli.bench import attention as bench
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops import reference
 

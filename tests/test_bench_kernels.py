@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 from kernels import PTXRUN
 
-from ccnet_cli import kernels
+from ccnet_cli.bench import kernels
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops.cuda import launch
 

@@ -18,6 +18,7 @@ import typer
 from bad_inputs import jpeg, photograph, png
 
 from ccnet_cli import cli, config, errors, version
+from ccnet_cli.cli import entry, options
 from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError
 
 ROOT = Path(__file__).parent.parent
@@ -416,7 +417,7 @@ def test_every_command_that_prints_a_table_writes_json_too():
     printing = {
         path
         for path, command in COMMANDS.items()
-        if command.callback and re.search(r"_(table|block)\(", inspect.getsource(command.callback))
+        if command.callback and re.search(r"\b(table|block)\(", inspect.getsource(command.callback))
     }
     assert printing >= {("eval",), ("visualize",), ("doctor",), ("presets", "list"), ("bench", "cost")}
     assert [path for path in printing if all("--json" not in each.opts for each in COMMANDS[path].params)] == []
@@ -557,16 +558,16 @@ def test_a_data_set_with_a_missing_label_fails_its_check(folder: Path, capsys: p
 
 
 def test_resume_may_stand_without_a_value():
-    assert cli._resume_alone(["train", "--resume"]) == ["train", "--resume", "auto"]
-    assert cli._resume_alone(["train", "--resume", "-o", "run"]) == ["train", "--resume", "auto", "-o", "run"]
-    assert cli._resume_alone(["train", "--resume", "a.pt"]) == ["train", "--resume", "a.pt"]
+    assert entry.resume_alone(["train", "--resume"]) == ["train", "--resume", "auto"]
+    assert entry.resume_alone(["train", "--resume", "-o", "run"]) == ["train", "--resume", "auto", "-o", "run"]
+    assert entry.resume_alone(["train", "--resume", "a.pt"]) == ["train", "--resume", "a.pt"]
 
 
 def test_a_figure_without_a_name_takes_the_next_free_one(tmp_path: Path):
-    assert cli._free(tmp_path / "a.png") == tmp_path / "a.png"
+    assert options.free_name(tmp_path / "a.png") == tmp_path / "a.png"
     (tmp_path / "a.png").touch()
     (tmp_path / "a-2.png").touch()
-    assert cli._free(tmp_path / "a.png") == tmp_path / "a-3.png"
+    assert options.free_name(tmp_path / "a.png") == tmp_path / "a-3.png"
 
 
 @pytest.mark.parametrize(
@@ -580,7 +581,7 @@ def test_a_figure_without_a_name_takes_the_next_free_one(tmp_path: Path):
     ],
 )
 def test_some_options_may_stand_anywhere(words: str, kept: str, chosen: set[str]):
-    assert cli._anywhere(words.split()) == (kept.split(), chosen)
+    assert entry._anywhere(words.split()) == (kept.split(), chosen)
 
 
 @pytest.mark.parametrize(
@@ -656,8 +657,8 @@ def test_colours_are_for_terminals_that_want_them(no_color: str, colours: bool, 
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("NO_COLOR", no_color)
     ours, theirs = pty.openpty()
-    code = "from ccnet_cli import cli\ncli._table('t', ('a', 'b'), [('1', 'x')])\n"
-    code += "cli._block([('ok', 'x', 'found', ''), ('fail', 'y', 'lost', 'mend')])"
+    code = "from ccnet_cli.cli import output\noutput.table('t', ('a', 'b'), [('1', 'x')])\n"
+    code += "output.block([('ok', 'x', 'found', ''), ('fail', 'y', 'lost', 'mend')])"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, check=True)
     printed = os.read(ours, 65536).decode()
     os.close(theirs)

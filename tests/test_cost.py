@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from ccnet_cli import cli, cost
+from ccnet_cli import cli
+from ccnet_cli.bench import cost
 from ccnet_cli.errors import InputError
 
 PASSES = [(f"RCCA R={r}", r) for r in (1, 2, 3)]

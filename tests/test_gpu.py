@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
-from ccnet_cli import bench, cli, gpu, ops
+from ccnet_cli import cli, ops
+from ccnet_cli.bench import attention as bench
+from ccnet_cli.bench import gpu
 from ccnet_cli.errors import InputError
 
 CPU = torch.device("cpu")

@@ -6,7 +6,8 @@ from itertools import cycle
 import pytest
 import torch
 
-from ccnet_cli import measure, ops
+from ccnet_cli import ops
+from ccnet_cli.bench import measure
 
 
 def test_the_formula_gives_the_paper_s_figures():

@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from ccnet_cli import cli, config
+from ccnet_cli.cli import entry
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
@@ -21,7 +22,7 @@ def commands() -> list[str]:
 
 def parse(line: str) -> tuple[str, dict[str, object]]:
     """The command's name and its arguments' values; raises where the command or an option does not exist."""
-    words = cli._resume_alone(shlex.split(line)[1:])
+    words = entry.resume_alone(shlex.split(line)[1:])
     command = typer.main.get_command(cli.app)
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccnet_cli import bench, ops
 from ccnet_cli import model as models
+from ccnet_cli import ops
+from ccnet_cli.bench import attention
 from ccnet_cli.errors import InputError, notice, out_of_memory
 from ccnet_cli.record import environment
 
@@ -27,7 +28,7 @@ SHAPES = (
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 RESULTS = ("output", "gradient of query", "gradient of key", "gradient of value")
 TIMED = ((97, 97), (129, 257))
-ROWS = ("reference", "gemm", "numba", bench.OFFICIAL, bench.FLOOR)
+ROWS = ("reference", "gemm", "numba", attention.OFFICIAL, attention.FLOOR)
 REPEATS = 20
 
 
@@ -42,7 +43,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was asked of one GPU; timings are reports of bench.attention, or what was in their way."""
+    """Everything that was asked of one GPU; timings are reports of attention.attention, or what was in their way."""
 
     environment: dict[str, Any]
     gpu: dict[str, Any]
@@ -115,7 +116,7 @@ def answered(name: str, question: Callable[[], tuple[bool, str]]) -> Check:
 def timed(size: tuple[int, int], precision: str, device: str) -> dict[str, Any]:
     """The timings of one size and precision, or what was in their way."""
     try:
-        found = bench.attention(size, repeats=REPEATS, implementations=ROWS, device=device, precision=precision)
+        found = attention.attention(size, repeats=REPEATS, implementations=ROWS, device=device, precision=precision)
     except RuntimeError as error:
         why = "out of memory" if out_of_memory(error) else str(error).partition("\n")[0]
         return {"size": list(size), "precision": precision, "error": why}

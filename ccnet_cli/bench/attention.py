@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli import measure, ops
 from ccnet_cli import model as models
-from ccnet_cli.alternatives import Floor, NonLocal, Official
+from ccnet_cli import ops
 from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
+from ccnet_cli.bench import measure
+from ccnet_cli.bench.alternatives import Floor, NonLocal, Official
 from ccnet_cli.errors import InputError
 
 # B batch, C channels of the map, c those of query and key, H height, W width

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccnet_cli.alternatives import reduced_channels
+from ccnet_cli.bench.alternatives import reduced_channels
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops import choice
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli import measure
 from ccnet_cli import model as models
-from ccnet_cli.alternatives import NonLocal
 from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
+from ccnet_cli.bench import measure
+from ccnet_cli.bench.alternatives import NonLocal
 
 NON_LOCAL = "non-local"
 

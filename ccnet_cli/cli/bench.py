@@ -1,0 +1,272 @@
+"""`ccnet bench`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ccnet_cli.cli.options import (
+    CONTEXT,
+    Device,
+    Json,
+    Overwrite,
+    examples,
+    help_alone,
+    refuse_existing,
+    refuse_unwritable,
+    size_of,
+)
+from ccnet_cli.cli.output import table, write_json
+from ccnet_cli.errors import CCNetError
+
+BENCH_EXAMPLES = examples(
+    "ccnet bench attention", "ccnet bench attention --size 97x97 --json bench.json", "ccnet bench cost"
+)
+
+
+app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT, epilog=BENCH_EXAMPLES)
+
+
+@app.callback(invoke_without_command=True)
+def bench(context: typer.Context) -> None:
+    """Measure what things cost, beside the alternatives."""
+    help_alone(context)
+
+
+@app.command(
+    "attention",
+    epilog=examples(
+        "ccnet bench attention",
+        "ccnet bench attention --size 97x97 --channels 512 --recurrence 2 --threads 2",
+        "ccnet bench attention --implementation reference --implementation gemm --json bench.json",
+    ),
+)
+def bench_attention(
+    size: Annotated[str, typer.Option(metavar="HxW", help="Size of the feature map.")] = "97x97",
+    channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
+    recurrence: Annotated[int, typer.Option(min=1, max=3, metavar="R", help="Passes of the attention.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")] = 5,
+    implementations: Annotated[
+        list[str] | None, typer.Option("--implementation", metavar="NAME", help="Measure these only; repeatable.")
+    ] = None,
+    device: Device = "auto",
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        typer.Option(metavar="fp32|fp16|bf16", help="Type of the map, and of autocast."),
+    ] = "fp32",
+    json_file: Json = None,
+) -> None:
+    """Time and memory of every attention implementation, the official formulation and a non-local block."""
+    refuse_unwritable(json_file)
+    height, width = size_of(size)
+    from ccnet_cli.bench.attention import attention
+
+    report = attention(
+        size=(height, width),
+        channels=channels,
+        recurrence=recurrence,
+        batch=batch,
+        threads=threads,
+        repeats=repeats,
+        implementations=implementations,
+        device=device,
+        precision=precision,
+    ).to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            row["name"],
+            f"{row['forward']['median']:.1f}",
+            f"{row['forward_ratio']:.2f}",
+            f"{row['both']['median']:.1f}",
+            f"{row['both_ratio']:.2f}",
+            f"{row['forward_memory']:.0f}",
+            f"{row['both_memory']:.0f}",
+            f"{row['gflop']:.2f}",
+            f"{row['counted']:.2f}",
+            f"{row['bandwidth']:.1f}",
+            f"{row['rate']:.3f}",
+            row["what"],
+        )
+        for row in report["rows"]
+    ]
+    title = (
+        f"{batch} x {channels} x {size}, R={recurrence}, {precision}, {report['device']}, {report['threads']} threads, "
+    )
+    title += f"torch {report['torch']}, median of {repeats}; ratios to the reference, MiB at the peak, GFLOP forward; "
+    title += f"here a copy does {report['copy']:.1f} GB/s, a matrix product {report['product']:.3f} TFLOP/s"
+    columns = (
+        "formulation",
+        "forward ms",
+        "ratio",
+        "+ backward ms",
+        "ratio",
+        "MiB",
+        "MiB both",
+        "GFLOP",
+        "counted",
+        "GB/s",
+        "TFLOP/s",
+        "",
+    )
+    table(title, columns, rows)
+
+
+@app.command(
+    "cost",
+    epilog=examples(
+        "ccnet bench cost", "ccnet bench cost --size 129x257 --json cost.json", "ccnet bench cost --json -"
+    ),
+)
+def bench_cost(
+    size: Annotated[str, typer.Option(metavar="HxW", help="Size of the feature map.")] = "97x97",
+    channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
+    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 1,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """The paper's table: GFLOP and memory of one to three passes and of a non-local block, each alone.
+
+    The last two columns are what the paper printed for one image of 769x769, whose map is 97x97 with 512 channels.
+    """
+    refuse_unwritable(json_file)
+    height, width = size_of(size)
+    from ccnet_cli.bench.cost import cost
+
+    report = cost((height, width), channels, batch, device).to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            row["name"],
+            f"{row['gflop']:.2f}",
+            f"{row['counted']:.2f}",
+            f"{row['inference_memory']:.1f}",
+            f"{row['training_memory']:.1f}",
+            f"{row['step_memory']:.1f}",
+            *(f"{row['published'][key]:g}" if row["published"] else "" for key in ("gflop", "memory")),
+        )
+        for row in report["rows"]
+    ]
+    title = f"{batch} x {channels} x {size}, {report['device']}, torch {report['torch']}; GFLOP forward, "
+    title += "MiB at the peak above input and weights: inference, forward pass of training, that with backward"
+    columns = ("module", "GFLOP", "counted", "MiB infer", "MiB forward", "MiB + backward", "paper GFLOP", "paper MB")
+    table(title, columns, rows)
+
+
+@app.command(
+    "kernels",
+    epilog=examples(
+        "ccnet bench kernels --arch sm_80 --arch sm_90",
+        "ccnet bench kernels --size 129x257 --dtype bfloat16 --json kernels.json",
+    ),
+)
+def bench_kernels(
+    archs: Annotated[
+        list[str] | None, typer.Option("--arch", metavar="sm_NN", help="Architecture to compile for; repeatable.")
+    ] = None,
+    sizes: Annotated[
+        list[str] | None, typer.Option("--size", metavar="HxW", help="Size of the feature map; repeatable.")
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        typer.Option(metavar="float32|float16|bfloat16", help="What value, output and gradients are stored as."),
+    ] = "float32",
+    counters: Annotated[bool, typer.Option("--counters", help="Execute both passes with ptxrun and count.")] = False,
+    json_file: Json = None,
+) -> None:
+    """The CUDA kernels' registers, memory and floors, compiled without a GPU."""
+    refuse_unwritable(json_file)
+    maps = [size_of(text) for text in sizes or ("97x97", "129x257")]
+    from ccnet_cli.bench.kernels import report
+
+    found = report(archs or ("sm_80", "sm_90"), maps, channels, dtype, counters).to_mapping()
+    if write_json(found, json_file):
+        return
+    rows = [
+        (
+            *(row[key] for key in ("kernel", "arch", "size")),
+            *(str(row[key]) for key in ("registers", "stack", "spills", "shared")),
+            f"{row['ffma']}:{row['lds']}",
+            f"{row['occupancy']:.0%}",
+            str(row["launches"]),
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['flops'] / 1e9:.2f}",
+        )
+        for row in found["kernels"]
+    ]
+    columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA:LDS", "occupancy"]
+    table("one image; compiled, not run", [*columns, "launches", "MB", "GFLOP"], rows)
+    floors = [
+        (
+            row["size"],
+            row["work"],
+            row["formulation"],
+            row["gpu"],
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['modelled_ms']:.3f}",
+        )
+        for row in found["floors"]
+    ]
+    title = "floors modelled from published peaks, nothing measured"
+    table(title, ("size", "pass", "formulation", "GPU", "MB", "ms, modelled"), floors)
+    counted = [
+        (
+            row["work"],
+            row["kernel"],
+            f"{row['load_sector_bytes'] / 1e6:.1f}",
+            f"{row['load_efficiency']:.1%}",
+            f"{row['store_sector_bytes'] / 1e6:.1f}",
+            f"{row['store_efficiency']:.1%}",
+            f"{row['bank_conflicts'] / max(row['wavefronts'], 1):.1%}",
+            f"{row['ffma_flops'] / 1e9:.2f}",
+        )
+        for row in found["counters"]
+    ]
+    if counted:
+        columns = ["pass", "kernel", "MB loaded", "efficiency", "MB stored", "efficiency", "conflicts", "GFLOP issued"]
+        table("counted by ptxrun in 32-byte sectors", columns, counted)
+
+
+@app.command("gpu", epilog=examples("ccnet bench gpu -o report.json", "ccnet bench gpu -o r.json --device cuda:1"))
+def bench_gpu(
+    output: Annotated[Path, typer.Option("--output", "-o", "--json", metavar="FILE", help="The report, JSON.")],
+    device: Annotated[str, typer.Option(metavar="NAME", help="cuda or cuda:N.")] = "cuda",
+    overwrite: Overwrite = False,
+) -> None:
+    """Check the CUDA kernels on this machine's GPU and time them; one report file to keep or to send.
+
+    Results and gradients against float64, repeated runs, another stream, graph capture; then the attention at 97x97 and
+    129x257 in fp32 and bf16. Takes some minutes. Exit code 1 where a check failed; the report is written all the same.
+    """
+    refuse_existing(output, overwrite)
+    from ccnet_cli.bench.gpu import report
+
+    found = report(device)
+    alone = write_json(found.to_mapping(), output)
+    if not alone:
+        checks = [(check.name, "passed" if check.passed else "FAILED", check.found) for check in found.checks]
+        table(None, ("check", "", "found"), checks)
+        timings = [
+            (
+                f"{timing['size'][0]}x{timing['size'][1]}",
+                timing["precision"],
+                row["name"],
+                f"{row['forward']['median']:.3f}",
+                f"{row['both']['median']:.3f}",
+                f"{row['bandwidth']:.0f}",
+                f"{row['rate']:.1f}",
+            )
+            for timing in found.timings
+            for row in timing.get("rows", ())
+        ]
+        columns = ("size", "precision", "formulation", "forward ms", "+ backward ms", "GB/s", "TFLOP/s")
+        table("attention, 1 x 512, R=2; rates are of the forward pass", columns, timings)
+    if found.failed:
+        raise CCNetError(output, f"{found.failed} checks failed", "see it, and send it to us")
+    if not alone:
+        print(output)

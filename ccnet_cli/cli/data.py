@@ -1,0 +1,129 @@
+"""`ccnet data`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ccnet_cli.cli.options import (
+    CONTEXT,
+    Json,
+    Overrides,
+    Overwrite,
+    examples,
+    help_alone,
+    path_of,
+    preset_names,
+    refuse_existing,
+    size_of,
+)
+from ccnet_cli.cli.output import table, write, write_json
+from ccnet_cli.errors import InputError, detail
+
+DATA_EXAMPLES = examples(
+    "ccnet data make toyscapes toys",
+    "ccnet data check toys",
+    "ccnet data sample img.png",
+)
+
+
+app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT, epilog=DATA_EXAMPLES)
+
+
+@app.callback(invoke_without_command=True)
+def data_group(context: typer.Context) -> None:
+    """Make and check data sets."""
+    help_alone(context)
+
+
+@app.command(
+    "make",
+    epilog=examples(
+        "ccnet data make toyscapes toys",
+        "ccnet data make toyscapes shuffled --shuffle-signals",
+        "ccnet train --preset toyscapes-r2 --data toys",
+    ),
+)
+def data_make(
+    dataset: Annotated[str, typer.Argument(metavar="toyscapes", help="The built-in data set.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    train: Annotated[int | None, typer.Option(min=1, max=1_000_000, metavar="N", help="Training scenes.")] = None,
+    val: Annotated[int | None, typer.Option(min=1, max=1_000_000, metavar="N", help="Validation scenes.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Size of the scenes.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Another seed draws other scenes.")] = None,
+    shuffle_signals: Annotated[
+        bool, typer.Option("--shuffle-signals", help="Let the signals of val show colours drawn at random.")
+    ] = False,
+) -> None:
+    """Draw the built-in data set: street scenes whose classes only long-range context tells."""
+    if dataset != "toyscapes":
+        raise InputError(f"data set {dataset}", "cannot be made", "use toyscapes, the built-in one")
+    given = {"train": train, "val": val, "size": None if size is None else size_of(size), "seed": seed}
+    from ccnet_cli.datasets.toyscapes import make
+
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    print(make(folder, shuffle_signals=shuffle_signals, **chosen))
+
+
+@app.command(
+    "check",
+    epilog=examples(
+        "ccnet data check CamVid",
+        "ccnet data check Cityscapes --dataset cityscapes --split train",
+        "ccnet data check . --preset mine.yaml",
+    ),
+)
+def data_check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the data set.")],
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="cityscapes, camvid, ade20k, voc, lip, cocostuff; told by the folders' names if left out.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE", help="Preset that describes the data (classes, lists).", autocompletion=preset_names
+        ),
+    ] = None,
+    split: Annotated[list[str] | None, typer.Option(metavar="NAME", help="train or val; both if left out.")] = None,
+    overrides: Overrides = None,
+    json_file: Json = None,
+) -> None:
+    """Check that every pair exists, sizes match and labels are in range; count the classes."""
+    from ccnet_cli import config, datasets
+
+    if dataset is None and preset is None:
+        dataset = datasets.recognise(folder)
+        detail(f"{folder}: the folders of {dataset}")
+    chosen = [] if dataset is None else [f"data.dataset={dataset}"]
+    settings = config.load(preset or "quickstart", [*chosen, *(overrides or ()), *path_of("data.root", folder)])
+    reports = {}
+    for name in split or ("train", "val"):
+        source = datasets.open_source(settings.data, name, labels_required=False, verify=False)
+        reports[name] = datasets.check(source).to_mapping()
+    if not write_json(reports, json_file):
+        for name, report in reports.items():
+            rows = [*report["pixels"].items(), ("(ignored)", report["ignored"])]
+            title = f"{name}: {report['images']} images, {report['labels']} labels"
+            table(title, ("class", "pixels"), [(label, f"{count:,}") for label, count in rows])
+            for problem in report["problems"] or ["no problem found"]:
+                print(problem)
+    problems = sum(len(report["problems"]) for report in reports.values())
+    if problems:
+        raise InputError(folder, f"{problems} problem{'s' * (problems > 1)} found", "correct what the report names")
+
+
+@app.command("sample", epilog=examples("ccnet data sample img.png", "ccnet predict img.png -o mask.png"))
+def data_sample(
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="PNG file to write.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the sample photograph that comes with ccnet."""
+    refuse_existing(output, overwrite)
+    from ccnet_cli.checkpoint import sample_image
+
+    write(output, sample_image().read_bytes())
+    print(output)

@@ -1,0 +1,33 @@
+"""`ccnet doctor`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ccnet_cli.cli.options import (
+    Json,
+    examples,
+    refuse_unwritable,
+)
+from ccnet_cli.cli.output import block, write_json
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples("ccnet doctor", "ccnet doctor --data Cityscapes --data CamVid", "ccnet doctor --json -"))
+def doctor(
+    folders: Annotated[
+        list[Path] | None, typer.Option("--data", metavar="DIR", help="Folder of a data set to look at; repeatable.")
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """Look at what ccnet needs here, in a block to paste into an issue; exit code 3 where the CPU's needs fail."""
+    refuse_unwritable(json_file)
+    from ccnet_cli.doctor import doctor as look
+
+    report = look(folders or ())
+    if not write_json(report.to_mapping(), json_file):
+        block((check.state, check.name, check.detail, check.fix) for check in report.checks)
+    if not report.healthy:
+        raise typer.Exit(3)

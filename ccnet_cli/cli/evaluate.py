@@ -1,0 +1,114 @@
+"""`ccnet eval`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ccnet_cli.cli.options import (
+    CheckpointFile,
+    DataFolder,
+    Device,
+    Flip,
+    Format,
+    Formats,
+    Gpus,
+    Json,
+    Mode,
+    OtherPreset,
+    Overrides,
+    Overwrite,
+    Processes,
+    Scales,
+    examples,
+    numbers_of,
+    path_of,
+    refuse_unwritable,
+)
+from ccnet_cli.cli.output import percent, quoted, table, write, write_json
+from ccnet_cli.errors import InputError
+
+app = typer.Typer()
+
+
+@app.command(
+    "eval",
+    epilog=examples(
+        "ccnet eval",
+        "ccnet eval runs/camvid/best.pt --data CamVid --json scores.json",
+        "ccnet eval CS_scenes_60000.pth --data Cityscapes",
+        "ccnet eval ckpt.pt --data Cityscapes --mode sliding --scales 0.75,1,1.25 --flip",
+        "ccnet eval ckpt.pt --data Cityscapes --save results --format label-id",
+        "ccnet eval ckpt.pt --data Cityscapes --split test --list test.lst --save results --format label-id",
+    ),
+)
+def evaluate(
+    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", help="Checkpoint to score.")] = None,
+    option: CheckpointFile = None,
+    data: DataFolder = None,
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="train, val, or another, such as test, that may have no labels.")
+    ] = "val",
+    listing: Annotated[
+        Path | None,
+        typer.Option("--list", metavar="FILE", help="List file of the split (data.train_list, val_list or test_list)."),
+    ] = None,
+    preset: OtherPreset = None,
+    overrides: Overrides = None,
+    mode: Mode = None,
+    scales: Scales = None,
+    flip: Flip = None,
+    device: Device = "auto",
+    gpus: Gpus = None,
+    processes: Processes = 1,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Score the first N images only.")] = None,
+    json_file: Json = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the IoU of each class.")] = None,
+    confusion: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the confusion matrix.")] = None,
+    save: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the label maps here.")] = None,
+    formats: Formats = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score a checkpoint, ours or other people's: IoU of each class, mIoU, pixel and mean accuracy."""
+    if checkpoint and option:
+        raise InputError(f"checkpoint {option}", f"{checkpoint} is given too", "give one of them")
+    refuse_unwritable(json_file, csv, confusion)
+    averaged = numbers_of("--scales", scales)
+    from ccnet_cli.evaluate import score
+
+    found = score(
+        checkpoint or option,
+        gpus=gpus,
+        processes=processes,
+        data=None if data is None else str(data),
+        split=split,
+        preset=preset,
+        overrides=[*(overrides or ()), *path_of(f"data.{split}_list", listing)],
+        mode=mode,
+        scales=averaged,
+        flip=flip,
+        device=device,
+        limit=limit,
+        confusion=confusion,
+        save=save,
+        save_formats=formats or [Format.COLOR],
+        overwrite=overwrite,
+    )
+    # one of several speaks
+    if found is None:
+        return
+    result = found.to_mapping()
+    if csv:
+        rows = [*result["classes"].items(), ("mIoU", result["miou"])]
+        content = "class,iou\n" + "".join(f"{quoted(name)},{'' if v is None else v}\n" for name, v in rows)
+        write(csv, content.encode())
+    if write_json(result, json_file):
+        return
+    title = f"{result['images']} images, {result['checkpoint']}"
+    if result["miou"] is None:
+        print(f"{title}: not scored")
+        return
+    rows = [(name, percent(value)) for name, value in result["classes"].items()]
+    summary = [("mIoU", "miou"), ("pixel accuracy", "pixel_accuracy"), ("mean accuracy", "mean_accuracy")]
+    rows += [(label, percent(result[key])) for label, key in summary]
+    table(title, ("class", "IoU %"), rows, sections=[len(rows) - 4])

@@ -1,0 +1,43 @@
+"""`ccnet export`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ccnet_cli.cli.options import (
+    OtherPreset,
+    Overrides,
+    Overwrite,
+    examples,
+    refuse_existing,
+)
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=examples(
+        "ccnet export runs/camvid -o camvid.pt",
+        "ccnet predict img.png -o mask.png --checkpoint camvid.pt",
+        "ccnet export runs/cityscapes --format official -o CS_scenes.pth",
+        "ccnet export CS_scenes_60000.pth -o ours.pt",
+    )
+)
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint, run folder, or other weights.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The new file.")],
+    format: Annotated[
+        Literal["weights", "official"],
+        typer.Option(metavar="weights|official", help="Our file, or the layout of the authors' code."),
+    ] = "weights",
+    preset: OtherPreset = None,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a checkpoint's model alone, to hand on: without the optimiser's state, about a third of the size."""
+    refuse_existing(output, overwrite)
+    from ccnet_cli.checkpoint import find
+    from ccnet_cli.export import export as write
+
+    print(write(find(checkpoint), output, format, preset, overrides or ()))

@@ -1,0 +1,170 @@
+"""The options that several commands share, and what their values mean."""
+
+import itertools
+import json
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ccnet_cli.errors import InputError
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+def examples(*lines: str) -> str:
+    """Worked examples, for the end of a help text."""
+    # \b keeps the lines as they are, whatever the terminal's width
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+class Format(StrEnum):
+    """How a segmentation is written."""
+
+    COLOR = "color"
+    OVERLAY = "overlay"
+    TRAIN_ID = "train-id"
+    LABEL_ID = "label-id"
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a preset key; repeatable.")
+]
+
+
+CheckpointFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="FILE",
+        help="Checkpoint; else $CCNET_CHECKPOINT, the newest run below ./runs, the demo weights.",
+    ),
+]
+
+
+def preset_names(incomplete: str) -> list[str]:
+    """What a shell completes a preset's name to."""
+    from ccnet_cli import config
+
+    return [name for name in config.names() if name.startswith(incomplete)]
+
+
+PresetName = Annotated[str, typer.Argument(metavar="NAME|FILE", help="The preset.", autocompletion=preset_names)]
+
+
+OtherPreset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME|FILE",
+        help="Preset in place of the one that the file holds or suggests.",
+        autocompletion=preset_names,
+    ),
+]
+
+
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+
+
+DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data set (data.root).")]
+
+
+Gpus = Annotated[int | None, typer.Option(min=1, metavar="N", help="GPUs to use, one process on each.")]
+
+
+Processes = Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Processes on the CPU.")]
+
+
+Mode = Annotated[
+    Literal["whole", "sliding"] | None,
+    typer.Option(metavar="whole|sliding", help="The whole image at once, or tile by tile."),
+]
+
+
+Scales = Annotated[str | None, typer.Option(metavar="LIST", help="Scales to average over, such as 0.75,1,1.25.")]
+
+
+Flip = Annotated[bool | None, typer.Option("--flip", help="Average over the mirrored image too.")]
+
+
+Formats = Annotated[
+    list[Format] | None,
+    typer.Option("--format", metavar="NAME", help="color, overlay, train-id or label-id; repeatable."),
+]
+
+
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - prints JSON alone.")
+]
+
+
+def path_of(key: str, path: Path | None) -> list[str]:
+    """The override that sets a key to a path; none for no path."""
+    # quoted: a path may hold characters that mean something in YAML
+    return [] if path is None else [f"{key}={json.dumps(str(path))}"]
+
+
+def point_of(text: str) -> tuple[int, int]:
+    """X,Y in pixels, from the top left."""
+    x, comma, y = text.partition(",")
+    if not (comma and x.strip().isdecimal() and y.strip().isdecimal() and len(text) < 20):
+        raise InputError(f"option --point {text}", "not a pixel", "write X,Y, such as --point 300,400")
+    return int(x), int(y)
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH of a feature map, as (height, width), each of 1 to 4096."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and 0 < int(height[:9]) <= 4096 and 0 < int(width[:9]) <= 4096):
+        raise InputError(f"option --size {text}", "not a size", "write HEIGHTxWIDTH, such as 97x97")
+    return int(height), int(width)
+
+
+def numbers_of(option: str, text: str | None) -> list[float] | None:
+    """A list of scales above 0, at most 8, between commas."""
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number <= 8 for number in numbers):
+        raise InputError(f"option {option} {text}", "not a list of scales", "write for example 0.75,1,1.25")
+    return numbers
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Refuse, before any work, an output file that is there already or could not be written."""
+    refuse_unwritable(path)
+    if path.exists() and not overwrite:
+        raise InputError(path, "exists", "choose another name or add --overwrite")
+
+
+def refuse_unwritable(*files: Path | None) -> None:
+    """Refuse, before any work, an output file that could not be written at the end."""
+    for path in files:
+        if path is None or str(path) == "-":
+            continue
+        if path.is_dir():
+            raise InputError(path, "is a folder", "give the name of a file")
+        if not path.parent.is_dir():
+            raise InputError(path, "its folder does not exist", f"make {path.parent} first")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise InputError(path, "cannot be written", "check its permissions")
+
+
+def free_name(path: Path) -> Path:
+    """The path itself, or with the first number that makes it a new one: figure.png, figure-2.png, ..."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return path if not path.exists() else next(new for new in numbered if not new.exists())
+
+
+def help_alone(context: typer.Context) -> None:
+    """Print the help of a group that was called without a command."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())

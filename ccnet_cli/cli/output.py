@@ -1,0 +1,96 @@
+"""How results leave: tables for people, JSON for programs, files whole or not at all."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ccnet_cli.errors import EnvironmentFailure, one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".ccnet-{os.getpid()}.tmp")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        # it could be written when the command began
+        why = f"not written ({error.strerror})"
+        raise EnvironmentFailure(path, why, "make room, or choose another place") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(value: object, path: Path | None) -> bool:
+    """Write a result as JSON where asked; True when that was stdout, where nothing else may be printed."""
+    if path is None:
+        return False
+    text = json.dumps(value, indent=2, allow_nan=False)
+    if str(path) != "-":
+        write(path, f"{text}\n".encode())
+        return False
+    print(text)
+    return True
+
+
+def quoted(text: str) -> str:
+    """One cell of a CSV file."""
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n\r') else text
+
+
+def percent(value: float | None) -> str:
+    """A share as per cent; - where there is none."""
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def table(
+    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], sections: Sequence[int] = ()
+) -> None:
+    """Print a table, numbers to the right; sections are the rows that a rule follows."""
+    from rich.table import Table
+    from rich.text import Text
+
+    # above the table, which would fold it to its own width
+    if title is not None:
+        print(title)
+    table = Table()
+    rows = list(rows)
+    for index, name in enumerate(columns):
+        numeric = all(
+            row[index].replace(",", "").replace(".", "").lstrip("-").isdecimal() for row in rows if row[index]
+        )
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for index, row in enumerate(rows):
+        table.add_row(*(Text(cell) for cell in row), end_section=index in sections)
+    _console().print(table)
+
+
+def block(rows: Iterable[tuple[str, str, str, str]]) -> None:
+    """Print states, names and details as a block of Markdown, each fix below what it mends."""
+    from rich.text import Text
+
+    console = _console()
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    lines = [Text("```")]
+    for state, name, text, fix in rows:
+        lines.append(Text.assemble((f"{state:6}", colours[state]), f"{name:15} {one_line(text)}"))
+        if fix:
+            lines.append(Text(f"{'':22}{one_line(fix)}"))
+    for line in [*lines, Text("```")]:
+        # not folded: the block is to be pasted
+        console.print(line, soft_wrap=True)
+
+
+def _console() -> "Console":
+    """Where tables go: escape codes only on a terminal, and no colours there with NO_COLOR."""
+    from rich.console import Console
+
+    plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR")
+    # wide enough for any table where there is no terminal to ask
+    return Console(width=None if sys.stdout.isatty() else 160, color_system=None if plain else "auto")

@@ -1,0 +1,98 @@
+"""`ccnet predict`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ccnet_cli.cli.options import (
+    CheckpointFile,
+    Device,
+    Flip,
+    Format,
+    Formats,
+    Mode,
+    OtherPreset,
+    Overrides,
+    Overwrite,
+    Scales,
+    examples,
+    numbers_of,
+    refuse_unwritable,
+)
+from ccnet_cli.cli.output import write_json
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=examples(
+        "ccnet predict img.png -o mask.png",
+        "ccnet predict street.jpg -o overlay.png --format overlay --legend legend.png",
+        "ccnet predict photos 'more/*.jpg' -o masks --format color --format train-id",
+        "ccnet predict photos -o masks --continue",
+        "ccnet predict - -o masks --probabilities npz --json areas.json < names.txt",
+        "ccnet predict drive.mov -o drive.webm --format overlay",
+    )
+)
+def predict(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help="Images, videos, folders, patterns; - reads names.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE|DIR",
+            help="A .png for one image, a .mp4 or .webm for one video, else a folder.",
+        ),
+    ],
+    checkpoint: CheckpointFile = None,
+    formats: Formats = None,
+    legend: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the colours' names.")] = None,
+    probabilities: Annotated[
+        Literal["npz"] | None,
+        typer.Option(metavar="npz", help="Write float16 arrays (classes, height, width) beside the masks of images."),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write each class's area in each source; - prints JSON alone."),
+    ] = None,
+    overwrite: Overwrite = False,
+    continued: Annotated[
+        bool, typer.Option("--continue", help="Keep what is whole, whatever checkpoint it is from; segment the rest.")
+    ] = False,
+    device: Device = "auto",
+    mode: Mode = None,
+    scales: Scales = None,
+    flip: Flip = None,
+    preset: OtherPreset = None,
+    overrides: Overrides = None,
+) -> None:
+    """Segment photographs and videos: colour masks, overlays or label ids, probabilities, areas."""
+    refuse_unwritable(json_file)
+    averaged = numbers_of("--scales", scales)
+    from ccnet_cli.predict import predict as segment
+
+    result = segment(
+        sources,
+        output,
+        checkpoint=checkpoint,
+        formats=formats or [Format.COLOR],
+        overwrite=overwrite,
+        legend=legend,
+        device=device,
+        mode=mode,
+        scales=averaged,
+        flip=flip,
+        preset=preset,
+        overrides=overrides or (),
+        npz=probabilities is not None,
+        areas=json_file is not None,
+        continued=continued,
+    )
+    if json_file is not None and write_json(result.to_mapping(), json_file):
+        return
+    for path in result.files:
+        print(path)

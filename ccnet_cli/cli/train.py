@@ -1,0 +1,107 @@
+"""`ccnet train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ccnet_cli.cli.options import (
+    DataFolder,
+    Device,
+    Gpus,
+    Overrides,
+    Processes,
+    examples,
+    path_of,
+    preset_names,
+)
+from ccnet_cli.errors import detail
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=examples(
+        "ccnet train --preset quickstart",
+        "ccnet train --preset camvid --data CamVid -o runs/camvid",
+        "ccnet train --preset cityscapes-r2-ohem --data Cityscapes --gpus 4 --weights resnet101-imagenet.pth",
+        "ccnet train --preset quickstart -s model.recurrence=1 -s schedule.steps=200",
+        "ccnet train --preset quickstart -o runs/first --resume",
+    )
+)
+def train(
+    preset: Annotated[
+        str,
+        typer.Option(metavar="NAME|FILE", help="What to run; see ccnet presets list.", autocompletion=preset_names),
+    ],
+    overrides: Overrides = None,
+    data: DataFolder = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", "-o", metavar="DIR", help="Folder of the run; a new one below ./runs.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="[FILE]", help="Continue from FILE, or from the newest sound checkpoint of the run."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict-resume", help="Refuse to resume under other settings, data or threads.")
+    ] = False,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Begin with these weights: a checkpoint, the authors', ImageNet's, ..."),
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Take the weights that fit, as long as the backbone's do.")
+    ] = False,
+    gpus: Gpus = None,
+    processes: Processes = 1,
+    nodes: Annotated[int | None, typer.Option(min=1, max=1024, metavar="M", help="Machines of the run.")] = None,
+    node_rank: Annotated[
+        int | None, typer.Option(min=0, metavar="K", help="Which of the machines this is, from 0.")
+    ] = None,
+    rendezvous: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where machine 0 is reached by the others.")
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, max=1000, metavar="N", help="Times to go on from the newest checkpoint by itself.")
+    ] = 0,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How long a process waits for the others in a step.")
+    ] = 600,
+    join_timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How long it waits for the others to come.")
+    ] = 300,
+    shutdown_timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="Time to end after a signal; twice that of a checkpoint.")
+    ] = 60,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of weights and data order.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Train a model; the run folder holds everything that belongs to the run."""
+    from ccnet_cli import config
+
+    settings = config.load(
+        preset, [*(overrides or ()), *path_of("data.root", data), *([] if seed is None else [f"seed={seed}"])]
+    )
+    detail(f"preset {settings.name} of {config.find(preset)}")
+    from ccnet_cli.distributed import Limits
+    from ccnet_cli.launch import machines
+    from ccnet_cli.train import train as start
+
+    folder = start(
+        settings,
+        run=run,
+        resume=resume,
+        gpus=gpus,
+        processes=processes,
+        weights=weights,
+        device=device,
+        partial=partial,
+        strict=strict,
+        machines=machines(nodes, node_rank, rendezvous),
+        restarts=max_restarts,
+        limits=Limits(join_timeout, timeout, shutdown_timeout),
+    )
+    # one of several speaks
+    if folder is not None:
+        print(folder)

@@ -1,0 +1,120 @@
+"""`ccnet visualize`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ccnet_cli.cli.options import (
+    CheckpointFile,
+    Device,
+    Json,
+    OtherPreset,
+    Overrides,
+    Overwrite,
+    examples,
+    free_name,
+    point_of,
+    refuse_unwritable,
+)
+from ccnet_cli.cli.output import percent, table, write_json
+from ccnet_cli.errors import InputError
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=examples(
+        "ccnet visualize --point 300,400",
+        "ccnet visualize street.jpg --point 300,400 --point 120,80 -o attention.png",
+        "ccnet visualize --point 300,400 --clip 98 --maps attention.npz",
+        "ccnet visualize street.jpg --point 300,400 --checkpoint runs/r1 --compare runs/r2",
+        "ccnet visualize street.jpg --html viewer.html --label street_label.png",
+        "ccnet visualize one.jpg two.jpg --html viewers/",
+    )
+)
+def visualize(
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[IMAGE]...", help="The sample image if left out; several for --html."),
+    ] = None,
+    points: Annotated[
+        list[str] | None,
+        typer.Option("--point", metavar="X,Y", help="Pixel of the image, from top left; repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="attention.png, or the next free number of it."),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|DIR", help="Write a page to explore instead: a .html file, or a folder of them."),
+    ] = None,
+    label: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Label map to show in the page, a PNG of the data set's ids.")
+    ] = None,
+    checkpoint: CheckpointFile = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A second checkpoint, drawn beside the first.")
+    ] = None,
+    clip: Annotated[
+        float, typer.Option(min=0, max=100, metavar="PERCENT", help="Percentile above which weights look alike.")
+    ] = 99.0,
+    maps: Annotated[Path | None, typer.Option(metavar="NPZ", help="Write the maps as arrays.")] = None,
+    json_file: Json = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    preset: OtherPreset = None,
+    overrides: Overrides = None,
+) -> None:
+    """Draw what the network attends to from a point: R=1 beside R=2, as a figure or as a page to explore."""
+    pixels = [point_of(text) for text in points or ()]
+    given = sources or []
+    chosen: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "clip": clip,
+        "device": device,
+        "overwrite": overwrite,
+        "preset": preset,
+        "overrides": overrides or (),
+    }
+    if html is not None:
+        figures = (("--output", output), ("--compare", compare), ("--maps", maps), ("--json", json_file))
+        for option, value in figures:
+            if value is not None:
+                raise InputError(f"option {option}", "is for the figure, not for --html", "give one of them")
+        from ccnet_cli.visualize import explore
+
+        for path in explore(given, html, pixels, label=label, **chosen):
+            print(path)
+        return
+    if not pixels:
+        raise InputError("option --point", "missing", "give a pixel, such as --point 300,400, or --html viewer.html")
+    if len(given) > 1 or label is not None:
+        what, fix = ("option --label", "add --html FILE") if label else (f"{len(given)} images", "add --html DIR")
+        raise InputError(what, "only with --html", fix)
+    refuse_unwritable(json_file)
+    target = output or free_name(Path("attention.png"))
+    from ccnet_cli.visualize import visualize as draw
+
+    summary = draw(given[0] if given else None, pixels, target, maps=maps, compare=compare, **chosen)
+    if write_json(summary.to_mapping(), json_file):
+        return
+    drawn = [summary, *([summary.compared] if summary.compared else [])]
+    rows = [
+        (
+            f"{point['point'][0]},{point['point'][1]}",
+            *([one.checkpoint] if compare else []),
+            point["class"],
+            f"R={r}",
+            *map(percent, point[f"r{r}"].values()),
+        )
+        for one in drawn
+        for point in one.to_mapping()["points"]
+        for r in range(1, one.recurrence + 1)
+    ]
+    table(
+        f"{summary.image}: where the attention lies, %",
+        ("point", *(["model"] if compare else []), "class", "pass", "own class", "on cross", "off cross"),
+        rows,
+    )
