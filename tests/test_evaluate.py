@@ -320,7 +320,7 @@ def test_bad_options_are_refused(saved, data, options, message):
 def test_a_missing_label_is_refused_before_the_first_image(saved, tmp_path, monkeypatch):
     data = tiny.make_camvid(tmp_path / "data", SIZES[:3])
     (data / "valannot" / "002.png").unlink()
-    monkeypatch.setattr(evaluation, "segment", lambda *_: pytest.fail("an image was segmented"))
+    monkeypatch.setattr(evaluation, "batch_scores", lambda *_: pytest.fail("an image was segmented"))
     with pytest.raises(InputError, match=r"002\.png"):
         evaluate(saved, data, save=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -328,7 +328,7 @@ def test_a_missing_label_is_refused_before_the_first_image(saved, tmp_path, monk
 
 def test_images_without_labels_and_nowhere_to_go_are_refused(saved, tmp_path, monkeypatch):
     data = bare(tmp_path)
-    monkeypatch.setattr(evaluation, "segment", lambda *_: pytest.fail("an image was segmented"))
+    monkeypatch.setattr(evaluation, "batch_scores", lambda *_: pytest.fail("an image was segmented"))
     with pytest.raises(InputError, match="split test: has no labels, so there is nothing to score; add --save DIR"):
         evaluate(saved, data, split="test", confusion=tmp_path / "matrix.png")
 

@@ -20,9 +20,9 @@ FLOORS = {
     5: "train predict visualize export bench doctor",
     4: "evaluate plan trainer figure report",
     3: "inference loading outputs",
-    2: "model checkpoint weights sources launch",
+    2: "model checkpoint weights sources launch scores",
     1: "attention resnet loss metrics schedule datasets distributed record progress torchfile runfolder video viewer",
-    0: "ops config images durable version",
+    0: "ops config images durable version pipeline",
     -1: "errors",
 }
 # folders whose files import each other
@@ -34,7 +34,7 @@ DOORS = {
     "rich": {"cli", "progress"},
     "yaml": {"config"},
     "pydantic": {"config"},
-    "numba": {"ops.cuda.build", "ops.cuda.lines", "ops.cuda.memory", "ops.cuda.softmax", "doctor"},
+    "numba": {"ops.labels", "ops.cuda.build", "ops.cuda.lines", "ops.cuda.memory", "ops.cuda.softmax", "doctor"},
     "llvmlite": {"ops.cuda.memory"},
     "cuda.bindings": {"ops.cuda.build", "ops.cuda.launch"},
     "torch.distributed": {"distributed"},
