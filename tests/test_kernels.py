@@ -544,7 +544,7 @@ def test_a_pass_is_five_launches_with_its_pointers_on_the_current_stream(monkeyp
 
 
 def test_what_the_driver_refuses_is_told_by_name():
-    with pytest.raises(EnvironmentFailure, match="ERROR_INVALID.*model.implementation=gemm"):
+    with pytest.raises(EnvironmentFailure, match=r"ERROR_INVALID.*model\.implementation=gemm"):
         launch._checked((SimpleNamespace(name="ERROR_INVALID"),))
 
 
