@@ -89,7 +89,7 @@ def test_the_first_of_slurm_s_nodes_is_where_all_meet(nodes, first):
 
 
 def test_a_list_without_a_node_is_refused():
-    with pytest.raises(InputError, match="SLURM_NODELIST.*MASTER_ADDR"):
+    with pytest.raises(InputError, match=r"SLURM_NODELIST.*MASTER_ADDR"):
         distributed.first_node("[1-3]")
 
 
