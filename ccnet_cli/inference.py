@@ -234,7 +234,6 @@ def _views(
     for scale in scales:
         pictures = resized(images_BCHW, scale, align_corners, fit)
         rows, columns = _cut(height, width, pictures, tile)
-        views = [pictures, pictures.flip(-1)][: 1 + flip]
         # of every image one tile after the other: no image's sums depend on what it is seen together with
         tiles = [
             (number, mirrored, y, x)
@@ -246,7 +245,7 @@ def _views(
         for begin in range(0, len(tiles), batch):
             several = tiles[begin : begin + batch]
             parts = [
-                views[mirrored][number, :, y : y + rows.tile, x : x + columns.tile]
+                _tile(pictures[number], mirrored, slice(y, y + rows.tile), x, columns.tile)
                 for number, mirrored, y, x in several
             ]
             parts = [_padded(part, rows.tile, columns.tile) for part in parts]
@@ -261,6 +260,14 @@ def _views(
                         logits = logits[exchange(len(logits), pairs).tolist()]
                 shares[number].append(Share(logits, down, across))
     return [Scores((height, width), own) for own in shares]
+
+
+def _tile(picture_CHW: Tensor, mirrored: bool, rows: slice, left: int, width: int) -> Tensor:
+    """A tile of a picture or, cut out before it is turned, of its mirror image."""
+    if not mirrored:
+        return picture_CHW[:, rows, left : left + width]
+    right = picture_CHW.shape[2] - left
+    return picture_CHW[:, rows, max(right - width, 0) : right].flip(-1)
 
 
 def _padded(part_CHW: Tensor, height: int, width: int) -> Tensor:

@@ -138,19 +138,28 @@ def in_ranks(world, work, monkeypatch):
 
 @pytest.fixture(scope="module")
 def thirteen(tmp_path_factory):
-    return tiny.make_camvid(tmp_path_factory.mktemp("thirteen"), [(9 + 2 * n, 30 - n) for n in range(13)])
+    # runs of one size, which the network sees together, and others
+    sides = [0, 0, 0, 3, 4, 4, 6, 6, 6, 6, 6, 11, 12]
+    return tiny.make_camvid(tmp_path_factory.mktemp("thirteen"), [(9 + 2 * n, 30 - n) for n in sides])
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 8, 13])
-def test_any_number_of_processes_gives_the_same_matrix(saved, thirteen, world, count, monkeypatch):
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_any_number_of_processes_and_any_batch_give_the_same_matrix(saved, thirteen, world, count, batch, monkeypatch):
     restored = loading.restore(saved)
     source = open_source(restored.preset.data.model_copy(update={"root": str(thirteen)}), "val")
     source = evaluation.replace(source, samples=source.samples[:count])
     settings, place = restored.preset.eval, torch.device("cpu")
     alone = evaluation.evaluate_model(restored.model, source, settings, place)
     models = [copy.deepcopy(restored.model) for _ in range(world)]
+    seen = []
+    models[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    settings = settings.model_copy(update={"batch": batch})
     found = in_ranks(world, lambda rank: evaluation.evaluate_model(models[rank], source, settings, place), monkeypatch)
+    # the first process has at least the first images of the first three, which are of one size
+    own = min(count // world, 3)
+    assert max(seen, default=0) == batch if own >= batch or not seen else max(seen) < batch
     assert all(torch.equal(confusion.matrix, alone.matrix) for confusion in found)
 
 
