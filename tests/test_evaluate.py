@@ -19,6 +19,7 @@ from ccnet_cli import checkpoint, config, distributed, loading, outputs
 from ccnet_cli import evaluate as evaluation
 from ccnet_cli.datasets import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
+from ccnet_cli.inference import class_scores
 from ccnet_cli.metrics import Confusion
 
 SIZES = [(40, 56), (56, 40), (17, 23), (48, 48), (9, 64)]
@@ -153,14 +154,24 @@ def test_any_number_of_processes_and_any_batch_give_the_same_matrix(saved, thirt
     settings, place = restored.preset.eval, torch.device("cpu")
     alone = evaluation.evaluate_model(restored.model, source, settings, place)
     models = [copy.deepcopy(restored.model) for _ in range(world)]
-    seen = []
-    models[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     settings = settings.model_copy(update={"batch": batch})
     found = in_ranks(world, lambda rank: evaluation.evaluate_model(models[rank], source, settings, place), monkeypatch)
-    # the first process has at least the first images of the first three, which are of one size
-    own = min(count // world, 3)
-    assert max(seen, default=0) == batch if own >= batch or not seen else max(seen) < batch
     assert all(torch.equal(confusion.matrix, alone.matrix) for confusion in found)
+
+
+def test_the_network_sees_pictures_and_tiles_of_one_size_together(saved, thirteen):
+    model = loading.restore(saved).model
+    source = open_source(config.load("camvid", [f"data.root={thirteen}"]).data, "val")
+    seen = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    evaluation.evaluate_model(model, source, config.Eval(batch=2), torch.device("cpu"))
+    # runs of 3, 1, 2, 5, 1 and 1
+    assert seen == [2, 1, 1, 2, 2, 2, 1, 1, 1]
+    seen.clear()
+    # two rows of three tiles
+    picture = torch.zeros(1, 3, 40, 56)
+    class_scores(model.eval(), picture, "sliding", (24, 30), batch=4)
+    assert seen == [4, 2]
 
 
 def test_a_sampler_that_repeats_images_is_noticed(saved, data, monkeypatch):
