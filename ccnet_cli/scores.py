@@ -116,7 +116,7 @@ class Scores:
         return found
 
     def labels(self, implementation: str | None = None) -> np.ndarray:
-        """The best class of each pixel, the lowest of several, uint8 (H, W); NonFiniteError where a best is not finite.
+        """The best class of each pixel, the lowest of several, uint8 (H, W); NonFiniteError where a logit is not finite.
 
         Left to itself, the implementation is torch until loading the compiled one pays, and on a GPU; both agree to
         the last bit.
@@ -135,6 +135,9 @@ class Scores:
         self, label: np.ndarray | None, ignored: int, implementation: str | None
     ) -> tuple[np.ndarray, Confusion]:
         logits = self.shares[0].logits
+        # an infinite logit need not reach a best score
+        if not torch.stack([share.logits.isfinite().all() for share in self.shares]).all():
+            raise _not_finite()
         if implementation is None:
             implementation = "numba" if logits.device.type == "cpu" and _pays(len(logits), self.size) else "torch"
         if implementation == "numba":
