@@ -116,7 +116,7 @@ class Scores:
         return found
 
     def labels(self, implementation: str | None = None) -> np.ndarray:
-        """The best class of each pixel, the lowest of several, uint8 (H, W); NonFiniteError where a logit is not finite.
+        """The best class of each pixel, the lowest of several, uint8 (H, W); NonFiniteError unless logits are finite.
 
         Left to itself, the implementation is torch until loading the compiled one pays, and on a GPU; both agree to
         the last bit.
