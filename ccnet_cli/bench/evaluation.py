@@ -67,6 +67,7 @@ class Ready(nn.Module):
         self.known: dict[tuple[int, int], Tensor] = {}
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Logits (B, K, h, w) that a picture's size alone decides."""
         height, width = ((side + STRIDE - 1) // STRIDE for side in x_BCHW.shape[2:])
         if (height, width) not in self.known:
             generator = torch.Generator().manual_seed(height * 100003 + width)
