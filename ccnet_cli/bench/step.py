@@ -19,7 +19,6 @@ from ccnet_cli.loss import Objective
 
 # B batch, H height, W width of the images
 
-CLASSES = 19
 OFFICIAL = "official"
 # the row, its precision, and whether activations are computed again
 OURS = {
@@ -82,6 +81,7 @@ def step(
     preset: config.Preset,
     sizes: Sequence[tuple[int, int]] = ((385, 385),),
     batch: int = 2,
+    classes: int = 19,
     threads: int | None = None,
     repeats: int = 3,
     device: str = "auto",
@@ -96,10 +96,12 @@ def step(
     torch.set_num_threads(threads or before)
     try:
         torch.manual_seed(0)
-        official, ours = (_Step(preset, place, way) for way in (True, False))
+        official, ours = (_Step(preset, classes, place, way) for way in (True, False))
         ours.model.load_state_dict(official.model.state_dict())
         convolution = {name: _convolution_rate(place, DTYPES[name]) for name in ("fp32", "bf16")}
-        rows = tuple(row for size in sizes for row in _rows(official, ours, size, batch, repeats, place, convolution))
+        rows = tuple(
+            row for size in sizes for row in _rows(official, ours, size, batch, classes, repeats, place, convolution)
+        )
         count = torch.get_num_threads()
         return Report(preset.name, batch, repeats, str(place), count, torch.__version__, convolution, rows)
     finally:
@@ -109,8 +111,8 @@ def step(
 class _Step:
     """A model with its optimiser, the authors' way or ours, and how it takes a step; the learning rate is 0."""
 
-    def __init__(self, preset: config.Preset, device: torch.device, official: bool) -> None:
-        model = models.build(preset.model, CLASSES).to(device)
+    def __init__(self, preset: config.Preset, classes: int, device: torch.device, official: bool) -> None:
+        model = models.build(preset.model, classes).to(device)
         rcca = model.head.rcca
         if rcca is not None:
             # at 0 the attention would be the identity, and a wrong one not be seen
@@ -154,12 +156,13 @@ def _rows(
     ours: _Step,
     size: tuple[int, int],
     batch: int,
+    classes: int,
     repeats: int,
     device: torch.device,
     convolution: dict[str, float],
 ) -> list[Row]:
     x_BCHW = 60 * torch.randn(batch, 3, *size, device=device)
-    label_BHW = torch.randint(0, CLASSES, (batch, *size), device=device)
+    label_BHW = torch.randint(0, classes, (batch, *size), device=device)
     label_BHW[torch.rand(label_BHW.shape, device=device) < 0.1] = IGNORED
     calls: dict[str, Callable[[], Tensor]] = {OFFICIAL: lambda: official.take(x_BCHW, label_BHW)}
     for name, (precision, recompute) in OURS.items():
@@ -194,8 +197,9 @@ def _rows(
 
 
 def _convolution_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """TFLOP/s of a 3x3 convolution of 512 channels, channels last, on a map of 97x97."""
-    x_BCHW, weight = torch.rand(2, 512, 97, 97, device=device), torch.rand(512, 512, 3, 3, device=device)
+    """TFLOP/s of a 3x3 convolution of 512 channels, channels last, as the deep layers have it."""
+    x_BCHW, weight = torch.rand(2, 512, 49, 49, device=device), torch.rand(512, 512, 3, 3, device=device)
     x_BCHW, weight = (each.to(dtype, memory_format=torch.channels_last) for each in (x_BCHW, weight))
+    work = 2 * x_BCHW.numel() * 512 * 9
     with torch.no_grad():
-        return measure.rate(lambda: F.conv2d(x_BCHW, weight, padding=1), 2 * 2 * 97 * 97 * 512 * 512 * 9, device) / 1e12
+        return measure.rate(lambda: F.conv2d(x_BCHW, weight, padding=1), work, device) / 1e12
