@@ -106,6 +106,12 @@ def read_image(path: Path, exif: bool = False) -> Pixels:
     return image
 
 
+def unchecked(path: Path, grey: bool = False) -> Pixels:
+    """A file as OpenCV alone reads it, BGR (H, W, 3) or grey (H, W): for `ccnet bench data` to compare with."""
+    flags = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR
+    return np.asarray(cv2.imdecode(np.fromfile(path, np.uint8), flags), np.uint8)
+
+
 def size(path: Path) -> tuple[int, int]:
     """Height and width that an image's header gives, EXIF rotation left out; the pixels are not decoded."""
     try:
