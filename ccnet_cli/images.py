@@ -131,7 +131,7 @@ def read_label(path: Path) -> Labels:
         if colour not in (GREY, PALETTE):
             raise _Damaged("has colour or alpha channels; a label map has one channel of class values")
         # declared grey and without its palette, the decoder hands out a palette picture's indices
-        header = chunks[0][1][:9] + bytes([GREY]) + chunks[0][1][10:]
+        header = bytes(chunks[0][1][:9]) + bytes([GREY]) + bytes(chunks[0][1][10:])
         data = b"".join(body for name, body in chunks if name == b"IDAT")
         values = _decode(_png((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")), cv2.IMREAD_UNCHANGED)
         if values.shape != (height, width) or values.dtype != (np.uint16 if depth == 16 else np.uint8):
@@ -317,13 +317,13 @@ def _png(*chunks: tuple[bytes, bytes]) -> bytes:
     return b"".join(parts)
 
 
-def _png_chunks(content: bytes) -> list[tuple[bytes, bytes]]:
-    """Names and bodies up to IEND, every checksum compared (the decoder skips some)."""
-    chunks: list[tuple[bytes, bytes]] = []
-    start = len(PNG_SIGNATURE)
+def _png_chunks(content: bytes) -> list[tuple[bytes, memoryview]]:
+    """Names and bodies up to IEND, every checksum compared (the decoder skips some); bodies are not copied."""
+    chunks: list[tuple[bytes, memoryview]] = []
+    start, whole = len(PNG_SIGNATURE), memoryview(content)
     while not chunks or chunks[-1][0] != b"IEND":
         length = int.from_bytes(content[start : start + 4])
-        name, body = content[start + 4 : start + 8], content[start + 8 : start + 8 + length]
+        name, body = content[start + 4 : start + 8], whole[start + 8 : start + 8 + length]
         checksum = content[start + 8 + length : start + 12 + length]
         if len(checksum) < 4:
             raise _Damaged("truncated: the PNG ends early")
@@ -336,7 +336,7 @@ def _png_chunks(content: bytes) -> list[tuple[bytes, bytes]]:
     return chunks
 
 
-def _png_header(body: bytes) -> tuple[int, int, int, int]:
+def _png_header(body: memoryview) -> tuple[int, int, int, int]:
     """Height, width, bit depth and colour type in IHDR."""
     height, width = _limited(int.from_bytes(body[4:8]), int.from_bytes(body[:4]))
     return height, width, body[8], body[9]
