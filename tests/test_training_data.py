@@ -170,6 +170,16 @@ def test_padding_arrives_as_zero_wherever_it_lies(source):
     assert seen == {(14, 0, 21), (14, 5, 26), (16, 0, 24), (16, 2, 26)}
 
 
+def test_a_sample_keeps_no_larger_picture_alive(source):
+    def held(array):
+        return held(array.base) if isinstance(array.base, np.ndarray) else array.nbytes
+
+    data = datasets.Training(source, (9, 10))
+    for epoch in range(12):
+        item = data[epoch, 0]
+        assert held(item.image) == 9 * 10 * 3 and held(item.label) == 9 * 10
+
+
 def test_half_of_the_samples_are_mirrored(source):
     data = datasets.Training(source, (20, 30), 1.0, 1.0)
     pixels, ids = datasets.load_pair(source, source.samples[0])

@@ -95,6 +95,8 @@ class Training:
             # what was padded at the right moves with the rest
             left = self.crop[1] - width
         image, label = pad(image, label, self.crop, left, self.source.ignore_index)
+        # views would keep the scaled pictures in memory until the batch is whole
+        image, label = np.ascontiguousarray(image), np.ascontiguousarray(label)
         return Item(image, label, (height, left, left + width), sample.name)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item] | CCNetError:
