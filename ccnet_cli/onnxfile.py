@@ -87,7 +87,8 @@ def read(path: Path) -> tuple[dict[str, Any], bytes]:
     told = {entry.key: entry.value for entry in model.metadata_props}
     if not {FACTS, SEAL} <= told.keys():
         raise InputError(path, "an ONNX file that ccnet did not write", FIX)
-    if told[SEAL] != _seal(memoryview(content)[begin:end], told[FACTS]):
+    # a string that is no UTF-8 comes as bytes
+    if not isinstance(told[FACTS], str) or told[SEAL] != _seal(memoryview(content)[begin:end], told[FACTS]):
         raise InputError(path, "damaged, or changed since it was written", "export or copy it again")
     _refuse_unknown(path, model)
     try:
@@ -262,7 +263,7 @@ def _refuse_unknown(path: Path, model: Any) -> None:
     nested = any(each.HasField("g") or each.graphs for node in graph.node for each in node.attribute)
     if nested or model.functions or graph.sparse_initializer or model.training_info:
         raise InputError(path, "holds more than one graph", FIX)
-    unknown = {node.op_type for node in graph.node if node.domain or node.op_type not in OPERATORS.split()}
+    unknown = {str(node.op_type) for node in graph.node if node.domain or node.op_type not in OPERATORS.split()}
     if unknown:
         raise InputError(path, f"holds operators that no network of ours has ({', '.join(sorted(unknown)[:3])})", FIX)
     try:
