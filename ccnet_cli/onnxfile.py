@@ -146,17 +146,21 @@ class Network(nn.Module):
         options.intra_op_num_threads = torch.get_num_threads()
         # of its own words, which take several lines, only what ends the process
         options.log_severity_level = 4
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if device.type == "cuda":
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
-        # a constant that is worked out beforehand may take any memory; our graphs hold none
-        session = onnxruntime.InferenceSession(
-            self.content, options, providers=providers, disabled_optimizers=["ConstantFolding"]
-        )
-        if device.type == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-            why = "the ONNX Runtime that is installed has no CUDA, or cannot load it"
-            raise InputError(f"device {device}", why, "use --device cpu, or install onnxruntime-gpu")
-        return session
+        cuda = device.type == "cuda"
+        gpu = [("CUDAExecutionProvider", {"device_id": device.index or 0})]
+        if not cuda or offers_cuda():
+            # a constant that is worked out beforehand may take any memory; our graphs leave none to work out
+            session = onnxruntime.InferenceSession(
+                self.content,
+                options,
+                providers=[*gpu[:cuda], "CPUExecutionProvider"],
+                disabled_optimizers=["ConstantFolding"],
+            )
+            # where CUDA cannot be loaded it falls back
+            if not cuda or session.get_providers()[0] == "CUDAExecutionProvider":
+                return session
+        why = "the ONNX Runtime that is installed has no CUDA, or cannot load it"
+        raise InputError(f"device {device}", why, "use --device cpu, or install onnxruntime-gpu")
 
     @contextmanager
     def _running(self) -> Iterator[None]:

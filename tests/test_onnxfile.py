@@ -188,6 +188,12 @@ def test_auto_is_the_cpu_where_the_runtime_knows_no_gpu(monkeypatch):
     assert [loading.device(*choice) for choice in CHOICES] == ["auto", "auto", "cuda:1", "cuda"]
 
 
+def test_a_gpu_that_the_runtime_does_not_know_is_refused(made, monkeypatch):
+    monkeypatch.setattr(onnxfile, "offers_cuda", lambda: False)
+    with pytest.raises(InputError, match="device cuda:0: the ONNX Runtime that is installed has no CUDA"):
+        loading.runnable(made / "model.onnx").model._session(torch.device("cuda:0"))
+
+
 CHOICES = [("auto", Path("a.ONNX")), ("auto", Path("a.pt")), ("cuda:1", Path("a.onnx")), ("cuda", Path("a.pt"))]
 
 
