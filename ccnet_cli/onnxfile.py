@@ -30,6 +30,8 @@ LARGEST_GRAPH = 4 << 20
 MOST_FIELDS = 1 << 18
 # where weights lie in the file: the field numbers of the graph, its weights, and a weight's bytes
 GRAPH, WEIGHT, BYTES = 7, 5, 9
+# in what ONNX Runtime says when memory runs out
+EXHAUSTED = ("bad_alloc", "bad allocation", "allocate mem")
 # none of them reads a file, calls other graphs or runs in a loop
 OPERATORS = (
     "Add Cast Concat Conv Div Equal Gather Identity LeakyRelu MatMul MaxPool Mul Range Relu Reshape Shape Slice "
@@ -171,9 +173,7 @@ class Network(nn.Module):
             raise
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            if out_of_memory(error) or any(
-                word in str(error) for word in ("bad_alloc", "bad allocation", "allocate mem")
-            ):
+            if out_of_memory(error) or any(words in str(error) for words in EXHAUSTED):
                 raise MemoryError(reason[0][:160]) from None
             raise InputError(self.path, f"ONNX Runtime cannot run it ({reason[0][:160]})", FIX) from None
 
@@ -230,8 +230,6 @@ def _outline(content: bytes) -> tuple[int, int, int]:
             length, at = _varint(content, at)
         else:
             length = {1: 8, 5: 4}[kind]
-        if at + length > ends[-1]:
-            raise ValueError
         if kind == 2 and number == (GRAPH, WEIGHT, BYTES)[len(ends) - 1]:
             if len(ends) == 3:
                 weights += length
