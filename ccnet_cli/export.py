@@ -1,4 +1,4 @@
-"""Write a model to hand on: our file without the training's state, or the layout of the authors' code."""
+"""Write a model to hand on: our file without the training's state, the authors' layout, or the network itself."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

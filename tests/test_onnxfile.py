@@ -166,6 +166,12 @@ def test_a_network_whose_scores_differ_is_not_written(made, tmp_path, monkeypatc
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_more_weights_than_a_file_can_hold_are_refused(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnxfile, "LARGEST", onnxfile.LARGEST_GRAPH + 20_000)
+    with pytest.raises(InputError, match="bytes of weights"):
+        export(made / "model.pt", tmp_path / "model.onnx", "onnx")
+
+
 def test_scores_that_are_not_finite_are_not_written(tmp_path):
     spoilt = tiny.save_checkpoint(tmp_path / "run", "model.recurrence=0", spoil=True)
     with pytest.raises(EnvironmentFailure, match="of their range away"):
@@ -274,7 +280,7 @@ def varint(value: int) -> bytes:
 
 
 def crowded(path: Path, good: bytes) -> None:
-    """Three million nodes without a byte in them, which parsed would take a gigabyte."""
+    """Three million nodes without a byte in them, which parsed would take half a gigabyte."""
     graph = b"\x0a\x00" * 3_000_000
     path.write_bytes(b"\x08\x08\x3a" + varint(len(graph)) + graph)
 
