@@ -132,6 +132,8 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The main scores."""
+        if torch.is_autocast_enabled(x.device.type):
+            raise InputError(self.path, "ONNX Runtime runs it in float32 alone", "use precision fp32")
         with self._running():
             if x.device not in self._sessions:
                 self._sessions[x.device] = self._session(x.device)

@@ -187,6 +187,11 @@ def test_an_override_and_a_preset_change_what_lies_around_the_network(made, tmp_
     assert other.classes == own.classes
 
 
+def test_another_precision_is_refused(made, tmp_path):
+    with pytest.raises(InputError, match="float32 alone"):
+        predict([made / "model.onnx", made / "image.png"], tmp_path / "mask.png", precision="bf16")
+
+
 def test_auto_is_the_cpu_where_the_runtime_knows_no_gpu(monkeypatch):
     monkeypatch.setattr(onnxfile, "offers_cuda", lambda: False)
     assert [loading.device(*choice) for choice in CHOICES] == ["cpu", "auto", "cuda:1", "cuda"]
