@@ -127,7 +127,6 @@ def score(
     if place is not None and (gpus or processes > 1):
         why = f"{place.world} processes are started already, by torchrun or SLURM"
         raise InputError("option --gpus" if gpus else "option --processes", why, "leave it to them")
-    checkpoint = checkpoints.find(checkpoint)
     kind = models.share(gpus, processes, loading.device(device, checkpoint))
     if place is None and (gpus or processes) > 1:
         found: Result = launch.run(_score, (checkpoint, kind, choices), gpus or processes)

@@ -107,9 +107,9 @@ def onnx(path: Path) -> bool:
     return path.suffix.lower() == onnxfile.SUFFIX
 
 
-def device(name: str, path: Path) -> str:
-    """A device's name, but cpu for auto where an ONNX file meets an ONNX Runtime that knows no GPU."""
-    return "cpu" if name == "auto" and onnx(path) and not onnxfile.offers_cuda() else name
+def device(name: str, path: Path | None) -> str:
+    """A device's name, but cpu for auto where an ONNX file that is named meets an ONNX Runtime that knows no GPU."""
+    return "cpu" if name == "auto" and path and onnx(path) and not onnxfile.offers_cuda() else name
 
 
 def _told(content: Mapping[str, Any], path: Path) -> tuple[config.Preset, Classes, int, dict[str, float]]:

@@ -194,9 +194,9 @@ def test_another_precision_is_refused(made, tmp_path):
 
 def test_auto_is_the_cpu_where_the_runtime_knows_no_gpu(monkeypatch):
     monkeypatch.setattr(onnxfile, "offers_cuda", lambda: False)
-    assert [loading.device(*choice) for choice in CHOICES] == ["cpu", "auto", "cuda:1", "cuda"]
+    assert [loading.device(*choice) for choice in CHOICES] == ["cpu", "auto", "auto", "cuda:1", "cuda"]
     monkeypatch.setattr(onnxfile, "offers_cuda", lambda: True)
-    assert [loading.device(*choice) for choice in CHOICES] == ["auto", "auto", "cuda:1", "cuda"]
+    assert [loading.device(*choice) for choice in CHOICES] == ["auto", "auto", "auto", "cuda:1", "cuda"]
 
 
 def test_a_gpu_that_the_runtime_does_not_know_is_refused(made, monkeypatch):
@@ -205,7 +205,11 @@ def test_a_gpu_that_the_runtime_does_not_know_is_refused(made, monkeypatch):
         loading.runnable(made / "model.onnx").model._session(torch.device("cuda:0"))
 
 
-CHOICES = [("auto", Path("a.ONNX")), ("auto", Path("a.pt")), ("cuda:1", Path("a.onnx")), ("cuda", Path("a.pt"))]
+CHOICES = [
+    *(("auto", path) for path in (Path("a.ONNX"), Path("a.pt"), None)),
+    ("cuda:1", Path("a.onnx")),
+    ("cuda", Path("a.pt")),
+]
 
 
 def seal(model, told=None) -> bytes:
