@@ -7,17 +7,20 @@ import typer
 
 from ccnet_cli.cli.options import (
     CONTEXT,
+    DataFolder,
     Device,
     Json,
+    Overrides,
     Overwrite,
     examples,
     help_alone,
+    path_of,
     refuse_existing,
     refuse_unwritable,
     size_of,
 )
 from ccnet_cli.cli.output import table, write_json
-from ccnet_cli.errors import CCNetError
+from ccnet_cli.errors import CCNetError, InputError
 
 BENCH_EXAMPLES = examples(
     "ccnet bench attention", "ccnet bench attention --size 97x97 --json bench.json", "ccnet bench cost"
@@ -25,6 +28,11 @@ BENCH_EXAMPLES = examples(
 
 
 app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT, epilog=BENCH_EXAMPLES)
+
+
+Sizes = Annotated[list[str] | None, typer.Option("--sizes", metavar="HxW", help="Size of the images; repeatable.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")]
+Repeats = Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -46,8 +54,8 @@ def bench_attention(
     channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
     recurrence: Annotated[int, typer.Option(min=1, max=3, metavar="R", help="Passes of the attention.")] = 2,
     batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")] = 5,
+    threads: Threads = None,
+    repeats: Repeats = 5,
     implementations: Annotated[
         list[str] | None, typer.Option("--implementation", metavar="NAME", help="Measure these only; repeatable.")
     ] = None,
@@ -158,6 +166,173 @@ def bench_cost(
 
 
 @app.command(
+    "loss",
+    epilog=examples(
+        "ccnet bench loss", "ccnet bench loss --sizes 385x385 --sizes 769x769 --threads 2 --json loss.json"
+    ),
+)
+def bench_loss(
+    sizes: Sizes = None,
+    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 2,
+    classes: Annotated[int, typer.Option(min=2, max=255, metavar="N", help="Classes.")] = 19,
+    threads: Threads = None,
+    repeats: Repeats = 5,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Time and memory of the loss, forward and backward, beside plain cross entropy and the authors' way."""
+    refuse_unwritable(json_file)
+    maps = [size_of(text) for text in sizes or ("769x769",)]
+    from ccnet_cli.bench.loss import loss
+
+    report = loss(maps, batch, classes, threads, repeats, device).to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            f"{row['size'][0]}x{row['size'][1]}",
+            row["name"],
+            *(f"{row['both'][key]:.1f}" for key in ("median", "least", "greatest")),
+            f"{row['ratio']:.2f}",
+            f"{row['memory']:.0f}",
+            f"{row['floor']:.0%}",
+            row["what"],
+        )
+        for row in report["rows"]
+    ]
+    title = f"{batch} x {classes} classes, {report['device']}, {report['threads']} threads, torch {report['torch']}, "
+    title += (
+        f"median, least and greatest of {repeats}; ratio to plain, MiB at the peak; floor: scores read and gradients"
+    )
+    title += f" written as fast as a copy, {report['copy']:.1f} GB/s here"
+    table(title, ("size", "loss", "ms", "least", "greatest", "ratio", "MiB", "of floor", ""), rows)
+
+
+@app.command(
+    "step",
+    epilog=examples(
+        "ccnet bench step",
+        "ccnet bench step --sizes 385x385 --sizes 769x769 --batch 2 --threads 2 --json step.json",
+        "ccnet bench step -s model.backbone=resnet50",
+    ),
+)
+def bench_step(
+    preset: Annotated[str, typer.Option("--preset", metavar="NAME|FILE", help="Whose model.")] = "cityscapes-r2-ohem",
+    overrides: Overrides = None,
+    sizes: Sizes = None,
+    batch: Annotated[int, typer.Option(min=2, max=1024, metavar="N", help="Images at once.")] = 2,
+    classes: Annotated[int, typer.Option(min=2, max=255, metavar="N", help="Classes.")] = 19,
+    threads: Threads = None,
+    repeats: Repeats = 3,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Time and memory of a training step, beside the authors' eager step."""
+    refuse_unwritable(json_file)
+    maps = [size_of(text) for text in sizes or ("385x385",)]
+    from ccnet_cli import config
+    from ccnet_cli.bench.step import step
+
+    made = config.load(preset, overrides or ())
+    report = step(made, maps, batch, classes, threads, repeats, device).to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            f"{row['size'][0]}x{row['size'][1]}",
+            row["name"],
+            *(f"{row['step'][key]:.0f}" for key in ("median", "least", "greatest")),
+            f"{row['ratio']:.2f}",
+            f"{row['memory']:.0f}",
+            f"{row['tflop']:.2f}",
+            f"{row['rate']:.3f}",
+            f"{row['floor']:.0%}",
+            row["what"],
+        )
+        for row in report["rows"]
+    ]
+    rates = ", ".join(f"{name} {rate:.3f}" for name, rate in report["convolution"].items())
+    title = f"{report['preset']}, {batch} images, {report['device']}, {report['threads']} threads, torch "
+    title += f"{report['torch']}, median, least and greatest of {repeats}; ratio to official, MiB at the peak above "
+    title += f"weights and optimiser; floor: a 3x3 convolution alone, TFLOP/s here: {rates}"
+    columns = ("size", "step", "ms", "least", "greatest", "ratio", "MiB", "TFLOP", "TFLOP/s", "of floor", "")
+    table(title, columns, rows)
+
+
+@app.command(
+    "data",
+    epilog=examples(
+        "ccnet bench data",
+        "ccnet bench data --sizes 512x1024,1024x2048 --workers 0,1,2,4 --json data.json",
+        "ccnet bench data --preset cityscapes-r2 --data /data/cityscapes",
+    ),
+)
+def bench_data(
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Measure its training data in place of made pictures.")
+    ] = None,
+    data: DataFolder = None,
+    sizes: Annotated[str, typer.Option(metavar="HxW,...", help="Sizes of the made pictures.")] = "1024x2048",
+    crop: Annotated[str | None, typer.Option(metavar="HxW", help="Size of the crop (data.crop).")] = None,
+    workers: Annotated[str, typer.Option(metavar="N,...", help="Processes of the loader, 0 for none.")] = "0,1,2",
+    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 4,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")] = 30,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Time of one training sample, the authors' way and ours, and the loader's images per second."""
+    refuse_unwritable(json_file)
+    maps = [size_of(text) for text in sizes.split(",")]
+    counts = [int(number) if number.isdecimal() else 65 for number in workers.split(",")]
+    if max(counts) > 64:
+        raise InputError(f"option --workers {workers}", "not a list of numbers up to 64", "write for example 0,1,2")
+    if data is not None and preset is None:
+        raise InputError("option --data", "needs a preset that tells what it holds", "add --preset NAME")
+    chosen = None
+    if preset is not None:
+        from ccnet_cli import config
+
+        chosen = config.load(preset, path_of("data.root", data))
+    from ccnet_cli.bench.data import data as measure
+
+    report = measure(
+        preset=chosen,
+        sizes=maps,
+        crop=None if crop is None else size_of(crop),
+        workers=counts,
+        batch=batch,
+        threads=threads,
+        repeats=repeats,
+        device=device,
+    ).to_mapping()
+    if write_json(report, json_file):
+        return
+    cut = "x".join(str(side) for side in report["crop"])
+    for found in report["tables"]:
+        height, width = found["size"]
+        title = (
+            f"{height}x{width} ({found['bytes'] / 1e6:.1f} MB) to {cut} as {report['preset']} cuts, {report['device']}"
+        )
+        title += f", {report['threads']} threads, OpenCV {report['opencv']}, median of {repeats}"
+        rows = [
+            (
+                row["name"],
+                *(f"{row['time'][key]:.1f}" for key in ("median", "least", "greatest")),
+                f"{row['ratio']:.2f}",
+                row["what"],
+            )
+            for row in found["rows"]
+        ]
+        table(title, ("one sample", "ms", "least", "greatest", "ratio", ""), rows)
+        rates = [
+            (str(rate["workers"]), *(f"{rate[key]:.1f}" for key in ("median", "least", "greatest")))
+            for rate in found["rates"]
+        ]
+        table(f"batches of {batch}, normalised", ("workers", "images/s", "least", "greatest"), rates)
+
+
+@app.command(
     "eval",
     epilog=examples(
         "ccnet bench eval",
@@ -166,13 +341,11 @@ def bench_cost(
     ),
 )
 def bench_eval(
-    sizes: Annotated[
-        list[str] | None, typer.Option("--sizes", metavar="HxW", help="Size of the image; repeatable.")
-    ] = None,
+    sizes: Sizes = None,
     classes: Annotated[int, typer.Option(min=1, max=255, metavar="K", help="Classes.")] = 19,
     tile: Annotated[str, typer.Option(metavar="HxW", help="Size of the tiles.")] = "769x769",
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")] = 5,
+    threads: Threads = None,
+    repeats: Repeats = 5,
     json_file: Json = None,
 ) -> None:
     """What an evaluation does around the network, on the CPU: from the tiles' logits to the confusion matrix."""
