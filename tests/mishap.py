@@ -91,7 +91,7 @@ def lose_checkpoints():
 WHAT = {
     "": lambda: None,
     "train": lambda: slowly(Trainer, "update", 0.2, lambda trainer, *_: trainer.step >= 2),
-    "eval": lambda: slowly(evaluate, "segment", 1.5),
+    "eval": lambda: slowly(evaluate, "batch_scores", 1.5),
     "save": lambda: slowly(checkpoint, "save", 0.5),
     "first batch": lambda: slowly(Training, "__getitem__", 0.3),
     "loader": lambda: slowly(train, "_quiet_worker", 0.5),
