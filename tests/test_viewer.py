@@ -453,7 +453,8 @@ def unpacked(directory: dict[str, tuple[str, int, int]], content: bytes) -> dict
     for name, (kind, offset, count) in directory.items():
         if kind.endswith("p"):
             low, high = np.frombuffer(content, np.uint8, 2 * count, offset).reshape(2, count)
-            arrays[name] = (low + 256 * high.astype(np.uint16)).astype(f"<{kind[:2]}")
+            exact = low + 256 * high.astype(np.int64) - (128 if kind == "i2p" else 0)
+            arrays[name] = exact.astype(f"<{kind[:2]}")
         else:
             arrays[name] = np.frombuffer(content, f"<{kind}", count, offset)
     return arrays

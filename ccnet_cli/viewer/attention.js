@@ -32,7 +32,9 @@ function unpack(directory, buffer) {
 function joined(buffer, offset, length, type) {
   const bytes = new Uint8Array(buffer, offset, 2 * length);
   const values = new TYPES[type.slice(0, 2)](length);
-  for (let i = 0; i < length; i++) values[i] = bytes[i] | (bytes[length + i] << 8);
+  // signed values were raised, so that small ones of either sign have the same high byte
+  const raised = type === "i2p" ? 128 : 0;
+  for (let i = 0; i < length; i++) values[i] = (bytes[i] | (bytes[length + i] << 8)) - raised;
   return values;
 }
 
@@ -53,13 +55,13 @@ function passOfWeights(grid, { codes, scale, gain }, levels) {
   });
 }
 
-/** A pass whose queries and keys were embedded, channel by channel: the softmax over the cross is done here. */
-function passOfProjections(grid, { query, key }, step) {
+/** A pass whose queries and keys were embedded, channel by channel: energies are the sums of worth * query * key. */
+function passOfProjections(grid, { query, key, worth }) {
   const { height, width } = grid;
   const count = height * width;
-  const channels = query.length / count;
-  const queries = pixelMajor(query, count, channels, step);
-  const keys = pixelMajor(key, count, channels, step);
+  const channels = worth.length;
+  const queries = pixelMajor(query, count, worth);
+  const keys = pixelMajor(key, count, worth.map(() => 1));
   const energy = (from, to) => {
     let sum = 0;
     for (let c = 0; c < channels; c++) sum += queries[from * channels + c] * keys[to * channels + c];
@@ -76,10 +78,11 @@ function passOfProjections(grid, { query, key }, step) {
   });
 }
 
-function pixelMajor(values, count, channels, step) {
+function pixelMajor(values, count, factors) {
+  const channels = factors.length;
   const turned = new Float32Array(values.length);
   for (let c = 0; c < channels; c++) {
-    for (let p = 0; p < count; p++) turned[p * channels + c] = values[c * count + p] * step;
+    for (let p = 0; p < count; p++) turned[p * channels + c] = values[c * count + p] * factors[c];
   }
   return turned;
 }
