@@ -142,18 +142,18 @@ def _kept(seen: Seen, size: tuple[int, int], room: int) -> tuple[dict[str, objec
     if seen.projections_CN:
 
         def fits(steps: int) -> bool:
-            return len(payload.pack(payload.projections(seen.projections_CN, steps))[1]) <= room
+            return len(payload.pack(payload.projections(seen.projections_CN, steps)[0])[1]) <= room
 
         # the finest that fit; the coarsest where none do
         steps = (*payload.STEPS, payload.STEPS[-1])[bisect.bisect_left(payload.STEPS, True, key=fits)]
-        arrays = payload.projections(seen.projections_CN, steps)
+        arrays, worth = payload.projections(seen.projections_CN, steps)
         pixels = np.random.default_rng(0).integers(size[0] * size[1], size=COMPARED).tolist()
-        error = payload.departure(seen.projections_CN, arrays, size, pixels)
+        error = payload.departure(seen.projections_CN, arrays, worth, size, pixels)
         told = (
             f"query and key of each pass in {steps} steps, and the softmax is done here: at {COMPARED} points, maps "
             f"differ from the network's by up to {error:.1g} of their largest weight"
         )
-        return {"form": "projections", "told": told}, arrays
+        return {"form": "projections", "steps": worth, "told": told}, arrays
     for levels in payload.LEVELS:
         arrays = payload.weights(seen.weights_NP, size, levels)
         if len(payload.pack(arrays)[1]) <= room:

@@ -55,13 +55,13 @@ function passOfWeights(grid, { codes, scale, gain }, levels) {
   });
 }
 
-/** A pass whose queries and keys were embedded, channel by channel: energies are the sums of worth * query * key. */
-function passOfProjections(grid, { query, key, worth }) {
+/** A pass whose queries and keys were embedded, channel by channel: the softmax over the cross is done here. */
+function passOfProjections(grid, { query, key }, step) {
   const { height, width } = grid;
   const count = height * width;
-  const channels = worth.length;
-  const queries = pixelMajor(query, count, worth);
-  const keys = pixelMajor(key, count, worth.map(() => 1));
+  const channels = query.length / count;
+  const queries = pixelMajor(query, count, channels, step);
+  const keys = pixelMajor(key, count, channels, step);
   const energy = (from, to) => {
     let sum = 0;
     for (let c = 0; c < channels; c++) sum += queries[from * channels + c] * keys[to * channels + c];
@@ -78,11 +78,10 @@ function passOfProjections(grid, { query, key, worth }) {
   });
 }
 
-function pixelMajor(values, count, factors) {
-  const channels = factors.length;
+function pixelMajor(values, count, channels, step) {
   const turned = new Float32Array(values.length);
   for (let c = 0; c < channels; c++) {
-    for (let p = 0; p < count; p++) turned[p * channels + c] = values[c * count + p] * factors[c];
+    for (let p = 0; p < count; p++) turned[p * channels + c] = values[c * count + p] * step;
   }
   return turned;
 }

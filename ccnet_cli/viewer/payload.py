@@ -34,38 +34,38 @@ def weights(passes_NP: Sequence[np.ndarray], size: tuple[int, int], levels: int)
     return arrays
 
 
-def projections(passes_CN: Sequence[tuple[np.ndarray, np.ndarray]], steps: int) -> dict[str, np.ndarray]:
-    """Each pass's query and key as int16 codes of up to `steps`, and what a channel's product of two is worth.
-
-    Energy = sum over channels of worth code code. The channels are not the network's: they are those of the singular
-    value decomposition of all energies, each in steps as coarse as it is weak, so that all err alike. What is too weak
-    to count is left out.
-    """
+def projections(
+    passes_CN: Sequence[tuple[np.ndarray, np.ndarray]], steps: int
+) -> tuple[dict[str, np.ndarray], list[float]]:
+    """Each pass's query and key (C', N) as int16 codes of up to `steps`, and what a step of each pass is worth."""
     arrays: dict[str, np.ndarray] = {}
+    worth = []
     for number, (query, key) in enumerate(passes_CN, start=1):
         # what all keys share raises all energies of a pixel alike, and the softmax does not see it
         key = key - key.mean(axis=1, keepdims=True)
-        (left, upper), (right, other) = (np.linalg.qr(part.T) for part in (query, key))
-        first, strength, second = np.linalg.svd(upper @ other.T)
-        found = [(left @ first).T * strength[:, None], (right @ second.T).T * strength[:, None]]
-        step = max(max(np.abs(part).max() for part in found), 1e-12) / steps
-        codes = [np.rint(part / step).astype(np.int16) for part in found]
-        used = codes[0].any(axis=1) & codes[1].any(axis=1)
-        arrays[f"query{number}"], arrays[f"key{number}"] = (part[used] for part in codes)
-        arrays[f"worth{number}"] = (step**2 / strength[used]).astype(np.float32)
-    return arrays
+        # evened out, no channel is large in one and small in the other
+        even = np.sqrt((np.abs(key).max(axis=1) + 1e-12) / (np.abs(query).max(axis=1) + 1e-12))[:, None]
+        query, key = query * even, key / even
+        step = max(float(np.abs(query).max()), float(np.abs(key).max()), 1e-12) / steps
+        arrays[f"query{number}"] = np.rint(query / step).astype(np.int16)
+        arrays[f"key{number}"] = np.rint(key / step).astype(np.int16)
+        worth.append(step)
+    return arrays, worth
 
 
 def departure(
     passes_CN: Sequence[tuple[np.ndarray, np.ndarray]],
     arrays: Mapping[str, np.ndarray],
+    worth: Sequence[float],
     size: tuple[int, int],
     pixels: Sequence[int],
 ) -> float:
     """The largest error of the maps of some pixels through all passes, as a share of each map's largest weight."""
     exact = [_attention(query, key, size) for query, key in passes_CN]
-    numbers = range(1, len(passes_CN) + 1)
-    kept = [_attention(arrays[f"worth{n}"][:, None] * arrays[f"query{n}"], arrays[f"key{n}"], size) for n in numbers]
+    kept = [
+        _attention(step * arrays[f"query{number}"], step * arrays[f"key{number}"], size)
+        for number, step in enumerate(worth, start=1)
+    ]
     maps = [(_composed(exact, size, pixel), _composed(kept, size, pixel)) for pixel in pixels]
     return max(float(np.abs(one - other).max() / one.max()) for one, other in maps)
 

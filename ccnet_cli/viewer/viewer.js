@@ -43,7 +43,7 @@ async function load(page) {
     const own = (name) => arrays[`${name}${index + 1}`];
     return page.form === "weights"
       ? passOfWeights(page.grid, { codes: own("codes"), scale: own("scale"), gain: own("gain") }, page.levels)
-      : passOfProjections(page.grid, { query: own("query"), key: own("key"), worth: own("worth") });
+      : passOfProjections(page.grid, { query: own("query"), key: own("key") }, page.steps[index]);
   });
   const tables = Object.fromEntries(page.colours.map((name, i) => [name, arrays.tables.subarray(768 * i, 768 * (i + 1))]));
   const picture = new Image();
