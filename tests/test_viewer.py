@@ -538,11 +538,12 @@ def test_the_page_of_a_large_image_stays_below_8_mb_and_says_how_far_it_is_off()
 
 
 def test_queries_and_keys_are_as_fine_as_their_room_allows(monkeypatch, page, photograph, tmp_path):
-    checkpoint = saved(tmp_path / "run", **NARROW)
+    monkeypatch.setattr(viewer, "CELLS", 0)
+    checkpoint = saved(tmp_path / "run", **WIDE)
     steps, sizes = [], []
     for name in ("fine", "coarse", "between"):
-        most = {"fine": viewer.PAGE_BYTES, "coarse": 0}.get(name, sum(sizes) // 2)
-        monkeypatch.setattr(viewer, "PAGE_BYTES", most)
+        most = {"fine": viewer.LARGE_PAGE_BYTES, "coarse": 0}.get(name, sum(sizes) // 2)
+        monkeypatch.setattr(viewer, "LARGE_PAGE_BYTES", most)
         explore([photograph], tmp_path / f"{name}.html", checkpoint=checkpoint)
         text = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
         steps.append(int(re.search(r"each pass in (\d+) steps", text)[1]))
