@@ -186,7 +186,10 @@ def bench_data(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """Time of one training sample, the authors' way and ours, and the loader's images per second."""
+    """Time of one training sample, and the loader's images per second.
+
+    The sample is made the authors' way and ours.
+    """
     refuse_unwritable(json_file)
     maps = [size_of(text) for text in sizes.split(",")]
     counts = [int(number) if number.isdecimal() else 65 for number in workers.split(",")]
