@@ -186,7 +186,7 @@ def bench_data(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """Time of one training sample, and the loader's images per second.
+    """Time of a training sample, and the loader's images per second.
 
     The sample is made the authors' way and ours.
     """
