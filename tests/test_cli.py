@@ -84,6 +84,16 @@ def test_help_ends_with_examples_that_parse(path: tuple[str, ...], flag: str, ca
     assert any(line.split()[1 : 1 + len(path)] == list(path) for line in lines)
 
 
+@pytest.mark.parametrize("path", [(), ("bench",), ("presets",), ("data",)])
+def test_a_list_of_commands_says_of_each_in_one_whole_line_what_it_does(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+):
+    assert call(*path, "--help") == 0
+    _, _, listed = capsys.readouterr().out.partition("Commands:\n")
+    lines = listed.partition("\n\n")[0].splitlines()
+    assert len(lines) > 2 and all(line.endswith(".") and not line.endswith("..") for line in lines)
+
+
 def test_help_loads_nothing_heavy():
     code = (
         "import sys\nfrom ccnet_cli import cli\n"

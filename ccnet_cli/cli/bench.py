@@ -66,7 +66,10 @@ def bench_attention(
     ] = "fp32",
     json_file: Json = None,
 ) -> None:
-    """Time and memory of every attention implementation, the official formulation and a non-local block."""
+    """Time and memory of the attention, beside the alternatives.
+
+    Every implementation, the official formulation and a non-local block.
+    """
     refuse_unwritable(json_file)
     height, width = size_of(size)
     from ccnet_cli.bench.attention import attention
@@ -136,7 +139,9 @@ def bench_cost(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """The paper's table: GFLOP and memory of one to three passes and of a non-local block, each alone.
+    """The paper's table: GFLOP and memory of the attention.
+
+    One to three passes, and a non-local block, each alone.
 
     The last two columns are what the paper printed for one image of 769x769, whose map is 97x97 with 512 channels.
     """
@@ -281,7 +286,10 @@ def bench_data(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """Time of one training sample, the authors' way and ours, and the loader's images per second."""
+    """Time of a training sample, and the loader's images per second.
+
+    The sample is made the authors' way and ours.
+    """
     refuse_unwritable(json_file)
     maps = [size_of(text) for text in sizes.split(",")]
     counts = [int(number) if number.isdecimal() else 65 for number in workers.split(",")]
@@ -354,7 +362,10 @@ def bench_kernels(
     counters: Annotated[bool, typer.Option("--counters", help="Execute both passes with ptxrun and count.")] = False,
     json_file: Json = None,
 ) -> None:
-    """The CUDA kernels' registers, memory and floors, compiled without a GPU."""
+    """Registers, memory and floors of the CUDA kernels.
+
+    They are compiled here; that takes no GPU.
+    """
     refuse_unwritable(json_file)
     maps = [size_of(text) for text in sizes or ("97x97", "129x257")]
     from ccnet_cli.bench.kernels import report
@@ -413,7 +424,7 @@ def bench_gpu(
     device: Annotated[str, typer.Option(metavar="NAME", help="cuda or cuda:N.")] = "cuda",
     overwrite: Overwrite = False,
 ) -> None:
-    """Check the CUDA kernels on this machine's GPU and time them; one report file to keep or to send.
+    """Check the CUDA kernels on this machine's GPU and time them.
 
     Results and gradients against float64, repeated runs, another stream, graph capture; then the attention at 97x97 and
     129x257 in fp32 and bf16. Takes some minutes. Exit code 1 where a check failed; the report is written all the same.
