@@ -24,7 +24,10 @@ LANES, TILE = next(
 )
 WORD = 4
 PANEL = 2 * LANES
-FORWARD, BACKWARD = range(2)
+TASKS = {
+    name: number for number, name in enumerate(("forward", "backward", "affinity", "product", "aggregate", "scatter"))
+}
+_FORWARD, _BACKWARD, _AFFINITY, _PRODUCT, _, _SCATTER = TASKS.values()
 # of a pass: the columns' own part, the rows', and what the columns need the rows for
 COLUMN, ROW, REST = range(3)
 # functions that are called by their address, which is another in each process and no constant of what Numba keeps
@@ -35,12 +38,12 @@ _VECTOR, _NUMBERS, _MASK = (ir.VectorType(kind, LANES) for kind in (_F32, _I32, 
 _INT, _FLOAT = types.int64, types.float32
 
 
-# what a pass works on: sizes; where tensors lie, an address and the bytes from pixel to pixel, or 0 where there is none;
-# attention and its gradient, pull, have height + width floats a pixel, dots has a float for each row of an image
+# what a pass works on: sizes; where tensors lie, an address and the bytes from pixel to pixel, or 0 where there is
+# none; attention and its gradient, pull, have height + width floats a pixel, dots has one for each row of an image
 TENSORS = ("query", "key", "value", "base", "out", "grad", "d_query", "d_key", "d_value")
 PLAN = np.dtype(
     [
-        *((name, np.int64) for name in ("direction", "step", "height", "width", "reduced", "channels")),
+        *((name, np.int64) for name in ("task", "step", "height", "width", "reduced", "channels")),
         *((f"{name}{suffix}", np.int64) for name in TENSORS for suffix in ("", "_step")),
         *((name, np.int64) for name in ("attention", "pull", "dots", "scratch", "scratch_left", "scratch_whole")),
         *((name, np.int64) for name in LEAVES),
@@ -289,8 +292,10 @@ def _transpose(typingctx, target, target_step, source, source_step, rows, count)
             place = builder.add(source, builder.mul(first, _I64(WORD)))
             vectors = []
             for row in range(LANES):
-                there = builder.select(builder.icmp_signed("<", _I64(row), rows), mask, nothing)
-                vectors.append(_load(builder, _plus(builder, place, source_step, row), there, zero))
+                there = builder.icmp_signed("<", _I64(row), rows)
+                # a masked load of nothing is slow where there is no memory
+                start = builder.select(there, _plus(builder, place, source_step, row), place)
+                vectors.append(_load(builder, start, builder.select(there, mask, nothing), zero))
             half = 1
             while half < LANES:
                 # blocks off the diagonal change places
@@ -343,9 +348,11 @@ def _sums(builder: Any, rows: int, halves: int, arguments: Any) -> None:
         mask = _mask(builder, builder.sub(columns, _I64(LANES * half)))
         there = builder.select(based, mask, ir.Constant(_MASK, None))
         for row in range(rows):
+            place = builder.add(_plus(builder, out, out_step, row), offset)
             start = builder.add(_plus(builder, base, base_step, row), offset)
-            value = _fma(builder, factor, found[row][half], _load(builder, start, there, _constant(0.0)))
-            _store(builder, value, builder.add(_plus(builder, out, out_step, row), offset), mask)
+            # a masked load of nothing is slow where there is no memory
+            start = _load(builder, builder.select(based, start, place), there, _constant(0.0))
+            _store(builder, _fma(builder, factor, found[row][half], start), place, mask)
 
 
 @intrinsic
@@ -392,9 +399,19 @@ def _cached(compile: Callable[..., Any], function: Callable[..., Any], *argument
         return compile(types.void(*arguments), **options)(function)
 
 
+# compiled functions live as long as something holds them
+_KEPT = []
+
+
 def _leaf(*arguments: Any) -> Callable[[Callable[..., Any]], int]:
     """Compile to a C function and give its address: Numba would compile an ordinary one anew into all its callers."""
-    return lambda function: _cached(cfunc, function, *arguments, error_model="numpy").address
+
+    def compiled(function: Callable[..., Any]) -> int:
+        _KEPT.append(_cached(cfunc, function, *arguments, error_model="numpy"))
+        address: int = _KEPT[-1].address
+        return address
+
+    return compiled
 
 
 @_leaf(*[_INT] * 11, _FLOAT)
@@ -496,22 +513,37 @@ def _weighted(plan, line, scratch, weights, spread, right, right_step, columns, 
 
 
 @_helper
-def _forward(plan, line, scratch):
-    first, stride, n, _ = line
-    step, scale, positions = plan.step, plan.scale, plan.height + plan.width
+def _scores(plan, line, scratch):
+    """The energies of query and key, in the columns without the pixel itself unless they are but products."""
+    first, stride, n, arm = line
+    positions = plan.height + plan.width
     query, key = (plan.query, plan.query_step), (plan.key, plan.key_step)
-    value, out, base = (plan.value, plan.value_step), (plan.out, plan.out_step), (plan.base, plan.base_step)
-    if step != REST:
-        _energies(plan, line, scratch, plan.attention, *query, *key, plan.reduced)
-    if step == COLUMN:
+    _energies(plan, line, scratch, plan.attention, *query, *key, plan.reduced)
+    if not arm and plan.task != _PRODUCT:
         for i in range(n):
             # the pixel lies on both arms: count it once, in the row
             _put(plan.attention + ((first + i * stride) * positions + i) * WORD, np.float32(-np.inf))
-    elif step == ROW:
+
+
+@_helper
+def _gathered(plan, line, scratch):
+    """Base and scale times what the rows' arms hold, to which the columns' arms are added."""
+    value, out, base = (plan.value, plan.value_step), (plan.out, plan.out_step), (plan.base, plan.base_step)
+    spread = 1 if plan.task == _SCATTER else 0
+    start = base if plan.step == ROW else out
+    _weighted(plan, line, scratch, plan.attention, spread, *value, plan.channels, *out, *start, plan.scale)
+
+
+@_helper
+def _forward(plan, line, scratch):
+    first, _, n, _ = line
+    positions = plan.height + plan.width
+    if plan.step != REST:
+        _scores(plan, line, scratch)
+    if plan.step == ROW:
         _call(plan.softmaxes, (plan.attention + first * positions * WORD, n, positions))
-        _weighted(plan, line, scratch, plan.attention, 0, *value, plan.channels, *out, *base, scale)
-    else:
-        _weighted(plan, line, scratch, plan.attention, 0, *value, plan.channels, *out, *out, scale)
+    if plan.step != COLUMN:
+        _gathered(plan, line, scratch)
 
 
 @_helper
@@ -537,7 +569,7 @@ def _backward(plan, line, scratch):
 
 
 @_leaf(types.CPointer(from_dtype(PLAN)))
-def _lines(plans):
+def lines(plans):
     """One thread's part of a step: the next line that no other has taken, until there is none."""
     plan = carray(plans, 1)[0]
     scratch = plan.scratch + _taken(plans, THREADS) * plan.scratch_whole
@@ -548,14 +580,18 @@ def _lines(plans):
         else:
             image, column = index // plan.width, index % plan.width
             line = (image * plan.height * plan.width + column, plan.width, plan.height, 0)
-        if plan.direction == FORWARD:
+        if plan.task == _FORWARD:
             _forward(plan, line, scratch)
-        else:
+        elif plan.task == _BACKWARD:
             _backward(plan, line, scratch)
+        elif plan.task == _AFFINITY or plan.task == _PRODUCT:
+            if plan.step != REST:
+                _scores(plan, line, scratch)
+        elif plan.step != COLUMN:
+            _gathered(plan, line, scratch)
         index = _taken(plans, NEXT)
 
 
-LINES = _lines
 ADDRESSES = dict(
     zip(LEAVES, (_product, _pack_tiles, _pack_panels, _pack_transposed, _softmaxes, _softmaxes_backward), strict=True)
 )
