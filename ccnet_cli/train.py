@@ -84,29 +84,28 @@ def train(
         kind = share(gpus, processes, device)
         folder: Path | None = launch.run(_work, (make, kind, limits), gpus or processes, machines, restarts, limits)
         return folder
-    plan = _prepared(make)
+    plan, source = _prepared(make)
     with _folder(plan):
         if plan.processes > 1 or restarts:
             launch.run(_work, (plan, plan.device, limits), plan.processes, restarts=restarts, limits=limits)
         else:
-            _work(plan, plan.device, limits)
+            _work(plan, plan.device, limits, source)
     return plan.run
 
 
-def _prepared(make: Callable[..., Plan]) -> Plan:
-    """The plan, checked and told; of processes that were started anew, the one of before."""
+def _prepared(make: Callable[..., Plan]) -> tuple[Plan, datasets.Source]:
+    """The plan, checked and told, with its training data; of processes that were started anew, the plan of before."""
     before = distributed.recall("run")
     plan = make(again=Path(before) if before else None)
     distributed.remember("run", str(plan.run))
     preset = plan.preset
     if plan.weights:
         loading.check(plan.weights, preset.model, len(datasets.classes(preset.data)), plan.partial)
-    for split in ("train", "val"):
-        datasets.open_source(preset.data, split)
+    source, _ = (datasets.open_source(preset.data, split) for split in ("train", "val"))
     batch = f"global batch {preset.train.batch} = {plan.processes} processes x {plan.micro_batch} images"
     length = f"{preset.schedule.steps} steps, {preset.train.precision}"
     notice(f"{plan.run}: {batch} x {plan.accumulation} accumulated, {length}")
-    return plan
+    return plan, source
 
 
 @contextmanager
@@ -125,27 +124,29 @@ def _folder(plan: Plan) -> Iterator[None]:
         raise
 
 
-def _work(given: Plan | Callable[..., Plan], device: torch.device, limits: Limits) -> Path | None:
-    """One process of a run: of a plan, or of one that rank 0 makes for all."""
+def _work(
+    given: Plan | Callable[..., Plan], device: torch.device, limits: Limits, source: datasets.Source | None = None
+) -> Path | None:
+    """One process of a run: of a plan, with its training data if they are open already, or of one by rank 0 for all."""
     with distributed.joined(device, limits) as device, launch.signals() as asked:
         main = distributed.rank() == 0
         if isinstance(given, Plan):
-            _train(given, device, asked)
+            _train(given, device, asked, source)
             return given.run
-        plan = distributed.agreed(functools.partial(_prepared, given))
+        plan = distributed.agreed(lambda: _prepared(given)[0])
         with _folder(plan) if main else nullcontext():
             _train(plan, device, asked)
         return plan.run if main else None
 
 
-def _train(plan: Plan, device: torch.device, asked: Callable[[], int]) -> None:
+def _train(plan: Plan, device: torch.device, asked: Callable[[], int], opened: datasets.Source | None = None) -> None:
     preset = plan.preset
     main = distributed.rank() == 0
     resume = distributed.agreed(lambda: _beginning(plan))
     with ExitStack() as held:
         distributed.agreed(lambda: _alone(plan, resume, held))
         torch.manual_seed(preset.seed)
-        source = distributed.together(lambda: datasets.open_source(preset.data, "train"))
+        source = distributed.together(lambda: opened or datasets.open_source(preset.data, "train"))
         trainer = distributed.together(lambda: trainers.build(preset, source, device, plan.weights, plan.partial))
         seed = preset.seed * 1000 + distributed.rank() + 1
         torch.manual_seed(seed)

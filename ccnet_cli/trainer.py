@@ -214,6 +214,8 @@ def build(
     train = preset.train
     ops.choices.share = distributed.broadcast if distributed.world() > 1 else None
     ops.choices.quiet = distributed.rank() > 0
+    own = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    ops.choices.device = distributed.broadcast(own) if distributed.world() > 1 else None
     model = models.build(preset.model, len(source.classes), train.checkpoint_activations)
     origin = loading.begin(model, weights, preset.model, partial) if weights else ""
     if train.sync_bn and device.type == "cuda" and distributed.world() > 1:

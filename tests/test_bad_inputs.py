@@ -582,6 +582,15 @@ def test_row_28_a_manifest_without_its_file_is_passed_over(run, capfd):
     assert code == 0 and "step_00000002.pt" in out.err and "Traceback" not in out.err
 
 
+@pytest.mark.parametrize("gone", [".json", ".pt"])
+def test_row_28_half_of_a_checkpoint_is_refused_where_it_is_named(gone, run, capfd):
+    NEWEST.with_suffix(gone).unlink()
+    before = files(run)
+    words = [*RESUME, "--resume", NEWEST]
+    code, out = ran(words, capfd)
+    assert code == 2 and re.search("no manifest|not found|does not exist|No such", refused(words, out, run, before))
+
+
 def test_row_29_a_file_that_its_manifest_does_not_know(run, capfd):
     data = bytearray(NEWEST.read_bytes())
     data[len(data) // 2] ^= 1

@@ -192,6 +192,14 @@ def test_nothing_is_measured_where_it_must_not_be(fake_gpu, monkeypatch):
     assert fake_gpu.fastest(*plain) == "numba" and fake_gpu.measured == [key]
 
 
+def test_processes_name_one_device_however_their_gpus_differ(fake_gpu):
+    # a checkpoint that rank 0 wrote on another GPU holds for all: a rank that measured alone would wait for ever
+    fake_gpu.table.share, fake_gpu.table.device = distributed.broadcast, "GPU of rank 0"
+    plain = inputs(gradients=True)
+    fake_gpu.table.load({choice.key((plain[0], plain[2]), "GPU of rank 0", True): "gemm"})
+    assert fake_gpu.fastest(*plain) == "gemm" and fake_gpu.measured == []
+
+
 def test_fake_tensors_of_a_gpu_are_not_measured():
     with torch._subclasses.FakeTensorMode():
         fake = [torch.empty(1, n, 3, 4, device="cuda") for n in (2, 2, 5)]
@@ -236,8 +244,9 @@ def test_the_processes_of_a_run_share_rank_0_s(tmp_path, monkeypatch):
     source = open_source(made.data, "train")
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "broadcast", lambda own: "GPU of rank 0")
     trainers.build(made, source, torch.device("cpu"))
-    assert table.share is distributed.broadcast and table.quiet
+    assert table.share is distributed.broadcast and table.quiet and table.device == "GPU of rank 0"
 
 
 @pytest.mark.gpu

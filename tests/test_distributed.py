@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ccnet_cli import distributed, launch
+from ccnet_cli import model as models
 from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError
 
 
@@ -71,3 +72,57 @@ def _fail(kind):
 def test_the_first_failure_is_the_one_told(kind, error, words):
     with pytest.raises(error, match=words):
         launch.run(_fail, (kind,), 2)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu1", "gpu1"),
+        ("gpu[03-05,9],cpu1", "gpu03"),
+        ("a7,b8", "a7"),
+        ("rack-2-n[10-12]-ib", "rack-2-n10-ib"),
+        ("n[1,3].cluster", "n1.cluster"),
+    ],
+)
+def test_the_first_of_slurm_s_nodes_is_where_all_meet(nodes, first):
+    assert distributed.first_node(nodes) == first
+
+
+def test_a_list_without_a_node_is_refused():
+    with pytest.raises(InputError, match=r"SLURM_NODELIST.*MASTER_ADDR"):
+        distributed.first_node("[1-3]")
+
+
+def test_machines_are_what_the_options_say():
+    assert launch.machines(None, None, None) == launch.machines(1, 0, None) == launch.Machines()
+    assert launch.machines(3, 2, "10.0.0.1:29500") == launch.Machines(3, 2, "10.0.0.1", 29500)
+    assert launch.machines(2, 0, "::1:80").address == "::1"
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ((None, 1, None), "--nodes"),
+        ((None, None, "a:1"), "--nodes"),
+        ((2, None, "a:1"), "--node-rank"),
+        ((2, 1, None), "--rendezvous"),
+        ((2, 2, "a:1"), "--node-rank"),
+        *(((2, 1, place), "--rendezvous") for place in ("a", "a:", ":1", "a:0", "a:65536", "a:1b")),
+    ],
+)
+def test_machines_that_cannot_be_are_refused(options, option):
+    with pytest.raises(InputError) as caught:
+        launch.machines(*options)
+    assert str(caught.value).startswith(f"option {option}")
+
+
+def test_more_gpus_than_there_are_or_gpus_and_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"--gpus 2: this machine has 1"):
+        models.share(2, 1, "auto")
+    with pytest.raises(InputError, match=r"--processes: --gpus is given too"):
+        models.share(1, 2, "auto")
+    assert models.share(1, 1, "cpu") == torch.device("cuda")
+    # processes without --gpus are of the CPU, whatever else is here
+    assert models.share(None, 2, "auto") == torch.device("cpu")

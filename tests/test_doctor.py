@@ -285,6 +285,16 @@ def test_without_numba_cuda_the_extra_that_fits_torch_is_named(monkeypatch: pyte
 
 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+def test_a_kernel_that_does_not_compile_is_told():
+    code = "import json\nfrom ccnet_cli import doctor\nfrom ccnet_cli.ops import cuda\n"
+    code += "cuda.compiles = lambda arch: 'sm_10: too old; pip install other'\n"
+    code += "print(json.dumps(doctor._numba_cuda()[0].__dict__))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    check = Check(**json.loads(done.stdout))
+    assert (check.state, check.fix) == ("warn", "sm_10: too old; pip install other")
+
+
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
 def test_a_toolkit_that_is_missing_is_told():
     code = "import json, numba.cuda.cuda_paths as paths\nfrom ccnet_cli import doctor\nfound = paths.get_cuda_paths()\n"
     code += "found['nvvm'] = None\npaths.get_cuda_paths = lambda: found\n"

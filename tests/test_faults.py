@@ -218,6 +218,12 @@ def test_a_run_that_does_not_note_signals_loses_what_it_did(data, tmp_path):
     assert logged(train.run) and not checkpoint.committed(train.run / "checkpoints")
 
 
+def test_workers_that_hear_a_signal_to_the_group_take_the_run_with_them(data, tmp_path):
+    """The twin of the tests above, with workers that a signal ends as it would any process."""
+    code, told, *_ = interrupted(data, tmp_path, "train", "group", "ccnet", CCNET_WITHOUT="deaf workers", processes=1)
+    assert code != 143 and "worker" in one_error(told), told
+
+
 def test_a_second_signal_ends_a_run_at_once(data, tmp_path):
     train = Train(data, tmp_path, "--processes", 2, settings=["schedule.steps=1000"], mishap="save")
     train.until(train.mark.exists)

@@ -19,7 +19,7 @@ import torch
 from kernels import PTXRUN, Case, execute
 
 from ccnet_cli import ops
-from ccnet_cli.errors import InputError
+from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.ops import cuda
 from ccnet_cli.ops.cuda import launch, steps
 
@@ -544,7 +544,7 @@ def test_a_pass_is_five_launches_with_its_pointers_on_the_current_stream(monkeyp
 
 
 def test_what_the_driver_refuses_is_told_by_name():
-    with pytest.raises(RuntimeError, match="ERROR_INVALID"):
+    with pytest.raises(EnvironmentFailure, match=r"ERROR_INVALID.*model\.implementation=gemm"):
         launch._checked((SimpleNamespace(name="ERROR_INVALID"),))
 
 

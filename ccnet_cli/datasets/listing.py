@@ -204,12 +204,14 @@ def complete(source: Source, labels_required: bool) -> Source:
     samples = source.samples
     assert isinstance(samples, Samples)
     top = os.fspath(samples.root.absolute()).rstrip("/") + "/"
-    for index, there in enumerate(existing(posixpath.join(top, image) for image, *_ in samples.rows)):
+    for index, there in enumerate(existing(_below(top, image) for image, *_ in samples.rows)):
         if not there:
             sample = samples[index]
             raise InputError(f"{source.where(sample)}image {sample.image}", "does not exist", "check data.root")
     rows: list[Row] = []
-    labelled = existing(posixpath.join(top, label or "") for _, label, *_ in samples.rows)
+    labelled = list(existing(_below(top, label or "") for _, label, *_ in samples.rows))
+    if all(labelled) and all(label is not None for _, label, *_ in samples.rows):
+        return source
     for row, there in zip(samples.rows, labelled, strict=True):
         if row[1] is not None and there:
             rows.append(row)
@@ -220,3 +222,8 @@ def complete(source: Source, labels_required: bool) -> Source:
         else:
             rows.append((row[0], None, *row[2:]))
     return dataclasses.replace(source, samples=Samples(samples.root, rows))
+
+
+def _below(top: str, path: str) -> str:
+    # os.path.join, which takes three times as long, does no more for such a top
+    return path if path.startswith("/") else top + path

@@ -19,13 +19,15 @@ Call = Callable[[], object]
 class Choices:
     """The choices of this process; share makes rank 0's that of all, and quiet leaves their telling to rank 0.
 
-    Where processes share, only what all of them ask for in the same order may be measured.
+    Where processes share, only what all of them ask for in the same order may be measured, under keys that name the
+    same device: rank 0's, which a machine with other GPUs would not name by itself.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = frozenset(names)
         self.known: dict[str, str] = {}
         self.share: Callable[[str], str] | None = None
+        self.device: str | None = None
         self.quiet = False
         self._told: set[str] = set()
 

@@ -51,7 +51,8 @@ def _fastest(query: Tensor, key: Tensor, value: Tensor) -> str:
     if not query.is_cuda or torch.compiler.is_compiling() or not plain or value.dtype not in cuda.DTYPES:
         return "gemm"
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    words = choice.key((query, value), torch.cuda.get_device_name(query.device), gradients)
+    device = choices.device or torch.cuda.get_device_name(query.device)
+    words = choice.key((query, value), device, gradients)
     if words in choices.known:
         return choices.known[words]
     apart = choices.share is not None and not gradients

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccnet_cli.errors import InputError
+from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.ops.cuda.steps import ENTRY, Kernel, Step
 
 
@@ -135,8 +135,9 @@ def _driver() -> Any:
 
 
 def _checked(outcome: tuple[Any, ...]) -> Any:
-    """The value of a call to the driver; RuntimeError with the driver's name of the error."""
+    """The value of a call to the driver; EnvironmentFailure with the driver's name of the error."""
     status, *values = outcome
     if status != 0:
-        raise RuntimeError(f"CUDA driver: {getattr(status, 'name', status)}")
+        why = f"it answered {getattr(status, 'name', status)}"
+        raise EnvironmentFailure("the CUDA driver", why, "see ccnet doctor, or set model.implementation=gemm")
     return values[0] if values else None
