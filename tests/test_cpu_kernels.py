@@ -48,7 +48,7 @@ def test_the_sum_with_the_input_is_the_definition_and_so_are_its_gradients(shape
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_operator_is_the_definition_and_so_are_its_gradients(shape):
-    B, c, C, H, W = shape
+    B, c, _, H, W = shape
     projected, _, value = inputs(*shape)
     query, key = projected[:, :c], projected[:, c : 2 * c]
     weights = torch.randn(B, H + W, H, W, generator=torch.Generator().manual_seed(3))
