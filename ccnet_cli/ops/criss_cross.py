@@ -44,11 +44,11 @@ def _fastest(query: Tensor, key: Tensor, value: Tensor) -> str:
     evaluates other images than the rest, so that they only measure passes with gradients.
     """
     tensors = (query, key, value)
-    if query.device.type == "cpu":
-        return "vector" if cpu.pays(query, value) else "gemm"
+    if not query.is_cuda:
+        return "vector" if query.device.type == "cpu" and cpu.pays(query, value) else "gemm"
     # tensors of another type may be fake, with shapes alone
     plain = all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
-    if not query.is_cuda or torch.compiler.is_compiling() or not plain or value.dtype not in cuda.DTYPES:
+    if torch.compiler.is_compiling() or not plain or value.dtype not in cuda.DTYPES:
         return "gemm"
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     device = choices.device or torch.cuda.get_device_name(query.device)
