@@ -27,7 +27,7 @@ FLOORS = {
     -1: "errors",
 }
 # folders whose files import each other
-WHOLE = ("ops.cuda", "cli.", "bench.")
+WHOLE = ("ops.cpu", "ops.cuda", "cli.", "bench.")
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 
 DOORS = {
@@ -35,8 +35,8 @@ DOORS = {
     "rich": {"cli", "progress"},
     "yaml": {"config"},
     "pydantic": {"config"},
-    "numba": {"ops.cuda.build", "ops.cuda.lines", "ops.cuda.memory", "ops.cuda.softmax", "doctor"},
-    "llvmlite": {"ops.cuda.memory"},
+    "numba": {"ops.cpu.kernels", "ops.cuda.build", "ops.cuda.lines", "ops.cuda.memory", "ops.cuda.softmax", "doctor"},
+    "llvmlite": {"ops.cpu.kernels", "ops.cuda.memory"},
     "cuda.bindings": {"ops.cuda.build", "ops.cuda.launch"},
     "torch.distributed": {"distributed"},
     "torch.onnx": {"onnxfile"},
