@@ -20,10 +20,10 @@ FLOORS = {
     5: "train predict visualize export bench doctor",
     4: "evaluate plan trainer figure report",
     3: "inference loading outputs portable",
-    2: "model checkpoint weights sources launch",
+    2: "model checkpoint weights sources launch scores",
     1: "attention resnet loss metrics schedule datasets distributed record progress torchfile runfolder video viewer "
     "onnxfile",
-    0: "ops config images durable version",
+    0: "ops config images durable version pipeline",
     -1: "errors",
 }
 # folders whose files import each other
@@ -35,7 +35,15 @@ DOORS = {
     "rich": {"cli", "progress"},
     "yaml": {"config"},
     "pydantic": {"config"},
-    "numba": {"ops.cpu.kernels", "ops.cuda.build", "ops.cuda.lines", "ops.cuda.memory", "ops.cuda.softmax", "doctor"},
+    "numba": {
+        "doctor",
+        "ops.cpu.kernels",
+        "ops.cuda.build",
+        "ops.cuda.lines",
+        "ops.cuda.memory",
+        "ops.cuda.softmax",
+        "ops.labels",
+    },
     "llvmlite": {"ops.cpu.kernels", "ops.cuda.memory"},
     "cuda.bindings": {"ops.cuda.build", "ops.cuda.launch"},
     "torch.distributed": {"distributed"},

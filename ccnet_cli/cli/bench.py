@@ -341,6 +341,47 @@ def bench_data(
 
 
 @app.command(
+    "eval",
+    epilog=examples(
+        "ccnet bench eval",
+        "ccnet bench eval --sizes 1024x2048 --sizes 512x1024 --threads 2 --json eval.json",
+        "ccnet bench eval --classes 150 --sizes 512x683",
+    ),
+)
+def bench_eval(
+    sizes: Sizes = None,
+    classes: Annotated[int, typer.Option(min=1, max=255, metavar="K", help="Classes.")] = 19,
+    tile: Annotated[str, typer.Option(metavar="HxW", help="Size of the tiles.")] = "769x769",
+    threads: Threads = None,
+    repeats: Repeats = 5,
+    json_file: Json = None,
+) -> None:
+    """What an evaluation does around the network, on the CPU: from the tiles' logits to the confusion matrix."""
+    refuse_unwritable(json_file)
+    pictures = [size_of(text) for text in sizes or ("1024x2048",)]
+    tiles = size_of(tile)
+    from ccnet_cli.bench.evaluation import evaluation
+
+    report = evaluation(pictures, classes, tiles, threads, repeats).to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            f"{row['size'][0]}x{row['size'][1]}",
+            row["mode"],
+            row["name"],
+            *(f"{row[key]:.1f}" for key in ("median", "least", "greatest")),
+            f"{row['ratio']:.1f}",
+            "" if row["memory"] is None else f"{row['memory']:.0f}",
+        )
+        for row in report["rows"]
+    ]
+    title = f"{classes} classes, tiles {tile}, {report['threads']} threads, torch {report['torch']}, "
+    title += f"{repeats} rounds; milliseconds of an image, how many times as fast as official, MiB at the peak"
+    table(title, ("size", "mode", "way", "median", "least", "greatest", "ratio", "MiB"), rows)
+
+
+@app.command(
     "kernels",
     epilog=examples(
         "ccnet bench kernels --arch sm_80 --arch sm_90",
