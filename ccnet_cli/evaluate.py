@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from ccnet_cli import checkpoint as checkpoints
-from ccnet_cli import config, distributed, images, launch, loading, outputs
+from ccnet_cli import config, distributed, engine, images, launch, loading, outputs
 from ccnet_cli import model as models
 from ccnet_cli.datasets import Sample, Source, load_image, load_pair, open_source
 from ccnet_cli.errors import InputError, Interrupted, notice
 from ccnet_cli.images import cv2
-from ccnet_cli.inference import check_precision, segment
+from ccnet_cli.inference import segment
 from ccnet_cli.metrics import Confusion
 
 # images between two lines of progress
@@ -57,6 +57,7 @@ def evaluate(
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
     precision: str = "fp32",
+    compile: str = "off",
     device: str = "auto",
     limit: int | None = None,
     confusion: Path | None = None,
@@ -77,7 +78,8 @@ def evaluate(
     """
     place = models.device(device)
     formats = outputs.check_formats(save_formats)
-    check_precision(precision)
+    precision = models.precision(precision, place, _tell)
+    engine.compiles(compile, place, 0)
     if confusion is not None and confusion.suffix.lower() != ".png":
         raise InputError(confusion, "the confusion matrix is drawn as a PNG", "end the name in .png")
     restored = loading.restore(checkpoints.find(checkpoint), preset, overrides)
@@ -102,7 +104,8 @@ def evaluate(
         if done % EVERY == 0 and done < shard:
             _tell(f"{done} of {shard} images evaluated")
 
-    matrix = evaluate_model(network(restored, place), source, settled.eval, place, on_image, precision)
+    prepared = engine.prepare(restored.model, place, precision, engine.compiles(compile, place, shard))
+    matrix = evaluate_model(prepared, source, settled.eval, place, on_image)
     if scored and not matrix.matrix.any():
         _tell(f"the labels of split {split} are all void: there is no score")
     if confusion is not None and distributed.rank() == 0:

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccnet_cli.datasets.transforms import exchange, normalise, scaled
-from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError, out_of_memory
+from ccnet_cli.errors import EnvironmentFailure, NonFiniteError, out_of_memory
+from ccnet_cli.model import PRECISIONS
 
 # K classes, H and W the image; a block of scores holds K x BAND x BLOCK values
 BAND = 64
 BLOCK = 256
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def to_input(image_bgr: np.ndarray, normalisation, device: torch.device | str) -> Tensor:
@@ -96,12 +96,6 @@ def class_scores(
     height, width = image_1CHW.shape[-2:]
     fix = "use sliding mode with tiles smaller than the image" if mode == "whole" else "use smaller tiles or scales"
     raise EnvironmentFailure(f"an image of {width}x{height} pixels", f"not enough memory for {mode} mode", fix)
-
-
-def check_precision(name: str) -> None:
-    """InputError unless the network can run at this precision."""
-    if name not in PRECISIONS:
-        raise InputError(f"precision {name}", "unknown", f"use one of {', '.join(PRECISIONS)}")
 
 
 def label_map(scores_KHW: Tensor) -> np.ndarray:

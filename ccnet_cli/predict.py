@@ -13,12 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from ccnet_cli import checkpoint as checkpoints
-from ccnet_cli import images, loading, outputs, sources, video
+from ccnet_cli import engine, images, loading, outputs, sources, video
 from ccnet_cli import model as models
 from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError, Interrupted, notice
-from ccnet_cli.evaluate import network, with_choices
-from ccnet_cli.inference import check_precision, image_scores, label_map, probabilities
+from ccnet_cli.evaluate import with_choices
+from ccnet_cli.inference import image_scores, label_map, probabilities
 from ccnet_cli.progress import Progress
 from ccnet_cli.video import Video
 
@@ -76,6 +76,7 @@ def predict(
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
     precision: str = "fp32",
+    compile: str = "off",
     preset: str | None = None,
     overrides: Sequence[str] = (),
     npz: bool = False,
@@ -104,8 +105,9 @@ def predict(
         written.append(legend)
     outputs.refuse_inputs(found, written)
     outputs.refuse_existing(written, overwrite or continued)
-    check_precision(precision)
     place = models.device(device)
+    precision = models.precision(precision, place)
+    engine.compiles(compile, place, 0)
     for folder in {path.parent for path in written}:
         images.sweep(folder)
     kept = {source for source, targets in plan.items() if continued and _done(targets, areas)}
@@ -118,9 +120,9 @@ def predict(
         s = with_choices(restored.preset, mode=mode, tile=tile, scales=scales, flip=flip).eval
         views = {"mode": s.mode, "tile": s.tile, "scales": s.scales, "flip": s.flip, "fit": s.fit}
         mirrored = restored.classes.mirrored
-        score = partial(
-            image_scores, network(restored, place), device=place, precision=precision, mirrored=mirrored, **views
-        )
+        count = sum(films[source].frames if source in films else 1 for source in plan if source not in kept)
+        prepared = engine.prepare(restored.model, place, precision, engine.compiles(compile, place, count))
+        score = partial(image_scores, prepared, device=place, mirrored=mirrored, **views)
         result = Prediction(restored.path, restored.classes)
         measured: dict[Path, Area] = {}
 
