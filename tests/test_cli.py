@@ -65,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_promised_commands_are_there():
     promised = {("train",), ("eval",), ("predict",), ("visualize",), ("doctor",)}
-    promised |= {("bench", name) for name in ("attention", "cost", "kernels", "gpu")}
+    promised |= {("bench", name) for name in ("attention", "model", "cost", "kernels", "gpu")}
     promised |= {("presets", name) for name in ("list", "show", "copy", "diff")}
     promised |= {("data", name) for name in ("make", "check", "sample")}
     assert promised <= COMMANDS.keys()
@@ -177,6 +177,10 @@ def test_the_version_is_told_before_torch_is_loaded():
         (("bench", "attention", "--size", "97"), "option --size 97: not a size"),
         (("bench", "attention", "--size", "0x5"), "option --size 0x5: not a size"),
         (("bench", "cost", "--size", "97,97"), "option --size 97,97: not a size"),
+        (("bench", "model", "--size", "97x"), "option --size 97x: not a size"),
+        (("bench", "model", "--precision", "int8"), "precision int8: unknown"),
+        (("eval", "--precision", "fp8"), "option --precision: 'fp8' is not one of 'auto', 'fp32', 'bf16'; "),
+        (("predict", "a.png", "-o", "b.png", "--compile", "yes"), "option --compile: 'yes' is not one of "),
         (("bench", "cost", "--json", "no/where.json"), "no/where.json: its folder does not exist"),
         (("data", "make", "cityscapes", "x"), "data set cityscapes: cannot be made"),
         (("data", "check", "."), "folder .: holds no data set"),
