@@ -17,6 +17,7 @@ from ccnet_cli.bench.alternatives import OfficialNetwork
 from ccnet_cli.bench.measure import Timing
 from ccnet_cli.errors import InputError
 from ccnet_cli.model import PRECISIONS, CCNet
+from ccnet_cli.resnet import BasicBlock, Bottleneck
 
 # B batch, H and W the image
 
@@ -27,8 +28,6 @@ TELLS = {
     ENGINE: "what eval and predict run",
     COMPILED: "plain, compiled by torch with frozen weights",
 }
-# of the image whose statistics the batch norms take: such a network's features have the size of a trained one's
-SEEN = (129, 129)
 
 
 @dataclass(frozen=True)
@@ -138,15 +137,24 @@ def model(
 
 
 def _network(settings: config.Model) -> CCNet:
-    """Random weights, and batch norms that have seen an image."""
+    """Random weights, and batch norms as training might leave them.
+
+    Small last scales keep a deep random network in range, and small queries its attention from being all or nothing.
+    """
     torch.manual_seed(0)
     network = models.build(settings, 19)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.1)
+    for block in network.modules():
+        if isinstance(block, BasicBlock | Bottleneck):
+            (block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight.mul_(0.1)
     if network.head.rcca is not None:
         network.head.rcca.attention.gamma.fill_(0.5)
-    network.train().with_auxiliary(_image(1, SEEN))
+        network.head.rcca.attention.query_conv.weight.mul_(0.05)
     return network.eval()
 
 
