@@ -15,16 +15,14 @@ if TYPE_CHECKING:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_name(f".ccnet-{os.getpid()}.tmp")
+    from ccnet_cli import durable
+
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
+        durable.write(path, lambda file: file.write(content))
     except OSError as error:
         # it could be written when the command began
         why = f"not written ({error.strerror})"
         raise EnvironmentFailure(path, why, "make room, or choose another place") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(value: object, path: Path | None) -> bool:
