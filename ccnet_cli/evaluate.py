@@ -78,11 +78,11 @@ def evaluate(
     """
     place = models.device(device)
     formats = outputs.check_formats(save_formats)
-    precision = models.precision(precision, place, _tell)
+    precision = models.precision(loading.precision(precision, checkpoint), place, _tell)
     engine.compiles(compile, place, 0)
     if confusion is not None and confusion.suffix.lower() != ".png":
         raise InputError(confusion, "the confusion matrix is drawn as a PNG", "end the name in .png")
-    restored = loading.restore(checkpoints.find(checkpoint), preset, overrides)
+    restored = loading.runnable(checkpoints.find(checkpoint), preset, overrides)
     settled = with_choices(restored.preset, data, mode=mode, tile=tile, scales=scales, flip=flip)
     source = open_source(settled.data, split, labels_required=split in LABELLED)
     _check(source, restored)
@@ -104,7 +104,7 @@ def evaluate(
         if done % EVERY == 0 and done < shard:
             _tell(f"{done} of {shard} images evaluated")
 
-    prepared = engine.prepare(restored.model, place, precision, engine.compiles(compile, place, shard))
+    prepared = runner(restored, place, precision, compile, shard)
     matrix = evaluate_model(prepared, source, settled.eval, place, on_image)
     if scored and not matrix.matrix.any():
         _tell(f"the labels of split {split} are all void: there is no score")
@@ -130,7 +130,7 @@ def score(
     if place is not None and (gpus or processes > 1):
         why = f"{place.world} processes are started already, by torchrun or SLURM"
         raise InputError("option --gpus" if gpus else "option --processes", why, "leave it to them")
-    kind = models.share(gpus, processes, device)
+    kind = models.share(gpus, processes, loading.device(device, checkpoint))
     if place is None and (gpus or processes) > 1:
         found: Result = launch.run(_score, (checkpoint, kind, choices), gpus or processes)
         return found
@@ -217,6 +217,17 @@ def network(restored: loading.Restored, device: torch.device) -> nn.Module:
     """The restored model on the device, in the memory format it was trained in."""
     model = restored.model.to(device)
     return model.to(memory_format=torch.channels_last) if restored.preset.train.channels_last else model
+
+
+def runner(restored: loading.Restored, device: torch.device, precision: str, compile: str, images: int) -> nn.Module:
+    """The engine of the restored model for so many images, or ONNX Runtime, whose network is float32 and compiled."""
+    if not loading.onnx(restored.path):
+        return engine.prepare(restored.model, device, precision, engine.compiles(compile, device, images))
+    if precision != "fp32":
+        raise InputError(restored.path, "ONNX Runtime runs it in float32 alone", "use precision fp32")
+    if compile == "on":
+        raise InputError("option --compile on", "an ONNX file is run by ONNX Runtime, not by torch", "leave it out")
+    return restored.model
 
 
 @contextmanager
