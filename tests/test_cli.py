@@ -480,7 +480,7 @@ def test_eval_writes_csv_that_reads_back(scored: dict[str, object], folder: Path
 
 def test_eval_hands_on_what_was_asked(scored: dict[str, object]):
     words = "--checkpoint a.pt --data D --split train --mode sliding --scales 0.5,1 --flip --limit 3 --device cpu"
-    words += " -s eval.tile=64,64 --list my:list --save out --format label-id"
+    words += " -s eval.tile=64,64 --list my:list --save out --format label-id --precision bf16 --compile auto"
     assert call("eval", *words.split()) == 0
     assert scored == {
         "checkpoint": Path("a.pt"),
@@ -497,6 +497,8 @@ def test_eval_hands_on_what_was_asked(scored: dict[str, object]):
         "save_formats": ["label-id"],
         "confusion": None,
         "overwrite": False,
+        "precision": "bf16",
+        "compile": "auto",
     }
 
 
