@@ -19,7 +19,7 @@ FLOORS = {
     6: "cli",
     5: "train predict visualize export bench doctor",
     4: "evaluate plan trainer figure report",
-    3: "inference loading outputs portable",
+    3: "inference engine loading outputs portable",
     2: "model checkpoint weights sources launch scores",
     1: "attention resnet loss metrics schedule datasets distributed record progress torchfile runfolder video viewer "
     "onnxfile",

@@ -19,11 +19,14 @@ from ccnet_cli.cli.options import (
     refuse_unwritable,
     size_of,
 )
-from ccnet_cli.cli.output import table, write_json
+from ccnet_cli.cli.output import percent, table, write_json
 from ccnet_cli.errors import CCNetError, InputError
 
 BENCH_EXAMPLES = examples(
-    "ccnet bench attention", "ccnet bench attention --size 97x97 --json bench.json", "ccnet bench cost"
+    "ccnet bench model",
+    "ccnet bench attention",
+    "ccnet bench attention --size 97x97 --json bench.json",
+    "ccnet bench cost",
 )
 
 
@@ -124,6 +127,72 @@ def bench_attention(
         "",
     )
     table(title, columns, rows)
+
+
+@app.command(
+    "model",
+    epilog=examples(
+        "ccnet bench model",
+        "ccnet bench model --size 769x769 --threads 2 --compiled",
+        "ccnet bench model --size 385x385 --size 1024x2048 --backbone resnet50 --json model.json",
+    ),
+)
+def bench_model(
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option("--size", "--sizes", metavar="HxW", help="Size of the image, 769x769; repeatable."),
+    ] = None,
+    backbone: Annotated[
+        Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"],
+        typer.Option(metavar="NAME", help="tiny, or resnet18, 34, 50, 101 or 152."),
+    ] = "resnet101",
+    recurrence: Annotated[int, typer.Option(min=0, max=3, metavar="R", help="Passes of the attention.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")] = 5,
+    precisions: Annotated[
+        list[str] | None,
+        typer.Option("--precision", metavar="fp32|bf16", help="Measure the engine in this precision; repeatable."),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Compile ours with torch too, half a minute for each size.")
+    ] = False,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """The whole network, forward: the authors' formulation, ours, and the engine of eval and predict.
+
+    Weights are random: many scores lie close together, so that fewer pixels agree in bf16 than with a trained model.
+    """
+    refuse_unwritable(json_file)
+    images = [size_of(text) for text in sizes or ("769x769",)]
+    from ccnet_cli.bench.model import TELLS, model
+
+    report = model(images, backbone, recurrence, batch, threads, repeats, precisions, compiled, device).to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            row["name"],
+            row["precision"],
+            "x".join(map(str, row["size"])),
+            *(f"{row['forward'][key]:.1f}" for key in ("median", "least", "greatest")),
+            f"{row['times']:.2f}",
+            f"{row['gflop']:.1f}",
+            f"{row['rate']:.0f}",
+            f"{row['fraction']:.2f}",
+            f"{row['error']:.1e}",
+            percent(row["agreement"]),
+            TELLS[row["name"]],
+        )
+        for row in report["rows"]
+    ]
+    title = f"{batch} x 3 x H x W, {backbone}, R={recurrence}, {report['device']}, {report['threads']} threads, "
+    title += f"torch {report['torch']}, {repeats} rounds; times as fast as the official one; of the floor: what a 3x3 "
+    title += "convolution's rate would make of it, here "
+    title += ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in report["rates"].items())
+    columns = ["network", "precision", "size", "ms", "least", "greatest", "times", "GFLOP", "GFLOP/s", "of the floor"]
+    table(title, [*columns, "error", "same class %", ""], rows)
 
 
 @app.command(

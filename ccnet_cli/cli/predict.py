@@ -7,6 +7,7 @@ import typer
 
 from ccnet_cli.cli.options import (
     CheckpointFile,
+    Compile,
     Device,
     Flip,
     Format,
@@ -15,6 +16,7 @@ from ccnet_cli.cli.options import (
     OtherPreset,
     Overrides,
     Overwrite,
+    Precision,
     Scales,
     examples,
     numbers_of,
@@ -32,7 +34,7 @@ app = typer.Typer()
         "ccnet predict photos 'more/*.jpg' -o masks --format color --format train-id",
         "ccnet predict photos -o masks --continue",
         "ccnet predict - -o masks --probabilities npz --json areas.json < names.txt",
-        "ccnet predict drive.mov -o drive.webm --format overlay",
+        "ccnet predict drive.mov -o drive.webm --format overlay --precision auto",
         "ccnet predict model.onnx photos -o masks",
     )
 )
@@ -69,6 +71,8 @@ def predict(
     mode: Mode = None,
     scales: Scales = None,
     flip: Flip = None,
+    precision: Precision = "fp32",
+    compiled: Compile = "off",
     preset: OtherPreset = None,
     overrides: Overrides = None,
 ) -> None:
@@ -91,6 +95,8 @@ def predict(
         mode=mode,
         scales=averaged,
         flip=flip,
+        precision=precision,
+        compile=compiled,
         preset=preset,
         overrides=overrides or (),
         npz=probabilities is not None,
