@@ -160,7 +160,7 @@ def bench_model(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """The whole network, forward: the authors' formulation, ours, and the engine of eval and predict.
+    """The network, forward: as trained, and as eval and predict run it.
 
     Weights are random: many scores lie close together, so that fewer pixels agree in bf16 than with a trained model.
     """
@@ -254,7 +254,10 @@ def bench_loss(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """Time and memory of the loss, forward and backward, beside plain cross entropy and the authors' way."""
+    """Time and memory of the loss, beside plain cross entropy.
+
+    Forward and backward; the authors' way too, through the host.
+    """
     refuse_unwritable(json_file)
     maps = [size_of(text) for text in sizes or ("769x769",)]
     from ccnet_cli.bench.loss import loss
@@ -301,7 +304,7 @@ def bench_step(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """Time and memory of a training step, beside the authors' eager step."""
+    """Time and memory of a training step, beside the authors' own."""
     refuse_unwritable(json_file)
     maps = [size_of(text) for text in sizes or ("385x385",)]
     from ccnet_cli import config
@@ -425,7 +428,10 @@ def bench_eval(
     repeats: Repeats = 5,
     json_file: Json = None,
 ) -> None:
-    """What an evaluation does around the network, on the CPU: from the tiles' logits to the confusion matrix."""
+    """What an evaluation does around the network, on the CPU.
+
+    From the tiles' logits to the confusion matrix, beside the authors' way.
+    """
     refuse_unwritable(json_file)
     pictures = [size_of(text) for text in sizes or ("1024x2048",)]
     tiles = size_of(tile)
