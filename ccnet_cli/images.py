@@ -106,6 +106,12 @@ def read_image(path: Path, exif: bool = False) -> Pixels:
     return image
 
 
+def unchecked(path: Path, grey: bool = False) -> Pixels:
+    """A file as OpenCV alone reads it, BGR (H, W, 3) or grey (H, W): for `ccnet bench data` to compare with."""
+    flags = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR
+    return np.asarray(cv2.imdecode(np.fromfile(path, np.uint8), flags), np.uint8)
+
+
 def size(path: Path) -> tuple[int, int]:
     """Height and width that an image's header gives, EXIF rotation left out; the pixels are not decoded."""
     try:
@@ -125,7 +131,7 @@ def read_label(path: Path) -> Labels:
         if colour not in (GREY, PALETTE):
             raise _Damaged("has colour or alpha channels; a label map has one channel of class values")
         # declared grey and without its palette, the decoder hands out a palette picture's indices
-        header = chunks[0][1][:9] + bytes([GREY]) + chunks[0][1][10:]
+        header = bytes(chunks[0][1][:9]) + bytes([GREY]) + bytes(chunks[0][1][10:])
         data = b"".join(body for name, body in chunks if name == b"IDAT")
         values = _decode(_png((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")), cv2.IMREAD_UNCHANGED)
         if values.shape != (height, width) or values.dtype != (np.uint16 if depth == 16 else np.uint8):
@@ -311,13 +317,13 @@ def _png(*chunks: tuple[bytes, bytes]) -> bytes:
     return b"".join(parts)
 
 
-def _png_chunks(content: bytes) -> list[tuple[bytes, bytes]]:
-    """Names and bodies up to IEND, every checksum compared (the decoder skips some)."""
-    chunks: list[tuple[bytes, bytes]] = []
-    start = len(PNG_SIGNATURE)
+def _png_chunks(content: bytes) -> list[tuple[bytes, memoryview]]:
+    """Names and bodies up to IEND, every checksum compared (the decoder skips some); bodies are not copied."""
+    chunks: list[tuple[bytes, memoryview]] = []
+    start, whole = len(PNG_SIGNATURE), memoryview(content)
     while not chunks or chunks[-1][0] != b"IEND":
         length = int.from_bytes(content[start : start + 4])
-        name, body = content[start + 4 : start + 8], content[start + 8 : start + 8 + length]
+        name, body = content[start + 4 : start + 8], whole[start + 8 : start + 8 + length]
         checksum = content[start + 8 + length : start + 12 + length]
         if len(checksum) < 4:
             raise _Damaged("truncated: the PNG ends early")
@@ -330,7 +336,7 @@ def _png_chunks(content: bytes) -> list[tuple[bytes, bytes]]:
     return chunks
 
 
-def _png_header(body: bytes) -> tuple[int, int, int, int]:
+def _png_header(body: memoryview) -> tuple[int, int, int, int]:
     """Height, width, bit depth and colour type in IHDR."""
     height, width = _limited(int.from_bytes(body[4:8]), int.from_bytes(body[:4]))
     return height, width, body[8], body[9]

@@ -234,7 +234,13 @@ def _loop(
         preset.loss.average,
     )
     network = distributed.replicate(_Network(model, objective), trainer.device)
-    batches = datasets.delivered(_loader(plan, source, trainer.step, trainer.seen))
+    batches = datasets.arrived(
+        datasets.delivered(_loader(plan, source, trainer.step, trainer.seen)),
+        model.normalisation.mean,
+        model.normalisation.std,
+        trainer.device,
+        preset.train.channels_last,
+    )
     progress = Progress(steps, trainer.step)
     val = datasets.open_source(preset.data, "val")
     model.train()
@@ -297,10 +303,6 @@ def _step(plan: Plan, trainer: Trainer, network: nn.Module, batches: Iterator[An
             n = trainer.model.normalisation
             picture = mosaic(image, label, n.mean, n.std, n.channel_order, trainer.source.classes.palette)
             images.write_image(plan.run / "batch.jpg", picture)
-        image = image.to(trainer.device, non_blocking=True)
-        label = label.to(trainer.device, non_blocking=True)
-        if train.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
         # gradients meet once per step, with the last micro-batch
         apart = index + 1 < plan.accumulation and distributed.world() > 1
         with network.no_sync() if apart else nullcontext():
@@ -351,7 +353,7 @@ def _loader(plan: Plan, source: datasets.Source, start: int, first: int | None =
         first=first,
     )
     micro = plan.micro_batch
-    data, model = preset.data, preset.model
+    data = preset.data
     training = datasets.Training(
         source,
         data.crop,
@@ -359,9 +361,7 @@ def _loader(plan: Plan, source: datasets.Source, start: int, first: int | None =
         data.scale_max,
         data.scale_step,
         data.mirror,
-        model.channel_order,
-        model.mean,
-        model.std,
+        preset.model.channel_order,
         preset.seed,
         data.fit,
         data.category_ratio,
@@ -393,7 +393,9 @@ def _quiet_worker(_: int) -> None:
     # one that hangs would outlive a process that was killed: PR_SET_PDEATHSIG, where there is such a thing
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    # the workers are the parallelism; OpenCV's setting does not reach those that were spawned
     torch.set_num_threads(1)
+    images.cv2.setNumThreads(0)
 
 
 def _evaluate(

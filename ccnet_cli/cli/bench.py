@@ -7,17 +7,19 @@ import typer
 
 from ccnet_cli.cli.options import (
     CONTEXT,
+    DataFolder,
     Device,
     Json,
     Overwrite,
     examples,
     help_alone,
+    path_of,
     refuse_existing,
     refuse_unwritable,
     size_of,
 )
 from ccnet_cli.cli.output import table, write_json
-from ccnet_cli.errors import CCNetError
+from ccnet_cli.errors import CCNetError, InputError
 
 BENCH_EXAMPLES = examples(
     "ccnet bench attention", "ccnet bench attention --size 97x97 --json bench.json", "ccnet bench cost"
@@ -155,6 +157,79 @@ def bench_cost(
     title += "MiB at the peak above input and weights: inference, forward pass of training, that with backward"
     columns = ("module", "GFLOP", "counted", "MiB infer", "MiB forward", "MiB + backward", "paper GFLOP", "paper MB")
     table(title, columns, rows)
+
+
+@app.command(
+    "data",
+    epilog=examples(
+        "ccnet bench data",
+        "ccnet bench data --sizes 512x1024,1024x2048 --workers 0,1,2,4 --json data.json",
+        "ccnet bench data --preset cityscapes-r2 --data /data/cityscapes",
+    ),
+)
+def bench_data(
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Measure its training data in place of made pictures.")
+    ] = None,
+    data: DataFolder = None,
+    sizes: Annotated[str, typer.Option(metavar="HxW,...", help="Sizes of the made pictures.")] = "1024x2048",
+    crop: Annotated[str | None, typer.Option(metavar="HxW", help="Size of the crop (data.crop).")] = None,
+    workers: Annotated[str, typer.Option(metavar="N,...", help="Processes of the loader, 0 for none.")] = "0,1,2",
+    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 4,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")] = 30,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Time of one training sample, the authors' way and ours, and the loader's images per second."""
+    refuse_unwritable(json_file)
+    maps = [size_of(text) for text in sizes.split(",")]
+    counts = [int(number) if number.isdecimal() else 65 for number in workers.split(",")]
+    if max(counts) > 64:
+        raise InputError(f"option --workers {workers}", "not a list of numbers up to 64", "write for example 0,1,2")
+    if data is not None and preset is None:
+        raise InputError("option --data", "needs a preset that tells what it holds", "add --preset NAME")
+    chosen = None
+    if preset is not None:
+        from ccnet_cli import config
+
+        chosen = config.load(preset, path_of("data.root", data))
+    from ccnet_cli.bench.data import data as measure
+
+    report = measure(
+        preset=chosen,
+        sizes=maps,
+        crop=None if crop is None else size_of(crop),
+        workers=counts,
+        batch=batch,
+        threads=threads,
+        repeats=repeats,
+        device=device,
+    ).to_mapping()
+    if write_json(report, json_file):
+        return
+    cut = "x".join(str(side) for side in report["crop"])
+    for found in report["tables"]:
+        height, width = found["size"]
+        title = (
+            f"{height}x{width} ({found['bytes'] / 1e6:.1f} MB) to {cut} as {report['preset']} cuts, {report['device']}"
+        )
+        title += f", {report['threads']} threads, OpenCV {report['opencv']}, median of {repeats}"
+        rows = [
+            (
+                row["name"],
+                *(f"{row['time'][key]:.1f}" for key in ("median", "least", "greatest")),
+                f"{row['ratio']:.2f}",
+                row["what"],
+            )
+            for row in found["rows"]
+        ]
+        table(title, ("one sample", "ms", "least", "greatest", "ratio", ""), rows)
+        rates = [
+            (str(rate["workers"]), *(f"{rate[key]:.1f}" for key in ("median", "least", "greatest")))
+            for rate in found["rates"]
+        ]
+        table(f"batches of {batch}, normalised", ("workers", "images/s", "least", "greatest"), rates)
 
 
 @app.command(

@@ -16,19 +16,22 @@ from ccnet_cli.datasets.listing import complete, fingerprint
 from ccnet_cli.datasets.report import Report, check
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import Classes, Sample, Source, load_image, load_label, load_pair
-from ccnet_cli.datasets.training import Training, attended, collate, delivered
+from ccnet_cli.datasets.training import Batch, Item, Training, arrived, attended, collate, delivered
 from ccnet_cli.datasets.voc import open_voc
 from ccnet_cli.errors import InputError, detail
 
 __all__ = [
     "CLASSES",
     "DATASETS",
+    "Batch",
     "Batches",
     "Classes",
+    "Item",
     "Report",
     "Sample",
     "Source",
     "Training",
+    "arrived",
     "attended",
     "check",
     "classes",

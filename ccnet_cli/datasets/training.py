@@ -1,28 +1,49 @@
-"""Training samples for torch's DataLoader: read, augmented, normalised, padded."""
+"""Training samples for torch's DataLoader: read, augmented and padded as bytes, normalised where they arrive."""
 
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ccnet_cli.datasets.source import Source, load_pair
-from ccnet_cli.datasets.transforms import cut, distort, generator, mirror, normalise, pad, random_scale, resize
+from ccnet_cli.datasets.transforms import cut, distort, generator, mirror, pad, random_scale, scaled, tables
 from ccnet_cli.errors import CCNetError, EnvironmentFailure
 from ccnet_cli.images import cv2
 
 # torch takes seconds to load, and checking a data set does without it
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-    Item = tuple[Tensor, Tensor, str]
-    Batch = tuple[Tensor, Tensor, list[str]]
+# B batch, h and w the crop
+
+
+class Item(NamedTuple):
+    """A sample as it travels: image (h, w, 3) and label (h, w), uint8, a fifth of the bytes that the network takes.
+
+    extent is where the picture lies in the crop, (bottom, left, right): the rest is padding.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    extent: tuple[int, int, int]
+    name: str
+
+
+class Batch(NamedTuple):
+    """Items, stacked: images (B, h, w, 3) and labels (B, h, w)."""
+
+    images: "Tensor"
+    labels: "Tensor"
+    extents: list[tuple[int, int, int]]
+    names: list[str]
 
 
 class Training:
-    """A map-style data set of (epoch, index) -> image float32 (3, h, w), label int64 (h, w), name.
+    """A map-style data set of (epoch, index) -> Item.
 
     Only (seed, epoch, index) decide the augmentation, whichever worker or rank it runs in.
     """
@@ -36,8 +57,6 @@ class Training:
         scale_step: float = 0.1,
         mirror: bool = True,
         channel_order: str = "bgr",
-        mean: Sequence[float] = (104.00698793, 116.66876762, 122.67891434),
-        std: Sequence[float] = (1.0, 1.0, 1.0),
         seed: int = 0,
         fit: tuple[int, int] | None = None,
         category_ratio: float = 1.0,
@@ -51,8 +70,6 @@ class Training:
         self.photometric = photometric
         self.mirror = mirror
         self.channel_order = channel_order
-        self.mean = tuple(mean)
-        self.std = tuple(std)
         self.seed = seed
         # OpenCV's threads do not survive the fork into workers, and these are the parallelism here
         cv2.setNumThreads(0)
@@ -60,24 +77,29 @@ class Training:
     def __len__(self) -> int:
         return len(self.source.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> "Item":
-        import torch
-
+    def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
         sample = self.source.samples[index]
         image, label = load_pair(self.source, sample)
         random = generator(self.seed, epoch, index)
-        image, label = resize(image, label, random_scale(*self.scales, random), self.fit)
-        image, label = cut(image, label, self.crop, random, self.category_ratio, self.source.ignore_index)
+        size = scaled((label.shape[0], label.shape[1]), random_scale(*self.scales, random), self.fit)
+        image, label = cut(image, label, size, self.crop, random, self.category_ratio, self.source.ignore_index)
         if self.photometric:
             image = distort(image, random)
-        image = normalise(image, self.channel_order, self.mean, self.std)
-        image, label = pad(image, label, self.crop, self.source.ignore_index)
-        if self.mirror:
-            image, label = mirror(image, label, random, self.source.classes.mirrored)
-        return torch.from_numpy(image), torch.from_numpy(label.astype(np.int64)), sample.name
+        if self.channel_order == "rgb":
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        height, width = label.shape
+        left = 0
+        if self.mirror and random.integers(2):
+            image, label = mirror(image, label, self.source.classes.mirrored)
+            # what was padded at the right moves with the rest
+            left = self.crop[1] - width
+        image, label = pad(image, label, self.crop, left, self.source.ignore_index)
+        # views would keep the scaled pictures in memory until the batch is whole
+        image, label = np.ascontiguousarray(image), np.ascontiguousarray(label)
+        return Item(image, label, (height, left, left + width), sample.name)
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> "list[Item] | CCNetError":
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item] | CCNetError:
         """A batch's items or the error that one of them met: raised in a worker, it would arrive as a RuntimeError."""
         import torch
 
@@ -96,22 +118,51 @@ class Training:
         return items
 
 
-def collate(items: "list[Item] | CCNetError") -> "Batch | CCNetError":
-    """Images (N, 3, h, w), labels (N, h, w) and names of a batch, for DataLoader's collate_fn; an error passes."""
+def collate(items: list[Item] | CCNetError) -> Batch | CCNetError:
+    """The batch of the items, for DataLoader's collate_fn; an error passes."""
     import torch
 
     if isinstance(items, CCNetError):
         return items
-    images, labels, names = zip(*items, strict=True)
-    return torch.stack(images), torch.stack(labels), list(names)
+    images, labels, extents, names = zip(*items, strict=True)
+    stacked = (torch.stack([torch.from_numpy(each) for each in arrays]) for arrays in (images, labels))
+    return Batch(*stacked, list(extents), list(names))
 
 
-def delivered(loader: "Iterable[Batch | CCNetError]") -> "Iterator[Batch]":
+def delivered(loader: Iterable[Batch | CCNetError]) -> Iterator[Batch]:
     """The batches of a loader that uses collate; an InputError met in a worker is raised here."""
     for batch in _started(loader):
         if isinstance(batch, CCNetError):
             raise batch
         yield batch
+
+
+def arrived(
+    batches: Iterable[Batch],
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: "torch.device",
+    channels_last: bool = True,
+) -> "Iterator[tuple[Tensor, Tensor, list[str]]]":
+    """Batches as a network takes them, on its device: images float32 (B, 3, h, w), labels int64 (B, h, w), names.
+
+    Images are (image - mean) / std, their padding exactly 0; what lies in pinned memory is copied while the device
+    works.
+    """
+    import torch
+
+    table = torch.from_numpy(tables(mean, std)).flatten().to(device)
+    for images, labels, extents, names in batches:
+        width = images.shape[2]
+        channels = torch.arange(0, 3 * 256, 256, dtype=torch.int32, device=device).repeat(width)
+        places = images.to(device, non_blocking=True).flatten(2) + channels
+        image = table.index_select(0, places.flatten()).view(images.shape).permute(0, 3, 1, 2)
+        for one, (bottom, left, right) in zip(image, extents, strict=True):
+            one[:, bottom:] = 0
+            one[..., :left] = 0
+            one[..., right:] = 0
+        label = labels.to(device, non_blocking=True).long()
+        yield image if channels_last else image.contiguous(), label, names
 
 
 @contextmanager
@@ -137,7 +188,7 @@ def attended() -> Iterator[None]:
         raise EnvironmentFailure("a loader's worker", why or type(error).__name__, fix) from error
 
 
-def _started(loader: "Iterable[Batch | CCNetError]") -> "Iterator[Batch | CCNetError]":
+def _started(loader: Iterable[Batch | CCNetError]) -> Iterator[Batch | CCNetError]:
     # until its worker_init_fn runs, a worker dies of a signal to the whole group: it is born with them blocked
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
     try:

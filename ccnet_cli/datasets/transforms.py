@@ -1,4 +1,7 @@
-"""Pure functions that make a training sample of an image and its label map: the authors' recipe or mmsegmentation's."""
+"""Pure functions that make a training sample of an image and its label map: the authors' recipe or mmsegmentation's.
+
+resize says what a scaled picture is; image_part and label_part make as much of one as a crop needs.
+"""
 
 from collections.abc import Sequence
 
@@ -49,23 +52,56 @@ def scaled(size: tuple[int, int], scale: float, fit: tuple[int, int] | None = No
 def cut(
     image_HW3: np.ndarray,
     label_HW: np.ndarray,
+    size: tuple[int, int],
     crop: tuple[int, int],
     random: np.random.Generator,
     category_ratio: float = 1.0,
     ignore_index: int = 255,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a random part of at most crop (h, w): the same as padding to the crop first.
+    """Cut a random part of at most crop (h, w) of the picture scaled to size: the same as padding to the crop first.
 
     With category_ratio below 1 it is drawn again, up to REDRAWS times, while one class covers that share of its pixels.
     """
-    height, width = label_HW.shape
+    height, width = (min(part, whole) for part, whole in zip(crop, size, strict=True))
     for _ in range(1 + REDRAWS):
-        top = int(random.integers(max(height - crop[0], 0) + 1))
-        left = int(random.integers(max(width - crop[1], 0) + 1))
-        label = label_HW[top : top + crop[0], left : left + crop[1]]
+        top = int(random.integers(size[0] - height + 1))
+        left = int(random.integers(size[1] - width + 1))
+        window = slice(top, top + height), slice(left, left + width)
+        label = label_part(label_HW, size, *window)
         if category_ratio == 1 or largest_share(label, ignore_index) < category_ratio:
             break
-    return image_HW3[top : top + crop[0], left : left + crop[1]], label
+    return image_part(image_HW3, size, *window), label
+
+
+def image_part(image_HW3: np.ndarray, size: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
+    """The rows and columns of an image scaled to size, as resize has them to the last bit; little else is scaled."""
+    whole = image_HW3.shape[:2]
+    if size == whole:
+        return image_HW3[rows, columns]
+    # given factors in place of a size, OpenCV puts pixels where it does in the whole picture, but for the last edge
+    factors = [new / old for new, old in zip(size, whole, strict=True)]
+    needed = [
+        min(old, -(-part.stop * old // new) + 1) for part, new, old in zip((rows, columns), size, whole, strict=True)
+    ]
+    # it hands out a copy where the size would not change
+    if all(round(old * factor) == old for old, factor in zip(needed, factors, strict=True)):
+        needed = list(whole)
+    region = image_HW3[: needed[0], : needed[1]]
+    return cv2.resize(region, None, fx=factors[1], fy=factors[0], interpolation=cv2.INTER_LINEAR)[rows, columns]
+
+
+def label_part(label_HW: np.ndarray, size: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
+    """The rows and columns of a label map scaled to size, as resize has them; only these are looked up."""
+    if size == label_HW.shape:
+        return label_HW[rows, columns]
+    y, x = (_nearest(old, new)[part] for part, old, new in zip((rows, columns), label_HW.shape, size, strict=True))
+    return np.take(label_HW[y[0] : y[-1] + 1], x, axis=1)[y - y[0]]
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """Which of old pixels in a row each of new ones is."""
+    places = np.arange(old, dtype=np.int32)[None]
+    return np.asarray(cv2.resize(places, (new, 1), interpolation=cv2.INTER_NEAREST_EXACT)[0])
 
 
 def largest_share(label_HW: np.ndarray, ignore_index: int) -> float:
@@ -108,21 +144,13 @@ def _in_hsv(image_HW3: np.ndarray, channel: int, table: np.ndarray) -> np.ndarra
 
 
 def mirror(
-    image_3HW: np.ndarray,
-    label_HW: np.ndarray,
-    random: np.random.Generator,
-    pairs: Sequence[tuple[int, int]] = (),
+    image_HW3: np.ndarray, label_HW: np.ndarray, pairs: Sequence[tuple[int, int]] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Left and right exchanged, or not, with equal chance; padding moves with the rest.
-
-    pairs are the classes that trade places in a mirror, such as left and right arm.
-    """
-    if not random.integers(2):
-        return image_3HW, label_HW
-    label = np.ascontiguousarray(label_HW[:, ::-1])
+    """Left and right exchanged, uint8; pairs are the classes that trade places then, such as left and right arm."""
+    label = cv2.flip(label_HW, 1)
     if pairs:
-        label = exchange(256, pairs).astype(label.dtype)[label]
-    return np.ascontiguousarray(image_3HW[:, :, ::-1]), label
+        label = cv2.LUT(label, exchange(256, pairs).astype(np.uint8))
+    return cv2.flip(image_HW3, 1), label
 
 
 def exchange(count: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -148,22 +176,25 @@ def resize(
 
 
 def pad(
-    image_3HW: np.ndarray, label_HW: np.ndarray, crop: tuple[int, int], ignore_index: int
+    image_HW3: np.ndarray, label_HW: np.ndarray, crop: tuple[int, int], left: int, ignore_index: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Extend a normalised image by 0, the mean, and its label by ignore_index, at the bottom and right, to the crop."""
-    below, right = (max(whole - part, 0) for whole, part in zip(crop, label_HW.shape, strict=True))
-    return (
-        np.pad(image_3HW, ((0, 0), (0, below), (0, right))),
-        np.pad(label_HW, ((0, below), (0, right)), constant_values=ignore_index),
-    )
+    """Extend to the crop at the bottom, by left at the left and for the rest at the right: by 0 and by ignore_index."""
+    below, beside = (max(whole - part, 0) for whole, part in zip(crop, label_HW.shape, strict=True))
+    if not below and not beside:
+        return image_HW3, label_HW
+    edges = 0, below, left, beside - left, cv2.BORDER_CONSTANT
+    return cv2.copyMakeBorder(image_HW3, *edges, value=0), cv2.copyMakeBorder(label_HW, *edges, value=ignore_index)
 
 
 def normalise(image_bgr: np.ndarray, channel_order: str, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """(image - mean) / std of uint8 BGR (H, W, 3), as float32 (3, H, W) in channel_order, "bgr" or "rgb"."""
-    values = np.arange(256, dtype=np.float64)
     output = np.empty((3, *image_bgr.shape[:2]), np.float32)
-    for channel, plane in enumerate(output):
-        source = image_bgr[..., channel if channel_order == "bgr" else 2 - channel]
-        # a byte has 256 values: a table is exact, and quicker than arithmetic on every pixel
-        np.take(((values - mean[channel]) / std[channel]).astype(np.float32), source, out=plane)
+    for channel, (table, plane) in enumerate(zip(tables(mean, std), output, strict=True)):
+        np.take(table, image_bgr[..., channel if channel_order == "bgr" else 2 - channel], out=plane)
     return output
+
+
+def tables(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """(value - mean) / std of every byte, (3, 256) float32: exact, and quicker than arithmetic on every pixel."""
+    values = np.arange(256, dtype=np.float64)
+    return ((values - np.array(mean)[:, None]) / np.array(std)[:, None]).astype(np.float32)

@@ -57,13 +57,13 @@ if not config.ENABLE_CUDASIM:
     from numba.cuda.extending import intrinsic
     from numba.cuda.np import arrayobj
 
-    _F32, _I32, _I16 = ir.FloatType(), ir.IntType(32), ir.IntType(16)
+    _F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
     def _place(context, builder, kind, where, index, width):
         """The address of an element, as a pointer to `width` elements in memory, and its alignment in bytes."""
         size, stored = (4, _F32) if kind.dtype == types.float32 else (2, _I16)
         data = arrayobj.make_array(kind)(context, builder, where).data if isinstance(kind, types.Array) else where
-        place = builder.gep(builder.bitcast(data, stored.as_pointer()), [builder.sext(index, ir.IntType(64))])
+        place = builder.gep(builder.bitcast(data, stored.as_pointer()), [builder.sext(index, _I64)])
         unit = stored if width == _ONE else ir.VectorType(stored, width)
         return builder.bitcast(place, unit.as_pointer()), size * width
 
@@ -92,11 +92,16 @@ if not config.ENABLE_CUDASIM:
             def generate(context, builder, signature, arguments):
                 kind = signature.args[0]
                 place, alignment = _place(context, builder, kind, *arguments, width)
-                found = builder.load(place, align=alignment)
                 if width == _ONE:
-                    return _to_float(builder, kind, found)
-                parts = [_to_float(builder, kind, builder.extract_element(found, _I32(i))) for i in range(width)]
-                return cgutils.pack_array(builder, parts)
+                    return _to_float(builder, kind, builder.load(place, align=alignment))
+                if kind.dtype == types.float32:
+                    found = builder.load(place, align=alignment)
+                    parts = [builder.extract_element(found, _I32(i)) for i in range(width)]
+                else:
+                    # as one integer: NVVM reads a vector of four float16 in two halves
+                    bits = builder.load(builder.bitcast(place, _I64.as_pointer()), align=alignment)
+                    parts = [builder.trunc(builder.lshr(bits, _I64(16 * i)), _I16) for i in range(width)]
+                return cgutils.pack_array(builder, [_to_float(builder, kind, x) for x in parts])
 
             return result(source, types.int32), generate
 

@@ -1,0 +1,309 @@
+"""What a training sample costs, from its files to the network: the authors' way, whole pictures, crops, decoding."""
+
+import functools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from ccnet_cli import config, datasets, images
+from ccnet_cli import model as models
+from ccnet_cli.bench import measure
+from ccnet_cli.bench.attention import Timing
+from ccnet_cli.datasets import transforms
+from ccnet_cli.images import cv2
+
+# H, W a picture; h, w the crop
+
+OFFICIAL = "official"
+TELLS = {
+    OFFICIAL: "the authors' way: all of it scaled, subtracted in float32, padded, cut, transposed, mirrored",
+    "whole": "all of it scaled, cut, normalised by table, padded, mirrored",
+    "sample": "what a worker does: only what the crop needs scaled, bytes handed on",
+    "arrived": "the same, and normalised on the device: what the network takes",
+    "decoding": "the floor: both files read and decoded, nothing checked",
+}
+# the made pictures, and a preset that cuts as the authors do
+PICTURES = 3
+PRESET = "cityscapes-r2"
+# batches that are measured, and left out before them, for each worker
+MEASURED, BEFORE = 8, 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to a sample; ratio is its median over the official one's."""
+
+    name: str
+    what: str
+    time: Timing
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Images per second that a loader hands to the network, once its workers run; median, least and greatest."""
+
+    workers: int
+    median: float
+    least: float
+    greatest: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows and rates with pictures of a size (the first one's, where they differ) whose files have so many bytes."""
+
+    size: tuple[int, int]
+    bytes: float
+    rows: tuple[Row, ...]
+    rates: tuple[Rate, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, where, and how."""
+
+    preset: str
+    crop: tuple[int, int]
+    batch: int
+    repeats: int
+    device: str
+    threads: int
+    torch: str
+    opencv: str
+    tables: tuple[Table, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain types, fit for JSON; "time" is milliseconds, "bytes" the mean of image and label together."""
+        return asdict(self)
+
+
+def data(
+    preset: config.Preset | None = None,
+    sizes: Sequence[tuple[int, int]] = ((1024, 2048),),
+    crop: tuple[int, int] | None = None,
+    workers: Sequence[int] = (0, 1, 2),
+    batch: int = 4,
+    threads: int | None = None,
+    repeats: int = 30,
+    device: str = "auto",
+) -> Report:
+    """Measure one sample's ways and a loader's rate on a preset's training data, or on made pictures of these sizes.
+
+    Every round takes another sample and runs every way with the same scale, place and mirror, so that a busy machine
+    slows them alike. All but the official way give the same pixels, which is checked first.
+    """
+    place = models.device(device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        tables = []
+        for size in sizes if preset is None else sizes[:1]:
+            with _made(size) if preset is None else _given(preset) as used:
+                if crop is not None:
+                    used = used.model_copy(update={"data": used.data.model_copy(update={"crop": crop})})
+                tables.append(_table(used, workers, batch, repeats, place))
+        return Report(
+            preset=PRESET if preset is None else preset.name,
+            crop=used.data.crop,
+            batch=batch,
+            repeats=repeats,
+            device=str(place),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            opencv=cv2.__version__,
+            tables=tuple(tables),
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _given(preset: config.Preset) -> Iterator[config.Preset]:
+    yield preset
+
+
+@contextmanager
+def _made(size: tuple[int, int]) -> Iterator[config.Preset]:
+    """A preset whose training data are made pictures, while the block runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        random = np.random.default_rng(0)
+        for index in range(PICTURES):
+            image, label = photograph(random, size)
+            images.write_image(Path(folder, f"images/train/{index}.png"), image)
+            images.write_label(Path(folder, f"labels/train/{index}.png"), label)
+        keys = ["data.dataset=folder", f"data.root={folder}", f"data.classes={[f'class {k}' for k in range(19)]}"]
+        yield config.load(PRESET, keys)
+
+
+def photograph(random: np.random.Generator, size: tuple[int, int]) -> tuple[images.Pixels, images.Pixels]:
+    """A picture that a PNG stores in about as many bytes as a street's, 9 bits a pixel, and a label map of patches."""
+    height, width = size
+    picture = np.full((height, width, 3), 110, np.float32)
+    # detail at every scale, mostly grey: a photograph's spectrum
+    for cells in (8, 16, 32, 64, 128, 256, 512):
+        coarse = (max(2, height * cells // 2048), max(2, width * cells // 2048))
+        noise = random.standard_normal((*coarse, 1)) + 0.35 * random.standard_normal((*coarse, 3))
+        picture += 400 / cells * cv2.resize(noise.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    picture += random.standard_normal(picture.shape, np.float32) * 0.7
+    label = np.full(size, 255, np.uint8)
+    for _ in range(150):
+        centre = int(random.integers(width)), int(random.integers(height))
+        axes = int(random.integers(2, width // 6 + 3)), int(random.integers(2, height // 6 + 3))
+        cv2.ellipse(label, centre, axes, float(random.integers(180)), 0, 360, int(random.integers(19)), -1)
+    return np.clip(picture, 0, 255).astype(np.uint8), label
+
+
+def _table(preset: config.Preset, workers: Sequence[int], batch: int, repeats: int, device: torch.device) -> Table:
+    source = datasets.open_source(preset.data, "train")
+    ways = _ways(preset, source, device)
+    for key in _keys(source, 2):
+        _same(ways["whole"](key), ways["arrived"](key), 1 / min(preset.model.std))
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    # the first round warms up
+    for round, key in enumerate(_keys(source, repeats + 1)):
+        for name, way in ways.items():
+            spent = measure.elapsed(functools.partial(way, key), device)
+            if round:
+                taken[name].append(spent)
+    official = statistics.median(taken[OFFICIAL])
+    rows = (
+        Row(name, TELLS[name], Timing(*_spread(spent)), statistics.median(spent) / official)
+        for name, spent in taken.items()
+    )
+    first = [source.samples[index] for index in range(min(len(source.samples), PICTURES))]
+    files = [path for sample in first for path in (sample.image, sample.label) if path]
+    return Table(
+        size=images.size(first[0].image),
+        bytes=sum(path.stat().st_size for path in files) / len(first),
+        rows=tuple(rows),
+        rates=tuple(_rates(preset, source, workers, batch, device)),
+    )
+
+
+def _keys(source: datasets.Source, count: int) -> list[tuple[int, int]]:
+    """Keys of samples, (epoch, index), as training meets them."""
+    return [key for (key,) in datasets.Batches(len(source.samples), 1, seed=0, steps=count)]
+
+
+def _training(preset: config.Preset, source: datasets.Source) -> datasets.Training:
+    keys = ("scale_min", "scale_max", "scale_step", "mirror", "fit", "category_ratio", "photometric")
+    chosen = {key: getattr(preset.data, key) for key in keys}
+    order = preset.model.channel_order
+    return datasets.Training(source, preset.data.crop, channel_order=order, seed=preset.seed, **chosen)
+
+
+def _ways(
+    preset: config.Preset, source: datasets.Source, device: torch.device
+) -> dict[str, Callable[[tuple[int, int]], Any]]:
+    """What a sample of a key costs each way: the result is to be timed or compared."""
+    training = _training(preset, source)
+    model = preset.model
+
+    def plain(key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        sample = source.samples[key[1]]
+        return images.unchecked(sample.image), images.unchecked(sample.label, grey=True)
+
+    def official_way(key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        random = transforms.generator(preset.seed, *key)
+        scale = transforms.random_scale(*training.scales, random)
+        return official(*plain(key), scale, preset.data.crop, random, model.mean, preset.data.mirror)
+
+    def whole(key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        image, label = datasets.load_pair(source, source.samples[key[1]])
+        random = transforms.generator(preset.seed, *key)
+        image, label = transforms.resize(image, label, transforms.random_scale(*training.scales, random), training.fit)
+        size = (label.shape[0], label.shape[1])
+        ratio, ignored = training.category_ratio, source.ignore_index
+        image, label = transforms.cut(image, label, size, training.crop, random, ratio, ignored)
+        if training.photometric:
+            image = transforms.distort(image, random)
+        planes = transforms.normalise(image, model.channel_order, model.mean, model.std)
+        below, right = (whole - part for whole, part in zip(training.crop, label.shape, strict=True))
+        planes = np.pad(planes, ((0, 0), (0, below), (0, right)))
+        label = np.pad(label, ((0, below), (0, right)), constant_values=ignored)
+        if training.mirror and random.integers(2):
+            planes, (_, label) = planes[..., ::-1].copy(), transforms.mirror(image, label, source.classes.mirrored)
+        return torch.from_numpy(planes), torch.from_numpy(label.astype(np.int64))
+
+    def arrived(key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        batches = datasets.delivered([datasets.collate([training[key]])])
+        image, label, _ = next(datasets.arrived(batches, model.mean, model.std, device))
+        return image[0], label[0]
+
+    ways = (official_way, whole, training.__getitem__, arrived, plain)
+    return dict(zip(TELLS, ways, strict=True))
+
+
+def official(
+    image_HW3: np.ndarray,
+    label_HW: np.ndarray,
+    scale: float,
+    crop: tuple[int, int],
+    random: np.random.Generator,
+    mean: Sequence[float],
+    mirror: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The authors' steps in their order, each over the whole picture: float32 (3, h, w), label float32 (h, w)."""
+    image = cv2.resize(image_HW3, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    label = cv2.resize(label_HW, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    image = image.astype(np.float32)
+    image -= np.array(mean, np.float32)
+    below, right = (max(whole - part, 0) for whole, part in zip(crop, label.shape, strict=True))
+    if below or right:
+        edges = 0, below, 0, right, cv2.BORDER_CONSTANT
+        image, label = cv2.copyMakeBorder(image, *edges, value=0), cv2.copyMakeBorder(label, *edges, value=255)
+    top, left = (int(random.integers(whole - part + 1)) for whole, part in zip(label.shape, crop, strict=True))
+    image = image[top : top + crop[0], left : left + crop[1]].transpose(2, 0, 1)
+    label = label[top : top + crop[0], left : left + crop[1]].astype(np.float32)
+    if mirror and random.integers(2):
+        image, label = image[:, :, ::-1], label[:, ::-1]
+    return image.copy(), label.copy()
+
+
+def _same(whole: tuple[torch.Tensor, torch.Tensor], arrived: tuple[torch.Tensor, torch.Tensor], level: float) -> None:
+    """Raise RuntimeError unless a crop's labels are those of the whole picture and its pixels within a grey level."""
+    image, label = (each.cpu() for each in arrived)
+    # not (>), so that nan is refused too
+    if not torch.equal(label, whole[1]) or not float((image - whole[0]).abs().max()) <= 1.001 * level:
+        raise RuntimeError("a crop differs from that of the whole picture: not timed")
+
+
+def _rates(
+    preset: config.Preset, source: datasets.Source, workers: Sequence[int], batch: int, device: torch.device
+) -> Iterator[Rate]:
+    """Rates of a loader that does nothing else than to be waited for."""
+    training = _training(preset, source)
+    for count in workers:
+        before, measured = BEFORE * max(count, 1), MEASURED * max(count, 1)
+        loader = DataLoader(
+            training,
+            batch_sampler=datasets.Batches(len(source.samples), batch, preset.seed, steps=before + measured),
+            num_workers=count,
+            collate_fn=datasets.collate,
+            pin_memory=device.type == "cuda",
+            multiprocessing_context="fork" if count and sys.platform == "linux" else None,
+        )
+        mean, std = preset.model.mean, preset.model.std
+        arrivals = []
+        for _ in datasets.arrived(datasets.delivered(loader), mean, std, device):
+            arrivals.append(time.perf_counter())
+        # over as many batches as there are workers, which come together
+        pace = max(count, 1)
+        gaps = [arrivals[at + pace] - arrivals[at] for at in range(before - 1, before + measured - pace, pace)]
+        rates = [pace * batch / gap for gap in gaps]
+        yield Rate(count, *_spread(rates))
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+    return statistics.median(values), min(values), max(values)
