@@ -34,8 +34,16 @@ DOORS = {
     "rich": {"cli", "progress"},
     "yaml": {"config"},
     "pydantic": {"config"},
-    "numba": {"ops.cuda.build", "ops.cuda.lines", "ops.cuda.memory", "ops.cuda.softmax", "doctor"},
-    "llvmlite": {"ops.cuda.memory"},
+    "numba": {
+        "ops.cuda.build",
+        "ops.cuda.lines",
+        "ops.cuda.memory",
+        "ops.cuda.softmax",
+        "ops.cuda.tensor",
+        "ops.cuda.fragments",
+        "doctor",
+    },
+    "llvmlite": {"ops.cuda.memory", "ops.cuda.fragments"},
     "cuda.bindings": {"ops.cuda.build", "ops.cuda.launch"},
     "torch.distributed": {"distributed"},
 }

@@ -266,7 +266,7 @@ def bench_kernels(
         (
             *(row[key] for key in ("kernel", "arch", "size")),
             *(str(row[key]) for key in ("registers", "stack", "spills", "shared")),
-            f"{row['ffma']}:{row['lds']}",
+            f"{row['ffma'] or row['hmma']}:{row['lds']}",
             f"{row['occupancy']:.0%}",
             str(row["launches"]),
             f"{row['bytes'] / 1e6:.1f}",
@@ -274,7 +274,7 @@ def bench_kernels(
         )
         for row in found["kernels"]
     ]
-    columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA:LDS", "occupancy"]
+    columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA or HMMA:LDS", "occupancy"]
     table("one image; compiled, not run", [*columns, "launches", "MB", "GFLOP"], rows)
     floors = [
         (
@@ -298,7 +298,7 @@ def bench_kernels(
             f"{row['store_sector_bytes'] / 1e6:.1f}",
             f"{row['store_efficiency']:.1%}",
             f"{row['bank_conflicts'] / max(row['wavefronts'], 1):.1%}",
-            f"{row['ffma_flops'] / 1e9:.2f}",
+            f"{(row['ffma_flops'] + row['mma_flops']) / 1e9:.2f}",
         )
         for row in found["counters"]
     ]

@@ -104,8 +104,8 @@ def assemble(kernel: Kernel, arch: tuple[int, int]) -> Assembled:
     return Assembled(bytes(image), *_resources(log.decode()))
 
 
-def inner_loop(image: bytes) -> tuple[int, int]:
-    """Multiply-adds and vector loads from shared memory in the innermost loop of machine code, by nvdisasm."""
+def inner_loop(image: bytes, operation: str = "FFMA") -> tuple[int, int]:
+    """How often an operation and a vector load from shared memory stand in the densest loop of machine code."""
     tool = _disassembler()
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(image)
@@ -118,7 +118,7 @@ def inner_loop(image: bytes) -> tuple[int, int]:
         target = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
         first = labels.get(target.group(1), number) if target else number
         body = lines[first:number]
-        multiplies = sum(" FFMA" in x for x in body)
+        multiplies = sum(f" {operation}" in x for x in body)
         if multiplies:
             loads = sum(re.search(r" LDS\S*\.128", x) is not None for x in body)
             loops.append((multiplies / len(body), multiplies, loads))

@@ -147,10 +147,9 @@ def tensor_product(across: int, down: int, parts: int, dtype: str, aligned: bool
         if m0 >= L:
             return
         warp, group, member = int32(t >> 5), int32(t >> 2 & 7), int32(t & 3)
-        down = int32(warp // ACROSS)
-        across = int32(warp - down * ACROSS)
-        pixel = int32(down * PARTED * 8)
-        channel = int32(across * 32)
+        band = int32(warp // ACROSS)
+        pixel = int32(band * PARTED * SIDE)
+        channel = int32((warp - band * ACROSS) * CHANNELS)
         line_at = int32((pixel + group) * WORDS + member * 4)
         value_at = int32(RIGHT + member * 4 * TILE_N + channel + _swizzled(int32(member * 4), group))
         for i in range(PARTS):
