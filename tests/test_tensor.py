@@ -29,10 +29,8 @@ runs = pytest.mark.skipif(
 )
 
 SIMULATED = [
-    {"images": 1, "C": 8, "H": 3, "W": 5, "small": 1},
-    {"images": 1, "C": 5, "H": 1, "W": 17, "small": 1},
-    {"images": 1, "C": 36, "H": 1, "W": 2, "small": 1, "dtype": "bfloat16"},
-    {"images": 1, "C": 3, "H": 18, "W": 1, "small": 1, "dtype": "bfloat16"},
+    {"images": 1, "C": 5, "H": 2, "W": 3, "small": 1},
+    {"images": 1, "C": 3, "H": 17, "W": 1, "small": 1, "dtype": "bfloat16"},
 ]
 RAGGED = [
     {"images": 1, "C": 8, "H": 5, "W": 7},
@@ -79,7 +77,7 @@ def test_compiled_it_is_the_definition_within_rounding(options, dtype):
 
 
 @runs
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_another_architecture_computes_the_same(dtype):
     made = Gathering(**RAGGED[0], dtype=dtype)
     gather(made, (9, 0))
@@ -128,22 +126,27 @@ def test_nothing_spills_and_a_product_reads_vectors(arch, dtype, sizes):
 # Faults, each planted in one place; the comparison (with the nan from before) or a check of ptxrun must find it.
 
 
-def _uncut(values, count):
-    return values
+def _uncut(real):
+    return lambda values, count: values
 
 
-def _rows_swapped(left, right, total, paired):
-    from ccnet_cli.ops.cuda.fragments import multiply_tf32
+def _rows_swapped(real):
+    def multiply(left, right, total):
+        return real((left[1], left[0], left[2], left[3]), right, total)
 
-    return multiply_tf32((left[1], left[0], left[2], left[3]), right, total)
-
-
-def _unswizzled(word, vector):
-    return np.int32(vector << 2)
+    return multiply
 
 
-def _overwrite(values, others):
-    return values
+def _unswizzled(real):
+    return lambda word, vector: np.int32(vector << 2)
+
+
+def _overwrite(real):
+    return lambda values, others: values
+
+
+def _unrounded(real):
+    return lambda value: value
 
 
 def _halved(step):
@@ -152,18 +155,20 @@ def _halved(step):
 
 
 FAULTS = {
-    "fragment rows swapped": ("_product", _rows_swapped),
+    "fragment rows swapped": ("multiply_tf32", _rows_swapped),
     "tail of the summed axis kept": ("_cut", _uncut),
     "columns that do not add": ("add", _overwrite),
-    "rows not swizzled": ("_swizzled", _unswizzled),
-    "inputs not rounded": ("tf32", lambda value: value),
+    "rows swizzled by the writer alone": ("_swizzled", _unswizzled),
+    "inputs not rounded": ("tf32", _unrounded),
     "dropped barrier": None,
     "unwritten line": None,
 }
 
 
 @runs
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [*list(FAULTS)[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in list(FAULTS)[2:])]
+)
 def test_a_planted_fault_is_caught(fault, monkeypatch):
     import ptxrun
 
@@ -172,7 +177,7 @@ def test_a_planted_fault_is_caught(fault, monkeypatch):
     made = Gathering(1, 8, 5, 19)
     if FAULTS[fault]:
         name, function = FAULTS[fault]
-        monkeypatch.setattr(tensor, name, memory.inlined(function))
+        monkeypatch.setattr(tensor, name, memory.inlined(function(getattr(tensor, name))))
     # the kernels compiled before have the right one in them
     whole = lru_cache(build.ptx.__wrapped__)
     dropped = fault == "dropped barrier"
@@ -181,16 +186,12 @@ def test_a_planted_fault_is_caught(fault, monkeypatch):
     )
     if fault == "unwritten line":
         made.launches = [_halved(step) for step in made.launches]
-    caught, results = "", []
+    caught = ""
     try:
-        results = gather(made)
+        gather(made)
     except ptxrun.KernelFault as found:
         caught = str(found)
-    if fault == "rows not swizzled":
-        # right as long as writer and reader agree, but slower
-        assert not caught and failures(made.errors()) == [] and sum(x.bank_conflicts for x in results) > 0
-    else:
-        assert caught or failures(made.errors())
+    assert caught or failures(made.errors())
     assert ("race" in caught) == dropped
 
 
@@ -235,7 +236,7 @@ def test_no_operator_asks_for_it(launched, monkeypatch):
     assert len(launched) > 5 and {step.kernel.form for step in launched}.isdisjoint({"tensor"})
     launched.clear()
     cuda.criss_cross(*inputs(), tensor=True)
-    assert [step.kernel.form for step in launched] == ["nt", "nt", "softmax", "tensor", "tensor"]
+    assert [step.kernel.form for step in launched] == ["nt", "softmax", "tensor", "tensor"]
 
 
 def test_float16_is_refused(launched):

@@ -341,6 +341,10 @@ def bench_gpu(
         ]
         columns = ("size", "precision", "formulation", "forward ms", "+ backward ms", "GB/s", "TFLOP/s")
         table("attention, 1 x 512, R=2; rates are of the forward pass", columns, timings)
+        cores = [(name, f"{ms['without']:.3f}", f"{ms['with']:.3f}") for name, ms in found.tensor.items()]
+        if cores:
+            title = "one pass of our kernels, whose tensor cores nothing uses yet"
+            table(title, ("size and type", "forward ms", "with tensor cores"), cores)
     if found.failed:
         raise CCNetError(output, f"{found.failed} checks failed", "see it, and send it to us")
     if not alone:
