@@ -80,7 +80,7 @@ def evaluate(
     check_precision(precision)
     if confusion is not None and confusion.suffix.lower() != ".png":
         raise InputError(confusion, "the confusion matrix is drawn as a PNG", "end the name in .png")
-    restored = loading.restore(checkpoints.find(checkpoint), preset, overrides)
+    restored = loading.runnable(checkpoints.find(checkpoint), preset, overrides)
     settled = with_choices(restored.preset, data, mode=mode, tile=tile, scales=scales, flip=flip)
     source = open_source(settled.data, split, labels_required=split in LABELLED)
     _check(source, restored)
@@ -127,7 +127,7 @@ def score(
     if place is not None and (gpus or processes > 1):
         why = f"{place.world} processes are started already, by torchrun or SLURM"
         raise InputError("option --gpus" if gpus else "option --processes", why, "leave it to them")
-    kind = models.share(gpus, processes, device)
+    kind = models.share(gpus, processes, loading.device(device, checkpoint))
     if place is None and (gpus or processes) > 1:
         found: Result = launch.run(_score, (checkpoint, kind, choices), gpus or processes)
         return found

@@ -1,15 +1,25 @@
-"""Write a model to hand on: our file without the training's state, or the layout of the authors' code."""
+"""Write a model to hand on: our file without the training's state, the authors' layout, or the network itself."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ccnet_cli import config, durable, loading, weights
+from ccnet_cli import __version__, config, durable, loading, onnxfile, portable, weights
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
+from ccnet_cli.inference import to_input
+from ccnet_cli.model import CCNet
 from ccnet_cli.resnet import RESNETS, Bottleneck
+
+# formats that hold the network itself, and the endings by which their files are known
+SUFFIXES = {"onnx": onnxfile.SUFFIX, "torch-export": portable.SUFFIX}
+# batch, height and width of what a written network is tried with, none of them those that it was traced with
+SHAPES = ((1, 49, 73), (3, 66, 41))
+# of the range of the scores
+NEAR = 1e-4
 
 
 def export(
@@ -17,11 +27,19 @@ def export(
 ) -> Path:
     """Write a checkpoint's model alone: "weights", about a third of the size, or "official", in the authors' layout.
 
-    source may be anybody's weights; preset and overrides are those of loading.understand.
+    "onnx" and "torch-export" write the network itself, to be run without ccnet; nothing is written where their scores
+    differ from the model's. source may be anybody's weights; preset and overrides are those of loading.understand.
     """
-    content = loading.understand(source, preset, overrides)
-    if output.exists() and output.samefile(source):
+    for name, suffix in SUFFIXES.items():
+        if (format == name) != (output.suffix.lower() == suffix):
+            fix = f"end the name in {suffix}" if format == name else f"add --format {name}, or choose another name"
+            raise InputError(output, f"{suffix} is the ending of --format {name}", fix)
+    if output.exists() and source.exists() and output.samefile(source):
         raise InputError(output, "is the checkpoint itself", "choose another name")
+    if format in SUFFIXES:
+        network = _network(source, output, format, preset, overrides)
+        return _written(output, lambda file: file.write(network))
+    content = loading.understand(source, preset, overrides)
     kept = {key: value for key, value in content.items() if key != "training"}
     if format == "official":
         state, settings = content["model"], config.from_mapping(content["preset"]).model
@@ -30,14 +48,57 @@ def export(
         kept, rewritten = official(state, settings, source, counts)
         if rewritten:
             notice(f"{rewritten} batch-norm scales below 1e-5 moved into the convolutions before them")
+    return _written(output, lambda file: torch.save(kept, file))
+
+
+def _written(output: Path, fill: Callable[[Any], object]) -> Path:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        durable.write(output, lambda file: torch.save(kept, file))
+        durable.write(output, fill)
     except (OSError, RuntimeError) as error:
         # torch tells of a full disk in words of its own
         why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise EnvironmentFailure(output, f"not written ({why})", "make room, or choose another place") from None
     return output
+
+
+def _network(source: Path, output: Path, format: str, preset: str | None, overrides: Sequence[str]) -> bytes:
+    """The content of an ONNX file or of a program of torch's, whose scores were found to be the model's."""
+    if format == "onnx":
+        onnxfile.require("onnx", "onnxscript", "onnxruntime")
+    restored = loading.restore(source, preset, overrides)
+    model, classes = restored.model, restored.classes
+    facts = {
+        "ccnet": __version__,
+        "preset": config.to_mapping(restored.preset),
+        "classes": classes.to_mapping(),
+        "step": restored.step,
+        "metrics": restored.metrics,
+    }
+    traced = portable.program(model)
+    if format == "onnx":
+        content = onnxfile.write(traced, facts)
+        written = onnxfile.Network(content, output, len(classes), model.normalisation, model.align_corners)
+    else:
+        content = portable.saved(traced, facts)
+        written = portable.loaded(content)
+    found = max(deviation(written, model, shape) for shape in SHAPES)
+    # nan is not near either
+    if not found <= NEAR:
+        why = f"not written: its scores are {found:.1e} of their range away from the model's"
+        raise EnvironmentFailure(output, why, "update torch, or report it")
+    return content
+
+
+@torch.inference_mode()
+def deviation(network: nn.Module, model: CCNet, shape: tuple[int, int, int]) -> float:
+    """The largest difference between two networks' scores of noise, (N, H, W), as a share of the scores' range."""
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    x = torch.cat([to_input(image, model.normalisation, "cpu") for image in noise])
+    wanted = model(x)
+    spread = wanted.max() - wanted.min()
+    return float((network(x) - wanted).abs().max() / (spread if spread else 1))
 
 
 def official(
@@ -93,7 +154,7 @@ def _fold(state: dict[str, Tensor], key: str) -> int:
         return 0
     factor = torch.where(small, scale.sign() * (scale.abs() / least).clamp(max=1), torch.ones_like(scale))
     norm = key.removesuffix(".weight")
-    before = re.sub(r"\.1$", ".0", re.sub(r"(^|\.)bn(\d)$", r"\1conv\2", norm))
+    before = portable.convolution_before(norm)
     state[f"{before}.weight"] = state[f"{before}.weight"] * factor.view(-1, 1, 1, 1)
     for name in (f"{before}.bias", f"{norm}.running_mean"):
         if name in state:

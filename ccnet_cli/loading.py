@@ -1,16 +1,16 @@
 """From a file to a model: a checkpoint of ours, or weights of other people taken as one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ccnet_cli import checkpoint, config, datasets, distributed, weights
+from ccnet_cli import checkpoint, config, datasets, distributed, onnxfile, weights
 from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError, notice
-from ccnet_cli.model import CCNet, build
+from ccnet_cli.model import CCNet, Normalisation, build
 
 # of the backbone's weights, what must fit when the rest need not
 PARTIAL = 0.95
@@ -20,7 +20,7 @@ PARTIAL = 0.95
 class Restored:
     """A model in evaluation mode, and what its checkpoint tells of it; metrics are those of its last evaluation."""
 
-    model: CCNet
+    model: CCNet | onnxfile.Network
     preset: config.Preset
     classes: Classes
     step: int
@@ -71,16 +71,60 @@ def restore(path: Path, preset: str | None = None, overrides: Sequence[str] = ()
     The options are those of `understand`. InputError if the file is damaged, unknown, or does not fit them.
     """
     content = understand(path, preset, overrides, headless)
+    settings, classes, step, metrics = _told(content, path)
+    model = build(settings.model, len(classes))
+    load_weights(model, content["model"], path)
+    return Restored(model.eval(), settings, classes, step, path, metrics)
+
+
+def runnable(path: Path, preset: str | None = None, overrides: Sequence[str] = ()) -> Restored:
+    """As `restore`, and the network of an ONNX file that we wrote, of which only what lies around it may be overridden.
+
+    ONNX Runtime runs that on whatever device its input lies.
+    """
+    if not onnx(path):
+        return restore(path, preset, overrides)
+    facts, content = onnxfile.read(path)
+    try:
+        model = dict(facts["preset"]["model"])
+        mapping = facts["preset"] if preset is None else config.to_mapping(config.load(preset)) | {"model": model}
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from None
+    for text in overrides:
+        if text.startswith("model."):
+            fix = "override it when you export the file (ccnet export -s)"
+            raise InputError(f"--set {text}", "the network of an ONNX file stays as it is", fix)
+        config.override(mapping, text)
+    settings, classes, step, metrics = _told(facts | {"preset": mapping}, path)
+    m = settings.model
+    normalisation = Normalisation(m.channel_order, m.mean, m.std)
+    network = onnxfile.Network(content, path, len(classes), normalisation, m.align_corners)
+    return Restored(network.eval(), settings, classes, step, path, metrics)
+
+
+def onnx(path: Path) -> bool:
+    """Whether a checkpoint is an ONNX file, by its name."""
+    return path.suffix.lower() == onnxfile.SUFFIX
+
+
+def device(name: str, path: Path | None) -> str:
+    """A device's name, but cpu for auto where an ONNX file that is named meets an ONNX Runtime that knows no GPU."""
+    return "cpu" if name == "auto" and path and onnx(path) and not onnxfile.offers_cuda() else name
+
+
+def _told(content: Mapping[str, Any], path: Path) -> tuple[config.Preset, Classes, int, dict[str, float]]:
+    """Preset, classes, step and metrics as a checkpoint tells them."""
     try:
         settings = config.from_mapping(content["preset"])
         classes = Classes.from_mapping(content["classes"])
         metrics = {key: float(value) for key, value in content["metrics"].items()}
-        step = int(content["step"])
+        return settings, classes, int(content["step"]), metrics
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(path, f"its configuration is damaged ({error})", "use an earlier checkpoint") from None
-    model = build(settings.model, len(classes))
-    load_weights(model, content["model"], path)
-    return Restored(model.eval(), settings, classes, step, path, metrics)
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(path, f"its configuration is damaged ({error})", "use an earlier checkpoint")
 
 
 def load_weights(model: CCNet, state: dict[str, torch.Tensor], path: Path) -> None:

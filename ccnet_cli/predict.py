@@ -84,16 +84,21 @@ def predict(
 ) -> Prediction:
     """Segment every image and video that names name (see sources.find).
 
-    output ends in .png for one image and in .mp4 or .webm for one video, else it is a folder that mirrors the sources'
-    names. npz writes the probabilities of the classes beside each mask. Left out, mode, tile, scales and flip are those
-    of the checkpoint; preset and overrides are those of loading.restore. continued passes over sources whose outputs
-    are all there, whole; with areas these are read back from the masks, or the source is segmented again where they
-    cannot be. InputError before the first image where names collide, files exist already or a video is damaged;
-    Interrupted after a signal, the image at hand finished, the video at hand given up.
+    A first name that ends in .onnx is the checkpoint. output ends in .png for one image and in .mp4 or .webm for one
+    video, else it is a folder that mirrors the sources' names. npz writes the probabilities of the classes beside each
+    mask. Left out, mode, tile, scales and flip are those of the checkpoint; preset and overrides are those of
+    loading.runnable. continued passes over sources whose outputs are all there, whole; with areas these are read back
+    from the masks, or the source is segmented again where they cannot be. InputError before the first image where names
+    collide, files exist already or a video is damaged; Interrupted after a signal, the image at hand finished, the
+    video at hand given up.
     """
     if continued and overwrite:
         raise InputError("--continue", "--overwrite is given too", "give one of them")
     formats = outputs.check_formats(formats)
+    if names and loading.onnx(Path(names[0])):
+        if checkpoint is not None:
+            raise InputError(f"checkpoint {checkpoint}", f"{names[0]} is given too", "give one of them")
+        checkpoint, names = Path(names[0]), names[1:]
     found = sources.find(names, output)
     plan = plan_outputs(found, output, formats, npz)
     written = [path for targets in plan.values() for path in targets.values()]
@@ -105,7 +110,8 @@ def predict(
     outputs.refuse_inputs(found, written)
     outputs.refuse_existing(written, overwrite or continued)
     check_precision(precision)
-    place = models.device(device)
+    checkpoint = checkpoints.find(checkpoint)
+    place = models.device(loading.device(device, checkpoint))
     for folder in {path.parent for path in written}:
         images.sweep(folder)
     kept = {source for source, targets in plan.items() if continued and _done(targets, areas)}
@@ -114,7 +120,7 @@ def predict(
     films = _inspect(source for source in plan if source not in kept and sources.is_video(source))
 
     with _signals() as asked:
-        restored = loading.restore(checkpoints.find(checkpoint), preset, overrides)
+        restored = loading.runnable(checkpoint, preset, overrides)
         s = with_choices(restored.preset, mode=mode, tile=tile, scales=scales, flip=flip).eval
         views = {"mode": s.mode, "tile": s.tile, "scales": s.scales, "flip": s.flip, "fit": s.fit}
         mirrored = restored.classes.mirrored

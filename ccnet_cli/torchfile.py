@@ -89,6 +89,9 @@ def _begin(path: Path) -> tuple[int, bytes]:
         raise InputError(path, "does not exist", "give the path of a checkpoint")
     if not path.is_file():
         raise InputError(path, "not a regular file", FIX)
+    if path.suffix.lower() == ".onnx":
+        why = "an ONNX file, which holds neither attention maps nor weights to go on from"
+        raise InputError(path, why, "give the checkpoint that it was exported from")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

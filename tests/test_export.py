@@ -8,7 +8,7 @@ import tiny
 import torch
 
 import ccnet_cli
-from ccnet_cli import checkpoint, config, loading, torchfile
+from ccnet_cli import checkpoint, cli, config, loading, onnxfile, torchfile
 from ccnet_cli.errors import InputError
 from ccnet_cli.export import _before_abs, export, official
 
@@ -91,6 +91,24 @@ def test_scales_that_in_place_abn_cannot_have_move_into_their_convolutions(tmp_p
     wanted = scores(loading.restore(tmp_path / "c.pt").model, x)
     for got, expected in zip(peers.authors_forward(torchfile.read(back), x, 2), wanted, strict=True):
         assert difference(got, expected) < 1e-4
+
+
+def test_without_the_extra_an_onnx_file_is_neither_written_nor_read(tmp_path, monkeypatch, capsys):
+    checkpoint = tiny.save_checkpoint(tmp_path / "run")
+    (tmp_path / "model.onnx").write_bytes(b"")
+    tiny.write(tmp_path / "image.png", tiny.picture(20, 30, 0))
+    monkeypatch.setattr(onnxfile, "find_spec", lambda name: None if name.startswith("onnx") else name)
+    for words in (
+        ["export", checkpoint, "--format", "onnx", "-o", tmp_path / "new.onnx"],
+        ["predict", tmp_path / "model.onnx", tmp_path / "image.png", "-o", tmp_path / "mask.png"],
+        ["eval", tmp_path / "model.onnx"],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(word) for word in words])
+        told = capsys.readouterr().err
+        assert stopped.value.code == 2 and told.count("\n") == 1
+        assert "onnxruntime not installed; run pip install 'ccnet-cli[onnx]'" in told
+    assert not (tmp_path / "new.onnx").exists() and not (tmp_path / "mask.png").exists()
 
 
 @pytest.mark.parametrize("exponent", range(-8, 3))

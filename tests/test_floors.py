@@ -19,9 +19,10 @@ FLOORS = {
     6: "cli",
     5: "train predict visualize export bench doctor",
     4: "evaluate plan trainer figure report",
-    3: "inference loading outputs",
+    3: "inference loading outputs portable",
     2: "model checkpoint weights sources launch",
-    1: "attention resnet loss metrics schedule datasets distributed record progress torchfile runfolder video viewer",
+    1: "attention resnet loss metrics schedule datasets distributed record progress torchfile runfolder video viewer "
+    "onnxfile",
     0: "ops config images durable version",
     -1: "errors",
 }
@@ -46,6 +47,10 @@ DOORS = {
     "llvmlite": {"ops.cuda.memory", "ops.cuda.fragments"},
     "cuda.bindings": {"ops.cuda.build", "ops.cuda.launch"},
     "torch.distributed": {"distributed"},
+    "torch.onnx": {"onnxfile"},
+    "onnx": {"onnxfile"},
+    "onnxruntime": {"onnxfile"},
+    "google.protobuf": {"onnxfile"},
 }
 CODECS = {"imread", "imwrite", "imdecode", "imencode", "imreadmulti", "imdecodemulti"}
 VIDEO_CODECS = {"VideoCapture", "VideoWriter"}

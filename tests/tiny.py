@@ -25,12 +25,22 @@ STREET_IDS = (7, 11, 26, *range(7), 9, 10, *range(14, 17), 18, 29, 30)
 
 
 def save_checkpoint(
-    folder: Path, *overrides: str, spoil: bool = False, classes: Classes = camvid.CLASSES, never: int | None = None
+    folder: Path,
+    *overrides: str,
+    spoil: bool = False,
+    classes: Classes = camvid.CLASSES,
+    never: int | None = None,
+    stirred: bool = False,
 ) -> Path:
-    """An untrained model that answers with several of the classes, CamVid's, but never one; spoil: scores overflow."""
+    """An untrained model that answers with several of the classes, CamVid's, but never one; spoil: scores overflow.
+
+    stirred: its batch norms are none that change nothing.
+    """
     preset = config.load("camvid", [*OVERRIDES, *overrides])
     torch.manual_seed(3)
     model = build(preset.model, len(classes)).eval()
+    if stirred:
+        stir(model)
     with torch.no_grad():
         if model.head.rcca is not None:
             model.head.rcca.attention.gamma.fill_(0.5)
@@ -51,6 +61,17 @@ def save_checkpoint(
         "metrics": {},
     }
     return checkpoint.save(folder, 1, state, keep=2)
+
+
+def stir(model: torch.nn.Module) -> None:
+    """Batch norms as a training leaves them: each channel with statistics, scale and shift of its own."""
+    random = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for norm in model.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                for tensor, low in ((norm.running_mean, -0.3), (norm.bias, -0.3), (norm.running_var, 0.4)):
+                    tensor.copy_(low + 0.6 * torch.rand(tensor.shape, generator=random))
+                norm.weight.copy_(torch.rand(norm.weight.shape, generator=random) + 0.5)
 
 
 def picture(height: int, width: int, seed: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from ccnet_cli.cli.options import (
     DataFolder,
     Device,
     Json,
+    Overrides,
     Overwrite,
     examples,
     help_alone,
@@ -27,6 +28,11 @@ BENCH_EXAMPLES = examples(
 
 
 app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT, epilog=BENCH_EXAMPLES)
+
+
+Sizes = Annotated[list[str] | None, typer.Option("--sizes", metavar="HxW", help="Size of the images; repeatable.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")]
+Repeats = Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -48,8 +54,8 @@ def bench_attention(
     channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
     recurrence: Annotated[int, typer.Option(min=1, max=3, metavar="R", help="Passes of the attention.")] = 2,
     batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")] = 5,
+    threads: Threads = None,
+    repeats: Repeats = 5,
     implementations: Annotated[
         list[str] | None, typer.Option("--implementation", metavar="NAME", help="Measure these only; repeatable.")
     ] = None,
@@ -156,6 +162,100 @@ def bench_cost(
     title = f"{batch} x {channels} x {size}, {report['device']}, torch {report['torch']}; GFLOP forward, "
     title += "MiB at the peak above input and weights: inference, forward pass of training, that with backward"
     columns = ("module", "GFLOP", "counted", "MiB infer", "MiB forward", "MiB + backward", "paper GFLOP", "paper MB")
+    table(title, columns, rows)
+
+
+@app.command(
+    "loss",
+    epilog=examples(
+        "ccnet bench loss", "ccnet bench loss --sizes 385x385 --sizes 769x769 --threads 2 --json loss.json"
+    ),
+)
+def bench_loss(
+    sizes: Sizes = None,
+    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 2,
+    classes: Annotated[int, typer.Option(min=2, max=255, metavar="N", help="Classes.")] = 19,
+    threads: Threads = None,
+    repeats: Repeats = 5,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Time and memory of the loss, forward and backward, beside plain cross entropy and the authors' way."""
+    refuse_unwritable(json_file)
+    maps = [size_of(text) for text in sizes or ("769x769",)]
+    from ccnet_cli.bench.loss import loss
+
+    report = loss(maps, batch, classes, threads, repeats, device).to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            f"{row['size'][0]}x{row['size'][1]}",
+            row["name"],
+            *(f"{row['both'][key]:.1f}" for key in ("median", "least", "greatest")),
+            f"{row['ratio']:.2f}",
+            f"{row['memory']:.0f}",
+            f"{row['floor']:.0%}",
+            row["what"],
+        )
+        for row in report["rows"]
+    ]
+    title = f"{batch} x {classes} classes, {report['device']}, {report['threads']} threads, torch {report['torch']}, "
+    title += (
+        f"median, least and greatest of {repeats}; ratio to plain, MiB at the peak; floor: scores read and gradients"
+    )
+    title += f" written as fast as a copy, {report['copy']:.1f} GB/s here"
+    table(title, ("size", "loss", "ms", "least", "greatest", "ratio", "MiB", "of floor", ""), rows)
+
+
+@app.command(
+    "step",
+    epilog=examples(
+        "ccnet bench step",
+        "ccnet bench step --sizes 385x385 --sizes 769x769 --batch 2 --threads 2 --json step.json",
+        "ccnet bench step -s model.backbone=resnet50",
+    ),
+)
+def bench_step(
+    preset: Annotated[str, typer.Option("--preset", metavar="NAME|FILE", help="Whose model.")] = "cityscapes-r2-ohem",
+    overrides: Overrides = None,
+    sizes: Sizes = None,
+    batch: Annotated[int, typer.Option(min=2, max=1024, metavar="N", help="Images at once.")] = 2,
+    classes: Annotated[int, typer.Option(min=2, max=255, metavar="N", help="Classes.")] = 19,
+    threads: Threads = None,
+    repeats: Repeats = 3,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Time and memory of a training step, beside the authors' eager step."""
+    refuse_unwritable(json_file)
+    maps = [size_of(text) for text in sizes or ("385x385",)]
+    from ccnet_cli import config
+    from ccnet_cli.bench.step import step
+
+    made = config.load(preset, overrides or ())
+    report = step(made, maps, batch, classes, threads, repeats, device).to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            f"{row['size'][0]}x{row['size'][1]}",
+            row["name"],
+            *(f"{row['step'][key]:.0f}" for key in ("median", "least", "greatest")),
+            f"{row['ratio']:.2f}",
+            f"{row['memory']:.0f}",
+            f"{row['tflop']:.2f}",
+            f"{row['rate']:.3f}",
+            f"{row['floor']:.0%}",
+            row["what"],
+        )
+        for row in report["rows"]
+    ]
+    rates = ", ".join(f"{name} {rate:.3f}" for name, rate in report["convolution"].items())
+    title = f"{report['preset']}, {batch} images, {report['device']}, {report['threads']} threads, torch "
+    title += f"{report['torch']}, median, least and greatest of {repeats}; ratio to official, MiB at the peak above "
+    title += f"weights and optimiser; floor: a 3x3 convolution alone, TFLOP/s here: {rates}"
+    columns = ("size", "step", "ms", "least", "greatest", "ratio", "MiB", "TFLOP", "TFLOP/s", "of floor", "")
     table(title, columns, rows)
 
 

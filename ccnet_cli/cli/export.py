@@ -22,14 +22,20 @@ app = typer.Typer()
         "ccnet predict img.png -o mask.png --checkpoint camvid.pt",
         "ccnet export runs/cityscapes --format official -o CS_scenes.pth",
         "ccnet export CS_scenes_60000.pth -o ours.pt",
+        "ccnet export runs/camvid --format onnx -o camvid.onnx",
+        "ccnet predict camvid.onnx img.png -o mask.png",
+        "ccnet export runs/camvid --format torch-export -o camvid.pt2",
     )
 )
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint, run folder, or other weights.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The new file.")],
     format: Annotated[
-        Literal["weights", "official"],
-        typer.Option(metavar="weights|official", help="Our file, or the layout of the authors' code."),
+        Literal["weights", "official", "onnx", "torch-export"],
+        typer.Option(
+            metavar="weights|official|onnx|torch-export",
+            help="Our file, the layout of the authors' code, or the network itself, to be run without ccnet.",
+        ),
     ] = "weights",
     preset: OtherPreset = None,
     overrides: Overrides = None,

@@ -33,11 +33,13 @@ app = typer.Typer()
         "ccnet predict photos -o masks --continue",
         "ccnet predict - -o masks --probabilities npz --json areas.json < names.txt",
         "ccnet predict drive.mov -o drive.webm --format overlay",
+        "ccnet predict model.onnx photos -o masks",
     )
 )
 def predict(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE", help="Images, videos, folders, patterns; - reads names.")
+        list[str],
+        typer.Argument(metavar="SOURCE", help="Images, videos, folders, patterns; - reads names; a .onnx file first."),
     ],
     output: Annotated[
         Path,

@@ -1,0 +1,280 @@
+"""ONNX files: written with all that a reader needs to know, read with distrust, run by ONNX Runtime."""
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from ccnet_cli.errors import InputError, out_of_memory
+
+SUFFIX = ".onnx"
+FORMAT = 1
+OPSET = 18
+# keys of the file's metadata: what is told of the network, and the sha256 of that and of the graph
+FACTS = "ccnet"
+SEAL = "ccnet.sha256"
+FIX = "give a file that ccnet export --format onnx wrote"
+# the format's own limit
+LARGEST = (1 << 31) - 1
+# all but the weights: 48 KiB for a ResNet-101; what the parser makes of it takes up to 75 times as much
+LARGEST_GRAPH = 4 << 20
+MOST_FIELDS = 1 << 18
+# where weights lie in the file: the field numbers of the graph, its weights, and a weight's bytes
+GRAPH, WEIGHT, BYTES = 7, 5, 9
+# in what ONNX Runtime says when memory runs out
+EXHAUSTED = ("bad_alloc", "bad allocation", "allocate mem")
+# none of them reads a file, calls other graphs or runs in a loop
+OPERATORS = (
+    "Add Cast Concat Conv Div Equal Gather Identity LeakyRelu MatMul MaxPool Mul Range Relu Reshape Shape Slice "
+    "Softmax Split Squeeze Sub Transpose Unsqueeze Where"
+)
+
+
+def require(*packages: str) -> None:
+    """InputError unless the packages that ONNX files need are installed."""
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise InputError("ONNX", f"{', '.join(missing)} not installed", "run pip install 'ccnet-cli[onnx]'")
+
+
+def write(traced: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
+    """The content of an ONNX file, opset 18: float32 input "image" (N, 3, H, W), output "scores" (N, K, h, w)."""
+    require("onnx", "onnxscript", "onnxruntime")
+    import onnx
+
+    size = sum(tensor.nbytes for tensor in traced.state_dict.values())
+    if size > LARGEST - LARGEST_GRAPH:
+        raise InputError("ONNX", f"{size} bytes of weights, a file holds 2 GiB", "use --format torch-export")
+    with _hushed():
+        exported = torch.onnx.export(
+            traced, dynamo=True, opset_version=OPSET, input_names=["image"], output_names=["scores"], verbose=False
+        )
+    model = exported.model_proto
+    graph = model.graph
+    # torch's notes for debugging, which name folders of this machine
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    del graph.value_info[:]
+    for tensor, names in ((graph.input[0], ("height", "width")), (graph.output[0], ("rows", "columns"))):
+        batch, _, *sides = tensor.type.tensor_type.shape.dim
+        for dimension, name in zip((batch, *sides), ("batch", *names), strict=True):
+            dimension.dim_param = name
+    told = json.dumps({"format": FORMAT, "opset": OPSET, **facts})
+    onnx.helper.set_model_props(model, {FACTS: told, SEAL: _seal(graph.SerializeToString(), told)})
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def read(path: Path) -> tuple[dict[str, Any], bytes]:
+    """What `write` was told of a network, and the file's bytes, known to be whole and to run no more than a network."""
+    require("onnx", "onnxruntime")
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    content = _content(path)
+    try:
+        begin, end, weights = _outline(content)
+        if len(content) - weights > LARGEST_GRAPH:
+            raise InputError(path, "holds a graph larger than any of ours", FIX)
+        model = onnx.load_model_from_string(content)
+    except (LookupError, ValueError, DecodeError):
+        raise InputError(path, "damaged, or not an ONNX file", FIX) from None
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    if not {FACTS, SEAL} <= told.keys():
+        raise InputError(path, "an ONNX file that ccnet did not write", FIX)
+    # a string that is no UTF-8 comes as bytes
+    if not isinstance(told[FACTS], str) or told[SEAL] != _seal(memoryview(content)[begin:end], told[FACTS]):
+        raise InputError(path, "damaged, or changed since it was written", "export or copy it again")
+    _refuse_unknown(path, model)
+    try:
+        facts = json.loads(told[FACTS])
+        form = facts["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(path, "what it tells of its network is damaged", "export or copy it again") from None
+    if form != FORMAT:
+        raise InputError(path, f"format {form}, this version reads {FORMAT}", "update ccnet-cli")
+    return facts, content
+
+
+def offers_cuda() -> bool:
+    """Whether the ONNX Runtime that is installed was built for CUDA."""
+    require("onnxruntime")
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+class Network(nn.Module):
+    """The network of an ONNX file as ONNX Runtime runs it, on the device on which its input lies, always in float32.
+
+    (B, 3, H, W) -> (B, K, h, w); normalisation and align_corners are those of model.CCNet. What cannot be run is an
+    InputError that names the path.
+    """
+
+    def __init__(self, content: bytes, path: Path, classes: int, normalisation: Any, align_corners: bool) -> None:
+        super().__init__()
+        self.content = content
+        self.path = path
+        self.classes = classes
+        self.normalisation = normalisation
+        self.align_corners = align_corners
+        self._sessions: dict[torch.device, Any] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The main scores."""
+        if torch.is_autocast_enabled(x.device.type):
+            raise InputError(self.path, "ONNX Runtime runs it in float32 alone", "use precision fp32")
+        with self._running():
+            if x.device not in self._sessions:
+                self._sessions[x.device] = self._session(x.device)
+            session = self._sessions[x.device]
+            (image,) = session.get_inputs()
+            scores = session.run(None, {image.name: x.detach().float().contiguous().cpu().numpy()})[0]
+        # a map is never finer than its image
+        (B, _, H, W), shape = x.shape, scores.shape
+        if scores.ndim != 4 or shape[:2] != (B, self.classes) or not (0 < shape[2] <= H and 0 < shape[3] <= W):
+            raise InputError(self.path, f"answers with scores of shape {shape} for {self.classes} classes", FIX)
+        return torch.from_numpy(scores).to(x.device, torch.float32)
+
+    def _session(self, device: torch.device) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        # of its own words, which take several lines, only what ends the process
+        options.log_severity_level = 4
+        cuda = device.type == "cuda"
+        gpu = [("CUDAExecutionProvider", {"device_id": device.index or 0})]
+        if not cuda or offers_cuda():
+            # a constant that is worked out beforehand may take any memory; our graphs leave none to work out
+            session = onnxruntime.InferenceSession(
+                self.content,
+                options,
+                providers=[*gpu[:cuda], "CPUExecutionProvider"],
+                disabled_optimizers=["ConstantFolding"],
+            )
+            # where CUDA cannot be loaded it falls back
+            if not cuda or session.get_providers()[0] == "CUDAExecutionProvider":
+                return session
+        why = "the ONNX Runtime that is installed has no CUDA, or cannot load it"
+        raise InputError(f"device {device}", why, "use --device cpu, or install onnxruntime-gpu")
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Tell in our way what ONNX Runtime raises, which has a dozen classes for it."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            if out_of_memory(error) or any(words in str(error) for words in EXHAUSTED):
+                raise MemoryError(reason[0][:160]) from None
+            raise InputError(self.path, f"ONNX Runtime cannot run it ({reason[0][:160]})", FIX) from None
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without the warnings and notices of torch's exporter, none of which a user can act on."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _seal(graph: bytes | memoryview, told: str) -> str:
+    found = hashlib.sha256(graph)
+    found.update(told.encode())
+    return found.hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    if not path.exists():
+        raise InputError(path, "does not exist", "give the path of a checkpoint")
+    if not path.is_file():
+        raise InputError(path, "not a regular file", FIX)
+    if path.stat().st_size > LARGEST:
+        raise InputError(path, "larger than an ONNX file can be", FIX)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})", "check its permissions") from None
+
+
+def _outline(content: bytes) -> tuple[int, int, int]:
+    """Where the graph begins and ends, and how many bytes of the file are weights; ValueError or IndexError if unlike.
+
+    Messages are stepped over, not parsed: a parser gives each of millions of empty ones some memory.
+    """
+    at, ends, graph, weights = 0, [len(content)], None, 0
+    for _ in range(MOST_FIELDS):
+        while ends and at == ends[-1]:
+            ends.pop()
+        if not ends and graph is not None:
+            return *graph, weights
+        key, at = _varint(content, at)
+        number, kind = key >> 3, key & 7
+        if kind == 0:
+            length = _varint(content, at)[1] - at
+        elif kind == 2:
+            length, at = _varint(content, at)
+        else:
+            length = {1: 8, 5: 4}[kind]
+        if kind == 2 and number == (GRAPH, WEIGHT, BYTES)[len(ends) - 1]:
+            if len(ends) == 3:
+                weights += length
+            else:
+                if len(ends) == 1 and graph is not None:
+                    raise ValueError
+                graph = graph or (at, at + length)
+                ends.append(at + length)
+                continue
+        at += length
+    raise ValueError
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    """A number of up to nine groups of seven bits, the lowest first, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        value |= (content[at] & 127) << shift
+        at += 1
+        if content[at - 1] < 128:
+            return value, at
+    raise ValueError
+
+
+def _refuse_unknown(path: Path, model: Any) -> None:
+    """InputError for anything in a file that a network of ours does not have: it could have been made by anybody."""
+    import onnx
+
+    graph = model.graph
+    tensors = [*graph.initializer, *(each.t for node in graph.node for each in node.attribute if each.HasField("t"))]
+    if any(tensor.data_location or tensor.external_data for tensor in tensors):
+        raise InputError(path, "its weights are in other files", FIX)
+    nested = any(each.HasField("g") or each.graphs for node in graph.node for each in node.attribute)
+    if nested or model.functions or graph.sparse_initializer or model.training_info:
+        raise InputError(path, "holds more than one graph", FIX)
+    unknown = {str(node.op_type) for node in graph.node if node.domain or node.op_type not in OPERATORS.split()}
+    if unknown:
+        raise InputError(path, f"holds operators that no network of ours has ({', '.join(sorted(unknown)[:3])})", FIX)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        reason = (str(error).strip().splitlines() or ["no reason told"])[0][:160]
+        raise InputError(path, f"not sound ONNX ({reason})", FIX) from None
