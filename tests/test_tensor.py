@@ -30,7 +30,12 @@ runs = pytest.mark.skipif(
 
 SIMULATED = [
     {"images": 1, "C": 5, "H": 2, "W": 3, "small": 1},
-    {"images": 1, "C": 3, "H": 17, "W": 1, "small": 1, "dtype": "bfloat16"},
+    {"images": 1, "C": 36, "H": 1, "W": 2, "small": 1, "dtype": "bfloat16"},
+]
+# more than one tile of the summed axis
+LONGER = [
+    {"images": 1, "C": 8, "H": 1, "W": 17, "small": 1},
+    {"images": 2, "C": 3, "H": 34, "W": 1, "small": 1, "dtype": "bfloat16"},
 ]
 RAGGED = [
     {"images": 1, "C": 8, "H": 5, "W": 7},
@@ -56,14 +61,15 @@ def failures(errors: dict[str, float]) -> list[str]:
 
 
 @compiles
-def test_simulated_it_is_the_definition_within_rounding():
-    told = json.dumps([{"tensor": True} | options for options in SIMULATED])
+@pytest.mark.parametrize("cases", [SIMULATED, pytest.param(LONGER, marks=pytest.mark.slow)], ids=["small", "longer"])
+def test_simulated_it_is_the_definition_within_rounding(cases):
+    told = json.dumps([{"tensor": True} | options for options in cases])
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "tests" / "kernels.py"), told]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [failures(errors) for errors in found] == [[]] * len(SIMULATED)
+    assert [failures(errors) for errors in found] == [[]] * len(cases)
 
 
 @runs
@@ -98,29 +104,29 @@ def test_full_size_is_the_definition_without_a_fault(dtype, arch):
 
 @compiles
 @pytest.mark.parametrize(
-    ("arch", "dtype", "sizes"),
+    ("arch", "dtype", "sizes", "aligned"),
     [
-        ((8, 0), "float32", (4, 2, 7)),
+        ((8, 0), "float32", (4, 2, 7), True),
         *(
-            pytest.param(arch, dtype, sizes, marks=pytest.mark.slow)
+            pytest.param(arch, dtype, sizes, aligned, marks=pytest.mark.slow)
             for arch in [(8, 0), (9, 0), (10, 0)]
             for dtype in DTYPES
             for sizes in [(4, 2, 7), (4, 2, 8), (4, 2, 5), (2, 2, 4), (1, 2, 2)]
+            for aligned in (True, False)
         ),
     ],
 )
-def test_nothing_spills_and_a_product_reads_vectors(arch, dtype, sizes):
+def test_nothing_spills_and_a_product_reads_vectors(arch, dtype, sizes, aligned):
     from ccnet_cli.ops.cuda import build
 
-    for aligned in (True, False):
-        kernel = steps.Kernel("tensor", dtype, sizes, aligned, 32)
-        made, text = build.assemble(kernel, arch), build.ptx(kernel, arch)
-        assert (made.stack, made.spills) == (0, 0)
-        assert 0 < made.registers <= 128
-        assert ("ld.global.v" in text and "st.global.v4" in text) == aligned
-        # four vectors of value and one of attention for each eight pixels, which are four products
-        assert build.inner_loop(made.image, "HMMA") == (4 * sizes[2], 4 + sizes[2])
-        assert set(re.findall(r"ld\.shared\.(\w+)", text)) == {"v4"}
+    kernel = steps.Kernel("tensor", dtype, sizes, aligned, 32)
+    made, text = build.assemble(kernel, arch), build.ptx(kernel, arch)
+    assert (made.stack, made.spills) == (0, 0)
+    assert 0 < made.registers <= 128
+    assert ("ld.global.v" in text and "st.global.v4" in text) == aligned
+    # four vectors of value and one of attention for each eight pixels, which are four products
+    assert build.inner_loop(made.image, "HMMA") == (4 * sizes[2], 4 + sizes[2])
+    assert set(re.findall(r"ld\.shared\.(\w+)", text)) == {"v4"}
 
 
 # Faults, each planted in one place; the comparison (with the nan from before) or a check of ptxrun must find it.
