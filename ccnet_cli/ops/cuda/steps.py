@@ -12,7 +12,7 @@ THREADS = 256  # in a block, but 1024 where a cross needs them
 # a product on tensor cores (tensor.py), by words of 32 bits
 WORDS = 16  # steps of the summed axis in shared memory at once: 16 numbers in TF32, 32 in bfloat16
 CHANNELS = 32  # that a warp holds
-PARTS = 8  # times 8 pixels that a warp holds at most
+PARTS = 7  # times 8 pixels that a warp holds at most; 8 would not fit into 128 registers
 BANDS = 2  # warps down a tile
 ENTRY = "kernel"  # the compiled function's name
 # indices in the kernels are int32

@@ -98,10 +98,8 @@ def _part(total, i):
         part = _split(total, 4)
     elif i == 5:
         part = _split(total, 5)
-    elif i == 6:
-        part = _split(total, 6)
     else:
-        part = _split(total, 7)
+        part = _split(total, 6)
     return part
 
 
