@@ -19,15 +19,15 @@ FLOORS = {
     6: "cli",
     5: "train predict visualize export bench doctor",
     4: "evaluate plan trainer figure report",
-    3: "inference loading outputs portable",
-    2: "model checkpoint weights sources launch",
+    3: "inference engine loading outputs portable",
+    2: "model checkpoint weights sources launch scores",
     1: "attention resnet loss metrics schedule datasets distributed record progress torchfile runfolder video viewer "
     "onnxfile",
-    0: "ops config images durable version",
+    0: "ops config images durable version pipeline",
     -1: "errors",
 }
 # folders whose files import each other
-WHOLE = ("ops.cuda", "cli.", "bench.")
+WHOLE = ("ops.cpu", "ops.cuda", "cli.", "bench.")
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 
 DOORS = {
@@ -36,15 +36,17 @@ DOORS = {
     "yaml": {"config"},
     "pydantic": {"config"},
     "numba": {
+        "doctor",
+        "ops.cpu.kernels",
         "ops.cuda.build",
+        "ops.cuda.fragments",
         "ops.cuda.lines",
         "ops.cuda.memory",
         "ops.cuda.softmax",
         "ops.cuda.tensor",
-        "ops.cuda.fragments",
-        "doctor",
+        "ops.labels",
     },
-    "llvmlite": {"ops.cuda.memory", "ops.cuda.fragments"},
+    "llvmlite": {"ops.cpu.kernels", "ops.cuda.fragments", "ops.cuda.memory"},
     "cuda.bindings": {"ops.cuda.build", "ops.cuda.launch"},
     "torch.distributed": {"distributed"},
     "torch.onnx": {"onnxfile"},

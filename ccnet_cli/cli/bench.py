@@ -19,11 +19,14 @@ from ccnet_cli.cli.options import (
     refuse_unwritable,
     size_of,
 )
-from ccnet_cli.cli.output import table, write_json
+from ccnet_cli.cli.output import percent, table, write_json
 from ccnet_cli.errors import CCNetError, InputError
 
 BENCH_EXAMPLES = examples(
-    "ccnet bench attention", "ccnet bench attention --size 97x97 --json bench.json", "ccnet bench cost"
+    "ccnet bench model",
+    "ccnet bench attention",
+    "ccnet bench attention --size 97x97 --json bench.json",
+    "ccnet bench cost",
 )
 
 
@@ -66,7 +69,10 @@ def bench_attention(
     ] = "fp32",
     json_file: Json = None,
 ) -> None:
-    """Time and memory of every attention implementation, the official formulation and a non-local block."""
+    """Time and memory of the attention, beside the alternatives.
+
+    Every implementation, the official formulation and a non-local block.
+    """
     refuse_unwritable(json_file)
     height, width = size_of(size)
     from ccnet_cli.bench.attention import attention
@@ -124,6 +130,72 @@ def bench_attention(
 
 
 @app.command(
+    "model",
+    epilog=examples(
+        "ccnet bench model",
+        "ccnet bench model --size 769x769 --threads 2 --compiled",
+        "ccnet bench model --size 385x385 --size 1024x2048 --backbone resnet50 --json model.json",
+    ),
+)
+def bench_model(
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option("--size", "--sizes", metavar="HxW", help="Size of the image, 769x769; repeatable."),
+    ] = None,
+    backbone: Annotated[
+        Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"],
+        typer.Option(metavar="NAME", help="tiny, or resnet18, 34, 50, 101 or 152."),
+    ] = "resnet101",
+    recurrence: Annotated[int, typer.Option(min=0, max=3, metavar="R", help="Passes of the attention.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")] = 5,
+    precisions: Annotated[
+        list[str] | None,
+        typer.Option("--precision", metavar="fp32|bf16", help="Measure the engine in this precision; repeatable."),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Compile ours with torch too, half a minute for each size.")
+    ] = False,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """The whole network, forward: the authors' formulation, ours, and the engine of eval and predict.
+
+    Weights are random: many scores lie close together, so that fewer pixels agree in bf16 than with a trained model.
+    """
+    refuse_unwritable(json_file)
+    images = [size_of(text) for text in sizes or ("769x769",)]
+    from ccnet_cli.bench.model import TELLS, model
+
+    report = model(images, backbone, recurrence, batch, threads, repeats, precisions, compiled, device).to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            row["name"],
+            row["precision"],
+            "x".join(map(str, row["size"])),
+            *(f"{row['forward'][key]:.1f}" for key in ("median", "least", "greatest")),
+            f"{row['times']:.2f}",
+            f"{row['gflop']:.1f}",
+            f"{row['rate']:.0f}",
+            f"{row['fraction']:.2f}",
+            f"{row['error']:.1e}",
+            percent(row["agreement"]),
+            TELLS[row["name"]],
+        )
+        for row in report["rows"]
+    ]
+    title = f"{batch} x 3 x H x W, {backbone}, R={recurrence}, {report['device']}, {report['threads']} threads, "
+    title += f"torch {report['torch']}, {repeats} rounds; times as fast as the official one; of the floor: what a 3x3 "
+    title += "convolution's rate would make of it, here "
+    title += ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in report["rates"].items())
+    columns = ["network", "precision", "size", "ms", "least", "greatest", "times", "GFLOP", "GFLOP/s", "of the floor"]
+    table(title, [*columns, "error", "same class %", ""], rows)
+
+
+@app.command(
     "cost",
     epilog=examples(
         "ccnet bench cost", "ccnet bench cost --size 129x257 --json cost.json", "ccnet bench cost --json -"
@@ -136,7 +208,9 @@ def bench_cost(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """The paper's table: GFLOP and memory of one to three passes and of a non-local block, each alone.
+    """The paper's table: GFLOP and memory of the attention.
+
+    One to three passes, and a non-local block, each alone.
 
     The last two columns are what the paper printed for one image of 769x769, whose map is 97x97 with 512 channels.
     """
@@ -281,7 +355,10 @@ def bench_data(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """Time of one training sample, the authors' way and ours, and the loader's images per second."""
+    """Time of a training sample, and the loader's images per second.
+
+    The sample is made the authors' way and ours.
+    """
     refuse_unwritable(json_file)
     maps = [size_of(text) for text in sizes.split(",")]
     counts = [int(number) if number.isdecimal() else 65 for number in workers.split(",")]
@@ -333,6 +410,47 @@ def bench_data(
 
 
 @app.command(
+    "eval",
+    epilog=examples(
+        "ccnet bench eval",
+        "ccnet bench eval --sizes 1024x2048 --sizes 512x1024 --threads 2 --json eval.json",
+        "ccnet bench eval --classes 150 --sizes 512x683",
+    ),
+)
+def bench_eval(
+    sizes: Sizes = None,
+    classes: Annotated[int, typer.Option(min=1, max=255, metavar="K", help="Classes.")] = 19,
+    tile: Annotated[str, typer.Option(metavar="HxW", help="Size of the tiles.")] = "769x769",
+    threads: Threads = None,
+    repeats: Repeats = 5,
+    json_file: Json = None,
+) -> None:
+    """What an evaluation does around the network, on the CPU: from the tiles' logits to the confusion matrix."""
+    refuse_unwritable(json_file)
+    pictures = [size_of(text) for text in sizes or ("1024x2048",)]
+    tiles = size_of(tile)
+    from ccnet_cli.bench.evaluation import evaluation
+
+    report = evaluation(pictures, classes, tiles, threads, repeats).to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            f"{row['size'][0]}x{row['size'][1]}",
+            row["mode"],
+            row["name"],
+            *(f"{row[key]:.1f}" for key in ("median", "least", "greatest")),
+            f"{row['ratio']:.1f}",
+            "" if row["memory"] is None else f"{row['memory']:.0f}",
+        )
+        for row in report["rows"]
+    ]
+    title = f"{classes} classes, tiles {tile}, {report['threads']} threads, torch {report['torch']}, "
+    title += f"{repeats} rounds; milliseconds of an image, how many times as fast as official, MiB at the peak"
+    table(title, ("size", "mode", "way", "median", "least", "greatest", "ratio", "MiB"), rows)
+
+
+@app.command(
     "kernels",
     epilog=examples(
         "ccnet bench kernels --arch sm_80 --arch sm_90",
@@ -354,7 +472,10 @@ def bench_kernels(
     counters: Annotated[bool, typer.Option("--counters", help="Execute both passes with ptxrun and count.")] = False,
     json_file: Json = None,
 ) -> None:
-    """The CUDA kernels' registers, memory and floors, compiled without a GPU."""
+    """Registers, memory and floors of the CUDA kernels.
+
+    They are compiled here; that takes no GPU.
+    """
     refuse_unwritable(json_file)
     maps = [size_of(text) for text in sizes or ("97x97", "129x257")]
     from ccnet_cli.bench.kernels import report
@@ -413,7 +534,7 @@ def bench_gpu(
     device: Annotated[str, typer.Option(metavar="NAME", help="cuda or cuda:N.")] = "cuda",
     overwrite: Overwrite = False,
 ) -> None:
-    """Check the CUDA kernels on this machine's GPU and time them; one report file to keep or to send.
+    """Check the CUDA kernels on this machine's GPU and time them.
 
     Results and gradients against float64, repeated runs, another stream, graph capture; then the attention at 97x97 and
     129x257 in fp32 and bf16. Takes some minutes. Exit code 1 where a check failed; the report is written all the same.
