@@ -295,7 +295,7 @@ def _wrong_arm(step):
 FAULTS = {
     "dropped barrier": without_barrier,
     "wrong mask": changed(_unmasked),
-    "columns that do not add": patched("_add", _overwrite),
+    "columns that do not add": patched("add", _overwrite),
     "tile edge one step too far": patched("_count", _one_more),
     "swapped strides": changed(_swapped),
     "unwritten tile": changed(_short_of_a_tile),

@@ -493,7 +493,7 @@ def bench_kernels(
         (
             *(row[key] for key in ("kernel", "arch", "size")),
             *(str(row[key]) for key in ("registers", "stack", "spills", "shared")),
-            f"{row['ffma']}:{row['lds']}",
+            f"{row['ffma'] or row['hmma']}:{row['lds']}",
             f"{row['occupancy']:.0%}",
             str(row["launches"]),
             f"{row['bytes'] / 1e6:.1f}",
@@ -501,7 +501,7 @@ def bench_kernels(
         )
         for row in found["kernels"]
     ]
-    columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA:LDS", "occupancy"]
+    columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA or HMMA:LDS", "occupancy"]
     table("one image; compiled, not run", [*columns, "launches", "MB", "GFLOP"], rows)
     floors = [
         (
@@ -525,7 +525,7 @@ def bench_kernels(
             f"{row['store_sector_bytes'] / 1e6:.1f}",
             f"{row['store_efficiency']:.1%}",
             f"{row['bank_conflicts'] / max(row['wavefronts'], 1):.1%}",
-            f"{row['ffma_flops'] / 1e9:.2f}",
+            f"{(row['ffma_flops'] + row['mma_flops']) / 1e9:.2f}",
         )
         for row in found["counters"]
     ]
@@ -568,6 +568,10 @@ def bench_gpu(
         ]
         columns = ("size", "precision", "formulation", "forward ms", "+ backward ms", "GB/s", "TFLOP/s")
         table("attention, 1 x 512, R=2; rates are of the forward pass", columns, timings)
+        cores = [(name, f"{ms['without']:.3f}", f"{ms['with']:.3f}") for name, ms in found.tensor.items()]
+        if cores:
+            title = "one pass of our kernels, whose tensor cores nothing uses yet"
+            table(title, ("size and type", "forward ms", "with tensor cores"), cores)
     if found.failed:
         raise CCNetError(output, f"{found.failed} checks failed", "see it, and send it to us")
     if not alone:
