@@ -160,7 +160,7 @@ def bench_model(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """The network, forward: as trained, and as eval and predict run it.
+    """Time of the network, forward: as trained, and as eval runs it.
 
     Weights are random: many scores lie close together, so that fewer pixels agree in bf16 than with a trained model.
     """
