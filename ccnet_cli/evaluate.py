@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ccnet_cli import checkpoint as checkpoints
-from ccnet_cli import config, distributed, images, launch, loading, outputs, pipeline
+from ccnet_cli import config, distributed, engine, images, launch, loading, outputs, pipeline
 from ccnet_cli import model as models
 from ccnet_cli.datasets import Sample, Source, load_image, load_pair, open_source
 from ccnet_cli.errors import InputError, Interrupted, notice
 from ccnet_cli.images import cv2
-from ccnet_cli.inference import batch_scores, check_precision, host_input
+from ccnet_cli.inference import batch_scores, host_input
 from ccnet_cli.metrics import Confusion
 
 # images between two lines of progress
@@ -66,6 +66,7 @@ def evaluate(
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
     precision: str = "fp32",
+    compile: str = "off",
     device: str = "auto",
     limit: int | None = None,
     confusion: Path | None = None,
@@ -86,7 +87,8 @@ def evaluate(
     """
     place = models.device(device)
     formats = outputs.check_formats(save_formats)
-    check_precision(precision)
+    precision = models.precision(loading.precision(precision, checkpoint), place, _tell)
+    engine.compiles(compile, place, 0)
     if confusion is not None and confusion.suffix.lower() != ".png":
         raise InputError(confusion, "the confusion matrix is drawn as a PNG", "end the name in .png")
     restored = loading.runnable(checkpoints.find(checkpoint), preset, overrides)
@@ -106,6 +108,7 @@ def evaluate(
         for format, path in planned[sample.name].items():
             outputs.write(path, format, ids, image, source.classes)
 
+    prepared = runner(restored, place, precision, compile, shard)
     with pipeline.behind() as hand:
 
         def on_image(sample: Sample, image: np.ndarray, ids: np.ndarray, _: np.ndarray | None) -> None:
@@ -116,7 +119,7 @@ def evaluate(
             if done % EVERY == 0 and done < shard:
                 _tell(f"{done} of {shard} images evaluated")
 
-        matrix = evaluate_model(network(restored, place), source, settled.eval, place, on_image, precision)
+        matrix = evaluate_model(prepared, source, settled.eval, place, on_image)
     if scored and not matrix.matrix.any():
         _tell(f"the labels of split {split} are all void: there is no score")
     if confusion is not None and distributed.rank() == 0:
@@ -238,6 +241,17 @@ def network(restored: loading.Restored, device: torch.device) -> nn.Module:
     """The restored model on the device, in the memory format it was trained in."""
     model = restored.model.to(device)
     return model.to(memory_format=torch.channels_last) if restored.preset.train.channels_last else model
+
+
+def runner(restored: loading.Restored, device: torch.device, precision: str, compile: str, images: int) -> nn.Module:
+    """The engine of the restored model for so many images, or ONNX Runtime, whose network is float32 and compiled."""
+    if not loading.onnx(restored.path):
+        return engine.prepare(restored.model, device, precision, engine.compiles(compile, device, images))
+    if precision != "fp32":
+        raise InputError(restored.path, "ONNX Runtime runs it in float32 alone", "use precision fp32")
+    if compile == "on":
+        raise InputError("option --compile on", "an ONNX file is run by ONNX Runtime, not by torch", "leave it out")
+    return restored.model
 
 
 @contextmanager

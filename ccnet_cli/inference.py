@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccnet_cli.datasets.transforms import exchange, normalise, scaled
-from ccnet_cli.errors import EnvironmentFailure, InputError, out_of_memory
+from ccnet_cli.errors import EnvironmentFailure, out_of_memory
+from ccnet_cli.model import PRECISIONS
 from ccnet_cli.scores import Scores, Share, Taps
 
 # K classes, H and W the image
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def to_input(image_bgr: np.ndarray, normalisation, device: torch.device | str) -> Tensor:
@@ -124,12 +124,6 @@ def upsampled(logits_Khw: Tensor, size: tuple[int, int], align_corners: bool) ->
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """The network's precision inside; fp32 changes nothing."""
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=PRECISIONS[precision])
-
-
-def check_precision(name: str) -> None:
-    """InputError unless the network can run at this precision."""
-    if name not in PRECISIONS:
-        raise InputError(f"precision {name}", "unknown", f"use one of {', '.join(PRECISIONS)}")
 
 
 def starts(length: int, tile: int, stride: int) -> list[int]:

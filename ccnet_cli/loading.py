@@ -112,6 +112,11 @@ def device(name: str, path: Path | None) -> str:
     return "cpu" if name == "auto" and path and onnx(path) and not onnxfile.offers_cuda() else name
 
 
+def precision(name: str, path: Path | None) -> str:
+    """A precision's name, but fp32 for auto where an ONNX file is named, which is run in nothing else."""
+    return "fp32" if name == "auto" and path and onnx(path) else name
+
+
 def _told(content: Mapping[str, Any], path: Path) -> tuple[config.Preset, Classes, int, dict[str, float]]:
     """Preset, classes, step and metrics as a checkpoint tells them."""
     try:

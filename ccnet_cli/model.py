@@ -1,5 +1,6 @@
 """CCNet: a backbone, the criss-cross attention head and the auxiliary head (ICCV 2019, figure 2)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,8 +9,10 @@ from torch import Tensor, nn
 
 from ccnet_cli import config
 from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
-from ccnet_cli.errors import InputError
+from ccnet_cli.errors import InputError, notice
 from ccnet_cli.resnet import build as build_backbone
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -188,3 +191,24 @@ def device(name: str = "auto") -> torch.device:
     if index and int(index) >= torch.cuda.device_count():
         raise InputError(f"device {name}", f"this machine has {torch.cuda.device_count()}", "count from cuda:0")
     return torch.device(name)
+
+
+def precision(name: str, device: torch.device, tell: Callable[[str], None] = notice) -> str:
+    """The name of one of PRECISIONS; for auto bf16 where the device computes in it, else fp32, which a notice tells."""
+    if name != "auto":
+        if name not in PRECISIONS:
+            raise InputError(f"precision {name}", "unknown", f"use one of auto, {', '.join(PRECISIONS)}")
+        return name
+    native = computes_bf16(device)
+    where = "GPU" if device.type == "cuda" else "processor"
+    found = "bf16" if native else "fp32"
+    tell(f"precision {found}: this {where} {'has' if native else 'has no'} instructions for bfloat16")
+    return found
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; without them it is emulated, and slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

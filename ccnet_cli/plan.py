@@ -10,7 +10,7 @@ import torch
 
 from ccnet_cli import checkpoint, config
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
-from ccnet_cli.model import share
+from ccnet_cli.model import computes_bf16, share
 
 # where torch's loader workers hand over their batches, by shared memory
 SHARED = Path("/dev/shm")
@@ -137,14 +137,6 @@ def _resolved(preset: config.Preset, device: torch.device) -> config.Preset:
     if data.root is not None:
         data = data.model_copy(update={"root": str(Path(data.root).expanduser().resolve())})
     return preset.model_copy(update={"train": train, "data": data})
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16; without them it is emulated, and slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _newest_run(name: str) -> Path | None:

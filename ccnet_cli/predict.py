@@ -14,12 +14,12 @@ import numpy as np
 from torch import Tensor
 
 from ccnet_cli import checkpoint as checkpoints
-from ccnet_cli import images, loading, outputs, pipeline, sources, video
+from ccnet_cli import engine, images, loading, outputs, pipeline, sources, video
 from ccnet_cli import model as models
 from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError, Interrupted, notice
-from ccnet_cli.evaluate import network, with_choices
-from ccnet_cli.inference import batch_scores, check_precision, host_input
+from ccnet_cli.evaluate import runner, with_choices
+from ccnet_cli.inference import batch_scores, host_input
 from ccnet_cli.progress import Progress
 from ccnet_cli.scores import Scores
 from ccnet_cli.video import Video
@@ -78,6 +78,7 @@ def predict(
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
     precision: str = "fp32",
+    compile: str = "off",
     preset: str | None = None,
     overrides: Sequence[str] = (),
     npz: bool = False,
@@ -111,9 +112,10 @@ def predict(
         written.append(legend)
     outputs.refuse_inputs(found, written)
     outputs.refuse_existing(written, overwrite or continued)
-    check_precision(precision)
     checkpoint = checkpoints.find(checkpoint)
     place = models.device(loading.device(device, checkpoint))
+    precision = models.precision(loading.precision(precision, checkpoint), place)
+    engine.compiles(compile, place, 0)
     for folder in {path.parent for path in written}:
         images.sweep(folder)
     kept = {source for source, targets in plan.items() if continued and _done(targets, areas)}
@@ -126,8 +128,9 @@ def predict(
         s = with_choices(restored.preset, mode=mode, tile=tile, scales=scales, flip=flip).eval
         views = {"mode": s.mode, "tile": s.tile, "scales": s.scales, "flip": s.flip, "fit": s.fit, "batch": s.batch}
         mirrored = restored.classes.mirrored
-        model = network(restored, place)
-        score = partial(batch_scores, model, device=place, precision=precision, mirrored=mirrored, **views)
+        count = sum(films[source].frames if source in films else 1 for source in plan if source not in kept)
+        model = runner(restored, place, precision, compile, count)
+        score = partial(batch_scores, model, device=place, mirrored=mirrored, **views)
         prepare = partial(host_input, normalisation=model.normalisation, device=place)
         result = Prediction(restored.path, restored.classes)
         measured: dict[Path, Area] = {}

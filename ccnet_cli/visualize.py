@@ -257,8 +257,9 @@ def _page(
     drawn = _attended(sight, list(points[:1]) or middle, size)
     still = figure(picture, drawn.points, drawn.maps, clip, drawn.align_corners)
     cells, channels = sight.classes, model.head.rcca.attention.query_conv.out_channels
-    # query and key in 16 bits, or the weights in somewhat more than 8: what is smaller is kept
-    smaller = 4 * channels <= sum(cells.shape)
+    # query and key in 16 bits, or the weights in somewhat more than 8: what is smaller is kept; query and key can be
+    # made coarser where there are many of them
+    smaller = 4 * channels <= sum(cells.shape) or cells.size > viewer.CELLS
     return viewer.page(
         viewer.Seen(
             name=name,

@@ -373,6 +373,8 @@ _case(80, "indivisible batch", nothing, [*TRAIN, "-s", "train.batch=3", "--proce
 for device in ("cuda", "cuda:7", "tpu"):
     if device == "tpu" or not torch.cuda.is_available():
         _case(81, device, nothing, [*TRAIN, "--device", device], f"device {device}")
+for words in (EVAL, "predict good.png -o mask.png --checkpoint model.pt".split()):
+    _case(81, f"compile for {words[0]}", nothing, [*words, "--compile", "on", "--device", "cpu"], "option --compile on")
 _case(81, "fp16 on the CPU", nothing, [*TRAIN, "-s", "train.precision=fp16", "--device", "cpu"], "needs a GPU")
 
 _case(82, "run is a file", lambda: write("run", "x"), TRAIN, "run: is not an empty folder")

@@ -27,14 +27,6 @@ def preset(*more: str) -> config.Preset:
     return config.load("cityscapes-r2-ohem", [*SMALL, *more])
 
 
-def test_a_convolution_s_rate_is_its_operations_in_a_second(monkeypatch):
-    asked = []
-    monkeypatch.setattr(losses.measure, "rate", lambda call, work, device: asked.append((call(), work)) or 4e12)
-    assert steps._convolution_rate(torch.device("cpu"), torch.bfloat16) == 4
-    ((result, work),) = asked
-    assert result.dtype == torch.bfloat16 and work == 2 * result.numel() * 512 * 9
-
-
 @pytest.mark.parametrize("shape", SHAPES[::3])
 @pytest.mark.parametrize("name", [name for name in CASES if name != "all void"])
 def test_the_official_loss_is_the_authors_rule(name, shape):
@@ -51,7 +43,7 @@ def test_the_official_loss_is_the_authors_rule(name, shape):
 def unmeasured(monkeypatch):
     """What tests of something else need not wait for."""
     monkeypatch.setattr(losses.measure, "peak", lambda call, device: 7 * 2**20)
-    monkeypatch.setattr(steps, "_convolution_rate", lambda device, dtype: 1.0)
+    monkeypatch.setattr(losses.measure, "convolution_rate", lambda device, dtype: 1.0)
 
 
 def test_every_loss_is_there_with_positive_figures(unmeasured):
@@ -86,7 +78,9 @@ def test_a_wrong_loss_is_not_timed(monkeypatch, unmeasured, name, of):
 
 
 def test_every_step_is_there_with_positive_figures(monkeypatch):
-    monkeypatch.setattr(steps, "_convolution_rate", lambda device, dtype: 2.0 if dtype == torch.bfloat16 else 3.0)
+    monkeypatch.setattr(
+        losses.measure, "convolution_rate", lambda device, dtype: 2.0 if dtype == torch.bfloat16 else 3.0
+    )
     report = steps.step(preset(), [(33, 41)], classes=5, threads=1, repeats=2, device="cpu")
     rows = {row.name: row for row in report.rows}
     assert list(rows) == ["official", *steps.OURS] == list(steps.TELLS)

@@ -65,7 +65,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_promised_commands_are_there():
     promised = {("train",), ("eval",), ("predict",), ("visualize",), ("doctor",)}
-    promised |= {("bench", name) for name in ("attention", "cost", "eval", "loss", "step", "data", "kernels", "gpu")}
+    names = ("attention", "model", "cost", "eval", "loss", "step", "data", "kernels", "gpu")
+    promised |= {("bench", name) for name in names}
     promised |= {("presets", name) for name in ("list", "show", "copy", "diff")}
     promised |= {("data", name) for name in ("make", "check", "sample")}
     assert promised <= COMMANDS.keys()
@@ -82,6 +83,16 @@ def test_help_ends_with_examples_that_parse(path: tuple[str, ...], flag: str, ca
     lines = [line.strip() for line in examples.strip().splitlines()]
     assert lines and all(line.startswith("ccnet ") for line in lines)
     assert any(line.split()[1 : 1 + len(path)] == list(path) for line in lines)
+
+
+@pytest.mark.parametrize("path", [(), ("bench",), ("presets",), ("data",)])
+def test_a_list_of_commands_says_of_each_in_one_whole_line_what_it_does(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+):
+    assert call(*path, "--help") == 0
+    _, _, listed = capsys.readouterr().out.partition("Commands:\n")
+    lines = listed.partition("\n\n")[0].splitlines()
+    assert len(lines) > 2 and all(line.endswith(".") and not line.endswith("..") for line in lines)
 
 
 def test_help_loads_nothing_heavy():
@@ -177,6 +188,10 @@ def test_the_version_is_told_before_torch_is_loaded():
         (("bench", "attention", "--size", "97"), "option --size 97: not a size"),
         (("bench", "attention", "--size", "0x5"), "option --size 0x5: not a size"),
         (("bench", "cost", "--size", "97,97"), "option --size 97,97: not a size"),
+        (("bench", "model", "--size", "97x"), "option --size 97x: not a size"),
+        (("bench", "model", "--precision", "int8"), "precision int8: unknown"),
+        (("eval", "--precision", "fp8"), "option --precision: 'fp8' is not one of 'auto', 'fp32', 'bf16'; "),
+        (("predict", "a.png", "-o", "b.png", "--compile", "yes"), "option --compile: 'yes' is not one of "),
         (("bench", "cost", "--json", "no/where.json"), "no/where.json: its folder does not exist"),
         (("data", "make", "cityscapes", "x"), "data set cityscapes: cannot be made"),
         (("data", "check", "."), "folder .: holds no data set"),
@@ -476,7 +491,7 @@ def test_eval_writes_csv_that_reads_back(scored: dict[str, object], folder: Path
 
 def test_eval_hands_on_what_was_asked(scored: dict[str, object]):
     words = "--checkpoint a.pt --data D --split train --mode sliding --scales 0.5,1 --flip --limit 3 --device cpu"
-    words += " -s eval.tile=64,64 --list my:list --save out --format label-id"
+    words += " -s eval.tile=64,64 --list my:list --save out --format label-id --precision bf16 --compile auto"
     assert call("eval", *words.split()) == 0
     assert scored == {
         "checkpoint": Path("a.pt"),
@@ -493,6 +508,8 @@ def test_eval_hands_on_what_was_asked(scored: dict[str, object]):
         "save_formats": ["label-id"],
         "confusion": None,
         "overwrite": False,
+        "precision": "bf16",
+        "compile": "auto",
     }
 
 

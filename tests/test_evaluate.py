@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DistributedSampler
 
-from ccnet_cli import checkpoint, config, distributed, loading, outputs
+from ccnet_cli import checkpoint, config, distributed, engine, loading, outputs
 from ccnet_cli import evaluate as evaluation
+from ccnet_cli import model as models
 from ccnet_cli.datasets import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.inference import class_scores
@@ -88,6 +89,18 @@ def test_the_mapping_is_json_without_nan(saved, data):
         True,
     )
     assert (settings["precision"], settings["split"], settings["data"]) == ("fp32", "val", str(data))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_precision_auto_is_settled_told_and_kept_in_the_settings(saved, data, monkeypatch, capsys, native):
+    seen = []
+    prepare = engine.prepare
+    monkeypatch.setattr(models, "computes_bf16", lambda device: native)
+    monkeypatch.setattr(engine, "prepare", lambda *given: seen.append(given[2:]) or prepare(*given))
+    taken = "bf16" if native else "fp32"
+    result = evaluate(saved, data, precision="auto", compile="auto")
+    assert seen == [(taken, False)] and result.settings["precision"] == taken
+    assert capsys.readouterr().err.count(f"precision {taken}") == 1
 
 
 def test_labels_that_are_all_void_give_null(saved, tmp_path):
@@ -327,6 +340,8 @@ def test_names_cannot_leave_the_folder(name, several, tmp_path):
         ({"scales": [float("nan")]}, "eval.scales"),
         ({"overrides": ["eval.mod=whole"]}, "did you mean eval.mode"),
         ({"precision": "fp8"}, "precision fp8"),
+        ({"compile": "on"}, "option --compile on"),
+        ({"compile": "yes"}, "option --compile yes"),
         ({"save_formats": ["colour"]}, "format colour"),
         ({"confusion": Path("matrix.jpg")}, "PNG"),
         ({"split": "nope"}, "nope"),

@@ -85,3 +85,20 @@ def test_a_gpu_tells_time_by_its_own_events():
     # asynchronous: the clock of the host would see none of it
     assert measure.elapsed(lambda: torch.cuda._sleep(50_000_000), device) > 5
     assert measure.copy_rate(device) > 10 and measure.product_rate(device, torch.float32) > 0.1
+
+
+def test_a_convolution_s_rate_is_what_it_computes_in_its_time(monkeypatch):
+    monkeypatch.setattr(measure, "CONVOLVED", (8, 5))
+    monkeypatch.setattr(measure, "rate", lambda call, work, device: (call(), 500 * work)[1])
+    counted = measure.counted(lambda: measure.convolution_rate(torch.device("cpu"), torch.bfloat16))
+    assert measure.convolution_rate(torch.device("cpu"), torch.float32) == counted / 2e9 > 0
+
+
+def test_calls_take_turns_and_the_first_rounds_do_not_count(monkeypatch):
+    order, clock = [], iter(range(100))
+    monkeypatch.setattr(measure, "elapsed", lambda call, device: (call(), float(next(clock)))[1])
+    calls = [lambda: order.append("a"), lambda: order.append("b")]
+    first, second = measure.alternate(calls, 3, torch.device("cpu"))
+    assert order == ["a", "b"] * 4
+    assert (first.median, first.least, first.greatest) == (4, 2, 6)
+    assert (second.median, second.least, second.greatest) == (5, 3, 7)

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from ccnet_cli import checkpoint, cli, loading, onnxfile, portable
+from ccnet_cli import checkpoint, cli, engine, loading, onnxfile, portable
 from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.evaluate import evaluate
 from ccnet_cli.export import export
@@ -187,9 +187,18 @@ def test_an_override_and_a_preset_change_what_lies_around_the_network(made, tmp_
     assert other.classes == own.classes
 
 
-def test_another_precision_is_refused(made, tmp_path):
+def test_another_precision_is_refused(made, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="float32 alone"):
         predict([made / "model.onnx", made / "image.png"], tmp_path / "mask.png", precision="bf16")
+    with pytest.raises(InputError, match="float32 alone"):
+        evaluate(made / "model.onnx", str(made / "data"), precision="bf16")
+    monkeypatch.setattr(engine, "compiles", lambda *_: True)
+    with pytest.raises(InputError, match="not by torch"):
+        predict([made / "model.onnx", made / "image.png"], tmp_path / "mask.png", compile="on")
+    assert not (tmp_path / "mask.png").exists()
+    # auto takes what there is
+    predict([made / "model.onnx", made / "image.png"], tmp_path / "mask.png", precision="auto", compile="auto")
+    assert evaluate(made / "model.onnx", str(made / "data"), precision="auto").settings["precision"] == "fp32"
 
 
 def test_auto_is_the_cpu_where_the_runtime_knows_no_gpu(monkeypatch):

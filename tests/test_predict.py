@@ -19,7 +19,8 @@ import pytest
 import tiny
 import torch
 
-from ccnet_cli import checkpoint, cli, images, loading, sources, video
+from ccnet_cli import checkpoint, cli, engine, images, loading, sources, video
+from ccnet_cli import model as models
 from ccnet_cli import predict as prediction
 from ccnet_cli.errors import InputError, Interrupted
 from ccnet_cli.inference import class_scores, segment, to_input
@@ -53,6 +54,27 @@ def files(folder):
 
 def read(path):
     return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_precision_auto_is_settled_and_told_once(saved, photos, tmp_path, monkeypatch, capsys, native):
+    seen = []
+    prepare = engine.prepare
+    monkeypatch.setattr(models, "computes_bf16", lambda device: native)
+    monkeypatch.setattr(engine, "prepare", lambda *given: seen.append(given[2:]) or prepare(*given))
+    taken = "bf16" if native else "fp32"
+    predict([photos], tmp_path / "masks", saved, precision="auto", compile="auto")
+    assert seen == [(taken, False)]
+    assert capsys.readouterr().err.count(f"precision {taken}") == 1
+
+
+def test_long_videos_and_many_images_are_what_auto_compiles_for(saved, photos, tmp_path, monkeypatch):
+    counts = []
+    monkeypatch.setattr(engine, "compiles", lambda choice, device, images: counts.append(images))
+    predict([photos], tmp_path / "masks", saved)
+    predict([photos], tmp_path / "masks", saved, continued=True)
+    # refused or not before any work, then decided
+    assert counts == [0, 3, 0, 0]
 
 
 def test_one_image_to_one_file(saved, photos, tmp_path):
@@ -224,6 +246,7 @@ def test_bad_sources_and_outputs_are_refused(saved, photos, tmp_path, monkeypatc
         ({"formats": ["colour"]}, "format colour"),
         ({"formats": ["color", "overlay"]}, "2 formats"),
         ({"precision": "int8"}, "precision int8"),
+        ({"compile": "on"}, "option --compile on"),
         ({"mode": "slide"}, "eval.mode"),
         ({"scales": [-1.0]}, "eval.scales"),
         ({"legend": Path("legend.txt")}, "no image suffix"),

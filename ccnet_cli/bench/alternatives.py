@@ -1,10 +1,11 @@
-"""What criss-cross attention is measured against: the authors' formulation, a non-local block, the bare products."""
+"""What is measured against: the authors' attention and network, a non-local block, the bare products."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccnet_cli.attention import CrissCrossAttention
+from ccnet_cli.model import CCNet
 
 # B batch, C channels of the map, H height, W width; L matrices of one line each
 
@@ -36,6 +37,23 @@ class Official(nn.Module):
         from_column = torch.bmm(_columns(value), column_LHH.transpose(1, 2)).view(B, W, C, H).permute(0, 2, 3, 1)
         from_row = torch.bmm(_rows(value), row_LWW.transpose(1, 2)).view(B, H, C, W).permute(0, 2, 1, 3)
         return self.attention.gamma * (from_column + from_row) + x_BCHW
+
+
+class OfficialNetwork(nn.Module):
+    """The authors' network as it evaluates: both heads, every batch norm by itself, features concatenated."""
+
+    def __init__(self, model: CCNet) -> None:
+        super().__init__()
+        self.model = model
+        rcca = model.head.rcca
+        self.attention = nn.Identity() if rcca is None else Official(rcca.attention, rcca.recurrence)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Main and auxiliary scores."""
+        c3, c4 = self.model.backbone(x)
+        head = self.model.head
+        gathered = head.convb(self.attention(head.conva(c4)))
+        return head.bottleneck(torch.cat([c4, gathered], dim=1)), self.model.auxiliary(c3)
 
 
 class NonLocal(nn.Module):

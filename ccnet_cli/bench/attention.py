@@ -1,7 +1,5 @@
 """What criss-cross attention costs here: every implementation beside the alternatives, in one alternating run."""
 
-import gc
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle
@@ -15,6 +13,7 @@ from ccnet_cli import ops
 from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.alternatives import Floor, NonLocal, Official
+from ccnet_cli.bench.measure import Timing
 from ccnet_cli.errors import InputError
 
 # B batch, C channels of the map, c those of query and key, H height, W width
@@ -23,7 +22,7 @@ OFFICIAL, NON_LOCAL, FLOOR = "official", "non-local", "floor"
 TELLS = {
     "reference": "the definition, in einsum",
     "gemm": "batched matrix products on channels-last views, nothing copied",
-    "numba": "tiled kernels along rows and columns, nothing copied",
+    "numba": "tiled kernels along rows and columns, no copies of whole maps",
     OFFICIAL: "the authors' formulation: copied rows and columns, concatenation, separate projections",
     NON_LOCAL: "one non-local block: every pixel is a key (always one pass)",
     FLOOR: "only the matrix products of the criss-cross passes",
@@ -32,17 +31,6 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # relative to the largest entry: rounding stays below it, no mistake does
 TOLERANCES = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1}
 TOLERANCE = TOLERANCES["fp32"]
-# rounds that are not counted: a GPU has clocks to raise
-WARM_UP = {"cpu": 1, "cuda": 3}
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Median, least and greatest of the rounds, in milliseconds."""
-
-    median: float
-    least: float
-    greatest: float
 
 
 @dataclass(frozen=True)
@@ -106,9 +94,11 @@ class Contender:
     gbytes: float
 
 
-def names(device: str = "cpu") -> tuple[str, ...]:
-    """What can be measured on a device, the reference first."""
-    return (*ops.implementations(device), OFFICIAL, NON_LOCAL, FLOOR)
+def names(device: str = "cpu", precision: str = "fp32") -> tuple[str, ...]:
+    """What can be measured on a device, the reference first; the CPU's kernels are for float32 alone."""
+    without = ("numba",) if device == "cpu" and precision != "fp32" else ()
+    found = (name for name in ops.implementations(device) if name not in without)
+    return (*found, OFFICIAL, NON_LOCAL, FLOOR)
 
 
 def attention(
@@ -132,9 +122,9 @@ def attention(
     map too large for a non-local block.
     """
     place = models.device(device)
-    chosen = _chosen(implementations, place)
+    chosen = _chosen(implementations, place, precision)
     if NON_LOCAL in chosen:
-        rest = " ".join(f"--implementation {name}" for name in names(place.type) if name != NON_LOCAL)
+        rest = " ".join(f"--implementation {name}" for name in names(place.type, precision) if name != NON_LOCAL)
         measure.check_memory(size, batch, place, f"use a smaller size, or leave it out with {rest}")
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -142,7 +132,9 @@ def attention(
         wide = DTYPES[precision].itemsize
         inputs = measure.rotations(wide * batch * channels * size[0] * size[1], measure.cache(place))
         contenders = _contenders(chosen, size, channels, recurrence, batch, place, precision, inputs)
-        timings = _alternate(contenders, repeats, place)
+        calls = [call for one in contenders for call in (one.forward, one.both)]
+        times = measure.alternate(calls, repeats, place)
+        timings = list(zip(times[::2], times[1::2], strict=True))
         reference = [timing.median for timing in timings[0]]
         rows = tuple(
             Row(
@@ -181,8 +173,8 @@ def attention(
         torch.set_num_threads(before)
 
 
-def _chosen(implementations: Sequence[str] | None, device: torch.device) -> list[str]:
-    known = names(device.type)
+def _chosen(implementations: Sequence[str] | None, device: torch.device, precision: str) -> list[str]:
+    known = names(device.type, precision)
     for name in implementations or ():
         if name not in known:
             raise InputError(f"implementation {name}", "unknown", f"choose from {', '.join(known)}")
@@ -280,17 +272,3 @@ def compare(name: str, got: Sequence[Tensor], expected: Sequence[Tensor], tolera
         # not (<=), so that nan is refused too
         if not difference <= tolerance:
             raise RuntimeError(f"{name} differs from the reference by {difference:.1e} in result {index}: not timed")
-
-
-def _alternate(contenders: Sequence[Contender], repeats: int, device: torch.device) -> list[tuple[Timing, Timing]]:
-    """Time every call once per round, after rounds that warm up."""
-    calls = [call for one in contenders for call in (one.forward, one.both)]
-    milliseconds: list[list[float]] = [[] for _ in calls]
-    for round in range(-WARM_UP[device.type], repeats):
-        gc.collect()
-        for call, taken in zip(calls, milliseconds, strict=True):
-            time = measure.elapsed(call, device)
-            if round >= 0:
-                taken.append(time)
-    timings = [Timing(statistics.median(taken), min(taken), max(taken)) for taken in milliseconds]
-    return list(zip(timings[::2], timings[1::2], strict=True))

@@ -1,7 +1,5 @@
 """What the loss costs here: the authors' way through numpy, plain cross entropy and ours, in one alternating run."""
 
-import gc
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +12,8 @@ from torch.nn import functional as F
 
 from ccnet_cli import model as models
 from ccnet_cli.bench import measure
-from ccnet_cli.bench.attention import WARM_UP, Timing, compare
+from ccnet_cli.bench.attention import compare
+from ccnet_cli.bench.measure import Timing
 from ccnet_cli.loss import GRID, Objective, cross_entropy, mmseg_ohem_cross_entropy, ohem_cross_entropy
 
 # B batch, K classes, H height, W width of the label; h, w of the network's map, an eighth
@@ -150,7 +149,7 @@ def _rows(
     calls = _calls(leaves, label_BHW)
     for name, other in (("cross_entropy", PLAIN), ("ohem", OFFICIAL), ("objective", WHOLE)):
         compare(name, calls[name](), calls[other](), TOLERANCE)
-    timings = alternate(calls, repeats, device)
+    timings = dict(zip(calls, measure.alternate(list(calls.values()), repeats, device), strict=True))
     least = 2 * 4 * leaves["scores"].numel() / copy / 1e6
     return [
         Row(
@@ -190,15 +189,3 @@ def _both(way: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[], Sequ
         return value.detach(), *torch.autograd.grad(value, leaves)
 
     return call
-
-
-def alternate(calls: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, Timing]:
-    """Time every call once per round, after rounds that warm up."""
-    milliseconds: dict[str, list[float]] = {name: [] for name in calls}
-    for round in range(-WARM_UP[device.type], repeats):
-        for name, call in calls.items():
-            gc.collect()
-            time = measure.elapsed(call, device)
-            if round >= 0:
-                milliseconds[name].append(time)
-    return {name: Timing(statistics.median(taken), min(taken), max(taken)) for name, taken in milliseconds.items()}

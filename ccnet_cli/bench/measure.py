@@ -3,16 +3,19 @@
 Beside it, what the device could do at most: the rates of a copy and of a matrix product.
 """
 
+import gc
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet_cli.bench.alternatives import reduced_channels
@@ -22,7 +25,20 @@ from ccnet_cli.ops import choice
 # of the tensors of a copy, beyond any cache, and the side of a product's matrices; without and with a GPU
 COPIED = (64 << 20, 512 << 20)
 SIDE = (512, 8192)
+# channels and side of the map of a 3x3 convolution
+CONVOLVED = (256, 65)
 ROUNDS = 5
+# rounds that are not counted: a GPU has clocks to raise
+WARM_UP = {"cpu": 1, "cuda": 3}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median, least and greatest of the rounds, in milliseconds."""
+
+    median: float
+    least: float
+    greatest: float
 
 
 def formula(size: tuple[int, int], channels: int, recurrence: int, batch: int, keys: int | None = None) -> float:
@@ -91,6 +107,26 @@ def rate(call: Callable[[], object], work: float, device: torch.device) -> float
     """What a call does in a second, by its median of a few rounds after one that warms up."""
     call()
     return 1000 * work / statistics.median(elapsed(call, device) for _ in range(ROUNDS))
+
+
+def convolution_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """TFLOP/s of the library's 3x3 convolution, channels-last, of a map that is like a ResNet's third layer."""
+    channels, side = CONVOLVED
+    x_BCHW = torch.rand(1, channels, side, side, device=device).to(dtype, memory_format=torch.channels_last)
+    weight = torch.rand(channels, channels, 3, 3, device=device).to(dtype, memory_format=torch.channels_last)
+    return rate(lambda: F.conv2d(x_BCHW, weight, padding=1), 2 * 9 * channels**2 * side**2, device) / 1e12
+
+
+def alternate(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[Timing]:
+    """Time every call once per round, after rounds that warm up, so that a busy machine slows them alike."""
+    milliseconds: list[list[float]] = [[] for _ in calls]
+    for round in range(-WARM_UP[device.type], repeats):
+        gc.collect()
+        for call, taken in zip(calls, milliseconds, strict=True):
+            time = elapsed(call, device)
+            if round >= 0:
+                taken.append(time)
+    return [Timing(statistics.median(taken), min(taken), max(taken)) for taken in milliseconds]
 
 
 def check_memory(size: tuple[int, int], batch: int, device: torch.device, fix: str) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ccnet_cli import config, trainer
 from ccnet_cli import model as models
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.alternatives import Official
-from ccnet_cli.bench.attention import DTYPES, Timing, compare
-from ccnet_cli.bench.loss import AUXILIARY, IGNORED, MIN_KEPT, THRESHOLD, alternate, official_objective
+from ccnet_cli.bench.attention import DTYPES, compare
+from ccnet_cli.bench.loss import AUXILIARY, IGNORED, MIN_KEPT, THRESHOLD, official_objective
+from ccnet_cli.bench.measure import Timing
 from ccnet_cli.loss import Objective
 
 # B batch, H height, W width of the images
@@ -98,7 +98,7 @@ def step(
         torch.manual_seed(0)
         official, ours = (_Step(preset, classes, place, way) for way in (True, False))
         ours.model.load_state_dict(official.model.state_dict())
-        convolution = {name: _convolution_rate(place, DTYPES[name]) for name in ("fp32", "bf16")}
+        convolution = {name: measure.convolution_rate(place, DTYPES[name]) for name in ("fp32", "bf16")}
         rows = tuple(
             row for size in sizes for row in _rows(official, ours, size, batch, classes, repeats, place, convolution)
         )
@@ -173,7 +173,7 @@ def _rows(
         torch.manual_seed(1)
         found.append([calls[name](), taken.gradient().clone()])
     compare("fp32", found[1], found[0], TOLERANCE)
-    timings = alternate(calls, repeats, device)
+    timings = dict(zip(calls, measure.alternate(list(calls.values()), repeats, device), strict=True))
     rows = []
     for name, timing in timings.items():
         tflop = measure.counted(calls[name]) / 1e12
@@ -194,12 +194,3 @@ def _rows(
             )
         )
     return rows
-
-
-def _convolution_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """TFLOP/s of a 3x3 convolution of 512 channels, channels last, as the deep layers have it."""
-    x_BCHW, weight = torch.rand(2, 512, 49, 49, device=device), torch.rand(512, 512, 3, 3, device=device)
-    x_BCHW, weight = (each.to(dtype, memory_format=torch.channels_last) for each in (x_BCHW, weight))
-    work = 2 * x_BCHW.numel() * 512 * 9
-    with torch.no_grad():
-        return measure.rate(lambda: F.conv2d(x_BCHW, weight, padding=1), work, device) / 1e12

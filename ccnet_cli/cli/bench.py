@@ -19,11 +19,14 @@ from ccnet_cli.cli.options import (
     refuse_unwritable,
     size_of,
 )
-from ccnet_cli.cli.output import table, write_json
+from ccnet_cli.cli.output import percent, table, write_json
 from ccnet_cli.errors import CCNetError, InputError
 
 BENCH_EXAMPLES = examples(
-    "ccnet bench attention", "ccnet bench attention --size 97x97 --json bench.json", "ccnet bench cost"
+    "ccnet bench model",
+    "ccnet bench attention",
+    "ccnet bench attention --size 97x97 --json bench.json",
+    "ccnet bench cost",
 )
 
 
@@ -66,7 +69,10 @@ def bench_attention(
     ] = "fp32",
     json_file: Json = None,
 ) -> None:
-    """Time and memory of every attention implementation, the official formulation and a non-local block."""
+    """Time and memory of the attention, beside the alternatives.
+
+    Every implementation, the official formulation and a non-local block.
+    """
     refuse_unwritable(json_file)
     height, width = size_of(size)
     from ccnet_cli.bench.attention import attention
@@ -124,6 +130,72 @@ def bench_attention(
 
 
 @app.command(
+    "model",
+    epilog=examples(
+        "ccnet bench model",
+        "ccnet bench model --size 769x769 --threads 2 --compiled",
+        "ccnet bench model --size 385x385 --size 1024x2048 --backbone resnet50 --json model.json",
+    ),
+)
+def bench_model(
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option("--size", "--sizes", metavar="HxW", help="Size of the image, 769x769; repeatable."),
+    ] = None,
+    backbone: Annotated[
+        Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"],
+        typer.Option(metavar="NAME", help="tiny, or resnet18, 34, 50, 101 or 152."),
+    ] = "resnet101",
+    recurrence: Annotated[int, typer.Option(min=0, max=3, metavar="R", help="Passes of the attention.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")] = 5,
+    precisions: Annotated[
+        list[str] | None,
+        typer.Option("--precision", metavar="fp32|bf16", help="Measure the engine in this precision; repeatable."),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Compile ours with torch too, half a minute for each size.")
+    ] = False,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Time of the network, forward: as trained, and as eval runs it.
+
+    Weights are random: many scores lie close together, so that fewer pixels agree in bf16 than with a trained model.
+    """
+    refuse_unwritable(json_file)
+    images = [size_of(text) for text in sizes or ("769x769",)]
+    from ccnet_cli.bench.model import TELLS, model
+
+    report = model(images, backbone, recurrence, batch, threads, repeats, precisions, compiled, device).to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            row["name"],
+            row["precision"],
+            "x".join(map(str, row["size"])),
+            *(f"{row['forward'][key]:.1f}" for key in ("median", "least", "greatest")),
+            f"{row['times']:.2f}",
+            f"{row['gflop']:.1f}",
+            f"{row['rate']:.0f}",
+            f"{row['fraction']:.2f}",
+            f"{row['error']:.1e}",
+            percent(row["agreement"]),
+            TELLS[row["name"]],
+        )
+        for row in report["rows"]
+    ]
+    title = f"{batch} x 3 x H x W, {backbone}, R={recurrence}, {report['device']}, {report['threads']} threads, "
+    title += f"torch {report['torch']}, {repeats} rounds; times as fast as the official one; of the floor: what a 3x3 "
+    title += "convolution's rate would make of it, here "
+    title += ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in report["rates"].items())
+    columns = ["network", "precision", "size", "ms", "least", "greatest", "times", "GFLOP", "GFLOP/s", "of the floor"]
+    table(title, [*columns, "error", "same class %", ""], rows)
+
+
+@app.command(
     "cost",
     epilog=examples(
         "ccnet bench cost", "ccnet bench cost --size 129x257 --json cost.json", "ccnet bench cost --json -"
@@ -136,7 +208,9 @@ def bench_cost(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """The paper's table: GFLOP and memory of one to three passes and of a non-local block, each alone.
+    """The paper's table: GFLOP and memory of the attention.
+
+    One to three passes, and a non-local block, each alone.
 
     The last two columns are what the paper printed for one image of 769x769, whose map is 97x97 with 512 channels.
     """
@@ -180,7 +254,10 @@ def bench_loss(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """Time and memory of the loss, forward and backward, beside plain cross entropy and the authors' way."""
+    """Time and memory of the loss, beside plain cross entropy.
+
+    Forward and backward; the authors' way too, through the host.
+    """
     refuse_unwritable(json_file)
     maps = [size_of(text) for text in sizes or ("769x769",)]
     from ccnet_cli.bench.loss import loss
@@ -227,7 +304,7 @@ def bench_step(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """Time and memory of a training step, beside the authors' eager step."""
+    """Time and memory of a training step, beside the authors' own."""
     refuse_unwritable(json_file)
     maps = [size_of(text) for text in sizes or ("385x385",)]
     from ccnet_cli import config
@@ -281,7 +358,10 @@ def bench_data(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """Time of one training sample, the authors' way and ours, and the loader's images per second."""
+    """Time of a training sample, and the loader's images per second.
+
+    The sample is made the authors' way and ours.
+    """
     refuse_unwritable(json_file)
     maps = [size_of(text) for text in sizes.split(",")]
     counts = [int(number) if number.isdecimal() else 65 for number in workers.split(",")]
@@ -348,7 +428,10 @@ def bench_eval(
     repeats: Repeats = 5,
     json_file: Json = None,
 ) -> None:
-    """What an evaluation does around the network, on the CPU: from the tiles' logits to the confusion matrix."""
+    """What an evaluation does around the network, on the CPU.
+
+    From the tiles' logits to the confusion matrix, beside the authors' way.
+    """
     refuse_unwritable(json_file)
     pictures = [size_of(text) for text in sizes or ("1024x2048",)]
     tiles = size_of(tile)
@@ -395,7 +478,10 @@ def bench_kernels(
     counters: Annotated[bool, typer.Option("--counters", help="Execute both passes with ptxrun and count.")] = False,
     json_file: Json = None,
 ) -> None:
-    """The CUDA kernels' registers, memory and floors, compiled without a GPU."""
+    """Registers, memory and floors of the CUDA kernels.
+
+    They are compiled here; that takes no GPU.
+    """
     refuse_unwritable(json_file)
     maps = [size_of(text) for text in sizes or ("97x97", "129x257")]
     from ccnet_cli.bench.kernels import report
@@ -407,7 +493,7 @@ def bench_kernels(
         (
             *(row[key] for key in ("kernel", "arch", "size")),
             *(str(row[key]) for key in ("registers", "stack", "spills", "shared")),
-            f"{row['ffma']}:{row['lds']}",
+            f"{row['ffma'] or row['hmma']}:{row['lds']}",
             f"{row['occupancy']:.0%}",
             str(row["launches"]),
             f"{row['bytes'] / 1e6:.1f}",
@@ -415,7 +501,7 @@ def bench_kernels(
         )
         for row in found["kernels"]
     ]
-    columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA:LDS", "occupancy"]
+    columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA or HMMA:LDS", "occupancy"]
     table("one image; compiled, not run", [*columns, "launches", "MB", "GFLOP"], rows)
     floors = [
         (
@@ -439,7 +525,7 @@ def bench_kernels(
             f"{row['store_sector_bytes'] / 1e6:.1f}",
             f"{row['store_efficiency']:.1%}",
             f"{row['bank_conflicts'] / max(row['wavefronts'], 1):.1%}",
-            f"{row['ffma_flops'] / 1e9:.2f}",
+            f"{(row['ffma_flops'] + row['mma_flops']) / 1e9:.2f}",
         )
         for row in found["counters"]
     ]
@@ -454,7 +540,7 @@ def bench_gpu(
     device: Annotated[str, typer.Option(metavar="NAME", help="cuda or cuda:N.")] = "cuda",
     overwrite: Overwrite = False,
 ) -> None:
-    """Check the CUDA kernels on this machine's GPU and time them; one report file to keep or to send.
+    """Check the CUDA kernels on this machine's GPU and time them.
 
     Results and gradients against float64, repeated runs, another stream, graph capture; then the attention at 97x97 and
     129x257 in fp32 and bf16. Takes some minutes. Exit code 1 where a check failed; the report is written all the same.
@@ -482,6 +568,10 @@ def bench_gpu(
         ]
         columns = ("size", "precision", "formulation", "forward ms", "+ backward ms", "GB/s", "TFLOP/s")
         table("attention, 1 x 512, R=2; rates are of the forward pass", columns, timings)
+        cores = [(name, f"{ms['without']:.3f}", f"{ms['with']:.3f}") for name, ms in found.tensor.items()]
+        if cores:
+            title = "one pass of our kernels, whose tensor cores nothing uses yet"
+            table(title, ("size and type", "forward ms", "with tensor cores"), cores)
     if found.failed:
         raise CCNetError(output, f"{found.failed} checks failed", "see it, and send it to us")
     if not alone:

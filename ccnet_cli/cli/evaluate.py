@@ -7,6 +7,7 @@ import typer
 
 from ccnet_cli.cli.options import (
     CheckpointFile,
+    Compile,
     DataFolder,
     Device,
     Flip,
@@ -18,6 +19,7 @@ from ccnet_cli.cli.options import (
     OtherPreset,
     Overrides,
     Overwrite,
+    Precision,
     Processes,
     Scales,
     examples,
@@ -38,12 +40,15 @@ app = typer.Typer()
         "ccnet eval runs/camvid/best.pt --data CamVid --json scores.json",
         "ccnet eval CS_scenes_60000.pth --data Cityscapes",
         "ccnet eval ckpt.pt --data Cityscapes --mode sliding --scales 0.75,1,1.25 --flip",
+        "ccnet eval ckpt.pt --data Cityscapes --precision bf16",
         "ccnet eval ckpt.pt --data Cityscapes --save results --format label-id",
         "ccnet eval ckpt.pt --data Cityscapes --split test --list test.lst --save results --format label-id",
     ),
 )
 def evaluate(
-    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", help="Checkpoint to score.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CKPT", help="Checkpoint, run folder, or other weights.")
+    ] = None,
     option: CheckpointFile = None,
     data: DataFolder = None,
     split: Annotated[
@@ -58,6 +63,8 @@ def evaluate(
     mode: Mode = None,
     scales: Scales = None,
     flip: Flip = None,
+    precision: Precision = "fp32",
+    compiled: Compile = "off",
     device: Device = "auto",
     gpus: Gpus = None,
     processes: Processes = 1,
@@ -69,7 +76,10 @@ def evaluate(
     formats: Formats = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score a checkpoint, ours or other people's: IoU of each class, mIoU, pixel and mean accuracy."""
+    """Score a checkpoint: IoU of each class, mIoU, accuracies.
+
+    It may be ours or other people's; without one, $CCNET_CHECKPOINT, the newest run below ./runs, or the demo weights.
+    """
     if checkpoint and option:
         raise InputError(f"checkpoint {option}", f"{checkpoint} is given too", "give one of them")
     refuse_unwritable(json_file, csv, confusion)
@@ -87,6 +97,8 @@ def evaluate(
         mode=mode,
         scales=averaged,
         flip=flip,
+        precision=precision,
+        compile=compiled,
         device=device,
         limit=limit,
         confusion=confusion,

@@ -92,6 +92,22 @@ Scales = Annotated[str | None, typer.Option(metavar="LIST", help="Scales to aver
 Flip = Annotated[bool | None, typer.Option("--flip", help="Average over the mirrored image too.")]
 
 
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    typer.Option(
+        metavar="auto|fp32|bf16", help="What the network computes in; auto is bf16 where the processor or GPU has it."
+    ),
+]
+
+
+Compile = Annotated[
+    Literal["off", "auto", "on"],
+    typer.Option(
+        "--compile", metavar="off|auto|on", help="Compile the network, for CUDA only; auto does for 500 images or more."
+    ),
+]
+
+
 Formats = Annotated[
     list[Format] | None,
     typer.Option("--format", metavar="NAME", help="color, overlay, train-id or label-id; repeatable."),

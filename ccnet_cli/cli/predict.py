@@ -7,6 +7,7 @@ import typer
 
 from ccnet_cli.cli.options import (
     CheckpointFile,
+    Compile,
     Device,
     Flip,
     Format,
@@ -15,6 +16,7 @@ from ccnet_cli.cli.options import (
     OtherPreset,
     Overrides,
     Overwrite,
+    Precision,
     Scales,
     examples,
     numbers_of,
@@ -32,7 +34,7 @@ app = typer.Typer()
         "ccnet predict photos 'more/*.jpg' -o masks --format color --format train-id",
         "ccnet predict photos -o masks --continue",
         "ccnet predict - -o masks --probabilities npz --json areas.json < names.txt",
-        "ccnet predict drive.mov -o drive.webm --format overlay",
+        "ccnet predict drive.mov -o drive.webm --format overlay --precision auto",
         "ccnet predict model.onnx photos -o masks",
     )
 )
@@ -69,10 +71,15 @@ def predict(
     mode: Mode = None,
     scales: Scales = None,
     flip: Flip = None,
+    precision: Precision = "fp32",
+    compiled: Compile = "off",
     preset: OtherPreset = None,
     overrides: Overrides = None,
 ) -> None:
-    """Segment photographs and videos: colour masks, overlays or label ids, probabilities, areas."""
+    """Segment photographs and videos.
+
+    Writes colour masks, overlays or label ids, and if asked probabilities and each class's area.
+    """
     refuse_unwritable(json_file)
     averaged = numbers_of("--scales", scales)
     from ccnet_cli.predict import predict as segment
@@ -88,6 +95,8 @@ def predict(
         mode=mode,
         scales=averaged,
         flip=flip,
+        precision=precision,
+        compile=compiled,
         preset=preset,
         overrides=overrides or (),
         npz=probabilities is not None,
