@@ -186,7 +186,7 @@ def evaluate_model(
         return Loaded(sample, image, label, host_input(image, model.normalisation, device))
 
     with evaluating(model):
-        for group in _groups(pipeline.ahead(load, samples, s.batch + 1), s.batch):
+        for group in _groups(pipeline.ahead(load, samples, s.batch), s.batch):
             found = batch_scores(model, torch.cat([each.input for each in group]), device, *views)
             for each, scores in zip(group, found, strict=True):
                 counted[0] += 1

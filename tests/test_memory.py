@@ -29,7 +29,7 @@ def streets(tmp_path_factory):
 def python(code, folder):
     """What the code prints, as JSON; it begins with an evaluation of small images, so that everything is loaded."""
     start = f"""
-import json, os, resource, sys
+import json, os, resource, sys, time
 from pathlib import Path
 from fuzz import grown
 from ccnet_cli import cli
@@ -96,6 +96,8 @@ import dataclasses
 source = dataclasses.replace(source, samples=[source.samples[number % 2] for number in range(COUNT)])
 resident = []
 def on_image(*_):
+    # the next image has been read by then
+    time.sleep(0.2)
     line = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
     resident.append(int(line.split()[1]) / 1024)
 evaluate.evaluate_model(Stub(), source, Eval(), torch.device("cpu"), on_image)
@@ -166,7 +168,7 @@ def test_short_of_memory_for_good_the_command_says_what_to_try(mode, tmp_path, m
         seen.append(tuple(x.shape[2:]))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("ccnet_cli.model.CCNet.forward", fail)
+    monkeypatch.setattr("ccnet_cli.engine.Engine.forward", fail)
     words = f"eval model.pt --data data --json out.json --save out --mode {mode} -s eval.tile=24,40".split()
     with pytest.raises(SystemExit) as stopped:
         cli.main(words)
