@@ -163,7 +163,7 @@ def test_short_of_memory_for_good_the_command_says_what_to_try(mode, tmp_path, m
         seen.append(tuple(x.shape[2:]))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("ccnet_cli.model.CCNet.forward", fail)
+    monkeypatch.setattr("ccnet_cli.engine.Engine.forward", fail)
     words = f"eval model.pt --data data --json out.json --save out --mode {mode} -s eval.tile=24,40".split()
     with pytest.raises(SystemExit) as stopped:
         cli.main(words)
