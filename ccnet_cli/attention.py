@@ -28,15 +28,19 @@ class CrissCrossAttention(nn.Module):
 
     def project(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
         """Query, key and value of each pixel in one convolution: (B, C', H, W) twice and (B, C, H, W)."""
+        reduced = self.query_conv.out_channels
+        return self._projected(x_BCHW).split([reduced, reduced, self.value_conv.out_channels], dim=1)
+
+    def _projected(self, x_BCHW: Tensor) -> Tensor:
         convs = (self.query_conv, self.key_conv, self.value_conv)
         weight = torch.cat([conv.weight for conv in convs])
         bias = torch.cat([conv.bias for conv in convs if conv.bias is not None])
-        return F.conv2d(x_BCHW, weight, bias).split([conv.out_channels for conv in convs], dim=1)
+        return F.conv2d(x_BCHW, weight, bias)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Gamma times what the cross holds, plus the input."""
-        gathered = ops.criss_cross(*self.project(x_BCHW), implementation=self.implementation)
-        return self.gamma.to(gathered.dtype) * gathered + x_BCHW
+        reduced = self.query_conv.out_channels
+        return ops.residual(self._projected(x_BCHW), x_BCHW, self.gamma, reduced, self.implementation)
 
     def attend(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """The output and each pixel's weights over its cross, (B, P, H, W) float64, which sum to 1 over P."""

@@ -220,6 +220,7 @@ class Eval(Section):
     """How images are scored; every counts training steps between evaluations, 0 for once at the end.
 
     An image is scaled to fit within fit, its longer and its shorter side, before scales apply; scores get its own size.
+    The network sees up to batch pictures or tiles of one size at once.
     """
 
     mode: Literal["whole", "sliding"] = "whole"
@@ -227,6 +228,7 @@ class Eval(Section):
     fit: Fit | None = None
     scales: Annotated[list[Scale], Field(min_length=1, max_length=32)] = [1.0]
     flip: Flag = False
+    batch: Annotated[int, Field(strict=True, ge=1, le=1024)] = 1
     every: Int = 0
 
 

@@ -136,13 +136,18 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """The largest over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
 def largest(number: int, device: torch.device) -> int:
     """The largest of all processes' numbers, the same answer everywhere."""
     if not dist.is_initialized():
         return number
-    tensor = torch.tensor(number, device=device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return int(tensor)
+    return int(all_reduce_max(torch.tensor(number, device=device)))
 
 
 def gather(value: object) -> list[Any]:

@@ -1,7 +1,6 @@
 """Score a checkpoint on labelled images: one confusion matrix over every valid pixel."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ccnet_cli import checkpoint as checkpoints
-from ccnet_cli import config, distributed, engine, images, launch, loading, outputs
+from ccnet_cli import config, distributed, engine, images, launch, loading, outputs, pipeline
 from ccnet_cli import model as models
 from ccnet_cli.datasets import Sample, Source, load_image, load_pair, open_source
 from ccnet_cli.errors import InputError, Interrupted, notice
 from ccnet_cli.images import cv2
-from ccnet_cli.inference import segment
+from ccnet_cli.inference import batch_scores, host_input
 from ccnet_cli.metrics import Confusion
 
 # images between two lines of progress
@@ -44,6 +43,16 @@ class Result:
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, fit for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An image read ahead: BGR (H, W, 3), its label (H, W) if it has one, and the network's input (1, 3, H, W)."""
+
+    sample: Sample
+    image: np.ndarray
+    label: np.ndarray | None
+    input: Tensor
 
 
 def evaluate(
@@ -95,23 +104,28 @@ def evaluate(
     shard = len(distributed.shard(len(source.samples)))
     done = 0
 
-    def on_image(sample: Sample, image: np.ndarray, ids: np.ndarray, _: np.ndarray | None) -> None:
-        nonlocal done
-        done += 1
-        if save is not None:
-            for format, path in planned[sample.name].items():
-                outputs.write(path, format, ids, image, source.classes)
-        if done % EVERY == 0 and done < shard:
-            _tell(f"{done} of {shard} images evaluated")
+    def write(sample: Sample, image: np.ndarray, ids: np.ndarray) -> None:
+        for format, path in planned[sample.name].items():
+            outputs.write(path, format, ids, image, source.classes)
 
     prepared = runner(restored, place, precision, compile, shard)
-    matrix = evaluate_model(prepared, source, settled.eval, place, on_image)
+    with pipeline.behind() as hand:
+
+        def on_image(sample: Sample, image: np.ndarray, ids: np.ndarray, _: np.ndarray | None) -> None:
+            nonlocal done
+            done += 1
+            if save is not None:
+                hand(write, sample, image, ids)
+            if done % EVERY == 0 and done < shard:
+                _tell(f"{done} of {shard} images evaluated")
+
+        matrix = evaluate_model(prepared, source, settled.eval, place, on_image)
     if scored and not matrix.matrix.any():
         _tell(f"the labels of split {split} are all void: there is no score")
     if confusion is not None and distributed.rank() == 0:
         images.write_image(confusion, draw(matrix, source.classes.names))
     settings = {
-        **settled.eval.model_dump(mode="json", include={"mode", "tile", "fit", "scales", "flip"}),
+        **settled.eval.model_dump(mode="json", include={"mode", "tile", "fit", "scales", "flip", "batch"}),
         "precision": precision,
         "dataset": settled.data.dataset,
         "data": settled.data.root,
@@ -155,7 +169,8 @@ def evaluate_model(
 ) -> Confusion:
     """The confusion matrix over every image that has a label, on every process, each image counted once.
 
-    Images are scored one by one, so that neither their sizes nor the number of processes change a bit of the answer.
+    Every image's scores are summed by themselves, so that neither their sizes nor the number of processes change a bit
+    of the answer; the network sees up to eval.batch pictures or tiles of one size at once.
     on_image gets sample, BGR image, predicted train ids (H, W) and label of each image of this process. The model's
     modes are kept.
     asked tells a signal's number; Interrupted is raised on every process once any of them was asked to stop.
@@ -164,16 +179,25 @@ def evaluate_model(
     counted = torch.zeros(2, dtype=torch.int64)
     samples = [source.samples[index] for index in distributed.shard(len(source.samples))]
     s = settings
+    views = (s.mode, s.tile, s.scales, s.flip, precision, s.fit, source.classes.mirrored, s.batch)
+
+    def load(sample: Sample) -> Loaded:
+        image, label = _load(source, sample)
+        return Loaded(sample, image, label, host_input(image, model.normalisation, device))
+
     with evaluating(model):
-        for sample, image, label in _ahead(lambda sample: _load(source, sample), samples):
-            mirrored = source.classes.mirrored
-            ids = segment(model, image, device, s.mode, s.tile, s.scales, s.flip, precision, s.fit, mirrored)
-            counted[0] += 1
-            if label is not None:
-                confusion.update(torch.from_numpy(ids), torch.from_numpy(label), source.ignore_index)
-                counted[1] += np.count_nonzero(label != source.ignore_index)
-            if on_image is not None:
-                on_image(sample, image, ids, label)
+        for group in _groups(pipeline.ahead(load, samples, s.batch + 1), s.batch):
+            found = batch_scores(model, torch.cat([each.input for each in group]), device, *views)
+            for each, scores in zip(group, found, strict=True):
+                counted[0] += 1
+                if each.label is None:
+                    ids = scores.labels()
+                else:
+                    ids, compared = scores.compared(each.label, source.ignore_index)
+                    confusion.merge(compared)
+                    counted[1] += np.count_nonzero(each.label != source.ignore_index)
+                if on_image is not None:
+                    on_image(each.sample, each.image, ids, each.label)
             if asked():
                 distributed.pass_on(asked())
             if asked() or distributed.passed_on():
@@ -324,24 +348,21 @@ def _tell(text: str) -> None:
         notice(text)
 
 
-def _load(source: Source, sample: Sample) -> tuple[Sample, np.ndarray, np.ndarray | None]:
-    """The sample with its BGR image and, where it has a label, that."""
-    if sample.label is None:
-        return sample, load_image(sample), None
-    return sample, *load_pair(source, sample)
+def _load(source: Source, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
+    """The BGR image and, where it has one, the label."""
+    return (load_image(sample), None) if sample.label is None else load_pair(source, sample)
 
 
-def _ahead(load: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """load(item) of each item in order, the next one read while the caller works."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for item in items:
-            following = pool.submit(load, item)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+def _groups(loaded: Iterable[Loaded], count: int) -> Iterator[list[Loaded]]:
+    """Runs of at most `count` images of one size."""
+    group: list[Loaded] = []
+    for each in loaded:
+        if group and (len(group) == count or each.image.shape != group[0].image.shape):
+            yield group
+            group = []
+        group.append(each)
+    if group:
+        yield group
 
 
 def _finite(value: float) -> float | None:

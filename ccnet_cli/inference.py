@@ -1,12 +1,14 @@
 """From an image to its class scores: whole, sliding, multi-scale, flip.
 
 Everything between a tile's logits and the image is linear and separable: upsampling, averaging where tiles overlap,
-resizing a scaled picture back. A tile's share of the scores is therefore rows @ logits @ columns.T, added block by
-block to one accumulator; no upsampled copy of the logits and no map of counts ever exists.
+resizing a scaled picture back. What an image keeps until its pixels are asked for is therefore each tile's logits and,
+for both axes, how they make the pixels below it: no upsampled copy of the logits and no map of counts ever exists.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,18 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccnet_cli.datasets.transforms import exchange, normalise, scaled
-from ccnet_cli.errors import EnvironmentFailure, NonFiniteError, out_of_memory
+from ccnet_cli.errors import EnvironmentFailure, out_of_memory
 from ccnet_cli.model import PRECISIONS
+from ccnet_cli.scores import Scores, Share, Taps
 
-# K classes, H and W the image; a block of scores holds K x BAND x BLOCK values
-BAND = 64
-BLOCK = 256
+# K classes, H and W the image
 
 
 def to_input(image_bgr: np.ndarray, normalisation, device: torch.device | str) -> Tensor:
     """The network's input (1, 3, H, W), float32, of a uint8 BGR image (H, W, 3)."""
+    return host_input(image_bgr, normalisation, device).to(device, non_blocking=True)
+
+
+def host_input(image_bgr: np.ndarray, normalisation, device: torch.device | str) -> Tensor:
+    """The network's input still on the CPU, in pages that a GPU copies from while the CPU goes on."""
     n = normalisation
-    return torch.from_numpy(normalise(image_bgr, n.channel_order, n.mean, n.std))[None].to(device)
+    image = torch.from_numpy(normalise(image_bgr, n.channel_order, n.mean, n.std))[None]
+    return image.pin_memory() if torch.device(device).type == "cuda" else image
 
 
 def segment(
@@ -39,14 +46,17 @@ def segment(
     precision: str = "fp32",
     fit: tuple[int, int] | None = None,
     mirrored: Sequence[tuple[int, int]] = (),
+    batch: int = 1,
 ) -> np.ndarray:
-    """The class of each pixel, uint8 (H, W), of a uint8 BGR image; the arguments are those of image_scores."""
-    return label_map(image_scores(model, image_bgr, device, mode, tile, scales, flip, precision, fit, mirrored))
+    """The class of each pixel, uint8 (H, W), of a uint8 BGR image; the other arguments are those of batch_scores."""
+    image = host_input(image_bgr, model.normalisation, device)
+    views = (mode, tile, scales, flip, precision, fit, mirrored, batch)
+    return batch_scores(model, image, device, *views)[0].labels()
 
 
-def image_scores(
+def batch_scores(
     model: nn.Module,
-    image_bgr: np.ndarray,
+    images_BCHW: Tensor,
     device: torch.device,
     mode: str = "whole",
     tile: tuple[int, int] = (769, 769),
@@ -55,11 +65,35 @@ def image_scores(
     precision: str = "fp32",
     fit: tuple[int, int] | None = None,
     mirrored: Sequence[tuple[int, int]] = (),
-) -> Tensor:
-    """The class_scores of a uint8 BGR image; precision fp32, bf16 or fp16 is the network's."""
-    image = to_input(image_bgr, model.normalisation, device)
-    with torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32"):
-        return class_scores(model, image, mode, tile, scales, flip, fit, mirrored)
+    batch: int = 1,
+) -> list[Scores]:
+    """The scores of each of some images' host_input of one size: logits averaged over scales and mirrored views.
+
+    whole: each scaled picture's logits go straight to the image's size. sliding: tiles are averaged at the scaled size
+    first. Scaled sizes are round(scale * size), at least 1, the size being what fits within fit, its longer and its
+    shorter side, where that is given. mirrored pairs the classes that trade places in a mirrored view. The network,
+    whose precision is fp32, bf16 or fp16, sees up to `batch` pictures or tiles at once. Short of memory, the cache is
+    cleared, then the network sees one at a time, then logits are kept on the CPU; EnvironmentFailure if all that is not
+    enough. The mode and the tile never change by themselves.
+    """
+    if mode not in ("whole", "sliding"):
+        raise ValueError(f"mode must be whole or sliding, not {mode}")
+    # twice on the device, the second time after its cache was cleared
+    attempts = [(device, batch)] * 2 + [(device, 1)] * (batch > 1)
+    for place, together in attempts + [(torch.device("cpu"), 1)] * (device.type != "cpu"):
+        try:
+            images = images_BCHW.to(device, non_blocking=True)
+            tiles = tile if mode == "sliding" else None
+            with _autocast(device, precision):
+                return _views(model, images, tiles, scales, flip, fit, mirrored, together, place)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    height, width = images_BCHW.shape[-2:]
+    fix = "use sliding mode with tiles smaller than the image" if mode == "whole" else "use smaller tiles or scales"
+    raise EnvironmentFailure(f"an image of {width}x{height} pixels", f"not enough memory for {mode} mode", fix)
 
 
 def class_scores(
@@ -71,55 +105,25 @@ def class_scores(
     flip: bool = False,
     fit: tuple[int, int] | None = None,
     mirrored: Sequence[tuple[int, int]] = (),
+    batch: int = 1,
 ) -> Tensor:
-    """Logits averaged over scales and mirrored views, (K, H, W) float32 at the image's size.
-
-    whole: each scaled picture's logits go straight to the image's size. sliding: tiles are averaged at the scaled size
-    first. Scaled sizes are round(scale * size), at least 1, the size being what fits within fit, its longer and its
-    shorter side, where that is given. mirrored pairs the classes that trade places in a mirrored view. Short of memory,
-    it clears the cache, then accumulates on the CPU; EnvironmentFailure if neither is enough. The mode and the tile
-    never change by themselves.
-    """
-    if mode not in ("whole", "sliding"):
-        raise ValueError(f"mode must be whole or sliding, not {mode}")
-    device = image_1CHW.device
-    # twice on the device, the second time after its cache was cleared
-    for place in [device, device] + [torch.device("cpu")] * (device.type != "cpu"):
-        try:
-            tiles = tile if mode == "sliding" else None
-            return _average(model, image_1CHW, tiles, scales, flip, fit, mirrored, place)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    height, width = image_1CHW.shape[-2:]
-    fix = "use sliding mode with tiles smaller than the image" if mode == "whole" else "use smaller tiles or scales"
-    raise EnvironmentFailure(f"an image of {width}x{height} pixels", f"not enough memory for {mode} mode", fix)
+    """All scores of one image of batch_scores, (K, H, W) float32 at the image's size."""
+    place = image_1CHW.device
+    return batch_scores(model, image_1CHW, place, mode, tile, scales, flip, "fp32", fit, mirrored, batch)[0].dense()
 
 
-def label_map(scores_KHW: Tensor) -> np.ndarray:
-    """The best class of each pixel, uint8 (H, W); NonFiniteError where a best score is nan or infinite."""
-    labels = torch.empty(scores_KHW.shape[1:], dtype=torch.uint8, device=scores_KHW.device)
-    finite = torch.ones((), dtype=torch.bool, device=scores_KHW.device)
-    for top in range(0, labels.shape[0], BAND):
-        best, index = scores_KHW[:, top : top + BAND].max(dim=0)
-        labels[top : top + BAND] = index
-        finite &= best.isfinite().all()
-    if not finite:
-        raise NonFiniteError(
-            "class scores", "not finite", "use precision fp32, or a checkpoint whose weights are sound"
-        )
-    return labels.cpu().numpy()
+def upsampled(logits_Khw: Tensor, size: tuple[int, int], align_corners: bool) -> Scores:
+    """The scores of a picture of that size whose logits these are."""
+    rows, columns = (
+        Taps.of(interpolation(pixels, logits, align_corners))
+        for pixels, logits in zip(size, logits_Khw.shape[1:], strict=True)
+    )
+    return Scores(size, [Share(logits_Khw.float(), rows, columns)])
 
 
-def probabilities(scores_KHW: Tensor) -> np.ndarray:
-    """The softmax of the scores over the classes, float16 (K, H, W)."""
-    found = np.empty(tuple(scores_KHW.shape), np.float16)
-    # band by band: a float32 copy of all scores may be too much
-    for top in range(0, found.shape[1], BAND):
-        found[:, top : top + BAND] = scores_KHW[:, top : top + BAND].softmax(dim=0).half().cpu().numpy()
-    return found
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The network's precision inside; fp32 changes nothing."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 
 def starts(length: int, tile: int, stride: int) -> list[int]:
@@ -137,45 +141,40 @@ def stride(tile: int) -> int:
 class Axis:
     """One axis of a picture that the network sees: `scaled` pixels, cut into tiles, for `length` pixels of the image.
 
-    shares: (scaled,) one over the number of tiles above each pixel, None when one tile is the whole picture.
+    stride is None when one tile is the whole picture; a tile longer than the picture is padded with zeros.
     """
 
     length: int
     scaled: int
     tile: int
-    starts: list[int]
-    shares: Tensor | None
+    stride: int | None
 
-    def placement(self, start: int, logits: int, align_corners: bool) -> tuple[int, Tensor]:
-        """The first image pixel that the tile at start reaches, and its matrix (pixels, logits)."""
-        if self.shares is None:
-            return 0, interpolation(self.length, logits, align_corners)
-        # what reaches past the picture is padding
-        tile = interpolation(self.tile, logits, align_corners)[: self.scaled - start]
-        end = start + len(tile)
-        tile = tile * self.shares[start:end, None]
-        if self.scaled == self.length:
-            return start, tile
-        low, high, fraction = neighbours(self.length, self.scaled, align_corners)
-        reached = ((high >= start) & (low < end)).nonzero().flatten()
-        # the zero row at either end stands for the neighbour that belongs to another tile
-        padded = F.pad(tile, (0, 0, 1, 1))
-        low, high, fraction = low[reached] - start + 1, high[reached] - start + 1, fraction[reached, None]
-        return int(reached[0]) if len(reached) else 0, padded[low].lerp(padded[high], fraction)
+    @property
+    def starts(self) -> list[int]:
+        """Where tiles begin."""
+        return [0] if self.stride is None else starts(self.scaled, self.tile, self.stride)
 
 
-def whole(length: int, scaled: int) -> Axis:
-    """An axis that is one tile."""
-    return Axis(length, scaled, scaled, [0], None)
-
-
-def sliding(length: int, scaled: int, tile: int, stride: int) -> Axis:
-    """An axis cut into tiles that begin every stride pixels; a tile longer than the picture is padded with zeros."""
-    begins = starts(scaled, tile, stride)
-    counts = torch.zeros(scaled)
-    for start in begins:
-        counts[start : start + tile] += 1
-    return Axis(length, scaled, tile, begins, 1 / counts)
+@lru_cache(maxsize=256)
+def placement(axis: Axis, start: int, logits: int, align_corners: bool) -> Taps:
+    """How the logits of the tile at start make the image's pixels; where tiles overlap each has an equal part."""
+    if axis.stride is None:
+        return Taps.of(interpolation(axis.length, logits, align_corners))
+    counts = torch.zeros(axis.scaled)
+    for begin in axis.starts:
+        counts[begin : begin + axis.tile] += 1
+    # what reaches past the picture is padding
+    tile = interpolation(axis.tile, logits, align_corners)[: axis.scaled - start]
+    end = start + len(tile)
+    tile = tile * (1 / counts[start:end, None])
+    if axis.scaled == axis.length:
+        return Taps.of(tile, start)
+    low, high, fraction = neighbours(axis.length, axis.scaled, align_corners)
+    reached = ((high >= start) & (low < end)).nonzero().flatten()
+    # the zero row at either end stands for the neighbour that belongs to another tile
+    padded = F.pad(tile, (0, 0, 1, 1))
+    low, high, fraction = low[reached] - start + 1, high[reached] - start + 1, fraction[reached, None]
+    return Taps.of(padded[low].lerp(padded[high], fraction), int(reached[0]) if len(reached) else 0)
 
 
 def neighbours(pixels: int, size: int, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,78 +200,80 @@ def interpolation(pixels: int, size: int, align_corners: bool) -> Tensor:
     return matrix.scatter_add_(1, high[:, None], fraction[:, None])
 
 
-def add(scores_KHW: Tensor, logits_Khw: Tensor, rows: Tensor, columns: Tensor, top: int, left: int) -> None:
-    """Add rows @ logits @ columns.T to the scores in place, its corner at (top, left)."""
-    columns_blocks = list(_blocks(columns, BLOCK, logits_Khw.device))
-    for y, used, band in _blocks(rows, BAND, logits_Khw.device):
-        part = band @ logits_Khw[:, used]
-        for x, kept, block in columns_blocks:
-            share = scores_KHW[:, top + y : top + y + len(band), left + x : left + x + len(block)]
-            share += part[:, :, kept] @ block.T
-
-
-def _blocks(matrix: Tensor, size: int, device: torch.device) -> Iterator[tuple[int, slice, Tensor]]:
-    """Runs of rows of a banded matrix: where each begins, the columns that it uses, and those entries."""
-    for begin in range(0, len(matrix), size):
-        run = matrix[begin : begin + size]
-        columns = run.any(dim=0).nonzero()
-        # all weights may round to nothing, never more than at a run's end
-        used = slice(int(columns[0]), int(columns[-1]) + 1) if len(columns) else slice(0, 1)
-        yield begin, used, run[:, used].to(device)
-
-
 def _cut(height: int, width: int, picture: Tensor, tile: tuple[int, int] | None) -> tuple[Axis, Axis]:
     """Both axes of a scaled picture; tile None is whole."""
-    scaled = picture.shape[-2:]
+    rows, columns = picture.shape[-2:]
     if tile is None:
-        return whole(height, scaled[0]), whole(width, scaled[1])
-    return sliding(height, scaled[0], tile[0], stride(tile[0])), sliding(width, scaled[1], tile[1], stride(tile[1]))
+        return Axis(height, rows, rows, None), Axis(width, columns, columns, None)
+    return Axis(height, rows, tile[0], stride(tile[0])), Axis(width, columns, tile[1], stride(tile[1]))
 
 
 @torch.inference_mode()
-def _average(
+def _views(
     model: nn.Module,
-    image: Tensor,
+    images_BCHW: Tensor,
     tile: tuple[int, int] | None,
     scales: Sequence[float],
     flip: bool,
     fit: tuple[int, int] | None,
     pairs: Sequence[tuple[int, int]],
+    batch: int,
     place: torch.device,
-) -> Tensor:
-    """class_scores in one attempt, with the accumulator on the device `place`."""
-    height, width = image.shape[-2:]
+) -> list[Scores]:
+    """batch_scores in one attempt, with the logits kept on the device `place`."""
+    height, width = images_BCHW.shape[-2:]
     align_corners = bool(model.align_corners)
     weight = 1 / (len(scales) * (1 + flip))
-    scores = None
+    shares: list[list[Share]] = [[] for _ in images_BCHW]
     for scale in scales:
-        picture = resized(image, scale, align_corners, fit)
-        rows, columns = _cut(height, width, picture, tile)
-        for mirrored in (False, True)[: 1 + flip]:
-            view = picture.flip(-1) if mirrored else picture
-            for y in rows.starts:
-                for x in columns.starts:
-                    part = view[:, :, y : y + rows.tile, x : x + columns.tile]
-                    missing = (0, columns.tile - part.shape[3], 0, rows.tile - part.shape[2])
-                    # autocast, where the caller wants it, is for the network alone
-                    logits = model(F.pad(part, missing) if any(missing) else part)[0].float().to(place)
-                    if scores is None:
-                        scores = logits.new_zeros(logits.shape[0], height, width)
-                    if mirrored and pairs:
+        pictures = resized(images_BCHW, scale, align_corners, fit)
+        rows, columns = _cut(height, width, pictures, tile)
+        # of every image one tile after the other: no image's sums depend on what it is seen together with
+        tiles = [
+            (number, mirrored, y, x)
+            for number in range(len(shares))
+            for mirrored in range(1 + flip)
+            for y in rows.starts
+            for x in columns.starts
+        ]
+        for begin in range(0, len(tiles), batch):
+            several = tiles[begin : begin + batch]
+            parts = [
+                _tile(pictures[number], mirrored, slice(y, y + rows.tile), x, columns.tile)
+                for number, mirrored, y, x in several
+            ]
+            parts = [_padded(part, rows.tile, columns.tile) for part in parts]
+            found = model(torch.stack(parts) if len(parts) > 1 else parts[0][None])
+            # autocast, where the caller wants it, is for the network alone
+            for (number, mirrored, y, x), logits in zip(several, found.float().to(place), strict=True):
+                down = placement(rows, y, logits.shape[1], align_corners).weighted(weight)
+                across = placement(columns, x, logits.shape[2], align_corners)
+                if mirrored:
+                    across = across.mirrored(width)
+                    if pairs:
                         logits = logits[exchange(len(logits), pairs).tolist()]
-                    top, down = rows.placement(y, logits.shape[1], align_corners)
-                    left, across = columns.placement(x, logits.shape[2], align_corners)
-                    if mirrored:
-                        left, across = width - left - len(across), across.flip(0)
-                    with torch.autocast(place.type, enabled=False):
-                        add(scores, logits, down * weight, across, top, left)
-    return scores
+                shares[number].append(Share(logits, down, across))
+    return [Scores((height, width), own) for own in shares]
 
 
-def resized(image_1CHW: Tensor, scale: float, align_corners: bool, fit: tuple[int, int] | None = None) -> Tensor:
-    """The image at its scaled size, bilinear."""
-    height, width = image_1CHW.shape[-2:]
+def _tile(picture_CHW: Tensor, mirrored: bool, rows: slice, left: int, width: int) -> Tensor:
+    """A tile of a picture or, cut out before it is turned, of its mirror image."""
+    if not mirrored:
+        return picture_CHW[:, rows, left : left + width]
+    right = picture_CHW.shape[2] - left
+    return picture_CHW[:, rows, max(right - width, 0) : right].flip(-1)
+
+
+def _padded(part_CHW: Tensor, height: int, width: int) -> Tensor:
+    """A tile of that size, zeros below and right of the picture."""
+    missing = (0, width - part_CHW.shape[2], 0, height - part_CHW.shape[1])
+    return F.pad(part_CHW, missing) if any(missing) else part_CHW
+
+
+def resized(images_BCHW: Tensor, scale: float, align_corners: bool, fit: tuple[int, int] | None = None) -> Tensor:
+    """The images at their scaled size, bilinear."""
+    height, width = images_BCHW.shape[-2:]
     size = scaled((height, width), scale, fit)
     if size == (height, width):
-        return image_1CHW
-    return F.interpolate(image_1CHW, size=size, mode="bilinear", align_corners=align_corners)
+        return images_BCHW
+    return F.interpolate(images_BCHW, size=size, mode="bilinear", align_corners=align_corners)

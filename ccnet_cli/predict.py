@@ -1,5 +1,6 @@
 """Segment photographs and videos: files, folders, globs and lists to masks."""
 
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,13 +14,14 @@ import numpy as np
 from torch import Tensor
 
 from ccnet_cli import checkpoint as checkpoints
-from ccnet_cli import engine, images, loading, outputs, sources, video
+from ccnet_cli import engine, images, loading, outputs, pipeline, sources, video
 from ccnet_cli import model as models
 from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError, Interrupted, notice
 from ccnet_cli.evaluate import runner, with_choices
-from ccnet_cli.inference import image_scores, label_map, probabilities
+from ccnet_cli.inference import batch_scores, host_input
 from ccnet_cli.progress import Progress
+from ccnet_cli.scores import Scores
 from ccnet_cli.video import Video
 
 # images, or frames, between two lines of progress where there is no terminal
@@ -29,7 +31,7 @@ READ_BACK = ("color", "train-id")
 NPZ = "npz"
 
 Targets = dict[str, Path]
-Score = Callable[..., Tensor]
+Score = Callable[[Tensor], list[Scores]]
 
 
 @dataclass(frozen=True)
@@ -124,30 +126,45 @@ def predict(
     with _signals() as asked:
         restored = loading.runnable(checkpoint, preset, overrides)
         s = with_choices(restored.preset, mode=mode, tile=tile, scales=scales, flip=flip).eval
-        views = {"mode": s.mode, "tile": s.tile, "scales": s.scales, "flip": s.flip, "fit": s.fit}
+        views = {"mode": s.mode, "tile": s.tile, "scales": s.scales, "flip": s.flip, "fit": s.fit, "batch": s.batch}
         mirrored = restored.classes.mirrored
         count = sum(films[source].frames if source in films else 1 for source in plan if source not in kept)
-        prepared = runner(restored, place, precision, compile, count)
-        score = partial(image_scores, prepared, device=place, mirrored=mirrored, **views)
+        model = runner(restored, place, precision, compile, count)
+        score = partial(batch_scores, model, device=place, mirrored=mirrored, **views)
+        prepare = partial(host_input, normalisation=model.normalisation, device=place)
         result = Prediction(restored.path, restored.classes)
         measured: dict[Path, Area] = {}
+        done = len(kept)
 
         def halt() -> None:
             if asked:
-                raise _stopped(asked[0], len(kept) + len(measured), len(plan), overwrite)
+                raise _stopped(asked[0], done, len(plan), overwrite)
 
-        progress = Progress(len(plan), len(kept), "file" if films else "image", EVERY)
-        with closing(progress):
-            for source in [source for source in plan if source not in kept]:
+        def read(source: Path) -> tuple[np.ndarray, Tensor]:
+            image = images.read_image(source, exif=True)
+            return image, prepare(image)
+
+        def write(source: Path, image: np.ndarray, ids: np.ndarray, scores: Scores) -> None:
+            _write(plan[source], image, ids, scores, restored.classes)
+            measured[source] = _area(source, ids, restored.classes)
+
+        progress = Progress(len(plan), done, "file" if films else "image", EVERY)
+        wanted = [source for source in plan if source not in kept]
+        photographs = pipeline.ahead(read, [source for source in wanted if source not in films])
+        with closing(progress), closing(photographs), pipeline.behind() as hand:
+            for source in wanted:
                 halt()
                 if source in films:
                     # two bars do not fit on a terminal
                     progress.close()
-                    measured[source] = _film(films[source], plan[source], score, restored.classes, halt)
+                    measured[source] = _film(films[source], plan[source], score, prepare, restored.classes, halt)
                 else:
-                    measured[source] = _photograph(source, plan[source], score, restored.classes)
+                    image, input_1CHW = next(photographs)
+                    (scores,) = score(input_1CHW)
+                    hand(write, source, image, scores.labels(), scores)
+                done += 1
                 result.files += plan[source].values()
-                progress.show(len(kept) + len(measured), "segmented")
+                progress.show(done, "segmented")
     if areas:
         measured |= {source: _kept_area(source, plan[source], restored.classes) for source in kept}
         result.areas += [measured[source] for source in plan]
@@ -221,17 +238,12 @@ def _area(source: Path, ids: np.ndarray, classes: Classes) -> Area:
     return Area(source, (ids.shape[0], ids.shape[1]), 1, tuple(counts.tolist()))
 
 
-def _photograph(source: Path, targets: Targets, score: Score, classes: Classes) -> Area:
-    """Segment an image and write its files."""
-    image = images.read_image(source, exif=True)
-    scores = score(image_bgr=image)
-    ids = label_map(scores)
+def _write(targets: Targets, image: np.ndarray, ids: np.ndarray, scores: Scores, classes: Classes) -> None:
     for format, path in targets.items():
         if format == NPZ:
-            outputs.write_probabilities(path, probabilities(scores), classes)
+            outputs.write_probabilities(path, scores.probabilities(), classes)
         else:
             outputs.write(path, format, ids, image, classes)
-    return _area(source, ids, classes)
 
 
 def _inspect(paths: Iterable[Path]) -> dict[Path, Video]:
@@ -247,21 +259,41 @@ def _inspect(paths: Iterable[Path]) -> dict[Path, Video]:
     return films
 
 
-def _film(film: Video, targets: Targets, score: Score, classes: Classes, halt: Callable[[], None]) -> Area:
+def _film(
+    film: Video,
+    targets: Targets,
+    score: Score,
+    prepare: Callable[[np.ndarray], Tensor],
+    classes: Classes,
+    halt: Callable[[], None],
+) -> Area:
     """Segment a video and write its files; halt, called before each frame, may raise, and then nothing is left."""
     pixels = np.zeros(len(classes), np.int64)
     count = 0
+    frames = iter(video.frames(film.path))
+
+    def read(_: int) -> tuple[np.ndarray, Tensor] | None:
+        frame = next(frames, None)
+        return None if frame is None else (frame, prepare(frame))
+
     with ExitStack() as stack:
         progress = stack.enter_context(closing(Progress(film.frames, unit="frame", every=EVERY)))
         writers = {
             format: stack.enter_context(video.writing(path, film.rate, film.size)) for format, path in targets.items()
         }
-        for count, frame in enumerate(video.frames(film.path), start=1):
+
+        def write(frame: np.ndarray, ids: np.ndarray) -> None:
+            for format, append in writers.items():
+                append(outputs.drawn(format, ids, frame, classes))
+
+        # before what has to be written is closed, all is written
+        hand = stack.enter_context(pipeline.behind())
+        read_ahead = stack.enter_context(closing(pipeline.ahead(read, itertools.count())))
+        for count, (frame, input_1CHW) in enumerate(iter(read_ahead.__next__, None), start=1):
             halt()
-            ids = label_map(score(image_bgr=frame))
+            ids = score(input_1CHW)[0].labels()
             pixels += np.bincount(ids.ravel(), minlength=len(classes))
-            for format, write in writers.items():
-                write(outputs.drawn(format, ids, frame, classes))
+            hand(write, frame, ids)
             progress.show(count, "segmented")
         if count != film.frames:
             raise InputError(f"video {film.path}", "changed while it was read", "run again when it stays as it is")

@@ -21,7 +21,10 @@ from ccnet_cli import images
 from ccnet_cli.errors import EnvironmentFailure, notice
 from ccnet_cli.images import cv2
 
-COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "seconds", "miou", "pixel_accuracy", "mean_accuracy")
+COLUMNS = (
+    *("step", "epoch", "loss", "lr", "images_per_second", "stall", "seconds"),
+    *("miou", "pixel_accuracy", "mean_accuracy"),
+)
 PACKAGES = (
     "ccnet-cli",
     "torch",

@@ -17,8 +17,8 @@ from ccnet_cli import images
 from ccnet_cli.images import cv2
 from ccnet_cli.metrics import Confusion
 
-# pixels of an example's longer side
-SIDE = 420
+# pixels of an example's longer side, and between its pictures
+SIDE, GAP = 420, 4
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --faint: #6b6b70; --line: #d9d9de; --paper: #fff; --mark: #2a6fb0; }
 @media (prefers-color-scheme: dark) {
@@ -30,7 +30,8 @@ h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.2
 p, figcaption { color: var(--faint); margin: .2rem 0; }
 dl { display: flex; flex-wrap: wrap; gap: .4rem 2.4rem; margin: 1rem 0; }
 dt { color: var(--faint); font-size: .85rem; } dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
-table { border-collapse: collapse; } th, td { padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; display: block; overflow-x: auto; }
+th, td { padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line); }
 th { text-align: left; font-weight: 600; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
 svg { display: block; } polyline { fill: none; stroke: var(--mark); stroke-width: 1.5; }
 img { max-width: 100%; height: auto; background: #fff; } figure { margin: 0 0 1.2rem; }
@@ -70,7 +71,9 @@ class Worst:
         parts = (image_bgr, images.colorize(label_HW, self.palette), images.colorize(shown, self.palette))
         # a photograph is averaged, classes are not
         ways = (cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_NEAREST)
-        entry = (-miou, name, np.hstack([_small(part, way) for part, way in zip(parts, ways, strict=True)]))
+        small = [_small(part, way) for part, way in zip(parts, ways, strict=True)]
+        white = np.full((small[0].shape[0], GAP, 3), 255, np.uint8)
+        entry = (-miou, name, np.hstack([small[0], white, small[1], white, small[2]]))
         (heapq.heappush if len(self.kept) < self.count else heapq.heapreplace)(self.kept, entry)
 
 

@@ -213,6 +213,29 @@ class _Network(nn.Module):
         return loss
 
 
+class _Waited:
+    """The same batches, and the seconds that they were waited for."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches = batches
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        started = time.monotonic()
+        try:
+            return next(self.batches)
+        finally:
+            self.seconds += time.monotonic() - started
+
+    def spent(self) -> float:
+        """The seconds since this was last asked."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
 def _loop(
     plan: Plan,
     trainer: Trainer,
@@ -234,13 +257,14 @@ def _loop(
         preset.loss.average,
     )
     network = distributed.replicate(_Network(model, objective), trainer.device)
-    batches = datasets.arrived(
+    arrived = datasets.arrived(
         datasets.delivered(_loader(plan, source, trainer.step, trainer.seen)),
         model.normalisation.mean,
         model.normalisation.std,
         trainer.device,
         preset.train.channels_last,
     )
+    batches = _Waited(arrived)
     progress = Progress(steps, trainer.step)
     val = datasets.open_source(preset.data, "val")
     model.train()
@@ -263,11 +287,14 @@ def _loop(
             busy += time.monotonic() - started
             if record and (trainer.step % preset.log.every == 0 or trainer.step == steps):
                 rate = len(losses) * preset.train.batch / (busy - logged)
+                stall = batches.spent() / (busy - logged)
                 finite = [loss for loss in losses if math.isfinite(loss)]
                 loss = sum(finite) / len(finite) if finite else math.nan
                 lr, epoch = trainer.optimizer.param_groups[0]["lr"], trainer.epoch
-                record.add(step=trainer.step, epoch=epoch, loss=loss, lr=lr, images_per_second=rate, seconds=busy)
-                progress.show(trainer.step, f"loss {loss:.4f}  lr {lr:.2e}  {rate:.1f} images/s")
+                speed = {"images_per_second": rate, "stall": stall}
+                record.add(step=trainer.step, epoch=epoch, loss=loss, lr=lr, seconds=busy, **speed)
+                text = f"loss {loss:.4f}  lr {lr:.2e}  {rate:.1f} images/s, {stall:.0%} of it waiting for data"
+                progress.show(trainer.step, text)
                 losses, logged = [], busy
             number = distributed.largest(asked(), trainer.device)
             better, best = False, (trainer.best, trainer.best_step)
@@ -310,17 +337,16 @@ def _step(plan: Plan, trainer: Trainer, network: nn.Module, batches: Iterator[An
                 loss = network(image, label) / plan.accumulation
             trainer.scaler.scale(loss).backward()
         total += loss.detach()
-    loss_value = float(total)
-    if not trainer.update(loss_value, buffers):
-        _skipped(plan, trainer, loss_value, samples, record)
-    return loss_value
+    if not trainer.update(total, buffers):
+        _skipped(plan, trainer, samples, record)
+    return trainer.loss
 
 
-def _skipped(plan: Plan, trainer: Trainer, loss: float, samples: list[str], record: Record | None) -> None:
+def _skipped(plan: Plan, trainer: Trainer, samples: list[str], record: Record | None) -> None:
     """Tell of a step that was skipped; NonFiniteError where too many were in a row, or a run would end on several."""
     ranks = [
         {"loss": str(loss), "gradient_norm": str(norm), "samples": names}
-        for loss, norm, names in distributed.gather((loss, trainer.norm, samples))
+        for loss, norm, names in distributed.gather((trainer.loss, trainer.norm, samples))
     ]
     worst = next((each for each in ranks if not math.isfinite(float(each["loss"]))), ranks[0])
     why = f"loss {worst['loss']}, gradient norm {worst['gradient_norm']}"

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import json
-import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -45,10 +44,12 @@ class Trainer:
     offset: int = 0
     nonfinite: int = 0
     failed_saves: int = 0
+    loss: float = 0.0
     norm: float = 0.0
     best: float = -1.0
     best_step: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
+    before: list[Tensor] = field(default_factory=list)
 
     @property
     def inference_model(self) -> CCNet:
@@ -66,28 +67,37 @@ class Trainer:
         return self.epoch * len(self.source.samples) + self.offset
 
     def buffers(self) -> list[Tensor]:
-        """A copy of the model's buffers, for update to put back: a forward pass alone moves the running statistics."""
-        return [buffer.clone() for buffer in self.model.buffers()]
+        """A copy of the model's buffers, for update to put back: a forward pass alone moves the running statistics.
 
-    def update(self, loss: float, buffers: list[Tensor]) -> bool:
+        It lies in the same memory each time.
+        """
+        buffers = list(self.model.buffers())
+        if not self.before:
+            self.before = [torch.empty_like(buffer) for buffer in buffers]
+        _copy(buffers, self.before)
+        return self.before
+
+    def update(self, loss: Tensor, buffers: list[Tensor]) -> bool:
         """Step the optimiser with the gradients at hand, unless on any rank these or the loss are not finite.
 
         False for a step that every rank skipped: it leaves the model, its buffers as given, the moving average and the
         optimiser as they were, but takes its place in the schedule and its batch from the data. With fp16 it lowers the
         scale; as long as that can help it does not count in nonfinite.
+
+        Here alone a step waits for the device, and once: loss, norm and the verdict of all ranks come in one piece. To
+        read them a step later would mean schedule, moving average and checkpoint that do not know of the last step.
         """
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        self.norm = float(norm)
-        too_large = math.isfinite(loss) and self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        bad = 0 if math.isfinite(loss) and math.isfinite(self.norm) else 1 if too_large else 2
-        bad = distributed.largest(bad, self.device)
+        lowers = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        verdict = torch.maximum(2 * _unsound(loss), (1 if lowers else 2) * _unsound(norm))
+        told = torch.stack([loss, norm, distributed.all_reduce_max(verdict)])
+        self.loss, self.norm, bad = told.tolist()
         self.step += 1
         self.epoch, self.offset = divmod(self.seen + self.preset.train.batch, len(self.source.samples))
         if bad:
             self.nonfinite += bad == 2
-            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+            _copy(buffers, list(self.model.buffers()))
             if self.scaler.is_enabled():
                 self.scaler.update()
             return False
@@ -170,6 +180,9 @@ class Trainer:
             loading.load_weights(self.model, training["model"] or content["model"], path)
         try:
             self.optimizer.load_state_dict(training["optimizer"])
+            # how the passes are made is this version's to say, not the file's
+            for group in self.optimizer.param_groups:
+                group["fused"] = self.optimizer.defaults["fused"]
             self.scaler.load_state_dict(training["scaler"])
         except (ValueError, KeyError, RuntimeError) as error:
             why = f"its optimiser state does not fit ({error})"
@@ -225,18 +238,32 @@ def build(
         model = model.to(memory_format=torch.channels_last)
     averaged = copy.deepcopy(model).eval().requires_grad_(False) if train.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
-    return Trainer(preset, source, model, _optimizer(model, preset), scaler, averaged, device, origin)
+    return Trainer(preset, source, model, make_optimizer(model, preset), scaler, averaged, device, origin)
 
 
-def _optimizer(model: nn.Module, preset: config.Preset) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, preset: config.Preset) -> torch.optim.Optimizer:
+    """The preset's optimiser of a model's parameters."""
     train, lr = preset.train, preset.schedule.lr
     if train.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr, train.momentum, weight_decay=train.weight_decay)
+        # fused: one pass over the weights in place of five
+        return torch.optim.SGD(model.parameters(), lr, train.momentum, weight_decay=train.weight_decay, fused=True)
     # AdamW's decay would pull norms, biases and the attention's gamma towards 0 at full strength
     plain = [p for p in model.parameters() if p.dim() <= 1]
     decayed = [p for p in model.parameters() if p.dim() > 1]
     groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr, betas=(train.momentum, 0.999))
+
+
+def _unsound(value: Tensor) -> Tensor:
+    """1 where a number is not finite, else 0."""
+    return (~value.isfinite()).float()
+
+
+def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
+    """Copy each into its target, all of a type at once."""
+    for dtype in {source.dtype for source in sources}:
+        chosen = [index for index, source in enumerate(sources) if source.dtype == dtype]
+        torch._foreach_copy_([targets[index] for index in chosen], [sources[index] for index in chosen])
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from ccnet_cli.errors import InputError, NonFiniteError, notice
 from ccnet_cli.evaluate import network
 from ccnet_cli.figure import Attended, Point, Share, cross_of, figure
 from ccnet_cli.images import cv2
-from ccnet_cli.inference import BAND, interpolation, label_map, to_input
+from ccnet_cli.inference import interpolation, to_input, upsampled
 
 # H, W the image; h, w the grid of cells on which the network attends; points and cells are (x, y)
 
@@ -257,8 +257,9 @@ def _page(
     drawn = _attended(sight, list(points[:1]) or middle, size)
     still = figure(picture, drawn.points, drawn.maps, clip, drawn.align_corners)
     cells, channels = sight.classes, model.head.rcca.attention.query_conv.out_channels
-    # query and key in 16 bits, or the weights in somewhat more than 8: what is smaller is kept
-    smaller = 4 * channels <= sum(cells.shape)
+    # query and key in 16 bits, or the weights in somewhat more than 8: what is smaller is kept; query and key can be
+    # made coarser where there are many of them
+    smaller = 4 * channels <= sum(cells.shape) or cells.size > viewer.CELLS
     return viewer.page(
         viewer.Seen(
             name=name,
@@ -266,7 +267,7 @@ def _page(
             names=classes.names,
             palette=classes.palette,
             cells=cells.astype(np.uint8),
-            prediction=_prediction(sight.scores, size, model.align_corners),
+            prediction=upsampled(sight.scores, size, model.align_corners).labels(),
             label=label,
             weights_NP=[] if smaller else [attention[0].flatten(1).T.cpu().numpy() for attention in sight.passes],
             projections_CN=_projections(model, picture, place) if smaller else [],
@@ -292,15 +293,6 @@ def _projections(model: models.CCNet, picture: np.ndarray, place: torch.device) 
             found.append((query, key))
             features = attention(features)
     return found
-
-
-def _prediction(scores_Khw: Tensor, size: tuple[int, ...], align_corners: bool) -> np.ndarray:
-    """The class of each pixel, uint8 (H, W), a band of rows at a time."""
-    H, W = size
-    rows = interpolation(H, scores_Khw.shape[1], align_corners).to(scores_Khw)
-    columns = interpolation(W, scores_Khw.shape[2], align_corners).to(scores_Khw)
-    bands = [label_map(rows[top : top + BAND] @ scores_Khw @ columns.T) for top in range(0, H, BAND)]
-    return np.concatenate(bands)
 
 
 def _label(path: Path, size: tuple[int, int], classes: Classes) -> np.ndarray:

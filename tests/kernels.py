@@ -89,6 +89,81 @@ class Case:
         return 2 * self.images * self.H * self.W * (self.H + self.W) * (self.c + self.C)
 
 
+@dataclass
+class Gathering:
+    """Random attention and value of one size, and the launches that gather on tensor cores.
+
+    What no launch may use is nan: padding behind the arms of the attention and, where the pixels of value are `wide`
+    apart, the channels of others. tight: arms without padding. small: as for a case.
+    """
+
+    images: int
+    C: int
+    H: int
+    W: int
+    dtype: str = "float32"
+    wide: int = 0
+    tight: bool = False
+    small: int = 0
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    launches: list[steps.Step] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        B, C, H, W = self.images, self.C, self.H, self.W
+        random = np.random.default_rng([B, C, H, W])
+        arm, width = (H, H + W) if self.tight else (steps.padded(H), steps.padded(H) + steps.padded(W))
+        self.columns, self.rows = random.standard_normal((B, H, W, H)), random.standard_normal((B, H, W, W))
+        self.columns, self.rows = self.columns.astype(np.float32), self.rows.astype(np.float32)
+        attention = np.full((B, H, W, width), np.nan, np.float32)
+        attention[..., :H], attention[..., arm : arm + W] = self.columns, self.rows
+        stride = self.wide or C
+        value = encode(np.full((B, H, W, stride), np.nan), self.dtype)
+        value[..., :C] = encode(random.standard_normal((B, H, W, C)), self.dtype)
+        self.value = decode(value[..., :C])
+        self.arrays = {"attention": attention.reshape(-1), "value": value.reshape(-1)}
+        self.arrays["out"] = encode(np.full(B * H * W * C, np.nan), self.dtype)
+        grid = steps.Grid(B, H, W, arm, self.dtype, tensor=True, **({"largest": self.small} if self.small else {}))
+        buffers = [
+            steps.Buffer("attention", width, arm % 4 == 0 and width % 4 == 0),
+            steps.Buffer("value", stride, C % 4 == 0 and stride % 4 == 0),
+            steps.Buffer("out", C, C % 4 == 0),
+        ]
+        self.launches = steps.gathering(grid, *buffers, C)
+
+    def errors(self) -> dict[str, float]:
+        """Of every entry, in units of what rounding can make of it: of sums and storage alone, and of inputs too."""
+        u = 2.0**-8 if self.dtype == "bfloat16" else 2.0**-11
+        inputs = [x.astype(np.float64) for x in (self.columns, self.rows, self.value)]
+        whole = sum(_gathered(*map(abs, inputs)))
+        sums = (self.H + self.W + 1) * 2.0**-24 * whole
+        row, column = _gathered(*inputs)
+        if self.dtype == "bfloat16":
+            # the rows are stored, and then what the columns make of them; value is rounded already
+            sums += u * (1 + u) * (abs(row) + abs(row + column) + u * whole)
+            rounding = u
+        else:
+            rounding = 2 * u + u * u
+        got = decode(self.arrays["out"]).astype(np.float64).reshape(row.shape)
+        rounded = [bfloat16(x) if self.dtype == "bfloat16" else tf32(x) for x in inputs]
+        differences = {"exact": (row + column, sums + rounding * whole), "rounded": (sum(_gathered(*rounded)), sums)}
+        return {name: float((abs(got - wanted) / bound).max()) for name, (wanted, bound) in differences.items()}
+
+
+def _gathered(column: np.ndarray, row: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.einsum("bhwv,bhvc->bhwc", row, value), np.einsum("bhwg,bgwc->bhwc", column, value)
+
+
+def tf32(x: np.ndarray) -> np.ndarray:
+    """Rounded to 11 significant bits, halves away from zero."""
+    part, exponent = np.frexp(x)
+    return np.copysign(np.ldexp(np.floor(abs(part) * 2**11 + 0.5), exponent - 11), x)
+
+
+def bfloat16(x: np.ndarray) -> np.ndarray:
+    """Rounded to 8 significant bits, to nearest and even."""
+    return torch.from_numpy(x.astype(np.float32)).bfloat16().double().numpy()
+
+
 def encode(x: np.ndarray, dtype: str) -> np.ndarray:
     """Rounded to a storage type; bfloat16 as the upper half of float32, in uint16."""
     x = np.ascontiguousarray(x, dtype=np.float32)
@@ -154,6 +229,6 @@ def execute(
 
 if __name__ == "__main__":
     for options in json.loads(sys.argv[1]):
-        case = Case(**options)
+        case = (Gathering if options.pop("tensor", False) else Case)(**options)
         simulate(case.launches, case.arrays)
         print(json.dumps(case.errors()), flush=True)

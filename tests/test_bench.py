@@ -74,7 +74,7 @@ def test_half_precision_is_measured_as_in_training(precision, monkeypatch):
     )
     report = bench.attention(**SMALL | {"precision": precision, "repeats": 1})
     assert set(seen) == {(bench.DTYPES[precision], True)}
-    assert [row.name for row in report.rows] == list(bench.names()) and report.precision == precision
+    assert [row.name for row in report.rows] == list(bench.names("cpu", precision)) and report.precision == precision
     assert report.rows[1].gbytes == measure.traffic((5, 7), 16, 2, 2, wide=2) < measure.traffic((5, 7), 16, 2, 2)
 
 

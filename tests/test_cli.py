@@ -65,7 +65,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_promised_commands_are_there():
     promised = {("train",), ("eval",), ("predict",), ("visualize",), ("doctor",)}
-    promised |= {("bench", name) for name in ("attention", "model", "cost", "data", "kernels", "gpu")}
+    names = ("attention", "model", "cost", "eval", "loss", "step", "data", "kernels", "gpu")
+    promised |= {("bench", name) for name in names}
     promised |= {("presets", name) for name in ("list", "show", "copy", "diff")}
     promised |= {("data", name) for name in ("make", "check", "sample")}
     assert promised <= COMMANDS.keys()
@@ -82,6 +83,16 @@ def test_help_ends_with_examples_that_parse(path: tuple[str, ...], flag: str, ca
     lines = [line.strip() for line in examples.strip().splitlines()]
     assert lines and all(line.startswith("ccnet ") for line in lines)
     assert any(line.split()[1 : 1 + len(path)] == list(path) for line in lines)
+
+
+@pytest.mark.parametrize("path", [(), ("bench",), ("presets",), ("data",)])
+def test_a_list_of_commands_says_of_each_in_one_whole_line_what_it_does(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+):
+    assert call(*path, "--help") == 0
+    _, _, listed = capsys.readouterr().out.partition("Commands:\n")
+    lines = listed.partition("\n\n")[0].splitlines()
+    assert len(lines) > 2 and all(line.endswith(".") and not line.endswith("..") for line in lines)
 
 
 def test_help_loads_nothing_heavy():

@@ -57,6 +57,14 @@ def leaves(mapping: dict, prefix: str = "") -> set[str]:
     }
 
 
+def test_the_preset_for_a_small_gpu_is_the_recipe_in_less_memory():
+    recipe, small = config.load("cityscapes-r2-ohem"), config.load("cityscapes-r2-ohem-small")
+    told = {"name", "description", "published"}
+    train = {"train.micro_batch", "train.precision", "train.checkpoint_activations"}
+    assert set(config.differences(recipe, small)) == told | train
+    assert (small.train.micro_batch, small.train.precision, small.train.checkpoint_activations) == (2, "auto", True)
+
+
 def test_the_cityscapes_presets_are_the_published_recipe():
     presets = [config.load(name) for name in ("cityscapes-r1", "cityscapes-r2", "cityscapes-r2-ohem")]
     for preset in presets:

@@ -20,6 +20,7 @@ from ccnet_cli import evaluate as evaluation
 from ccnet_cli import model as models
 from ccnet_cli.datasets import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
+from ccnet_cli.inference import class_scores
 from ccnet_cli.metrics import Confusion
 
 SIZES = [(40, 56), (56, 40), (17, 23), (48, 48), (9, 64)]
@@ -151,20 +152,39 @@ def in_ranks(world, work, monkeypatch):
 
 @pytest.fixture(scope="module")
 def thirteen(tmp_path_factory):
-    return tiny.make_camvid(tmp_path_factory.mktemp("thirteen"), [(9 + 2 * n, 30 - n) for n in range(13)])
+    # runs of one size, which the network sees together, and others
+    sides = [0, 0, 0, 3, 4, 4, 6, 6, 6, 6, 6, 11, 12]
+    return tiny.make_camvid(tmp_path_factory.mktemp("thirteen"), [(9 + 2 * n, 30 - n) for n in sides])
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 8, 13])
-def test_any_number_of_processes_gives_the_same_matrix(saved, thirteen, world, count, monkeypatch):
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_any_number_of_processes_and_any_batch_give_the_same_matrix(saved, thirteen, world, count, batch, monkeypatch):
     restored = loading.restore(saved)
     source = open_source(restored.preset.data.model_copy(update={"root": str(thirteen)}), "val")
     source = evaluation.replace(source, samples=source.samples[:count])
     settings, place = restored.preset.eval, torch.device("cpu")
     alone = evaluation.evaluate_model(restored.model, source, settings, place)
     models = [copy.deepcopy(restored.model) for _ in range(world)]
+    settings = settings.model_copy(update={"batch": batch})
     found = in_ranks(world, lambda rank: evaluation.evaluate_model(models[rank], source, settings, place), monkeypatch)
     assert all(torch.equal(confusion.matrix, alone.matrix) for confusion in found)
+
+
+def test_the_network_sees_pictures_and_tiles_of_one_size_together(saved, thirteen):
+    model = loading.restore(saved).model
+    source = open_source(config.load("camvid", [f"data.root={thirteen}"]).data, "val")
+    seen = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    evaluation.evaluate_model(model, source, config.Eval(batch=2), torch.device("cpu"))
+    # runs of 3, 1, 2, 5, 1 and 1
+    assert seen == [2, 1, 1, 2, 2, 2, 1, 1, 1]
+    seen.clear()
+    # two rows of three tiles
+    picture = torch.zeros(1, 3, 40, 56)
+    class_scores(model.eval(), picture, "sliding", (24, 30), batch=4)
+    assert seen == [4, 2]
 
 
 def test_a_sampler_that_repeats_images_is_noticed(saved, data, monkeypatch):
@@ -335,7 +355,7 @@ def test_bad_options_are_refused(saved, data, options, message):
 def test_a_missing_label_is_refused_before_the_first_image(saved, tmp_path, monkeypatch):
     data = tiny.make_camvid(tmp_path / "data", SIZES[:3])
     (data / "valannot" / "002.png").unlink()
-    monkeypatch.setattr(evaluation, "segment", lambda *_: pytest.fail("an image was segmented"))
+    monkeypatch.setattr(evaluation, "batch_scores", lambda *_: pytest.fail("an image was segmented"))
     with pytest.raises(InputError, match=r"002\.png"):
         evaluate(saved, data, save=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -343,7 +363,7 @@ def test_a_missing_label_is_refused_before_the_first_image(saved, tmp_path, monk
 
 def test_images_without_labels_and_nowhere_to_go_are_refused(saved, tmp_path, monkeypatch):
     data = bare(tmp_path)
-    monkeypatch.setattr(evaluation, "segment", lambda *_: pytest.fail("an image was segmented"))
+    monkeypatch.setattr(evaluation, "batch_scores", lambda *_: pytest.fail("an image was segmented"))
     with pytest.raises(InputError, match="split test: has no labels, so there is nothing to score; add --save DIR"):
         evaluate(saved, data, split="test", confusion=tmp_path / "matrix.png")
 

@@ -20,14 +20,14 @@ FLOORS = {
     5: "train predict visualize export bench doctor",
     4: "evaluate plan trainer figure report",
     3: "inference engine loading outputs portable",
-    2: "model checkpoint weights sources launch",
+    2: "model checkpoint weights sources launch scores",
     1: "attention resnet loss metrics schedule datasets distributed record progress torchfile runfolder video viewer "
     "onnxfile",
-    0: "ops config images durable version",
+    0: "ops config images durable version pipeline",
     -1: "errors",
 }
 # folders whose files import each other
-WHOLE = ("ops.cuda", "cli.", "bench.")
+WHOLE = ("ops.cpu", "ops.cuda", "cli.", "bench.")
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 
 DOORS = {
@@ -35,8 +35,18 @@ DOORS = {
     "rich": {"cli", "progress"},
     "yaml": {"config"},
     "pydantic": {"config"},
-    "numba": {"ops.cuda.build", "ops.cuda.lines", "ops.cuda.memory", "ops.cuda.softmax", "doctor"},
-    "llvmlite": {"ops.cuda.memory"},
+    "numba": {
+        "doctor",
+        "ops.cpu.kernels",
+        "ops.cuda.build",
+        "ops.cuda.fragments",
+        "ops.cuda.lines",
+        "ops.cuda.memory",
+        "ops.cuda.softmax",
+        "ops.cuda.tensor",
+        "ops.labels",
+    },
+    "llvmlite": {"ops.cpu.kernels", "ops.cuda.fragments", "ops.cuda.memory"},
     "cuda.bindings": {"ops.cuda.build", "ops.cuda.launch"},
     "torch.distributed": {"distributed"},
     "torch.onnx": {"onnxfile"},

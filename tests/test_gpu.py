@@ -72,6 +72,35 @@ def test_every_shape_and_type_is_asked_for():
     assert asked == [((2, 16, 5, 7), torch.float16, "numba")]
 
 
+def test_tensor_cores_are_asked_and_what_is_not_rounded_as_theirs_fails(monkeypatch):
+    names = [name for name, _ in gpu.tensor_checks(CPU)]
+    assert len(names) == len(set(names)) == len(gpu.SHAPES) * 2 + 1
+    dropped = 0
+
+    def gather(query, key, value, tensor):
+        assert tensor
+        _, _, H, W = value.shape
+        arm, width = gpu.cuda.attention_width(H, 0), gpu.cuda.attention_width(H, W)
+        weights = ops.affinity(query.float(), key.float(), "reference").softmax(1)
+        attention = torch.full((value.shape[0], H, W, width), torch.nan)
+        attention[..., :H] = weights[:, :H].permute(0, 2, 3, 1)
+        attention[..., arm : arm + W] = weights[:, H:].permute(0, 2, 3, 1)
+        weights[:, weights.shape[1] - dropped :] = 0
+        out = ops.aggregate(gpu.rounded(weights, value.dtype), gpu.rounded(value.float(), value.dtype), "reference")
+        return out.to(value.dtype), attention
+
+    monkeypatch.setattr(gpu.cuda, "criss_cross", gather)
+    for dtype in gpu.TENSOR:
+        tensors = gpu.inputs((1, 5, 7, 33, 20), dtype, CPU)
+        passed, found = gpu.gathered(tensors)
+        assert passed, found
+        dropped = 1
+        assert gpu.gathered(tensors)[0] is False
+        dropped = 0
+    x = torch.tensor([1 + 2**-11, 1 + 2**-11 - 2**-23, -1 - 3 * 2**-11])
+    assert gpu.rounded(x, torch.float32).tolist() == [1 + 2**-10, 1, -1 - 2**-9]
+
+
 def test_timings_that_fail_are_told_and_counted(monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried")

@@ -10,6 +10,8 @@ from scipy.special import log_softmax
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from ccnet_cli import loss as losses
+from ccnet_cli.bench import measure
 from ccnet_cli.loss import (
     Objective,
     cross_entropy,
@@ -316,3 +318,126 @@ def test_half_precision_scores_give_a_float32_loss():
     main = torch.randn(2, CLASSES, 4, 5).bfloat16()
     label = case("random", (32, 40))[1]
     assert Objective(True)(main, main, label).dtype == torch.float32
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Bands of a few rows, as large maps have them."""
+    monkeypatch.setattr(losses, "BAND", (3000, 3000))
+
+
+def whole(made: Objective, main: torch.Tensor, auxiliary: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """The objective by interpolation of the whole maps and torch's own cross entropy; the mined pixels by the rules."""
+    size, pixels = label.shape[1:], label.numel() if made.average == "all" else max(int((label != 255).sum()), 1)
+    large = [F.interpolate(s, size, mode="bilinear", align_corners=made.align_corners) for s in (main, auxiliary)]
+    first, second = (F.cross_entropy(s, label, ignore_index=255, reduction="none") for s in large)
+    if made.ohem:
+        rule = mmseg_rule if made.rule == "mmseg" else authors_rule
+        probability = large[0].detach().float().softmax(1).numpy()
+        kept = torch.from_numpy(rule(probability, label.numpy(), made.threshold, made.min_kept)[1])
+        first = (first * kept).sum() / (pixels if made.rule == "mmseg" else max(int(kept.sum()), 1))
+    else:
+        first = first.sum() / pixels
+    return first + made.auxiliary * second.sum() / pixels
+
+
+SIZES = [((5, 6), (33, 41)), ((2, 3), (9, 300)), ((1, 4), (3, 25)), ((7, 1), (49, 1)), ((4, 4), (4, 4))]
+
+
+@pytest.mark.parametrize("average", ["valid", "all"])
+@pytest.mark.parametrize("rule", [None, "official", "mmseg"])
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_bands_give_what_whole_maps_give(narrow, align_corners, rule, average):
+    """Value and gradient, against float64; the objective is float32 until then."""
+    torch.manual_seed(2)
+    for small, size in SIZES:
+        label = case("random", size)[1]
+        leaves = [(2 * torch.randn(2, CLASSES, *small)).requires_grad_() for _ in range(2)]
+        for min_kept in (1, 300, 10**6):
+            made = objective(rule, 0.3, min_kept, average=average, align_corners=align_corners)
+            loss, expected = made(*leaves, label), whole(made, *(leaf.double() for leaf in leaves), label)
+            assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+            wanted = torch.autograd.grad(expected, leaves)
+            for got, correct in zip(torch.autograd.grad(3 * loss, leaves), wanted, strict=True):
+                torch.testing.assert_close(got, 3 * correct, rtol=1e-5, atol=1e-6 * float(correct.abs().max()))
+
+
+@pytest.mark.parametrize("size", [(97, 129), (109, 115), (256, 33), (3, 9), (20, 1)])
+def test_the_samples_of_bands_are_those_of_the_whole_map(narrow, size):
+    """Up to the last place, in which torch's softmax differs where its vectors end; so is the map torch's own."""
+    torch.manual_seed(3)
+    scores, label = torch.randn(2, CLASSES, 5, 7), case("random", size)[1]
+    for align_corners in (True, False):
+        enlarged = losses._Enlarged(scores, size, align_corners)
+        bands = [enlarged._across(tall[:, :, rows]) for tall in enlarged._images() for rows in enlarged._bands(size[0])]
+        assert len(bands) > 2 or label.numel() < 100
+        made = torch.cat(bands, 2).view(1, CLASSES, 2, *size)[0].transpose(0, 1)
+        expected = F.interpolate(scores, size, mode="bilinear", align_corners=align_corners)
+        torch.testing.assert_close(made, expected, rtol=1e-6, atol=1e-6)
+        grid = losses._grid(label, 255)
+        sample = losses._sample(made.softmax(1), grid.label_Bhw, grid.rows, grid.columns)
+        torch.testing.assert_close(enlarged.sample(grid), sample, rtol=3e-7, atol=0)
+        own = losses._own(made.softmax(1), label, label != 255)
+        torch.testing.assert_close(enlarged.own(label, label != 255), own, rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("rule", [None, "official", "mmseg"])
+def test_the_objective_never_holds_a_whole_map(monkeypatch, rule):
+    """Nor its gradient: the peak stays below one of the two maps that it enlarges."""
+    main, auxiliary = torch.randn(2, 2, 19, 33, 33, requires_grad=True)
+    label = torch.zeros(2, 257, 257, dtype=torch.long)
+    monkeypatch.setattr(losses, "BAND", (600_000, 600_000))
+
+    def both() -> None:
+        torch.autograd.grad(objective(rule)(main, auxiliary, label), main)
+
+    assert 0 < measure.peak(both, main.device) < 2 * 19 * 257 * 257 * 4
+
+
+def test_a_probability_too_small_to_exist_has_a_finite_loss():
+    scores = torch.zeros(1, 3, 1, 2)
+    scores[0, 0] = torch.tensor([300.0, -5.0])
+    label = torch.tensor([[[1, 2]]])
+    for loss in (cross_entropy, ohem_cross_entropy, mmseg_ohem_cross_entropy):
+        found = loss(scores.requires_grad_(), label, **({} if loss is cross_entropy else {"threshold": 1.0}))
+        assert found.item() == pytest.approx((300 + np.log(2 + np.exp(-5))) / 2, rel=1e-6)
+        assert torch.autograd.grad(found, scores)[0][0, :, 0, 0].tolist() == pytest.approx([0.5, -0.5, 0])
+
+
+def test_a_gradient_is_good_for_one_pass():
+    scores, label = case("random", (16, 16))
+    loss = ohem_cross_entropy(scores.requires_grad_(), label)
+    (first,) = torch.autograd.grad(loss, scores, retain_graph=True)
+    with pytest.raises(RuntimeError, match="taken already"):
+        torch.autograd.grad(loss, scores)
+    assert torch.equal(first, torch.autograd.grad(ohem_cross_entropy(scores, label), scores)[0])
+
+
+def test_without_gradients_none_is_computed():
+    scores, label = case("random", (40, 57))
+    with torch.no_grad():
+        for loss in (cross_entropy, ohem_cross_entropy, mmseg_ohem_cross_entropy):
+            assert torch.equal(loss(scores, label), loss(scores.clone().requires_grad_(), label))
+    assert not objective("official")(scores, scores, label).requires_grad
+
+
+@pytest.mark.parametrize("rule", [None, "official", "mmseg"])
+def test_the_objective_asks_the_device_for_nothing(narrow, rule):
+    """As above, by fake tensors; autocast reaches none of its sums."""
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16):
+        main, auxiliary = (torch.empty(2, CLASSES, 5, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+        for min_kept in (1, 640, 10**6):
+            loss = objective(rule, 0.7, min_kept)(main, auxiliary, torch.empty(2, 40, 57, dtype=torch.long))
+            assert loss.shape == () and loss.dtype == torch.float32
+            assert torch.autograd.grad(loss, main)[0].dtype == torch.bfloat16
+
+
+def test_autocast_changes_nothing(narrow):
+    main, auxiliary = torch.randn(2, 2, CLASSES, 5, 8, requires_grad=True)
+    label = case("random", (40, 57))[1]
+    for rule in (None, "official", "mmseg"):
+        expected = objective(rule, 0.3, 640)(main, auxiliary, label)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = objective(rule, 0.3, 640)(main, auxiliary, label)
+        assert torch.equal(loss, expected)
+        assert torch.equal(torch.autograd.grad(loss, main)[0], torch.autograd.grad(expected, main)[0])

@@ -89,7 +89,7 @@ def test_a_gpu_tells_time_by_its_own_events():
 
 def test_a_convolution_s_rate_is_what_it_computes_in_its_time(monkeypatch):
     monkeypatch.setattr(measure, "CONVOLVED", (8, 5))
-    monkeypatch.setattr(measure, "_typical", lambda call, device: (call(), 2.0)[1])
+    monkeypatch.setattr(measure, "rate", lambda call, work, device: (call(), 500 * work)[1])
     counted = measure.counted(lambda: measure.convolution_rate(torch.device("cpu"), torch.bfloat16))
     assert measure.convolution_rate(torch.device("cpu"), torch.float32) == counted / 2e9 > 0
 

@@ -482,13 +482,13 @@ def stop_at(monkeypatch, number, count):
     """Send this process a signal within the count-th call of the network."""
     calls = []
 
-    def scores(*arguments, found=prediction.image_scores, **options):
+    def scores(*arguments, found=prediction.batch_scores, **options):
         calls.append(1)
         if len(calls) == count:
             os.kill(os.getpid(), number)
         return found(*arguments, **options)
 
-    monkeypatch.setattr(prediction, "image_scores", scores)
+    monkeypatch.setattr(prediction, "batch_scores", scores)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

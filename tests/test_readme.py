@@ -1,16 +1,18 @@
-"""The README's commands exist, with the options it gives them."""
+"""The README's commands, options and keys exist, and its pictures are what the commands beside them draw."""
 
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
-from ccnet_cli import cli, config
+from ccnet_cli import cli, config, images
 from ccnet_cli.cli import entry
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
 
 
@@ -24,6 +26,8 @@ def parse(line: str) -> tuple[str, dict[str, object]]:
     """The command's name and its arguments' values; raises where the command or an option does not exist."""
     words = entry.resume_alone(shlex.split(line)[1:])
     command = typer.main.get_command(cli.app)
+    if words and words[0] in {option for parameter in command.params for option in parameter.opts}:
+        return command.name, {}
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
     # a bare name is how the text speaks of a command
@@ -67,3 +71,40 @@ def test_the_ten_lines_for_own_data_are_a_preset(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_text(block)
     assert config.load(str(path)).data.dataset == "folder"
+
+
+def test_every_override_of_the_readme_is_a_preset_key():
+    overrides = re.findall(r"-s ([\w.]+=[^\s`|]+)", README)
+    assert len(overrides) > 10
+    for override in overrides:
+        # files that the reader has, and options of pets' own preset
+        assert config.load("cityscapes-r2-ohem", [override.replace("=FILE", "=val.lst")])
+
+
+def test_what_stands_beside_the_authors_flags_exists():
+    rows = re.findall(r"^\| (`--.*?) \| (.*) \|$", README, re.M)
+    assert len(rows) > 10
+    commands = typer.main.get_command(cli.app).commands
+    known = {option for name in ("train", "eval") for parameter in commands[name].params for option in parameter.opts}
+    ours = [word for _, cell in rows for span in re.findall(r"`([^`]+)`", cell) for word in span.split()]
+    assert {word for word in ours if word.startswith("-")} <= known
+    keys = [word for word in ours if re.fullmatch(r"(data|model|train)\.\w+", word)]
+    assert keys and set(keys) <= set(config.keys())
+
+
+def test_a_command_beside_each_picture_draws_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pictures = re.findall(r"!\[[^]]*\]\((\S+?)\)", README)
+    assert pictures
+    # where no run of the reader's is newer than the demo weights
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CCNET_CHECKPOINT", raising=False)
+    for name in pictures:
+        (command,) = [line for line in commands() if line.endswith(f"-o {name}")]
+        (tmp_path / name).parent.mkdir()
+        with pytest.raises(SystemExit) as done:
+            cli.main(shlex.split(command)[1:])
+        assert done.value.code == 0
+        kept, drawn = (images.read_image(folder / name).astype(int) for folder in (ROOT, tmp_path))
+        assert kept.shape == drawn.shape and (ROOT / name).stat().st_size < 500_000
+        # fonts differ between versions of OpenCV, and rounding between processors
+        assert np.abs(kept - drawn).mean() < 2

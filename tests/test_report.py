@@ -44,8 +44,9 @@ def test_an_example_shows_image_label_and_prediction_small_and_void_black():
     worst.add("large", *scene(0.5, size=(400, 1200), void=40))
     (example,) = worst_of([worst], 1)
     height, width = example.picture.shape[:2]
-    assert (height, width) == (140, 3 * 420)
-    image, label, ids = np.split(example.picture, 3, axis=1)
+    assert (height, width) == (140, 3 * 420 + 2 * 4)
+    image, gap, label, other, ids = np.split(example.picture, (420, 424, 844, 848), axis=1)
+    assert (gap == 255).all() and (other == 255).all()
     assert (image == 90).all()
     assert tuple(label[139, 0]) == tuple(reversed(PALETTE[0])) and tuple(ids[139, 419]) == tuple(reversed(PALETTE[2]))
     assert not label[:13].any() and not ids[:13].any()

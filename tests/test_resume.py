@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from runs import arguments, canonical, make_horizons, outcome, preset, start, steps, wait_until
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccnet_cli import checkpoint, distributed, launch, loading, plan
 from ccnet_cli import train as training
@@ -410,7 +411,7 @@ def test_a_step_that_is_not_finite_is_skipped_whole(data, tmp_path, capsys, mend
 
 def test_without_the_guard_the_weights_are_ruined(data, tmp_path, mended, monkeypatch):
     """The twin of the test above."""
-    monkeypatch.setattr(trainers.math, "isfinite", lambda value: True)
+    monkeypatch.setattr(trainers, "_unsound", torch.zeros_like)
     spoil("loss", 5, 1)
     with pytest.raises((NonFiniteError, AssertionError)):
         run = train(preset(data, *BAD, "schedule.steps=6"), run=tmp_path / "run")
@@ -486,7 +487,7 @@ def scaled_step(trainer, spoilt):
     trainer.scaler.scale(loss).backward()
     if spoilt:
         next(trainer.model.parameters()).grad[0] = math.inf
-    return trainer.update(loss.item(), trainer.buffers())
+    return trainer.update(loss.detach(), trainer.buffers())
 
 
 def test_half_precision_lowers_its_scale_and_the_schedule_goes_on(data, tmp_path):
@@ -514,3 +515,63 @@ def test_half_precision_ends_once_its_scale_can_fall_no_further(data):
     assert (trainer.scaler.get_scale(), trainer.nonfinite) == (1.0, 0)
     scaled_step(trainer, True)
     assert trainer.nonfinite == 1
+
+
+def test_a_step_waits_for_the_device_once(data, monkeypatch):
+    """Whatever else read a number on the host would be seen by the dispatcher."""
+    trainer = scaled_trainer(data, "train.optimizer=sgd")
+    trainer.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    asked = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                asked.append("item")
+            return func(*args, **(kwargs or {}))
+
+    whole = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: asked.append("list") or whole(self))
+    for spoilt in (False, True):
+        asked.clear()
+        with Seen():
+            assert scaled_step(trainer, spoilt) is not spoilt
+        # the loss is sent along; nothing but the gradients' clipping may look again
+        assert asked == ["list"]
+    assert trainer.loss > 0 and not math.isfinite(trainer.norm)
+
+
+def test_the_copy_of_the_buffers_takes_memory_once(data):
+    trainer = scaled_trainer(data)
+    first = trainer.buffers()
+    wanted = [buffer.clone() for buffer in trainer.model.buffers()]
+    for buffer in trainer.model.buffers():
+        buffer += 1
+    assert all(torch.equal(*pair) for pair in zip(first, wanted, strict=True))
+    second = trainer.buffers()
+    assert [one.data_ptr() for one in first] == [one.data_ptr() for one in second]
+    assert all(torch.equal(*pair) for pair in zip(second, trainer.model.buffers(), strict=True))
+    assert {buffer.dtype for buffer in second} == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize("was", [None, False])
+def test_a_run_from_before_the_fused_optimiser_goes_on_with_it(data, tmp_path, was):
+    """Its weights then differ in the last places from what they would have been; its momentum is taken over."""
+    ways = []
+    for fused in (was, True):
+        trainer = scaled_trainer(data, "train.optimizer=sgd", "train.ema=0.0")
+        assert trainer.optimizer.defaults["fused"]
+        if not fused:
+            trainer.optimizer = torch.optim.SGD(
+                trainer.model.parameters(), 1e-3, 0.9, weight_decay=trainer.preset.train.weight_decay, fused=fused
+            )
+        trainer.set_rate(1e-3)
+        scaled_step(trainer, False)
+        path = checkpoint.save(tmp_path / str(fused), 1, trainer.state(), keep=2)
+        again = scaled_trainer(data, "train.optimizer=sgd", "train.ema=0.0")
+        again.restore(checkpoint.read(path), path)
+        assert again.optimizer.param_groups[0]["fused"] is True
+        again.set_rate(1e-3)
+        assert scaled_step(again, False)
+        ways.append(again.model.state_dict())
+    for key, value in ways[0].items():
+        torch.testing.assert_close(value, ways[1][key], msg=key)

@@ -145,6 +145,28 @@ def test_a_checkpoint_of_persons_knows_what_a_mirror_exchanges(tmp_path):
     assert evaluate(run / "last.pt", device="cpu").miou == pytest.approx(restored.metrics["miou"])
 
 
+def test_the_log_tells_how_long_it_waited_for_data(data, tmp_path, capsys, monkeypatch):
+    """A clock that only reading batches moves, by 3 seconds each, and steps, by 1: three quarters of the time."""
+    clock = [0.0]
+
+    def moved(seconds, call):
+        def moving(*given):
+            clock[0] += seconds
+            return call(*given)
+
+        return moving
+
+    monkeypatch.setattr("ccnet_cli.train.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("ccnet_cli.train.datasets.collate", moved(3, datasets.collate))
+    monkeypatch.setattr(Objective, "forward", moved(1, Objective.forward))
+    run = train(preset(data, "log.every=2", "eval.every=0"), run=tmp_path / "run")
+    rows = [row for row in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if "loss" in row]
+    assert [row["stall"] for row in rows] == [0.75] * 3 and [row["images_per_second"] for row in rows] == [1.0] * 3
+    assert "1.0 images/s, 75% of it waiting for data" in capsys.readouterr().err
+    table = (run / "metrics.csv").read_text().splitlines()
+    assert table[1].split(",")[table[0].split(",").index("stall")] == "0.75"
+
+
 def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, capsys):
     run = train(preset(data), run=tmp_path / "run")
     newest = run / "checkpoints/step_00000006.pt"

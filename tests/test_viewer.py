@@ -16,7 +16,7 @@ import torch
 from attentive import CLASSES, saved
 from tiny import picture, write
 
-from ccnet_cli import images, loading, viewer
+from ccnet_cli import images, loading, ops, viewer
 from ccnet_cli.attention import attention_map
 from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError, NonFiniteError
@@ -453,7 +453,8 @@ def unpacked(directory: dict[str, tuple[str, int, int]], content: bytes) -> dict
     for name, (kind, offset, count) in directory.items():
         if kind.endswith("p"):
             low, high = np.frombuffer(content, np.uint8, 2 * count, offset).reshape(2, count)
-            arrays[name] = (low + 256 * high.astype(np.uint16)).astype(f"<{kind[:2]}")
+            exact = low + 256 * high.astype(np.int64) - (128 if kind == "i2p" else 0)
+            arrays[name] = exact.astype(f"<{kind[:2]}")
         else:
             arrays[name] = np.frombuffer(content, f"<{kind}", count, offset)
     return arrays
@@ -499,20 +500,78 @@ def test_codes_keep_the_composed_maps_whatever_the_attention(levels, strength):
             assert (expected - kept).abs().max() < expected.max() * (1 if levels > 255 else 2) / 255
 
 
-def test_even_noise_of_97x97_cells_stays_below_5_mb():
-    h = w = 97
-    energies = torch.randn(2, h * w, h + w, generator=torch.Generator().manual_seed(0))
-    image = cv2.resize(picture(97, 97, seed=3), (769, 769))
-    seen = viewer.Seen(
+def projected(size: tuple[int, int], channels: int, strength: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Query and key of two passes, noise whose energies vary by strength."""
+    random = np.random.default_rng(0)
+    scale = (strength / channels**0.5) ** 0.5
+    return [tuple(scale * random.normal(size=(2, channels, size[0] * size[1]))) for _ in range(2)]
+
+
+@pytest.mark.parametrize("steps", [32767, 255, 31])
+def test_coarser_queries_and_keys_are_off_by_what_is_told(steps):
+    size = h, w = 9, 14
+    passes = projected(size, 8, 3.0)
+    arrays, worth = payload.projections(passes, steps)
+    assert max(abs(array).max() for array in arrays.values()) == steps
+    kept = [(step * arrays[f"query{n}"], step * arrays[f"key{n}"]) for n, step in enumerate(worth, start=1)]
+    maps = {}
+    for name, parts in (("exact", passes), ("kept", kept)):
+        attention = []
+        for query, key in parts:
+            q, k = (torch.from_numpy(part).reshape(1, -1, h, w) for part in (query, key))
+            attention.append(ops.affinity(q, k, "reference").softmax(1))
+        maps[name] = [attention_map(attention, *divmod(pixel, w)) for pixel in (0, 37, 125)]
+    pairs = zip(maps["exact"], maps["kept"], strict=True)
+    expected = max(float((one - other).abs().max() / one.max()) for one, other in pairs)
+    assert payload.departure(passes, arrays, worth, size, (0, 37, 125)) == pytest.approx(expected, rel=1e-6)
+    assert expected < 40 / steps
+
+
+@pytest.mark.slow
+def test_the_page_of_a_large_image_stays_below_8_mb_and_says_how_far_it_is_off():
+    size = 129, 257
+    image = cv2.resize(picture(128, 256, seed=3), (2048, 1024))
+    text = viewer.page(noise(image, size, projections_CN=projected(size, 64, 2.0)))
+    steps, off = re.search(r"each pass in (\d+) steps, .* up to ([\d.e-]+) of their largest weight", text).groups()
+    assert 5_000_000 < len(text.encode()) < 8_000_000
+    assert int(steps) < 32767 and 0 < float(off) < 1
+
+
+def test_queries_and_keys_are_as_fine_as_their_room_allows(monkeypatch, page, photograph, tmp_path):
+    monkeypatch.setattr(viewer, "CELLS", 0)
+    checkpoint = saved(tmp_path / "run", **WIDE)
+    steps, sizes = [], []
+    for name in ("fine", "coarse", "between"):
+        most = {"fine": viewer.LARGE_PAGE_BYTES, "coarse": 0}.get(name, sum(sizes) // 2)
+        monkeypatch.setattr(viewer, "LARGE_PAGE_BYTES", most)
+        explore([photograph], tmp_path / f"{name}.html", checkpoint=checkpoint)
+        text = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
+        steps.append(int(re.search(r"each pass in (\d+) steps", text)[1]))
+        sizes.append(len(text))
+    assert payload.STEPS[0] == steps[0] > steps[2] > steps[1] == payload.STEPS[-1]
+    # the page's own words and numbers are not counted
+    assert sizes[2] < most + 20_000
+    page.open(tmp_path / "between.html")
+    assert sum(page.value("Array.from(ccnet.map(90, 60, 2))")) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_grid_that_is_too_large_for_weights_has_queries_and_keys(monkeypatch, photograph, tmp_path):
+    monkeypatch.setattr(viewer, "CELLS", 15 * 23 - 1)
+    explore([photograph], tmp_path / "a.html", checkpoint=saved(tmp_path / "run", **WIDE))
+    assert "query1" in held(tmp_path / "a.html")
+
+
+def noise(image: np.ndarray, size: tuple[int, int], **attention: object) -> viewer.Seen:
+    """What a page shows of an image and of an attention given in one of the two ways."""
+    return viewer.Seen(
         name="noise.png",
         image_bgr=image,
         names=CLASSES.names,
         palette=CLASSES.palette,
-        cells=np.zeros((h, w), np.uint8),
-        prediction=np.zeros((769, 769), np.uint8),
+        cells=np.zeros(size, np.uint8),
+        prediction=np.zeros(image.shape[:2], np.uint8),
         label=None,
-        weights_NP=[attention.numpy() for attention in energies.softmax(2)],
-        projections_CN=[],
+        **{"weights_NP": [], "projections_CN": [], **attention},
         recurrence=2,
         gamma=0.5,
         align_corners=True,
@@ -521,7 +580,13 @@ def test_even_noise_of_97x97_cells_stays_below_5_mb():
         still_bgr=cv2.resize(image, (640, 220)),
         source="noise",
     )
-    text = viewer.page(seen)
+
+
+def test_even_noise_of_97x97_cells_stays_below_5_mb():
+    h = w = 97
+    energies = torch.randn(2, h * w, h + w, generator=torch.Generator().manual_seed(0))
+    image = cv2.resize(picture(97, 97, seed=3), (769, 769))
+    text = viewer.page(noise(image, (h, w), weights_NP=[attention.numpy() for attention in energies.softmax(2)]))
     assert "in 255 steps" in text and 3_000_000 < len(text.encode()) < 5_000_000
 
 

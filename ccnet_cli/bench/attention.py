@@ -22,7 +22,7 @@ OFFICIAL, NON_LOCAL, FLOOR = "official", "non-local", "floor"
 TELLS = {
     "reference": "the definition, in einsum",
     "gemm": "batched matrix products on channels-last views, nothing copied",
-    "numba": "tiled kernels along rows and columns, nothing copied",
+    "numba": "tiled kernels along rows and columns, no copies of whole maps",
     OFFICIAL: "the authors' formulation: copied rows and columns, concatenation, separate projections",
     NON_LOCAL: "one non-local block: every pixel is a key (always one pass)",
     FLOOR: "only the matrix products of the criss-cross passes",
@@ -94,9 +94,11 @@ class Contender:
     gbytes: float
 
 
-def names(device: str = "cpu") -> tuple[str, ...]:
-    """What can be measured on a device, the reference first."""
-    return (*ops.implementations(device), OFFICIAL, NON_LOCAL, FLOOR)
+def names(device: str = "cpu", precision: str = "fp32") -> tuple[str, ...]:
+    """What can be measured on a device, the reference first; the CPU's kernels are for float32 alone."""
+    without = ("numba",) if device == "cpu" and precision != "fp32" else ()
+    found = (name for name in ops.implementations(device) if name not in without)
+    return (*found, OFFICIAL, NON_LOCAL, FLOOR)
 
 
 def attention(
@@ -120,9 +122,9 @@ def attention(
     map too large for a non-local block.
     """
     place = models.device(device)
-    chosen = _chosen(implementations, place)
+    chosen = _chosen(implementations, place, precision)
     if NON_LOCAL in chosen:
-        rest = " ".join(f"--implementation {name}" for name in names(place.type) if name != NON_LOCAL)
+        rest = " ".join(f"--implementation {name}" for name in names(place.type, precision) if name != NON_LOCAL)
         measure.check_memory(size, batch, place, f"use a smaller size, or leave it out with {rest}")
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -171,8 +173,8 @@ def attention(
         torch.set_num_threads(before)
 
 
-def _chosen(implementations: Sequence[str] | None, device: torch.device) -> list[str]:
-    known = names(device.type)
+def _chosen(implementations: Sequence[str] | None, device: torch.device, precision: str) -> list[str]:
+    known = names(device.type, precision)
     for name in implementations or ():
         if name not in known:
             raise InputError(f"implementation {name}", "unknown", f"choose from {', '.join(known)}")

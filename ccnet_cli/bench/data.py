@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from ccnet_cli import config, datasets, images
 from ccnet_cli import model as models
 from ccnet_cli.bench import measure
-from ccnet_cli.bench.attention import Timing
+from ccnet_cli.bench.measure import Timing
 from ccnet_cli.datasets import transforms
 from ccnet_cli.images import cv2
 

@@ -1,7 +1,8 @@
 """What the CUDA kernels do on a GPU: whether they are right, whether they behave, how fast they are; one report."""
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from ccnet_cli import model as models
 from ccnet_cli import ops
-from ccnet_cli.bench import attention
+from ccnet_cli.bench import attention, measure
 from ccnet_cli.errors import InputError, notice, out_of_memory
+from ccnet_cli.ops import cuda
 from ccnet_cli.record import environment
 
 # images, channels of query and key, channels of value, height, width
@@ -30,6 +32,8 @@ RESULTS = ("output", "gradient of query", "gradient of key", "gradient of value"
 TIMED = ((97, 97), (129, 257))
 ROWS = ("reference", "gemm", "numba", attention.OFFICIAL, attention.FLOOR)
 REPEATS = 20
+# what the kernels on tensor cores take; they are off until reports like this one confirm them
+TENSOR = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,17 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was asked of one GPU; timings are reports of attention.attention, or what was in their way."""
+    """Everything that was asked of one GPU; timings are reports of attention.attention, or what was in their way.
+
+    tensor: milliseconds of one pass of the kernels without and with tensor cores, by size and type.
+    """
 
     environment: dict[str, Any]
     gpu: dict[str, Any]
     checks: tuple[Check, ...]
     choices: dict[str, str]
     timings: tuple[dict[str, Any], ...]
+    tensor: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def failed(self) -> int:
@@ -73,12 +81,15 @@ def report(device: str = "cuda") -> Report:
         raise InputError(f"device {device}", "not a GPU", "use cuda or cuda:N")
     # kernels that do not compile are refused here, in one line
     ops.criss_cross(*inputs((1, 1, 1, 1, 1), torch.float32, place), "numba")
+    cores = torch.cuda.get_device_capability(place) >= (8, 0)
     found = []
-    for name, check in checks(place):
+    for name, check in [*checks(place), *(tensor_checks(place) if cores else ())]:
         found.append(answered(name, check))
         notice(f"{'passed' if found[-1].passed else 'FAILED'}: {name} ({found[-1].found})")
     timings = tuple(timed(size, precision, device) for size in TIMED for precision in ("fp32", "bf16"))
-    return Report(environment(place, 1), _properties(place), tuple(found), ops.choices.export(), timings)
+    # what failed is among the checks already
+    tensor = _tensor_timings(place) if cores and all(check.passed for check in found) else {}
+    return Report(environment(place, 1), _properties(place), tuple(found), ops.choices.export(), timings, tensor)
 
 
 def _properties(device: torch.device) -> dict[str, Any]:
@@ -103,6 +114,59 @@ def checks(device: torch.device) -> Iterator[tuple[str, Callable[[], tuple[bool,
     yield "another stream", lambda: equal(_on_a_stream(usual), step(usual, "numba"))
     yield "graph capture", lambda: _captured(usual)
     yield "measured choice", lambda: _chosen(usual)
+
+
+def tensor_checks(device: torch.device) -> Iterator[tuple[str, Callable[[], tuple[bool, str]]]]:
+    """Name and question of each check of the kernels on tensor cores."""
+    for shape in SHAPES:
+        for dtype in TENSOR:
+            words = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+            yield f"tensor cores {words}", lambda shape=shape, dtype=dtype: gathered(inputs(shape, dtype, device))
+    usual = inputs(SHAPES[0], torch.float32, device)
+    yield (
+        "tensor cores, repeated runs",
+        lambda: equal([cuda.criss_cross(*usual, tensor=True)[0]], [cuda.criss_cross(*usual, tensor=True)[0]]),
+    )
+
+
+def gathered(tensors: Sequence[Tensor]) -> tuple[bool, str]:
+    """What tensor cores make of the attention and value, against the float64 product of the same, rounded."""
+    value = tensors[2]
+    out, attention = cuda.criss_cross(*tensors, tensor=True)
+    H, W = value.shape[2:]
+    arm = cuda.attention_width(H, 0)
+    weights = torch.cat([attention[..., :H], attention[..., arm : arm + W]], -1).permute(0, 3, 1, 2).cpu()
+    parts = [rounded(weights, value.dtype), rounded(value.float().cpu(), value.dtype)]
+    exact, whole = ops.aggregate(*parts, "reference"), ops.aggregate(*(x.abs() for x in parts), "reference")
+    # sums whose terms are cut to 22 bits at worst; what is stored is rounded twice, after the rows and the columns
+    bound = (H + W) * 2.0**-22 + (2.1 * 2.0**-8 if value.dtype == torch.bfloat16 else 0)
+    share = float(((out.double().cpu() - exact).abs() / (bound * whole + 1e-30)).max())
+    # and not (>), so that nan fails
+    return share <= 1, f"{share:.2f} of what rounding allows"
+
+
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A float32 tensor as tensor cores take it, in float64: to 8 bits as bfloat16, otherwise to 11 as TF32."""
+    if dtype == torch.bfloat16:
+        return x.bfloat16().double()
+    # halves away from zero
+    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32).double()
+
+
+def _tensor_timings(device: torch.device) -> dict[str, dict[str, float]]:
+    found = {}
+    for H, W in TIMED:
+        for dtype in TENSOR:
+            tensors = inputs((1, 64, 512, H, W), dtype, device)
+            rounds: dict[str, list[float]] = {"without": [], "with": []}
+            for turn in range(REPEATS + 1):
+                for name, times in rounds.items():
+                    took = measure.elapsed(lambda on=name == "with", x=tensors: cuda.criss_cross(*x, tensor=on), device)
+                    # the first is a warm-up
+                    times += [took] if turn else []
+            name = f"{H}x{W} {str(dtype).removeprefix('torch.')}"
+            found[name] = {name: statistics.median(times) for name, times in rounds.items()}
+    return found
 
 
 def answered(name: str, question: Callable[[], tuple[bool, str]]) -> Check:

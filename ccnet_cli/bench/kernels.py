@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,13 +25,15 @@ LIMITS = {
 REGISTERS = 65536  # of a multiprocessor
 RESERVED = 1024  # bytes of shared memory that the system takes per block since sm_80
 PASSES = ("forward", "backward")
+TENSOR = "gathering on tensor cores"  # off by default, so no part of a pass
 
 
 @dataclass(frozen=True)
 class Row:
     """One kernel on one architecture; bytes and flops of its launches at a size, each buffer moved once per launch.
 
-    ffma and lds are the multiply-adds and vector loads of the inner loop; occupancy is the share of resident warps.
+    ffma, hmma and lds are the multiply-adds, the products on tensor cores and the vector loads of the inner loop;
+    occupancy is the share of resident warps.
     """
 
     kernel: str
@@ -42,6 +44,7 @@ class Row:
     spills: int
     shared: int
     ffma: int
+    hmma: int
     lds: int
     occupancy: float
     launches: int
@@ -77,6 +80,7 @@ class Count:
     wavefronts: int
     bank_conflicts: int
     ffma_flops: int
+    mma_flops: int
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,9 @@ def report(
     launch.require()
     rows: list[Row] = []
     for H, W in sizes:
-        launches = [step for work in PASSES for step in plan(H, W, channels, dtype)[work]]
+        planned = plan(H, W, channels, dtype)
         for arch in chosen:
+            launches = [step for work in _works(planned, arch) for step in planned[work]]
             rows += [_row(kernel, arch, launches, f"{H}x{W}") for kernel in dict.fromkeys(x.kernel for x in launches)]
     floors = tuple(floor for size in sizes for floor in _floors(*size, channels, dtype))
     counted = _counted(chosen[0], *sizes[0], channels, dtype) if counters else ()
@@ -119,7 +124,7 @@ def report(
 
 
 def plan(H: int, W: int, C: int, dtype: str) -> dict[str, list[Step]]:
-    """The launches of one image's pass, C // 8 channels in query and key, by name of the pass."""
+    """The launches of one image's pass, C // 8 channels in query and key, by name of the pass; and TENSOR's."""
     c = max(C // 8, 1)
     grid = Grid(1, H, W, steps.padded(H), dtype)
     widths = {"query": c, "key": c, "value": C, "energy": steps.padded(H) + steps.padded(W), "out": C, "grad": C}
@@ -128,7 +133,16 @@ def plan(H: int, W: int, C: int, dtype: str) -> dict[str, list[Step]]:
     inputs = [buffers[name] for name in ("query", "key", "value", "energy")]
     rest = [buffers[name] for name in ("grad", "pull", "d_query", "d_key", "d_value")]
     forward = steps.forward(grid, c, C, *inputs, buffers["out"])
-    return {"forward": forward, "backward": steps.backward(grid, c, C, *inputs, *rest)}
+    found = {"forward": forward, "backward": steps.backward(grid, c, C, *inputs, *rest)}
+    if dtype != "float16":
+        operands = (buffers[name] for name in ("energy", "value", "out"))
+        found[TENSOR] = steps.gathering(replace(grid, tensor=True), *operands, C)
+    return found
+
+
+def _works(planned: dict[str, list[Step]], arch: tuple[int, int]) -> list[str]:
+    """What an architecture can do of it."""
+    return [work for work in planned if work != TENSOR or arch >= (8, 0)]
 
 
 def _arch(name: str) -> tuple[int, int]:
@@ -155,7 +169,8 @@ def _row(kernel: Kernel, arch: tuple[int, int], launches: Sequence[Step], size: 
     from ccnet_cli.ops.cuda import build
 
     made = build.assemble(kernel, arch)
-    ffma, lds = build.inner_loop(made.image)
+    tensor = kernel.form == "tensor"
+    multiplies, lds = build.inner_loop(made.image, "HMMA" if tensor else "FFMA")
     mine = [step for step in launches if step.kernel == kernel]
     return Row(
         kernel=kernel.name,
@@ -165,7 +180,8 @@ def _row(kernel: Kernel, arch: tuple[int, int], launches: Sequence[Step], size: 
         stack=made.stack,
         spills=made.spills,
         shared=made.shared,
-        ffma=ffma,
+        ffma=0 if tensor else multiplies,
+        hmma=multiplies if tensor else 0,
         lds=lds,
         occupancy=occupancy(kernel.threads, made.registers, made.shared, arch),
         launches=len(mine),
@@ -232,7 +248,7 @@ def _counted(arch: tuple[int, int], H: int, W: int, C: int, dtype: str) -> list[
     sizes |= {"d_query": (c, np.float32), "d_key": (c, np.float32), "d_value": (C, stored)}
     arrays = {name: np.zeros(H * W * channels, kind) for name, (channels, kind) in sizes.items()}
     found = []
-    for work, step in [(each, step) for each in PASSES for step in launches[each]]:
+    for work, step in [(each, step) for each in _works(launches, arch) for step in launches[each]]:
         arguments = [arrays[x] if isinstance(x, str) else x for x in step.arguments]
         result = ptxrun.run(build.ptx(step.kernel, arch), "", step.grid, step.kernel.threads, arguments)
         count = Count(
@@ -247,6 +263,8 @@ def _counted(arch: tuple[int, int], H: int, W: int, C: int, dtype: str) -> list[
             wavefronts=result.shared_wavefronts,
             bank_conflicts=result.bank_conflicts,
             ffma_flops=2 * result.thread_instructions.get("ffma", 0),
+            # a warp's product is 16 x 8 x 8 in TF32, 16 deep in bfloat16
+            mma_flops=2 * 16 * 8 * (16 if dtype == "bfloat16" else 8) * result.warp_instructions.get("mma", 0),
         )
         found.append(count)
     return found

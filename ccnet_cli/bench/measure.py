@@ -92,7 +92,7 @@ def copy_rate(device: torch.device) -> float:
     """GB/s, read and written, of a copy that no cache holds."""
     source = torch.ones(COPIED[device.type == "cuda"] // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * 4 * source.numel() / _typical(lambda: target.copy_(source), device) / 1e6
+    return rate(lambda: target.copy_(source), 2 * 4 * source.numel(), device) / 1e9
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -100,7 +100,13 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     side = SIDE[device.type == "cuda"]
     left, right = torch.rand(2, side, side, device=device).to(dtype)
     out = torch.empty_like(left)
-    return 2 * side**3 / _typical(lambda: torch.mm(left, right, out=out), device) / 1e9
+    return rate(lambda: torch.mm(left, right, out=out), 2 * side**3, device) / 1e12
+
+
+def rate(call: Callable[[], object], work: float, device: torch.device) -> float:
+    """What a call does in a second, by its median of a few rounds after one that warms up."""
+    call()
+    return 1000 * work / statistics.median(elapsed(call, device) for _ in range(ROUNDS))
 
 
 def convolution_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -108,8 +114,7 @@ def convolution_rate(device: torch.device, dtype: torch.dtype) -> float:
     channels, side = CONVOLVED
     x_BCHW = torch.rand(1, channels, side, side, device=device).to(dtype, memory_format=torch.channels_last)
     weight = torch.rand(channels, channels, 3, 3, device=device).to(dtype, memory_format=torch.channels_last)
-    flops = 2 * 9 * channels**2 * side**2
-    return flops / _typical(lambda: F.conv2d(x_BCHW, weight, padding=1), device) / 1e9
+    return rate(lambda: F.conv2d(x_BCHW, weight, padding=1), 2 * 9 * channels**2 * side**2, device) / 1e12
 
 
 def alternate(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[Timing]:
@@ -122,11 +127,6 @@ def alternate(calls: Sequence[Callable[[], object]], repeats: int, device: torch
             if round >= 0:
                 taken.append(time)
     return [Timing(statistics.median(taken), min(taken), max(taken)) for taken in milliseconds]
-
-
-def _typical(call: Callable[[], object], device: torch.device) -> float:
-    call()
-    return statistics.median(elapsed(call, device) for _ in range(ROUNDS))
 
 
 def check_memory(size: tuple[int, int], batch: int, device: torch.device, fix: str) -> None:

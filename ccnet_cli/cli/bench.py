@@ -10,6 +10,7 @@ from ccnet_cli.cli.options import (
     DataFolder,
     Device,
     Json,
+    Overrides,
     Overwrite,
     examples,
     help_alone,
@@ -32,6 +33,11 @@ BENCH_EXAMPLES = examples(
 app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT, epilog=BENCH_EXAMPLES)
 
 
+Sizes = Annotated[list[str] | None, typer.Option("--sizes", metavar="HxW", help="Size of the images; repeatable.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")]
+Repeats = Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")]
+
+
 @app.callback(invoke_without_command=True)
 def bench(context: typer.Context) -> None:
     """Measure what things cost, beside the alternatives."""
@@ -51,8 +57,8 @@ def bench_attention(
     channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
     recurrence: Annotated[int, typer.Option(min=1, max=3, metavar="R", help="Passes of the attention.")] = 2,
     batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")] = 5,
+    threads: Threads = None,
+    repeats: Repeats = 5,
     implementations: Annotated[
         list[str] | None, typer.Option("--implementation", metavar="NAME", help="Measure these only; repeatable.")
     ] = None,
@@ -63,7 +69,10 @@ def bench_attention(
     ] = "fp32",
     json_file: Json = None,
 ) -> None:
-    """Time and memory of every attention implementation, the official formulation and a non-local block."""
+    """Time and memory of the attention, beside the alternatives.
+
+    Every implementation, the official formulation and a non-local block.
+    """
     refuse_unwritable(json_file)
     height, width = size_of(size)
     from ccnet_cli.bench.attention import attention
@@ -151,7 +160,7 @@ def bench_model(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """The whole network, forward: the authors' formulation, ours, and the engine of eval and predict.
+    """Time of the network, forward: as trained, and as eval runs it.
 
     Weights are random: many scores lie close together, so that fewer pixels agree in bf16 than with a trained model.
     """
@@ -199,7 +208,9 @@ def bench_cost(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """The paper's table: GFLOP and memory of one to three passes and of a non-local block, each alone.
+    """The paper's table: GFLOP and memory of the attention.
+
+    One to three passes, and a non-local block, each alone.
 
     The last two columns are what the paper printed for one image of 769x769, whose map is 97x97 with 512 channels.
     """
@@ -229,6 +240,103 @@ def bench_cost(
 
 
 @app.command(
+    "loss",
+    epilog=examples(
+        "ccnet bench loss", "ccnet bench loss --sizes 385x385 --sizes 769x769 --threads 2 --json loss.json"
+    ),
+)
+def bench_loss(
+    sizes: Sizes = None,
+    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 2,
+    classes: Annotated[int, typer.Option(min=2, max=255, metavar="N", help="Classes.")] = 19,
+    threads: Threads = None,
+    repeats: Repeats = 5,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Time and memory of the loss, beside plain cross entropy.
+
+    Forward and backward; the authors' way too, through the host.
+    """
+    refuse_unwritable(json_file)
+    maps = [size_of(text) for text in sizes or ("769x769",)]
+    from ccnet_cli.bench.loss import loss
+
+    report = loss(maps, batch, classes, threads, repeats, device).to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            f"{row['size'][0]}x{row['size'][1]}",
+            row["name"],
+            *(f"{row['both'][key]:.1f}" for key in ("median", "least", "greatest")),
+            f"{row['ratio']:.2f}",
+            f"{row['memory']:.0f}",
+            f"{row['floor']:.0%}",
+            row["what"],
+        )
+        for row in report["rows"]
+    ]
+    title = f"{batch} x {classes} classes, {report['device']}, {report['threads']} threads, torch {report['torch']}, "
+    title += (
+        f"median, least and greatest of {repeats}; ratio to plain, MiB at the peak; floor: scores read and gradients"
+    )
+    title += f" written as fast as a copy, {report['copy']:.1f} GB/s here"
+    table(title, ("size", "loss", "ms", "least", "greatest", "ratio", "MiB", "of floor", ""), rows)
+
+
+@app.command(
+    "step",
+    epilog=examples(
+        "ccnet bench step",
+        "ccnet bench step --sizes 385x385 --sizes 769x769 --batch 2 --threads 2 --json step.json",
+        "ccnet bench step -s model.backbone=resnet50",
+    ),
+)
+def bench_step(
+    preset: Annotated[str, typer.Option("--preset", metavar="NAME|FILE", help="Whose model.")] = "cityscapes-r2-ohem",
+    overrides: Overrides = None,
+    sizes: Sizes = None,
+    batch: Annotated[int, typer.Option(min=2, max=1024, metavar="N", help="Images at once.")] = 2,
+    classes: Annotated[int, typer.Option(min=2, max=255, metavar="N", help="Classes.")] = 19,
+    threads: Threads = None,
+    repeats: Repeats = 3,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Time and memory of a training step, beside the authors' own."""
+    refuse_unwritable(json_file)
+    maps = [size_of(text) for text in sizes or ("385x385",)]
+    from ccnet_cli import config
+    from ccnet_cli.bench.step import step
+
+    made = config.load(preset, overrides or ())
+    report = step(made, maps, batch, classes, threads, repeats, device).to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            f"{row['size'][0]}x{row['size'][1]}",
+            row["name"],
+            *(f"{row['step'][key]:.0f}" for key in ("median", "least", "greatest")),
+            f"{row['ratio']:.2f}",
+            f"{row['memory']:.0f}",
+            f"{row['tflop']:.2f}",
+            f"{row['rate']:.3f}",
+            f"{row['floor']:.0%}",
+            row["what"],
+        )
+        for row in report["rows"]
+    ]
+    rates = ", ".join(f"{name} {rate:.3f}" for name, rate in report["convolution"].items())
+    title = f"{report['preset']}, {batch} images, {report['device']}, {report['threads']} threads, torch "
+    title += f"{report['torch']}, median, least and greatest of {repeats}; ratio to official, MiB at the peak above "
+    title += f"weights and optimiser; floor: a 3x3 convolution alone, TFLOP/s here: {rates}"
+    columns = ("size", "step", "ms", "least", "greatest", "ratio", "MiB", "TFLOP", "TFLOP/s", "of floor", "")
+    table(title, columns, rows)
+
+
+@app.command(
     "data",
     epilog=examples(
         "ccnet bench data",
@@ -250,7 +358,10 @@ def bench_data(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """Time of one training sample, the authors' way and ours, and the loader's images per second."""
+    """Time of a training sample, and the loader's images per second.
+
+    The sample is made the authors' way and ours.
+    """
     refuse_unwritable(json_file)
     maps = [size_of(text) for text in sizes.split(",")]
     counts = [int(number) if number.isdecimal() else 65 for number in workers.split(",")]
@@ -302,6 +413,50 @@ def bench_data(
 
 
 @app.command(
+    "eval",
+    epilog=examples(
+        "ccnet bench eval",
+        "ccnet bench eval --sizes 1024x2048 --sizes 512x1024 --threads 2 --json eval.json",
+        "ccnet bench eval --classes 150 --sizes 512x683",
+    ),
+)
+def bench_eval(
+    sizes: Sizes = None,
+    classes: Annotated[int, typer.Option(min=1, max=255, metavar="K", help="Classes.")] = 19,
+    tile: Annotated[str, typer.Option(metavar="HxW", help="Size of the tiles.")] = "769x769",
+    threads: Threads = None,
+    repeats: Repeats = 5,
+    json_file: Json = None,
+) -> None:
+    """What an evaluation does around the network, on the CPU.
+
+    From the tiles' logits to the confusion matrix, beside the authors' way.
+    """
+    refuse_unwritable(json_file)
+    pictures = [size_of(text) for text in sizes or ("1024x2048",)]
+    tiles = size_of(tile)
+    from ccnet_cli.bench.evaluation import evaluation
+
+    report = evaluation(pictures, classes, tiles, threads, repeats).to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            f"{row['size'][0]}x{row['size'][1]}",
+            row["mode"],
+            row["name"],
+            *(f"{row[key]:.1f}" for key in ("median", "least", "greatest")),
+            f"{row['ratio']:.1f}",
+            "" if row["memory"] is None else f"{row['memory']:.0f}",
+        )
+        for row in report["rows"]
+    ]
+    title = f"{classes} classes, tiles {tile}, {report['threads']} threads, torch {report['torch']}, "
+    title += f"{repeats} rounds; milliseconds of an image, how many times as fast as official, MiB at the peak"
+    table(title, ("size", "mode", "way", "median", "least", "greatest", "ratio", "MiB"), rows)
+
+
+@app.command(
     "kernels",
     epilog=examples(
         "ccnet bench kernels --arch sm_80 --arch sm_90",
@@ -323,7 +478,10 @@ def bench_kernels(
     counters: Annotated[bool, typer.Option("--counters", help="Execute both passes with ptxrun and count.")] = False,
     json_file: Json = None,
 ) -> None:
-    """The CUDA kernels' registers, memory and floors, compiled without a GPU."""
+    """Registers, memory and floors of the CUDA kernels.
+
+    They are compiled here; that takes no GPU.
+    """
     refuse_unwritable(json_file)
     maps = [size_of(text) for text in sizes or ("97x97", "129x257")]
     from ccnet_cli.bench.kernels import report
@@ -335,7 +493,7 @@ def bench_kernels(
         (
             *(row[key] for key in ("kernel", "arch", "size")),
             *(str(row[key]) for key in ("registers", "stack", "spills", "shared")),
-            f"{row['ffma']}:{row['lds']}",
+            f"{row['ffma'] or row['hmma']}:{row['lds']}",
             f"{row['occupancy']:.0%}",
             str(row["launches"]),
             f"{row['bytes'] / 1e6:.1f}",
@@ -343,7 +501,7 @@ def bench_kernels(
         )
         for row in found["kernels"]
     ]
-    columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA:LDS", "occupancy"]
+    columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA or HMMA:LDS", "occupancy"]
     table("one image; compiled, not run", [*columns, "launches", "MB", "GFLOP"], rows)
     floors = [
         (
@@ -367,7 +525,7 @@ def bench_kernels(
             f"{row['store_sector_bytes'] / 1e6:.1f}",
             f"{row['store_efficiency']:.1%}",
             f"{row['bank_conflicts'] / max(row['wavefronts'], 1):.1%}",
-            f"{row['ffma_flops'] / 1e9:.2f}",
+            f"{(row['ffma_flops'] + row['mma_flops']) / 1e9:.2f}",
         )
         for row in found["counters"]
     ]
@@ -382,7 +540,7 @@ def bench_gpu(
     device: Annotated[str, typer.Option(metavar="NAME", help="cuda or cuda:N.")] = "cuda",
     overwrite: Overwrite = False,
 ) -> None:
-    """Check the CUDA kernels on this machine's GPU and time them; one report file to keep or to send.
+    """Check the CUDA kernels on this machine's GPU and time them.
 
     Results and gradients against float64, repeated runs, another stream, graph capture; then the attention at 97x97 and
     129x257 in fp32 and bf16. Takes some minutes. Exit code 1 where a check failed; the report is written all the same.
@@ -410,6 +568,10 @@ def bench_gpu(
         ]
         columns = ("size", "precision", "formulation", "forward ms", "+ backward ms", "GB/s", "TFLOP/s")
         table("attention, 1 x 512, R=2; rates are of the forward pass", columns, timings)
+        cores = [(name, f"{ms['without']:.3f}", f"{ms['with']:.3f}") for name, ms in found.tensor.items()]
+        if cores:
+            title = "one pass of our kernels, whose tensor cores nothing uses yet"
+            table(title, ("size and type", "forward ms", "with tensor cores"), cores)
     if found.failed:
         raise CCNetError(output, f"{found.failed} checks failed", "see it, and send it to us")
     if not alone:

@@ -55,7 +55,10 @@ def data_make(
         bool, typer.Option("--shuffle-signals", help="Let the signals of val show colours drawn at random.")
     ] = False,
 ) -> None:
-    """Draw the built-in data set: street scenes whose classes only long-range context tells."""
+    """Draw the built-in data set of street scenes.
+
+    All its vans look alike: only a coloured signal far away tells their class.
+    """
     if dataset != "toyscapes":
         raise InputError(f"data set {dataset}", "cannot be made", "use toyscapes, the built-in one")
     given = {"train": train, "val": val, "size": None if size is None else size_of(size), "seed": seed}
@@ -92,7 +95,10 @@ def data_check(
     overrides: Overrides = None,
     json_file: Json = None,
 ) -> None:
-    """Check that every pair exists, sizes match and labels are in range; count the classes."""
+    """Check a data set and count its classes.
+
+    Every pair must exist, sizes must match, and labels be in range.
+    """
     from ccnet_cli import config, datasets
 
     if dataset is None and preset is None:
@@ -121,7 +127,7 @@ def data_sample(
     output: Annotated[Path, typer.Argument(metavar="FILE", help="PNG file to write.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the sample photograph that comes with ccnet."""
+    """Write the sample picture that comes with ccnet."""
     refuse_existing(output, overwrite)
     from ccnet_cli.checkpoint import sample_image
 

@@ -22,7 +22,10 @@ def doctor(
     ] = None,
     json_file: Json = None,
 ) -> None:
-    """Look at what ccnet needs here, in a block to paste into an issue; exit code 3 where the CPU's needs fail."""
+    """Look at what ccnet needs here, and say what is missing.
+
+    Prints a block to paste into an issue. Exit code 3 where it cannot run on the CPU.
+    """
     refuse_unwritable(json_file)
     from ccnet_cli.doctor import doctor as look
 

@@ -46,7 +46,9 @@ app = typer.Typer()
     ),
 )
 def evaluate(
-    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", help="Checkpoint to score.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CKPT", help="Checkpoint, run folder, or other weights.")
+    ] = None,
     option: CheckpointFile = None,
     data: DataFolder = None,
     split: Annotated[
@@ -74,7 +76,10 @@ def evaluate(
     formats: Formats = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score a checkpoint, ours or other people's: IoU of each class, mIoU, pixel and mean accuracy."""
+    """Score a checkpoint: IoU of each class, mIoU, accuracies.
+
+    It may be ours or other people's; without one, $CCNET_CHECKPOINT, the newest run below ./runs, or the demo weights.
+    """
     if checkpoint and option:
         raise InputError(f"checkpoint {option}", f"{checkpoint} is given too", "give one of them")
     refuse_unwritable(json_file, csv, confusion)

@@ -41,7 +41,10 @@ def export(
     overrides: Overrides = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a checkpoint's model alone, to hand on: without the optimiser's state, about a third of the size."""
+    """Write a checkpoint's model alone, to hand on.
+
+    Without the optimiser's state it is about a third of the size.
+    """
     refuse_existing(output, overwrite)
     from ccnet_cli.checkpoint import find
     from ccnet_cli.export import export as write

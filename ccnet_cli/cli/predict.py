@@ -76,7 +76,10 @@ def predict(
     preset: OtherPreset = None,
     overrides: Overrides = None,
 ) -> None:
-    """Segment photographs and videos: colour masks, overlays or label ids, probabilities, areas."""
+    """Segment photographs and videos.
+
+    Writes colour masks, overlays or label ids, and if asked probabilities and each class's area.
+    """
     refuse_unwritable(json_file)
     averaged = numbers_of("--scales", scales)
     from ccnet_cli.predict import predict as segment

@@ -77,7 +77,7 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of weights and data order.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Train a model; the run folder holds everything that belongs to the run."""
+    """Train a model; one folder holds all that belongs to the run."""
     from ccnet_cli import config
 
     settings = config.load(

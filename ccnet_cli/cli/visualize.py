@@ -36,7 +36,7 @@ app = typer.Typer()
 def visualize(
     sources: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[IMAGE]...", help="The sample image if left out; several for --html."),
+        typer.Argument(metavar="IMAGE", help="The sample image if left out; several for --html."),
     ] = None,
     points: Annotated[
         list[str] | None,
@@ -67,7 +67,10 @@ def visualize(
     preset: OtherPreset = None,
     overrides: Overrides = None,
 ) -> None:
-    """Draw what the network attends to from a point: R=1 beside R=2, as a figure or as a page to explore."""
+    """Draw what the network attends to from a point.
+
+    R=1 beside R=2, as a figure (attention.png), or with --html as a page to explore.
+    """
     pixels = [point_of(text) for text in points or ()]
     given = sources or []
     chosen: dict[str, Any] = {

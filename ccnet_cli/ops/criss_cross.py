@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ccnet_cli.errors import InputError
-from ccnet_cli.ops import choice, cuda, gemm, reference
+from ccnet_cli.ops import choice, cpu, cuda, gemm, reference
 
-_MODULES = {"reference": reference, "gemm": gemm, "numba": cuda}
+# "numba" on the CPU is "vector" to the torch operators
+_MODULES = {"reference": reference, "gemm": gemm, "numba": cuda, "vector": cpu}
 # of the measured choices; the others are never the fastest
 _CANDIDATES = ("gemm", "numba")
 choices = choice.Choices(_CANDIDATES)
@@ -20,7 +21,8 @@ choices = choice.Choices(_CANDIDATES)
 
 def implementations(device: str = "cpu") -> tuple[str, ...]:
     """Names that `implementation` accepts besides "auto" for tensors on a device, the definition first."""
-    return tuple(name for name in _MODULES if name != "numba" or device.startswith("cuda"))
+    numba = device.startswith(("cuda", "cpu"))
+    return tuple(name for name in _MODULES if name != "vector" and (name != "numba" or numba))
 
 
 def _resolve(implementation: str, x: Tensor) -> str:
@@ -30,21 +32,23 @@ def _resolve(implementation: str, x: Tensor) -> str:
     here = implementations("cuda" if x.device.type == "meta" else x.device.type)
     if implementation not in here:
         known = implementation in _MODULES
-        why = f"for CUDA tensors, and this one is on {x.device}" if known else "not available in this version"
+        why = f"for CUDA and the CPU, and this tensor is on {x.device}" if known else "not available in this version"
         raise InputError(f"implementation {implementation}", why, f"use auto, {', '.join(here)}")
-    return implementation
+    return "vector" if implementation == "numba" and x.device.type == "cpu" else implementation
 
 
 def _fastest(query: Tensor, key: Tensor, value: Tensor) -> str:
-    """The measured choice on CUDA, or one made before; gemm where nothing may be measured.
+    """On the CPU by size alone; the measured choice on CUDA, or one made before, gemm where nothing may be measured.
 
-    That is on the CPU, while a graph is traced or captured, and where algorithms must be deterministic. Of several
-    processes, each evaluates other images than the rest, so that they only measure passes with gradients.
+    That is while a graph is traced or captured, and where algorithms must be deterministic. Of several processes, each
+    evaluates other images than the rest, so that they only measure passes with gradients.
     """
     tensors = (query, key, value)
+    if not query.is_cuda:
+        return "vector" if query.device.type == "cpu" and cpu.pays(query, value) else "gemm"
     # tensors of another type may be fake, with shapes alone
     plain = all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
-    if not query.is_cuda or torch.compiler.is_compiling() or not plain or value.dtype not in cuda.DTYPES:
+    if torch.compiler.is_compiling() or not plain or value.dtype not in cuda.DTYPES:
         return "gemm"
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     device = choices.device or torch.cuda.get_device_name(query.device)
@@ -104,8 +108,9 @@ def criss_cross(query: Tensor, key: Tensor, value: Tensor, implementation: str =
     """Affinity, softmax over the whole cross and aggregation as one operator with its own backward.
 
     query and key (B, C', H, W), value (B, C, H, W) -> (B, C, H, W) in the dtype of value; energies and softmax are at
-    least float32. On CUDA "auto" is the fastest when first measured, see `choices`; elsewhere, and in the parts above,
-    it is "gemm". Raises ValueError on shapes that do not fit and InputError on an unknown name.
+    least float32. On CUDA "auto" is the fastest when first measured, see `choices`; on the CPU it is "numba" for large
+    maps in float32; elsewhere, and in the parts above, it is "gemm". Raises ValueError on shapes that do not fit and
+    InputError on an unknown name.
     """
     _check(query, key)
     if value.dim() != 4 or value.shape[0] != query.shape[0] or value.shape[2:] != query.shape[2:]:
@@ -117,6 +122,25 @@ def criss_cross(query: Tensor, key: Tensor, value: Tensor, implementation: str =
             name = _fastest(query, key, value)
         out: Tensor = torch.ops.ccnet.criss_cross(query, key, value, name)[0]
     return out
+
+
+def residual(
+    projected_BCHW: Tensor, x_BCHW: Tensor, gamma: Tensor, reduced: int, implementation: str = "auto"
+) -> Tensor:
+    """Gamma times criss_cross, plus x: one operator on the CPU's "numba", which "auto" is as in criss_cross.
+
+    projected_BCHW is query, key (so many reduced channels each) and value in one tensor; gamma has one entry.
+    """
+    query, key, value = projected_BCHW.split([reduced, reduced, projected_BCHW.shape[1] - 2 * reduced], dim=1)
+    name = _resolve(implementation, value)
+    if implementation == "auto" and value.device.type == "cpu":
+        name = _fastest(query, key, value)
+    if name == "vector" and value.dtype == x_BCHW.dtype == gamma.dtype:
+        with _without_autocast(value):
+            out: Tensor = torch.ops.ccnet.residual(projected_BCHW, x_BCHW, gamma, reduced)[0]
+        return out
+    gathered = criss_cross(query, key, value, implementation)
+    return gamma.to(gathered.dtype) * gathered + x_BCHW
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[None]:
@@ -269,20 +293,81 @@ def _criss_cross_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Ten
     query, key, value, attention = ctx.saved_tensors
     if not torch.is_grad_enabled():
         return (*torch.ops.ccnet.criss_cross_backward(grad, query, key, value, attention, ctx.implementation), None)
-    # somebody wants gradients of these gradients: the same formula in differentiable operators
-    energy = torch.ops.ccnet.affinity(query, key, True, ctx.implementation)
+    # somebody wants gradients of these gradients
+    return (*_differentiable_gradients(grad, query, key, value, ctx.implementation), None)
+
+
+def _differentiable_gradients(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, implementation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value in differentiable operators."""
+    energy = torch.ops.ccnet.affinity(query, key, True, implementation)
     weights = energy.softmax(dim=1)
-    pull = torch.ops.ccnet.affinity(grad, value, False, ctx.implementation).to(weights.dtype)
+    pull = torch.ops.ccnet.affinity(grad, value, False, implementation).to(weights.dtype)
     d_energy = weights * (pull - (weights * pull).sum(dim=1, keepdim=True))
     return (
-        torch.ops.ccnet.aggregate(d_energy, key, ctx.implementation),
-        torch.ops.ccnet.scatter(d_energy, query, ctx.implementation),
-        torch.ops.ccnet.scatter(weights.to(grad.dtype), grad, ctx.implementation),
-        None,
+        torch.ops.ccnet.aggregate(d_energy, key, implementation),
+        torch.ops.ccnet.scatter(d_energy, query, implementation),
+        torch.ops.ccnet.scatter(weights.to(grad.dtype), grad, implementation),
     )
 
 
 _criss_cross.register_autograd(_criss_cross_gradient, setup_context=_save_criss_cross)
+
+
+# On the CPU: the sum with the input in the same passes over memory, and every gradient where it is wanted.
+
+
+@torch.library.custom_op("ccnet::residual", mutates_args=())
+def _residual(projected: Tensor, x: Tensor, gamma: Tensor, reduced: int) -> tuple[Tensor, Tensor]:
+    query, key, value = _parts(projected, reduced)
+    return cpu.criss_cross(query, key, value, x, gamma.item())
+
+
+@torch.library.custom_op("ccnet::residual_backward", mutates_args=())
+def _residual_backward(
+    grad: Tensor, projected: Tensor, attention: Tensor, gamma: Tensor, reduced: int
+) -> tuple[Tensor, Tensor]:
+    query, key, value = _parts(projected, reduced)
+    d_projected = _empty(projected, projected.shape[1])
+    d_gamma = cpu.gradients(grad, query, key, value, attention, gamma.item(), *_parts(d_projected, reduced))
+    return d_projected, d_gamma.reshape(gamma.shape)
+
+
+def _parts(projected: Tensor, reduced: int) -> tuple[Tensor, ...]:
+    return projected.split([reduced, reduced, projected.shape[1] - 2 * reduced], dim=1)
+
+
+@_residual.register_fake
+def _(projected: Tensor, x: Tensor, gamma: Tensor, reduced: int) -> tuple[Tensor, Tensor]:
+    B, _, H, W = x.shape
+    return _empty(x, x.shape[1]), x.new_empty(B, H, W, H + W)
+
+
+@_residual_backward.register_fake
+def _(grad: Tensor, projected: Tensor, attention: Tensor, gamma: Tensor, reduced: int) -> tuple[Tensor, Tensor]:
+    return _empty(projected, projected.shape[1]), torch.empty_like(gamma)
+
+
+def _save_residual(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    projected, _, gamma, ctx.reduced = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(projected, gamma, output[1])
+
+
+def _residual_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:
+    projected, gamma, attention = ctx.saved_tensors
+    if not torch.is_grad_enabled():
+        d_projected, d_gamma = torch.ops.ccnet.residual_backward(grad, projected, attention, gamma, ctx.reduced)
+        return d_projected, grad, d_gamma, None
+    # somebody wants gradients of these gradients: the same in differentiable operators
+    query, key, value = _parts(projected, ctx.reduced)
+    gathered = torch.ops.ccnet.criss_cross(query, key, value, "vector")[0]
+    d_parts = _differentiable_gradients(gamma * grad, query, key, value, "vector")
+    return torch.cat(d_parts, dim=1), grad, (gathered * grad).sum().reshape(gamma.shape), None
+
+
+_residual.register_autograd(_residual_gradient, setup_context=_save_residual)
 
 
 # FLOPs as torch counts them, 2 per multiply-add: one dot product or one update for each pixel and cross position.
@@ -302,6 +387,16 @@ def _bilinear_flops(left: Sequence[int], right: Sequence[int], *_: Any, out_shap
 def _criss_cross_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
     positions = query[2] + query[3]
     return _line_flops(query, positions) + _line_flops(value, positions)
+
+
+@register_flop_formula(torch.ops.ccnet.residual)
+def _residual_flops(projected: Sequence[int], x: Sequence[int], *_: Any, **__: Any) -> int:
+    return _line_flops([x[0], (projected[1] + x[1]) // 2, *x[2:]], x[2] + x[3])
+
+
+@register_flop_formula(torch.ops.ccnet.residual_backward)
+def _residual_backward_flops(grad: Sequence[int], projected: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * _residual_flops(projected, grad)
 
 
 @register_flop_formula(torch.ops.ccnet.criss_cross_backward)

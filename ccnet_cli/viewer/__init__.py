@@ -1,6 +1,7 @@
 """The attention viewer: one HTML file that holds its data, its script and its style, and asks for nothing else."""
 
 import base64
+import bisect
 import hashlib
 import html
 import json
@@ -27,8 +28,11 @@ COLOURS = {
     "inferno": cv2.COLORMAP_INFERNO,
     "grey": None,
 }
-# a page for a 769x769 image stays below this
-PAGE_BYTES = 4_900_000
+# the page of a 769x769 image, whose grid has so many cells, stays below the first; that of a larger grid the second
+CELLS = 97 * 97
+PAGE_BYTES, LARGE_PAGE_BYTES = 4_900_000, 7_900_000
+# the pixels at which a page's maps are compared with the network's
+COMPARED = 16
 # the longer side of the picture in the page, and of a thumbnail
 LONGEST, THUMBNAIL = 2048, 320
 
@@ -38,7 +42,8 @@ class Seen:
     """All that a page shows of an image: what the network saw in it, and how the maps are to be drawn at first.
 
     Of the attention it has either weights_NP, (h w, h + w) of each pass, or projections_CN, the query and the key of
-    each, (C', h w). prediction and label are classes (H, W), cells those of the grid (h, w).
+    each, (C', h w), as it must where there are more than CELLS cells. prediction and label are classes (H, W), cells
+    those of the grid (h, w).
     """
 
     name: str
@@ -75,8 +80,9 @@ def page(seen: Seen) -> str:
     first = seen.points[0] if seen.points else (W // 2, H // 2)
     still = base64.b64encode(images.encode_png(seen.still_bgr, smallest=True)).decode()
     photograph = base64.b64encode(images.encode_jpeg(picture)).decode()
-    room = PAGE_BYTES - len(still) - len(photograph) - sum(len(_file(name)) for name in (*SCRIPTS, "viewer.css"))
-    kept, arrays = _kept(seen, (h, w), 3 * room // 4)
+    most = PAGE_BYTES if h * w <= CELLS else LARGE_PAGE_BYTES
+    spent = [still, photograph, payload.pack(shared)[1], *(_file(name) for name in (*SCRIPTS, "viewer.css"))]
+    kept, arrays = _kept(seen, (h, w), most - sum(len(part) for part in spent))
     directory, text = payload.pack(shared | arrays)
     facts = {
         "name": seen.name,
@@ -132,14 +138,25 @@ def index(entries: Mapping[str, tuple[str, np.ndarray]], source: str) -> str:
 
 
 def _kept(seen: Seen, size: tuple[int, int], room: int) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-    """What is embedded of the attention, told in facts for the page, and its arrays."""
+    """What is embedded of the attention, in so many characters of base64: facts for the page, and its arrays."""
     if seen.projections_CN:
-        arrays, steps = payload.projections(seen.projections_CN)
-        told = "query and key of each pass in 16 bits; the softmax is done here"
-        return {"form": "projections", "steps": steps, "told": told}, arrays
+
+        def fits(steps: int) -> bool:
+            return len(payload.pack(payload.projections(seen.projections_CN, steps)[0])[1]) <= room
+
+        # the finest that fit; the coarsest where none do
+        steps = (*payload.STEPS, payload.STEPS[-1])[bisect.bisect_left(payload.STEPS, True, key=fits)]
+        arrays, worth = payload.projections(seen.projections_CN, steps)
+        pixels = np.random.default_rng(0).integers(size[0] * size[1], size=COMPARED).tolist()
+        error = payload.departure(seen.projections_CN, arrays, worth, size, pixels)
+        told = (
+            f"query and key of each pass in {steps} steps, and the softmax is done here: at {COMPARED} points, maps "
+            f"differ from the network's by up to {error:.1g} of their largest weight"
+        )
+        return {"form": "projections", "steps": worth, "told": told}, arrays
     for levels in payload.LEVELS:
         arrays = payload.weights(seen.weights_NP, size, levels)
-        if 3 * len(payload.pack(arrays)[1]) // 4 <= room:
+        if len(payload.pack(arrays)[1]) <= room:
             break
     told = f"the weights of each pass in {levels} steps of their square root"
     return {"form": "weights", "levels": levels, "told": told}, arrays

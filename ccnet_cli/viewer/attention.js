@@ -32,7 +32,9 @@ function unpack(directory, buffer) {
 function joined(buffer, offset, length, type) {
   const bytes = new Uint8Array(buffer, offset, 2 * length);
   const values = new TYPES[type.slice(0, 2)](length);
-  for (let i = 0; i < length; i++) values[i] = bytes[i] | (bytes[length + i] << 8);
+  // signed values were raised, so that small ones of either sign have the same high byte
+  const raised = type === "i2p" ? 128 : 0;
+  for (let i = 0; i < length; i++) values[i] = (bytes[i] | (bytes[length + i] << 8)) - raised;
   return values;
 }
 

@@ -10,8 +10,8 @@ import numpy as np
 
 # weights are kept as steps of their square root: the finer first, the coarser where that would be too large
 LEVELS = (1023, 255)
-# a step of int16; the largest value of a query or key is this many steps
-STEPS = 32767
+# the largest code of a query or key: the finest of int16 first, then as coarse as the page's size asks for
+STEPS = tuple(round(2 ** (bits / 2)) - 1 for bits in range(30, 9, -1))
 
 
 def weights(passes_NP: Sequence[np.ndarray], size: tuple[int, int], levels: int) -> dict[str, np.ndarray]:
@@ -34,8 +34,10 @@ def weights(passes_NP: Sequence[np.ndarray], size: tuple[int, int], levels: int)
     return arrays
 
 
-def projections(passes_CN: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[dict[str, np.ndarray], list[float]]:
-    """Each pass's query and key (C', N) as int16, and how much a step of each pass is worth."""
+def projections(
+    passes_CN: Sequence[tuple[np.ndarray, np.ndarray]], steps: int
+) -> tuple[dict[str, np.ndarray], list[float]]:
+    """Each pass's query and key (C', N) as int16 codes of up to `steps`, and what a step of each pass is worth."""
     arrays: dict[str, np.ndarray] = {}
     worth = []
     for number, (query, key) in enumerate(passes_CN, start=1):
@@ -44,24 +46,43 @@ def projections(passes_CN: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[dic
         # evened out, no channel is large in one and small in the other
         even = np.sqrt((np.abs(key).max(axis=1) + 1e-12) / (np.abs(query).max(axis=1) + 1e-12))[:, None]
         query, key = query * even, key / even
-        step = max(float(np.abs(query).max()), float(np.abs(key).max()), 1e-12) / STEPS
+        step = max(float(np.abs(query).max()), float(np.abs(key).max()), 1e-12) / steps
         arrays[f"query{number}"] = np.rint(query / step).astype(np.int16)
         arrays[f"key{number}"] = np.rint(key / step).astype(np.int16)
         worth.append(step)
     return arrays, worth
 
 
+def departure(
+    passes_CN: Sequence[tuple[np.ndarray, np.ndarray]],
+    arrays: Mapping[str, np.ndarray],
+    worth: Sequence[float],
+    size: tuple[int, int],
+    pixels: Sequence[int],
+) -> float:
+    """The largest error of the maps of some pixels through all passes, as a share of each map's largest weight."""
+    exact = [_attention(query, key, size) for query, key in passes_CN]
+    kept = [
+        _attention(step * arrays[f"query{number}"], step * arrays[f"key{number}"], size)
+        for number, step in enumerate(worth, start=1)
+    ]
+    maps = [(_composed(exact, size, pixel), _composed(kept, size, pixel)) for pixel in pixels]
+    return max(float(np.abs(one - other).max() / one.max()) for one, other in maps)
+
+
 def pack(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, tuple[str, int, int]], str]:
     """All arrays in one base64 text of zlib data, and where each lies in it: name -> (type, offset, values).
 
-    Types are u1, f4, and u2p and i2p for 16 bits in two planes: all low bytes before all high ones.
+    Types are u1, f4, and u2p and i2p for 16 bits in two planes: all low bytes before all high ones. The values of i2p
+    are raised by 128 and wrap around: small ones of either sign then have the same high byte.
     """
     directory, parts, offset = {}, [], 0
     for name, array in arrays.items():
         flat = np.ascontiguousarray(array).ravel()
         kind = flat.dtype.str[1:]
         if kind in ("u2", "i2"):
-            kind, content = f"{kind}p", flat.astype(f"<{kind}").view(np.uint8).reshape(-1, 2).T.tobytes()
+            raised = flat.astype("<u2") + np.uint16(128 * (kind == "i2"))
+            kind, content = f"{kind}p", raised.view(np.uint8).reshape(-1, 2).T.tobytes()
         else:
             content = flat.astype(flat.dtype.newbyteorder("<")).tobytes()
         directory[name] = (kind, offset, flat.size)
@@ -79,3 +100,28 @@ def _targets(size: tuple[int, int]) -> np.ndarray:
     column = np.arange(h)[None] * w + columns[:, None]
     row = rows[:, None] * w + np.arange(w)[None]
     return np.concatenate([column, row], axis=1)
+
+
+def _attention(query_CN: np.ndarray, key_CN: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Each pixel's weights over its cross, (N, P)."""
+    h, w = size
+    query, key = (part.astype(np.float64).reshape(-1, h, w) for part in (query_CN, key_CN))
+    column = (query.transpose(2, 1, 0) @ key.transpose(2, 0, 1)).transpose(1, 0, 2)
+    # the pixel lies on both arms and counts once, in its row
+    column[np.arange(h), :, np.arange(h)] = -np.inf
+    row = query.transpose(1, 2, 0) @ key.transpose(1, 0, 2)
+    energies = np.concatenate([column, row], axis=2).reshape(h * w, h + w)
+    weights = np.exp(energies - energies.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _composed(passes_NP: Sequence[np.ndarray], size: tuple[int, int], pixel: int) -> np.ndarray:
+    """Where a pixel looks through all passes, (N,)."""
+    targets, count = _targets(size), size[0] * size[1]
+    map_N = np.zeros(count)
+    map_N[pixel] = 1
+    for weights_NP in reversed(passes_NP):
+        reached = np.flatnonzero(map_N)
+        shares = map_N[reached, None] * weights_NP[reached]
+        map_N = np.bincount(targets[reached].ravel(), shares.ravel(), count)
+    return map_N

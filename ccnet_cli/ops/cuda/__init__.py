@@ -68,14 +68,19 @@ def _weighted(form: str, attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-def criss_cross(query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Output (B, C, H, W) and attention (B, H, W, attention_width) of one pass of criss-cross attention."""
+def criss_cross(
+    query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor, tensor: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Output (B, C, H, W) and attention (B, H, W, attention_width) of one pass of criss-cross attention.
+
+    tensor: gather on tensor cores, in TF32 or bfloat16, from sm_80 on; no operator asks for it.
+    """
     query, key, value = _pixels(query_BCHW, key_BCHW, value_BCHW)
     B, H, W, C = value.shape
     energy = query.new_empty(B, H, W, attention_width(H, W))
     out = value.new_empty(B, H, W, C)
     tensors = {"query": query, "key": key, "value": value, "energy": energy, "out": out}
-    _run(_forward(_grid(value, steps.padded(H)), query.shape[-1], C, *_buffers(tensors)), **tensors)
+    _run(_forward(_grid(value, steps.padded(H), tensor), query.shape[-1], C, *_buffers(tensors)), **tensors)
     return out.permute(0, 3, 1, 2), energy
 
 
@@ -127,7 +132,7 @@ def _buffers(tensors: dict[str, Tensor]) -> list[Buffer]:
     return [_buffer(name, tensor) for name, tensor in tensors.items()]
 
 
-def _grid(x_BHWC: Tensor, arm: int) -> Grid:
+def _grid(x_BHWC: Tensor, arm: int, tensor: bool = False) -> Grid:
     if x_BHWC.dtype not in DTYPES:
         raise InputError(
             f"implementation numba on {x_BHWC.dtype}",
@@ -135,7 +140,7 @@ def _grid(x_BHWC: Tensor, arm: int) -> Grid:
             "use gemm or reference",
         )
     B, H, W, _ = x_BHWC.shape
-    return Grid(B, H, W, arm, DTYPES[x_BHWC.dtype])
+    return Grid(B, H, W, arm, DTYPES[x_BHWC.dtype], tensor=tensor)
 
 
 def _run(launches: list[Step], **tensors: Tensor) -> None:

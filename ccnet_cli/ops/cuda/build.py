@@ -16,6 +16,7 @@ from ccnet_cli.errors import InputError
 from ccnet_cli.ops.cuda.lines import line_product
 from ccnet_cli.ops.cuda.softmax import softmax, softmax_backward
 from ccnet_cli.ops.cuda.steps import ENTRY, THREADS, Kernel
+from ccnet_cli.ops.cuda.tensor import tensor_product
 
 # bfloat16 has no type of its own in the simulator and no need of one here
 STORED = {"float32": types.float32, "float16": types.float16, "bfloat16": types.uint16}
@@ -25,6 +26,8 @@ def function(kernel: Kernel) -> Callable[..., None]:
     """The kernel in plain Python."""
     if kernel.form in ("softmax", "softmax_backward"):
         return {"softmax": softmax, "softmax_backward": softmax_backward}[kernel.form](*kernel.sizes)
+    if kernel.form == "tensor":
+        return tensor_product(*kernel.sizes, kernel.dtype, kernel.aligned)
     return line_product(kernel.form, *kernel.sizes, kernel.aligned)
 
 
@@ -37,6 +40,7 @@ def signature(kernel: Kernel) -> Any:
         "nt": ([stored, stored, full], 9),
         "nn": ([full, stored, stored], 9),
         "tn": ([full, stored, stored], 9),
+        "tensor": ([full, stored, stored], 9),
     }[kernel.form]
     return types.void(*pointers, *[types.int32] * numbers)
 
@@ -52,6 +56,9 @@ def ptx(kernel: Kernel, arch: tuple[int, int]) -> str:
     # the simulator has no such errors
     from numba.cuda.cudadrv.error import CCSupportError, NvvmSupportError
 
+    if kernel.form == "tensor" and arch < (8, 0):
+        why = "TF32 and bfloat16 need sm_80 or newer"
+        raise InputError(f"numba kernels on tensor cores of sm_{arch[0]}{arch[1]}", why, "do not use tensor cores")
     options = {"device": False, "abi": "numba", "output": "ptx", "launch_bounds": bounds(kernel)}
     try:
         text, _ = cuda.compile(function(kernel), signature(kernel), cc=arch, **options)
@@ -97,8 +104,8 @@ def assemble(kernel: Kernel, arch: tuple[int, int]) -> Assembled:
     return Assembled(bytes(image), *_resources(log.decode()))
 
 
-def inner_loop(image: bytes) -> tuple[int, int]:
-    """Multiply-adds and vector loads from shared memory in the innermost loop of machine code, by nvdisasm."""
+def inner_loop(image: bytes, operation: str = "FFMA") -> tuple[int, int]:
+    """How often an operation and a vector load from shared memory stand in the densest loop of machine code."""
     tool = _disassembler()
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(image)
@@ -111,7 +118,7 @@ def inner_loop(image: bytes) -> tuple[int, int]:
         target = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
         first = labels.get(target.group(1), number) if target else number
         body = lines[first:number]
-        multiplies = sum(" FFMA" in x for x in body)
+        multiplies = sum(f" {operation}" in x for x in body)
         if multiplies:
             loads = sum(re.search(r" LDS\S*\.128", x) is not None for x in body)
             loops.append((multiplies / len(body), multiplies, loads))

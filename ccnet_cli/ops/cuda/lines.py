@@ -17,7 +17,7 @@ from collections.abc import Callable
 from numba import cuda
 from numpy import float32, int32
 
-from ccnet_cli.ops.cuda.memory import inlined, read, read4, write, write4
+from ccnet_cli.ops.cuda.memory import fetch, inlined, put, read4, write, write4
 from ccnet_cli.ops.cuda.steps import DEPTH, SIDE
 
 MASKED = float32(-math.inf)
@@ -51,40 +51,6 @@ def _count(steps, places, turned):
     if turned:
         return steps if places > 0 else int32(0)
     return places if steps > 0 else int32(0)
-
-
-@inlined
-def _fetch(source, index, count, aligned):
-    """Four elements; those from `count` on are 0 or, in one aligned access, whatever lies there."""
-    first = second = third = fourth = float32(0)
-    if count > 0:
-        if aligned:
-            first, second, third, fourth = read4(source, index)
-        else:
-            first = read(source, index)
-            if count > 1:
-                second = read(source, int32(index + 1))
-            if count > 2:
-                third = read(source, int32(index + 2))
-            if count > 3:
-                fourth = read(source, int32(index + 3))
-    return first, second, third, fourth
-
-
-@inlined
-def _put(target, index, count, values, aligned):
-    """Write `count` of four elements or, in one aligned access, all of them."""
-    first, second, third, fourth = values
-    if aligned:
-        write4(target, index, first, second, third, fourth)
-    else:
-        write(target, index, first)
-        if count > 1:
-            write(target, int32(index + 1), second)
-        if count > 2:
-            write(target, int32(index + 2), third)
-        if count > 3:
-            write(target, int32(index + 3), fourth)
 
 
 @inlined
@@ -127,7 +93,8 @@ def _mask(values, own):
 
 
 @inlined
-def _add(values, others):
+def add(values, others):
+    """The sums of two vectors of four."""
     return values[0] + others[0], values[1] + others[1], values[2] + others[2], values[3] + others[3]
 
 
@@ -210,8 +177,8 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
         while k0 < K:
             # the next tiles are on their way to registers while these are multiplied; at first there are none yet
             k1 = int32(k0 + DEPTH)
-            left_next = _fetch(left, left_at, _count(int32(K - k1 - k_left), left_places, TURN_LEFT), ALIGNED)
-            right_next = _fetch(right, right_at, _count(int32(K - k1 - k_right), right_places, TURN_RIGHT), ALIGNED)
+            left_next = fetch(left, left_at, _count(int32(K - k1 - k_left), left_places, TURN_LEFT), ALIGNED)
+            right_next = fetch(right, right_at, _count(int32(K - k1 - k_right), right_places, TURN_RIGHT), ALIGNED)
             left_at = int32(left_at + (DEPTH if TURN_LEFT else DEPTH * hop * left_stride))
             right_at = int32(right_at + (DEPTH if TURN_RIGHT else DEPTH * hop * right_stride))
             if k0 >= 0 and t < WORKERS:
@@ -249,7 +216,7 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
                         if NT:
                             values = _mask(values, int32(m0 + row + i - n0 - n) if column and mask else int32(-1))
                         elif column:
-                            values = _add(values, _fetch(out, int32(index + n), count, ALIGNED))
-                        _put(out, int32(index + n), count, values, ALIGNED)
+                            values = add(values, fetch(out, int32(index + n), count, ALIGNED))
+                        put(out, int32(index + n), count, values, ALIGNED)
 
     return kernel

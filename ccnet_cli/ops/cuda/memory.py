@@ -5,7 +5,8 @@ access, whose address must be a multiple of its width. The Numba CUDA simulator 
 """
 
 import numpy as np
-from numba import config, cuda, float32
+from numba import config, cuda
+from numpy import float32, int32
 
 _ONE, _MANY = 1, 4
 
@@ -85,7 +86,7 @@ if not config.ENABLE_CUDASIM:
         return builder.trunc(builder.select(builder.fcmp_unordered("uno", x, x), _I32(0x7FC0), rounded), _I16)
 
     def _reader(width):
-        result = float32 if width == _ONE else types.UniTuple(float32, width)
+        result = types.float32 if width == _ONE else types.UniTuple(types.float32, width)
 
         def typed(typingctx, source, index):
             def generate(context, builder, signature, arguments):
@@ -122,11 +123,45 @@ if not config.ENABLE_CUDASIM:
             return context.get_dummy_value()
 
         def one(typingctx, target, index, value):
-            return types.void(target, types.int32, float32), generate
+            return types.void(target, types.int32, types.float32), generate
 
         def many(typingctx, target, index, first, second, third, fourth):
-            return types.void(target, types.int32, float32, float32, float32, float32), generate
+            return types.void(target, types.int32, *[types.float32] * _MANY), generate
 
         return intrinsic(one if width == _ONE else many)
 
     read, read4, write, write4 = _reader(_ONE), _reader(_MANY), _writer(_ONE), _writer(_MANY)
+
+
+@inlined
+def fetch(source, index, count, aligned):
+    """Four elements; those from `count` on are 0 or, in one aligned access, whatever lies there."""
+    first = second = third = fourth = float32(0)
+    if count > 0:
+        if aligned:
+            first, second, third, fourth = read4(source, index)
+        else:
+            first = read(source, index)
+            if count > 1:
+                second = read(source, int32(index + 1))
+            if count > 2:
+                third = read(source, int32(index + 2))
+            if count > 3:
+                fourth = read(source, int32(index + 3))
+    return first, second, third, fourth
+
+
+@inlined
+def put(target, index, count, values, aligned):
+    """Write `count` of four elements or, in one aligned access, all of them."""
+    first, second, third, fourth = values
+    if aligned:
+        write4(target, index, first, second, third, fourth)
+    else:
+        write(target, index, first)
+        if count > 1:
+            write(target, int32(index + 1), second)
+        if count > 2:
+            write(target, int32(index + 2), third)
+        if count > 3:
+            write(target, int32(index + 3), fourth)

@@ -9,6 +9,11 @@ DEPTH = 8  # steps of the summed axis in shared memory at once
 VECTOR = 4  # elements of one aligned access
 KEPT = (8, 48)  # entries of a cross in one thread of a softmax
 THREADS = 256  # in a block, but 1024 where a cross needs them
+# a product on tensor cores (tensor.py), by words of 32 bits
+WORDS = 16  # steps of the summed axis in shared memory at once: 16 numbers in TF32, 32 in bfloat16
+CHANNELS = 32  # that a warp holds
+PARTS = 7  # times 8 pixels that a warp holds at most; 8 would not fit into 128 registers
+BANDS = 2  # warps down a tile
 ENTRY = "kernel"  # the compiled function's name
 # indices in the kernels are int32
 MOST = 2**31 - 1
@@ -16,7 +21,11 @@ MOST = 2**31 - 1
 
 @dataclass(frozen=True)
 class Kernel:
-    """What to compile. sizes: threads across and down a tile; for a softmax the group, its entries each, and pixels."""
+    """What to compile.
+
+    sizes: threads across and down a tile; for a softmax the group, its entries each, and pixels; on tensor cores warps
+    across and down a tile, and how many times 8 pixels each.
+    """
 
     form: str
     dtype: str
@@ -27,7 +36,11 @@ class Kernel:
     @property
     def name(self) -> str:
         """The form, its tile or group, and what it stores."""
-        sizes = self.sizes if "softmax" in self.form else tuple(SIDE * size for size in self.sizes)
+        if self.form == "tensor":
+            across, down, parts = self.sizes
+            sizes: tuple[int, ...] = (CHANNELS * across, SIDE * parts * down)
+        else:
+            sizes = self.sizes if "softmax" in self.form else tuple(SIDE * size for size in self.sizes)
         return f"{self.form}-{'x'.join(map(str, sizes))}-{self.dtype}{'' if self.aligned else '-unaligned'}"
 
     @property
@@ -35,6 +48,8 @@ class Kernel:
         """Of a block; those of a product all fetch at least one vector or hold a part."""
         if "softmax" in self.form:
             return self.sizes[0] * self.sizes[2]
+        if self.form == "tensor":
+            return 32 * self.sizes[0] * self.sizes[1]
         across, down = self.sizes
         # a tile is SIDE * size places times SIDE steps
         most = max(across * down, *(SIDE * size * DEPTH // VECTOR for size in self.sizes))
@@ -63,7 +78,8 @@ class Buffer:
 class Grid:
     """What the kernels of one operator share. arm: where the row's part of a pixel's energies begins.
 
-    largest and lanes are smaller than a GPU's only where threads are simulated one by one.
+    largest and lanes are smaller than a GPU's only where threads are simulated one by one. tensor: gather on tensor
+    cores, in TF32 or bfloat16; nothing chooses it before a GPU has confirmed it.
     """
 
     images: int
@@ -73,6 +89,7 @@ class Grid:
     dtype: str = "float32"
     largest: int = 16
     lanes: int = 32
+    tensor: bool = False
 
     @property
     def pixels(self) -> int:
@@ -126,6 +143,29 @@ def products(form: str, grid: Grid, left: Buffer, right: Buffer, out: Buffer, ch
     return steps
 
 
+def gathering(grid: Grid, left: Buffer, right: Buffer, out: Buffer, channels: int) -> list[Step]:
+    """The form nn, on tensor cores if the grid says so."""
+    if not grid.tensor:
+        return products("nn", grid, left, right, out, channels, mask=False)
+    if grid.dtype == "float16":
+        why = "they take float32 as TF32, and bfloat16"
+        raise InputError("numba kernels on tensor cores for float16", why, "use another type, or not tensor cores")
+    check(grid, left.stride, right.stride, out.stride)
+    H, W = grid.height, grid.width
+    across = min(4, -(-channels // CHANNELS), grid.largest)
+    steps = []
+    for start, lines, length in ((0, H, W), (H, W, H)):
+        # so that a thread fetches two vectors of each operand at most
+        parts = size(-(-length // BANDS), min(PARTS, 2 * across, grid.largest))
+        sizes = (across, BANDS, parts)
+        kernel = Kernel("tensor", grid.dtype, sizes, left.aligned and right.aligned and out.aligned, grid.lanes)
+        tiles = -(-length // (SIDE * BANDS * parts)) * -(-channels // (CHANNELS * across))
+        arguments = (left.name, right.name, out.name, left.stride, right.stride, out.stride)
+        numbers = (grid.arm, H, W, channels, start, 0)
+        steps.append(Step(kernel, (tiles, lines, grid.images), (*arguments, *numbers)))
+    return steps
+
+
 def softmaxes(form: str, grid: Grid, names: tuple[str, ...], stride: int) -> Step:
     """The softmax over every pixel's cross, or its backward."""
     group = grid.lanes
@@ -145,7 +185,7 @@ def forward(
     return [
         *products("nt", replace(grid, dtype="float32"), query, key, energy, c, mask=True),
         softmaxes("softmax", grid, (energy.name,), energy.stride),
-        *products("nn", grid, energy, value, out, C, mask=False),
+        *gathering(grid, energy, value, out, C),
     ]
 
 

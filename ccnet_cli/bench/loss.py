@@ -1,0 +1,191 @@
+"""What the loss costs here: the authors' way through numpy, plain cross entropy and ours, in one alternating run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import zoom
+from torch import Tensor
+from torch.nn import functional as F
+
+from ccnet_cli import model as models
+from ccnet_cli.bench import measure
+from ccnet_cli.bench.attention import compare
+from ccnet_cli.bench.measure import Timing
+from ccnet_cli.loss import GRID, Objective, cross_entropy, mmseg_ohem_cross_entropy, ohem_cross_entropy
+
+# B batch, K classes, H height, W width of the label; h, w of the network's map, an eighth
+
+PLAIN, OFFICIAL, WHOLE = "plain", "official", "whole"
+TELLS = {
+    PLAIN: "torch's cross entropy, without mining",
+    OFFICIAL: "the authors' way: softmax to the host, zoom, numpy's partition, a masked label",
+    "cross_entropy": "our cross entropy, without mining",
+    "ohem": "our mining by the authors' rule",
+    "mmseg": "our mining by mmsegmentation's rule",
+    WHOLE: "main and auxiliary scores enlarged whole, then the authors' way and torch's cross entropy",
+    "objective": "ours from the network's scores: enlarged in bands",
+}
+IGNORED = 255
+THRESHOLD, MIN_KEPT, AUXILIARY = 0.7, 100_000, 0.4
+# relative: a pixel whose probability is the threshold's to the last place may be kept or not
+TOLERANCE = 3e-2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of computing a loss and its gradient from scores (B, K, H, W), or an eighth of that: forward + backward.
+
+    ratio is its median over torch's cross entropy's at that size; memory is the peak above what lived before, in MiB;
+    floor is the fraction of the run's time that reading all scores and writing all gradients would take as a copy does.
+    """
+
+    size: tuple[int, int]
+    name: str
+    what: str
+    both: Timing
+    ratio: float
+    memory: float
+    floor: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, where, and how; copy (GB/s) is the rate of a large copy in the same run."""
+
+    batch: int
+    classes: int
+    repeats: int
+    device: str
+    threads: int
+    torch: str
+    copy: float
+    rows: tuple[Row, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain types, fit for JSON; "both" is milliseconds, "memory" MiB."""
+        rows = [asdict(row) | {"size": list(row.size)} for row in self.rows]
+        return asdict(self) | {"rows": rows}
+
+
+def loss(
+    sizes: Sequence[tuple[int, int]] = ((769, 769),),
+    batch: int = 2,
+    classes: int = 19,
+    threads: int | None = None,
+    repeats: int = 5,
+    device: str = "auto",
+) -> Report:
+    """Measure every way at every size of the label, forward and backward, float32.
+
+    In each round every row runs once. Before, the losses and gradients of those that mine alike are compared, and
+    nothing is timed if one is wrong.
+    """
+    place = models.device(device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        copy = measure.copy_rate(place)
+        rows = tuple(row for size in sizes for row in _rows(size, batch, classes, repeats, place, copy))
+        count = torch.get_num_threads()
+        return Report(batch, classes, repeats, str(place), count, torch.__version__, copy, rows)
+    finally:
+        torch.set_num_threads(before)
+
+
+def official_ohem(
+    scores_BKHW: Tensor, label_BHW: Tensor, threshold: float = THRESHOLD, min_kept: int = MIN_KEPT
+) -> Tensor:
+    """Mining as the authors' release does it: on the host, with scipy and numpy."""
+    probability_BKHW = scores_BKHW.detach().softmax(dim=1).cpu().numpy()
+    labels_BHW = label_BHW.cpu().numpy()
+    own, valid = _own(probability_BKHW, labels_BHW)
+    shrink = 1 / GRID
+    small_BKhw = zoom(probability_BKHW, (1, 1, shrink, shrink), order=1)
+    samples, there = _own(small_BKhw, zoom(labels_BHW, (1, shrink, shrink), order=0))
+    samples, rank = samples[there], min_kept // GRID**2
+    bound = 1.0
+    if rank < samples.size:
+        bound = max(threshold, float(np.partition(samples, rank - 1)[rank - 1]) if rank else 0.0)
+    kept = valid & (own <= np.float32(bound))
+    mined = torch.from_numpy(np.where(kept, labels_BHW, IGNORED)).to(label_BHW.device)
+    return F.cross_entropy(scores_BKHW, mined, ignore_index=IGNORED)
+
+
+def _own(probability_BKHW: np.ndarray, label_BHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each pixel's probability of its own class, and whether it has one."""
+    valid_BHW = label_BHW != IGNORED
+    index_B1HW = np.where(valid_BHW, label_BHW, 0)[:, None]
+    return np.take_along_axis(probability_BKHW, index_B1HW, axis=1)[:, 0], valid_BHW
+
+
+def official_objective(main_BKhw: Tensor, auxiliary_BKhw: Tensor | None, label_BHW: Tensor) -> Tensor:
+    """The authors' training loss: both heads' scores at label size, the main ones mined."""
+    total = official_ohem(_enlarged(main_BKhw, label_BHW), label_BHW)
+    if auxiliary_BKhw is None:
+        return total
+    return total + AUXILIARY * F.cross_entropy(_enlarged(auxiliary_BKhw, label_BHW), label_BHW, ignore_index=IGNORED)
+
+
+def _enlarged(scores_BKhw: Tensor, label_BHW: Tensor) -> Tensor:
+    return F.interpolate(scores_BKhw.float(), label_BHW.shape[1:], mode="bilinear", align_corners=True)
+
+
+def _rows(
+    size: tuple[int, int], batch: int, classes: int, repeats: int, device: torch.device, copy: float
+) -> list[Row]:
+    torch.manual_seed(0)
+    H, W = size
+    label_BHW = torch.randint(0, classes, (batch, H, W), device=device)
+    label_BHW[torch.rand(label_BHW.shape, device=device) < 0.1] = IGNORED
+    small = batch, classes, -(-H // GRID), -(-W // GRID)
+    leaves = {
+        "scores": (2 * torch.randn(batch, classes, H, W, device=device)).requires_grad_(),
+        "main": (2 * torch.randn(small, device=device)).requires_grad_(),
+        "auxiliary": torch.randn(small, device=device).requires_grad_(),
+    }
+    calls = _calls(leaves, label_BHW)
+    for name, other in (("cross_entropy", PLAIN), ("ohem", OFFICIAL), ("objective", WHOLE)):
+        compare(name, calls[name](), calls[other](), TOLERANCE)
+    timings = dict(zip(calls, measure.alternate(list(calls.values()), repeats, device), strict=True))
+    least = 2 * 4 * leaves["scores"].numel() / copy / 1e6
+    return [
+        Row(
+            size=size,
+            name=name,
+            what=TELLS[name],
+            both=timing,
+            ratio=timing.median / timings[PLAIN].median,
+            memory=measure.peak(calls[name], device) / 2**20,
+            floor=least / timing.median,
+        )
+        for name, timing in timings.items()
+    ]
+
+
+def _calls(leaves: dict[str, Tensor], label_BHW: Tensor) -> dict[str, Callable[[], Sequence[Tensor]]]:
+    """Every row as a call that gives the loss and its gradients."""
+    objective = Objective(True, THRESHOLD, MIN_KEPT, AUXILIARY, IGNORED)
+    large: dict[str, Callable[..., Tensor]] = {
+        PLAIN: lambda x: F.cross_entropy(x, label_BHW, ignore_index=IGNORED),
+        OFFICIAL: lambda x: official_ohem(x, label_BHW),
+        "cross_entropy": lambda x: cross_entropy(x, label_BHW),
+        "ohem": lambda x: ohem_cross_entropy(x, label_BHW, THRESHOLD, MIN_KEPT),
+        "mmseg": lambda x: mmseg_ohem_cross_entropy(x, label_BHW, THRESHOLD, MIN_KEPT),
+    }
+    small: dict[str, Callable[..., Tensor]] = {
+        WHOLE: lambda *both: official_objective(*both, label_BHW),
+        "objective": lambda *both: objective(*both, label_BHW),
+    }
+    calls = {name: _both(way, [leaves["scores"]]) for name, way in large.items()}
+    return calls | {name: _both(way, [leaves["main"], leaves["auxiliary"]]) for name, way in small.items()}
+
+
+def _both(way: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[], Sequence[Tensor]]:
+    def call() -> Sequence[Tensor]:
+        value = way(*leaves)
+        return value.detach(), *torch.autograd.grad(value, leaves)
+
+    return call
