@@ -29,6 +29,8 @@ from ccnet_cli.resnet import BasicBlock, Bottleneck, ResNet, Tiny
 PART = 512
 # images that are worth a compilation, which takes a minute or so
 LONG = 500
+# images that are worth the start of the CPU's attention kernels: half a second, some seconds the first time of all
+SOME = 100
 COMPILE = ("off", "auto", "on")
 
 Make = Callable[..., "Convolution"]
@@ -169,14 +171,20 @@ class Engine(nn.Module):
 
 
 @torch.no_grad()
-def prepare(model: CCNet, device: torch.device, precision: str = "fp32", compiled: bool = False) -> nn.Module:
+def prepare(
+    model: CCNet, device: torch.device, precision: str = "fp32", compiled: bool = False, images: int = SOME
+) -> nn.Module:
     """A copy of a model for inference on the device, its weights folded in float64 and rounded once.
 
-    precision is fp32, bf16 or fp16; compiled (see `compiles`) lets torch compile it at the first image of a size.
+    precision is fp32, bf16 or fp16; compiled (see `compiles`) lets torch compile it at the first image of a size, and
+    images is how many all processes together will see.
     """
     dtype = PRECISIONS[precision]
     engine = Engine(model, dtype, device.type == "cpu" and fuses(dtype))
     engine = engine.to(device, memory_format=torch.channels_last).eval()
+    attention = engine.head.rcca
+    if device.type == "cpu" and images < SOME and getattr(attention, "implementation", None) == "auto":
+        attention.implementation = "gemm"
     if not compiled:
         return engine
     # torch's own place for compiled code is emptied when the machine starts

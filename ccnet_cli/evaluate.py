@@ -108,7 +108,7 @@ def evaluate(
         for format, path in planned[sample.name].items():
             outputs.write(path, format, ids, image, source.classes)
 
-    prepared = runner(restored, place, precision, compile, shard)
+    prepared = runner(restored, place, precision, compile, len(source.samples))
     with pipeline.behind() as hand:
 
         def on_image(sample: Sample, image: np.ndarray, ids: np.ndarray, _: np.ndarray | None) -> None:
@@ -243,10 +243,16 @@ def network(restored: loading.Restored, device: torch.device) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if restored.preset.train.channels_last else model
 
 
-def runner(restored: loading.Restored, device: torch.device, precision: str, compile: str, images: int) -> nn.Module:
-    """The engine of the restored model for so many images, or ONNX Runtime, whose network is float32 and compiled."""
+def runner(
+    restored: loading.Restored, device: torch.device, precision: str, compile: str, images: int, done: int = 0
+) -> nn.Module:
+    """The engine of the restored model for so many images, or ONNX Runtime, whose network is float32 and compiled.
+
+    done are those of the same work that were seen before: its last images must be answered as its first were.
+    """
     if not loading.onnx(restored.path):
-        return engine.prepare(restored.model, device, precision, engine.compiles(compile, device, images))
+        compiled = engine.compiles(compile, device, images)
+        return engine.prepare(restored.model, device, precision, compiled, images + done)
     if precision != "fp32":
         raise InputError(restored.path, "ONNX Runtime runs it in float32 alone", "use precision fp32")
     if compile == "on":

@@ -129,7 +129,7 @@ def predict(
         views = {"mode": s.mode, "tile": s.tile, "scales": s.scales, "flip": s.flip, "fit": s.fit, "batch": s.batch}
         mirrored = restored.classes.mirrored
         count = sum(films[source].frames if source in films else 1 for source in plan if source not in kept)
-        model = runner(restored, place, precision, compile, count)
+        model = runner(restored, place, precision, compile, count, len(kept))
         score = partial(batch_scores, model, device=place, mirrored=mirrored, **views)
         prepare = partial(host_input, normalisation=model.normalisation, device=place)
         result = Prediction(restored.path, restored.classes)

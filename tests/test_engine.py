@@ -250,3 +250,12 @@ def test_a_gpu_answers_as_the_cpu_does(precision):
     model, x = network(backbone="resnet18"), image(2, 65, 41)
     fast = engine.prepare(model, torch.device("cuda"), precision)
     assert error(fast(x.cuda()).cpu(), model(x)) < (1e-2 if precision == "fp32" else 0.05)
+
+
+def test_few_images_do_without_the_kernels_that_take_time_to_start():
+    for implementation, few in (("auto", "gemm"), ("reference", "reference")):
+        model = network(backbone="tiny", width=16, implementation=implementation)
+        assert engine.prepare(model, CPU, images=engine.SOME - 1).head.rcca.implementation == few
+        assert engine.prepare(model, CPU, images=engine.SOME).head.rcca.implementation == implementation
+        assert model.head.rcca.attention.implementation == implementation
+    engine.prepare(network(backbone="tiny", width=16, recurrence=0), CPU, images=1)

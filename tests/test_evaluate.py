@@ -99,7 +99,7 @@ def test_precision_auto_is_settled_told_and_kept_in_the_settings(saved, data, mo
     monkeypatch.setattr(engine, "prepare", lambda *given: seen.append(given[2:]) or prepare(*given))
     taken = "bf16" if native else "fp32"
     result = evaluate(saved, data, precision="auto", compile="auto")
-    assert seen == [(taken, False)] and result.settings["precision"] == taken
+    assert seen == [(taken, False, result.images)] and result.settings["precision"] == taken
     assert capsys.readouterr().err.count(f"precision {taken}") == 1
 
 

@@ -64,7 +64,7 @@ def test_precision_auto_is_settled_and_told_once(saved, photos, tmp_path, monkey
     monkeypatch.setattr(engine, "prepare", lambda *given: seen.append(given[2:]) or prepare(*given))
     taken = "bf16" if native else "fp32"
     predict([photos], tmp_path / "masks", saved, precision="auto", compile="auto")
-    assert seen == [(taken, False)]
+    assert seen == [(taken, False, 3)]
     assert capsys.readouterr().err.count(f"precision {taken}") == 1
 
 
@@ -75,6 +75,16 @@ def test_long_videos_and_many_images_are_what_auto_compiles_for(saved, photos, t
     predict([photos], tmp_path / "masks", saved, continued=True)
     # refused or not before any work, then decided
     assert counts == [0, 3, 0, 0]
+
+
+def test_the_rest_of_a_folder_is_answered_as_its_beginning_was(saved, photos, tmp_path, monkeypatch):
+    seen = []
+    prepare = engine.prepare
+    monkeypatch.setattr(engine, "prepare", lambda *given: seen.append(given[4]) or prepare(*given))
+    predict([photos], tmp_path / "masks", saved)
+    (tmp_path / "masks" / "a.png").unlink()
+    predict([photos], tmp_path / "masks", saved, continued=True)
+    assert seen == [3, 3]
 
 
 def test_one_image_to_one_file(saved, photos, tmp_path):
