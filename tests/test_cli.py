@@ -65,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_promised_commands_are_there():
     promised = {("train",), ("eval",), ("predict",), ("visualize",), ("doctor",)}
-    names = ("attention", "model", "cost", "eval", "loss", "step", "data", "kernels", "gpu")
+    names = ("attention", "growth", "model", "cost", "eval", "loss", "step", "data", "kernels", "gpu")
     promised |= {("bench", name) for name in names}
     promised |= {("presets", name) for name in ("list", "show", "copy", "diff")}
     promised |= {("data", name) for name in ("make", "check", "sample")}

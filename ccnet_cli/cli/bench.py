@@ -240,6 +240,60 @@ def bench_cost(
 
 
 @app.command(
+    "growth",
+    epilog=examples("ccnet bench growth", "ccnet bench growth --sizes 33x33 --sizes 97x97 --plot growth.png"),
+)
+def bench_growth(
+    sizes: Annotated[
+        list[str] | None, typer.Option("--sizes", metavar="HxW", help="Size of the feature map; repeatable.")
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
+    threads: Threads = None,
+    repeats: Repeats = 5,
+    implementation: Annotated[str, typer.Option(metavar="NAME", help="Of the criss-cross attention.")] = "auto",
+    device: Device = "auto",
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw time and memory against the size.")] = None,
+    json_file: Json = None,
+) -> None:
+    """How attention grows with the map, beside a non-local block.
+
+    One forward pass without the projections. The constants are milliseconds and MiB for a million pairs of pixels.
+    """
+    refuse_unwritable(json_file, plot)
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise InputError(plot, "the plot is a PNG", "end the name in .png")
+    maps = [size_of(text) for text in sizes or ()]
+    from ccnet_cli import images
+    from ccnet_cli.bench import growth
+
+    found = growth.growth(maps or growth.SIZES, channels, threads, repeats, implementation, device)
+    if plot is not None:
+        images.write_image(plot, growth.plot(found))
+    report = found.to_mapping()
+    if write_json(report, json_file):
+        return
+    rows = [
+        (
+            f"{row['size'][0]}x{row['size'][1]}",
+            row["name"],
+            f"{row['time']['median']:.2f}",
+            f"{row['time']['least']:.2f}",
+            f"{row['time']['greatest']:.2f}",
+            f"{row['constant']:.2f}",
+            f"{row['time_ratio']:.1f}",
+            f"{row['memory']:.1f}",
+            f"{row['memory_constant']:.2f}",
+            f"{row['memory_ratio']:.1f}",
+        )
+        for row in report["rows"]
+    ]
+    title = f"1 x {channels} x H x W, fp32, {report['device']}, {report['threads']} threads, torch {report['torch']}, "
+    title += f"median of {repeats}; ratios to criss-cross"
+    columns = ("size", "block", "ms", "least", "greatest", "constant", "ratio", "MiB", "constant", "ratio")
+    table(title, columns, rows)
+
+
+@app.command(
     "loss",
     epilog=examples(
         "ccnet bench loss", "ccnet bench loss --sizes 385x385 --sizes 769x769 --threads 2 --json loss.json"

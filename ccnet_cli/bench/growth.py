@@ -1,0 +1,173 @@
+"""How the cores of criss-cross and non-local attention, without their projections, grow with the feature map."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccnet_cli import images, ops
+from ccnet_cli import model as models
+from ccnet_cli.bench import measure
+from ccnet_cli.errors import InputError, notice
+from ccnet_cli.images import cv2
+
+# B batch, C channels, H height, W width
+
+SIZES = ((33, 33), (49, 49), (65, 65), (97, 97), (129, 129), (129, 257))
+CRISS_CROSS, NON_LOCAL = "criss-cross", "non-local"
+# BGR, told apart by any eye
+COLOURS = {CRISS_CROSS: (178, 114, 0), NON_LOCAL: (0, 94, 213)}
+PANEL = (360, 480)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pass over one map; memory is the peak, in MiB, above what lived before.
+
+    The constants are milliseconds and MiB for 10^6 pairs of pixels: H W (H + W) of criss-cross, (H W)^2 of non-local.
+    Ratios are to criss-cross at the same size.
+    """
+
+    name: str
+    size: tuple[int, int]
+    time: measure.Timing
+    constant: float
+    memory: float
+    memory_constant: float
+    time_ratio: float
+    memory_ratio: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured and where."""
+
+    channels: int
+    device: str
+    threads: int
+    torch: str
+    repeats: int
+    rows: tuple[Row, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain types, fit for JSON."""
+        return asdict(self)
+
+
+def growth(
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    channels: int = 512,
+    threads: int | None = None,
+    repeats: int = 5,
+    implementation: str = "auto",
+    device: str = "auto",
+) -> Report:
+    """Time and memory of one forward pass at each size (H, W), float32, the two blocks alternating.
+
+    A map on which the non-local block would not fit into memory has the row of criss-cross alone. Raises InputError on
+    an unknown implementation or device.
+    """
+    place = models.device(device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with torch.inference_mode():
+            rows = [row for size in sizes for row in _rows(size, channels, repeats, implementation, place)]
+        return Report(channels, str(place), torch.get_num_threads(), torch.__version__, repeats, tuple(rows))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _rows(size: tuple[int, int], channels: int, repeats: int, implementation: str, device: torch.device) -> list[Row]:
+    H, W = size
+    query, key, value = (
+        torch.randn(1, count, H, W, device=device).contiguous(memory_format=torch.channels_last)
+        for count in (max(channels // 8, 1), max(channels // 8, 1), channels)
+    )
+    calls: dict[str, Callable[[], Tensor]] = {
+        CRISS_CROSS: lambda: ops.criss_cross(query, key, value, implementation=implementation)
+    }
+    try:
+        measure.check_memory(size, 1, device, "")
+        calls[NON_LOCAL] = lambda: non_local(query, key, value)
+    except InputError as error:
+        notice(f"without non-local: {error.why}")
+    timings = measure.alternate(list(calls.values()), repeats, device)
+    units = {CRISS_CROSS: H * W * (H + W) / 1e6, NON_LOCAL: (H * W) ** 2 / 1e6}
+    memory = {name: measure.peak(call, device) / 2**20 for name, call in calls.items()}
+    return [
+        Row(
+            name=name,
+            size=size,
+            time=timing,
+            constant=timing.median / units[name],
+            memory=memory[name],
+            memory_constant=memory[name] / units[name],
+            time_ratio=timing.median / timings[0].median,
+            memory_ratio=memory[name] / memory[CRISS_CROSS],
+        )
+        for name, timing in zip(calls, timings, strict=True)
+    ]
+
+
+def non_local(query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor) -> Tensor:
+    """What a non-local block (CVPR 2018, embedded Gaussian) does between its projections: (B, C, H, W)."""
+    query, key, value = (x.flatten(2) for x in (query_BCHW, key_BCHW, value_BCHW))
+    attention = (query.transpose(1, 2) @ key).softmax(dim=2)
+    return (value @ attention.transpose(1, 2)).view_as(value_BCHW)
+
+
+def plot(report: Report) -> images.Pixels:
+    """Time and memory against the number of pixels, both axes logarithmic, as a picture (BGR)."""
+    panels = [
+        _panel("milliseconds", [(row.name, math.prod(row.size), row.time.median) for row in report.rows]),
+        _panel("MiB", [(row.name, math.prod(row.size), row.memory) for row in report.rows]),
+    ]
+    return np.hstack(panels)
+
+
+def _panel(unit: str, points: list[tuple[str, int, float]]) -> images.Pixels:
+    height, width = PANEL
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    left, top, right, bottom = 64, 40, width - 20, height - 50
+    spans = []
+    for values in ([x for _, x, _ in points], [max(y, 1e-3) for *_, y in points]):
+        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+        spans.append((low, max(high, low + 1)))
+
+    def at(x: float, y: float) -> tuple[int, int]:
+        across, up = (
+            (math.log10(max(value, 1e-3)) - low) / (high - low)
+            for value, (low, high) in zip((x, y), spans, strict=True)
+        )
+        return round(left + across * (right - left)), round(bottom - up * (bottom - top))
+
+    for power in range(spans[0][0], spans[0][1] + 1):
+        x, _ = at(10.0**power, 1)
+        cv2.line(canvas, (x, top), (x, bottom), (225, 225, 225), 1)
+        _write(canvas, f"1e{power}", (x - 14, bottom + 18))
+    for power in range(spans[1][0], spans[1][1] + 1):
+        _, y = at(1, 10.0**power)
+        cv2.line(canvas, (left, y), (right, y), (225, 225, 225), 1)
+        _write(canvas, f"{10.0**power:g}", (8, y + 5))
+    _write(canvas, unit, (8, 27))
+    _write(canvas, "pixels of the feature map", (left + 90, height - 12))
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        places = [at(x, y) for own, x, y in points if own == name]
+        for one, other in itertools.pairwise(places):
+            cv2.line(canvas, one, other, colour, 2, cv2.LINE_AA)
+        for place in places:
+            cv2.circle(canvas, place, 4, colour, -1, cv2.LINE_AA)
+        if places:
+            cv2.circle(canvas, (left + 130 + 130 * number, 22), 5, colour, -1, cv2.LINE_AA)
+            _write(canvas, name, (left + 142 + 130 * number, 27))
+    return canvas
+
+
+def _write(canvas: np.ndarray, text: str, place: tuple[int, int]) -> None:
+    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (60, 60, 60), 1, cv2.LINE_AA)
