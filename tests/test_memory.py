@@ -102,12 +102,12 @@ def on_image(*_):
     resident.append(int(line.split()[1]) / 1024)
 evaluate.evaluate_model(Stub(), source, Eval(), torch.device("cpu"), on_image)
 # the image that is read ahead comes and goes
-print(json.dumps(min(resident[-3:]) - min(resident[:3])))
+print(json.dumps(min(resident[-3:]) - min(resident[2:5])))
 """
 
 
 @linux
-@pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [9, pytest.param(20, marks=pytest.mark.slow)])
 def test_images_that_are_done_leave_nothing_behind(streets, count):
     grown, _ = python(f"COUNT, KEPT = {count}, False\n" + RESIDENT, streets)
     print(f"{count} images: {grown:.0f} MiB more than after 3")
@@ -117,7 +117,7 @@ def test_images_that_are_done_leave_nothing_behind(streets, count):
 @linux
 def test_a_leak_would_be_noticed(streets):
     """Teeth: a network that keeps its input, 24 MiB of an image."""
-    grown, _ = python("COUNT, KEPT = 6, True\n" + RESIDENT, streets)
+    grown, _ = python("COUNT, KEPT = 9, True\n" + RESIDENT, streets)
     assert grown > 50
 
 
