@@ -1,14 +1,15 @@
 """The network as inference runs it: no auxiliary head, batch norms folded, each convolution one operator.
 
 On the CPU, oneDNN computes a convolution, its bias, the sum that it may belong to and its activation in one pass over
-memory, by the operators that torch's compiler emits. Where they are missing, plain torch takes several passes.
+memory, by the operators that torch's compiler emits. Where they are missing, plain torch takes several passes. Where
+there is much to do, Winograd's minimal filtering takes the place of the 3x3 convolutions.
 """
 
 import copy
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from ccnet_cli import ops
 from ccnet_cli.attention import RecurrentCrissCross
 from ccnet_cli.errors import InputError
 from ccnet_cli.model import PRECISIONS, CCNet, RCCAHead
+from ccnet_cli.ops import convolution
+from ccnet_cli.ops.cpu import convolution as kernels
 from ccnet_cli.resnet import BasicBlock, Bottleneck, ResNet, Tiny
 
 # B batch, C channels, H height, W width
@@ -31,6 +34,11 @@ PART = 512
 LONG = 500
 # images that are worth the start of the CPU's attention kernels: half a second, some seconds the first time of all
 SOME = 100
+# multiply-adds in 3x3 convolutions that are worth the start of their kernels, and their filters' transformation and
+# memory: a second's worth for two cores
+MUCH = 1 << 37
+# the trunk's pixels are as many times larger than the scores'
+STRIDE = 8
 COMPILE = ("off", "auto", "on")
 
 Make = Callable[..., "Convolution"]
@@ -61,14 +69,33 @@ class Convolution(nn.Module):
         self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
         self.slope = slope(act)
         self.fused = fused
+        suits = convolution.suits(conv) and all(kernels.takes(width, len(weight)) for width in widths)
+        # multiply-adds of a pixel where the kernels could take it
+        self.worth = weight.numel() if suits and convolution.quick(dtype) else 0
+        self.widths, self.quick = list(widths), False
+
+    @cached_property
+    def filters(self) -> list[kernels.Filters]:
+        """Winograd's, of each input."""
+        whole = torch.cat(list(self.weights), dim=1)
+        return [kernels.filters(own) for own in whole.split(self.widths, dim=1)]
 
     def forward(self, *inputs: Tensor, onto: Tensor | None = None) -> Tensor:
         """(B, C, H, W) of each input -> (B, outputs, h, w), added to `onto` in place where that is given."""
+        if self.quick:
+            return self._filtered(*inputs, onto=onto)
         parts = [part for x in inputs for part in x.split(self.part, dim=1)]
         last = len(parts) - 1
         for index, (x, weight) in enumerate(zip(parts, self.weights, strict=True)):
             bias, slope = self.bias if index == 0 else None, self.slope if index == last else None
             onto = (self._fused if self.fused else self._plain)(x, weight, bias, slope, onto)
+        return onto
+
+    def _filtered(self, *inputs: Tensor, onto: Tensor | None) -> Tensor:
+        last, after = len(inputs) - 1, 1.0 if self.slope is None else self.slope
+        for index, (x, own) in enumerate(zip(inputs, self.filters, strict=True)):
+            bias = self.bias.float() if index == 0 else None
+            onto = kernels.filtered(x, own, self.dilation[0], bias, onto, after if index == last else 1.0)
         return onto
 
     def _plain(
@@ -155,7 +182,7 @@ class Head(nn.Module):
 class Engine(nn.Module):
     """Normalised image (B, 3, H, W) -> class scores (B, K, h, w), float32: what the model given answers, faster."""
 
-    def __init__(self, model: CCNet, dtype: torch.dtype, fused: bool) -> None:
+    def __init__(self, model: CCNet, dtype: torch.dtype, fused: bool, images: int = 0) -> None:
         super().__init__()
         make = partial(Convolution, dtype=dtype, fused=fused)
         self.trunk = nn.Sequential(*_trunk(model.backbone, make))
@@ -163,11 +190,26 @@ class Engine(nn.Module):
         self.dtype = dtype
         self.normalisation = model.normalisation
         self.align_corners = model.align_corners
+        # how many are expected, 0 where the kernels are out of the question
+        self.images = images
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """The main scores."""
+        self._choose(x)
         return self.head(self.trunk(x.to(self.dtype).contiguous(memory_format=torch.channels_last)))
+
+    def _choose(self, x: Tensor) -> None:
+        """Go by Winograd's filtering where so many images of this size are worth it, whatever came before."""
+        pixels = x.shape[2] * x.shape[3] // STRIDE**2
+        quick = self.images * pixels * sum(conv.worth for conv in self.convolutions) >= MUCH
+        for conv in self.convolutions:
+            conv.quick = quick and conv.worth > 0
+
+    @cached_property
+    def convolutions(self) -> list[Convolution]:
+        """All of them."""
+        return [module for module in self.modules() if isinstance(module, Convolution)]
 
 
 @torch.no_grad()
@@ -180,10 +222,11 @@ def prepare(
     images is how many all processes together will see.
     """
     dtype = PRECISIONS[precision]
-    engine = Engine(model, dtype, device.type == "cpu" and fuses(dtype))
+    here = device.type == "cpu"
+    engine = Engine(model, dtype, here and fuses(dtype), images if here and not compiled else 0)
     engine = engine.to(device, memory_format=torch.channels_last).eval()
     attention = engine.head.rcca
-    if device.type == "cpu" and images < SOME and getattr(attention, "implementation", None) == "auto":
+    if here and images < SOME and getattr(attention, "implementation", None) == "auto":
         attention.implementation = "gemm"
     if not compiled:
         return engine

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli import config
+from ccnet_cli import config, ops
 from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.resnet import build as build_backbone
@@ -25,7 +25,7 @@ class Normalisation:
 
 
 def _conv_norm_act(inputs: int, outputs: int, activation: str, bias: bool = False) -> list[nn.Module]:
-    conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+    conv = ops.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
     act = nn.ReLU(inplace=True) if activation == "relu" else nn.LeakyReLU(0.01, inplace=True)
     return [conv, nn.BatchNorm2d(outputs), act]
 

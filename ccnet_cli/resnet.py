@@ -3,10 +3,12 @@
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ccnet_cli import ops
+
 
 def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> list[nn.Module]:
     """A convolution without bias that keeps the size at stride 1, and its batch normalisation."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=False)
+    conv = ops.Conv2d(inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=False)
     return [conv, nn.BatchNorm2d(outputs)]
 
 

@@ -13,6 +13,7 @@ from ccnet_cli import ops
 from ccnet_cli.attention import CrissCrossAttention
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops import cpu
+from ccnet_cli.ops.cpu import threads
 
 # (B, c, C, H, W): beyond and below a tile's rows, a vector and a panel; lines of one pixel
 SHAPES = [(1, 1, 1, 1, 1), (2, 3, 5, 1, 7), (2, 3, 5, 7, 1), (1, 8, 16, 5, 6), (2, 17, 33, 15, 31), (1, 4, 65, 33, 29)]
@@ -113,11 +114,11 @@ def test_results_are_the_same_to_the_bit_for_any_number_of_threads(monkeypatch):
     before = torch.get_num_threads()
     try:
         found = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
             found += [step(*tensors, 3), step(*tensors, 3)]
         # where torch has another OpenMP
-        monkeypatch.setattr(cpu, "_openmp", lambda: None)
+        monkeypatch.setattr(threads, "openmp", lambda: None)
         found.append(step(*tensors, 3))
     finally:
         torch.set_num_threads(before)

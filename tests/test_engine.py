@@ -12,6 +12,8 @@ from ccnet_cli import config, engine
 from ccnet_cli import model as models
 from ccnet_cli.errors import InputError
 from ccnet_cli.model import CCNet, build
+from ccnet_cli.ops import convolution
+from ccnet_cli.ops.cpu import convolution as kernels
 from ccnet_cli.weights import recognise
 
 CPU = torch.device("cpu")
@@ -74,6 +76,35 @@ def test_the_engine_answers_what_the_model_does(variant, fused, monkeypatch):
         assert error(fast(x), model(x)) < 1e-5
         assert torch.equal(x, given)
     assert (fast.normalisation, fast.align_corners) == (model.normalisation, model.align_corners)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"backbone": "resnet50", "width": 32, "channels": 32},
+        {"backbone": "resnet18", "width": 32, "channels": 64, "activation": "relu"},
+        {"backbone": "resnet50", "width": 32, "channels": 32, **MMSEG},
+        {"backbone": "tiny", "width": 32, "channels": 544, "recurrence": 0},
+    ],
+)
+@torch.no_grad()
+def test_winograds_filtering_answers_the_same_chosen_by_size_and_number_alone(changes, precision, monkeypatch):
+    if not convolution.quick(models.PRECISIONS[precision]):
+        pytest.skip("the kernels are not used on this processor")
+    model, seen = network(**changes), []
+    fast = engine.prepare(model, CPU, precision, images=7)
+    worth = sum(conv.worth for conv in fast.convolutions)
+    assert worth > 0.5 * sum(p.numel() for p in fast.parameters())
+    monkeypatch.setattr(engine, "MUCH", 7 * (40 * 48 // 64) * worth)
+    plain = kernels.filtered
+    monkeypatch.setattr(kernels, "filtered", lambda *given: seen.append(given) or plain(*given))
+    for x, quick in ((image(1, 40, 47), False), (image(1, 40, 48), True), (image(2, 40, 47), False)):
+        assert error(fast(x), model(x)) < (1e-5 if precision == "fp32" else 0.05)
+        assert bool(seen) is quick
+        seen.clear()
+    engine.prepare(model, CPU, precision, images=6)(image(1, 40, 48))
+    assert not seen
 
 
 @pytest.mark.parametrize(("H", "W"), [(1, 1), (1, 33), (33, 1), (2, 3)])

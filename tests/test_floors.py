@@ -38,6 +38,8 @@ DOORS = {
     "numba": {
         "doctor",
         "ops.cpu.kernels",
+        "ops.cpu.simd",
+        "ops.cpu.winograd",
         "ops.cuda.build",
         "ops.cuda.fragments",
         "ops.cuda.lines",
@@ -46,7 +48,7 @@ DOORS = {
         "ops.cuda.tensor",
         "ops.labels",
     },
-    "llvmlite": {"ops.cpu.kernels", "ops.cuda.fragments", "ops.cuda.memory"},
+    "llvmlite": {"ops.cpu.kernels", "ops.cpu.simd", "ops.cpu.winograd", "ops.cuda.fragments", "ops.cuda.memory"},
     "cuda.bindings": {"ops.cuda.build", "ops.cuda.launch"},
     "torch.distributed": {"distributed"},
     "torch.onnx": {"onnxfile"},
@@ -102,7 +104,7 @@ def forbidden(module: str, imported: str) -> bool:
         return False
     top, other = module.partition(".")[0], imported.partition(".")[0]
     if top == other:
-        return top == "ops" and module not in ("ops", "ops.criss_cross")
+        return top == "ops" and module not in ("ops", "ops.convolution", "ops.criss_cross")
     return FLOOR[other] >= FLOOR[top]
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ccnet_cli import ops
 from ccnet_cli.attention import CrissCrossAttention
 from ccnet_cli.model import CCNet
 
@@ -37,6 +38,14 @@ class Official(nn.Module):
         from_column = torch.bmm(_columns(value), column_LHH.transpose(1, 2)).view(B, W, C, H).permute(0, 2, 3, 1)
         from_row = torch.bmm(_rows(value), row_LWW.transpose(1, 2)).view(B, H, C, W).permute(0, 2, 1, 3)
         return self.attention.gamma * (from_column + from_row) + x_BCHW
+
+
+def plain(model: CCNet) -> CCNet:
+    """The model, its convolutions torch's own from now on."""
+    for module in model.modules():
+        if isinstance(module, ops.Conv2d):
+            module.implementation = "direct"
+    return model
 
 
 class OfficialNetwork(nn.Module):

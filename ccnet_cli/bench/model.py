@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ccnet_cli import config, engine
 from ccnet_cli import model as models
-from ccnet_cli.bench import measure
-from ccnet_cli.bench.alternatives import OfficialNetwork
+from ccnet_cli.bench import alternatives, measure
 from ccnet_cli.bench.measure import Timing
 from ccnet_cli.errors import InputError
 from ccnet_cli.model import PRECISIONS, CCNet
@@ -24,7 +23,7 @@ from ccnet_cli.resnet import BasicBlock, Bottleneck
 OFFICIAL, PLAIN, ENGINE, COMPILED = "official", "plain", "engine", "compiled"
 TELLS = {
     OFFICIAL: "the authors' formulation: NCHW, batch norms apart, auxiliary head, concatenations",
-    PLAIN: "ours as in training, channels-last, without the auxiliary head",
+    PLAIN: "ours without the auxiliary head, channels-last, all by torch",
     ENGINE: "what eval and predict run",
     COMPILED: "plain, compiled by torch with frozen weights",
 }
@@ -166,8 +165,9 @@ def _image(batch: int, size: tuple[int, int]) -> Tensor:
 
 
 def _contenders(network: CCNet, precisions: Sequence[str], compiled: bool, device: torch.device) -> list[Contender]:
-    official = OfficialNetwork(network)
-    plain = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    plain = alternatives.plain(copy.deepcopy(network))
+    official = alternatives.OfficialNetwork(copy.deepcopy(plain))
+    plain = plain.to(memory_format=torch.channels_last)
     found = [Contender(OFFICIAL, "fp32", lambda x: official(x)[0]), Contender(PLAIN, "fp32", plain)]
     found += [Contender(ENGINE, name, engine.prepare(network, device, name)) for name in precisions]
     if compiled:
@@ -223,4 +223,6 @@ def _gflop(settings: config.Model, size: tuple[int, int], batch: int) -> tuple[f
     """What inference needs, and what the authors' formulation computes, counted where nothing is computed."""
     with torch.device("meta"):
         network, x = models.build(settings, 19).eval(), torch.empty(batch, 3, *size)
-    return measure.counted(lambda: network(x)) / 1e9, measure.counted(lambda: OfficialNetwork(network)(x)) / 1e9
+    return measure.counted(lambda: network(x)) / 1e9, measure.counted(
+        lambda: alternatives.OfficialNetwork(network)(x)
+    ) / 1e9

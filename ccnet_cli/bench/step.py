@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ccnet_cli import config, trainer
 from ccnet_cli import model as models
-from ccnet_cli.bench import measure
+from ccnet_cli.bench import alternatives, measure
 from ccnet_cli.bench.alternatives import Official
 from ccnet_cli.bench.attention import DTYPES, compare
 from ccnet_cli.bench.loss import AUXILIARY, IGNORED, MIN_KEPT, THRESHOLD, official_objective
@@ -121,6 +121,7 @@ class _Step:
         self.layout = torch.channels_last
         if official:
             self.objective, self.layout = official_objective, torch.contiguous_format
+            alternatives.plain(model)
             if rcca is not None:
                 model.head.rcca = Official(rcca.attention, rcca.recurrence)
         self.model = model.to(memory_format=self.layout)

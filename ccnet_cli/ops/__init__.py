@@ -5,6 +5,7 @@ H positions of its column (its own one masked), then the W positions of its row 
 spells its axes in order, so ``value_BCHW`` is (B, C, H, W).
 """
 
+from ccnet_cli.ops.convolution import Conv2d
 from ccnet_cli.ops.criss_cross import affinity, aggregate, choices, criss_cross, implementations, residual, scatter
 
-__all__ = ["affinity", "aggregate", "choices", "criss_cross", "implementations", "residual", "scatter"]
+__all__ = ["Conv2d", "affinity", "aggregate", "choices", "criss_cross", "implementations", "residual", "scatter"]

@@ -4,17 +4,13 @@ Every tensor is read and written as float32 pixels of unit channel stride at equ
 tensor is, and a slice of its channels too; anything else is copied first. The attention is (B, H, W, P) as elsewhere.
 """
 
-import ctypes
-import threading
-from collections.abc import Callable
-from functools import lru_cache
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ccnet_cli.errors import InputError
+from ccnet_cli.ops.cpu.layout import pixel_step, pixels
+from ccnet_cli.ops.cpu.threads import together
 
 # multiply-adds of a pass from which on the kernels repay their start: Numba's import, and the first time compilation
 WORTH = 1 << 28
@@ -112,7 +108,7 @@ def _run(what: str, tensors: dict[str, Tensor], scale: float = 1.0, **whole: Ten
     scratch = torch.empty(threads * size, dtype=torch.uint8)
     addresses = {name: x.data_ptr() for name, x in whole.items()}
     for name, x in tensors.items():
-        addresses |= {name: x.data_ptr(), f"{name}_step": x.element_size() * _step(x)}
+        addresses |= {name: x.data_ptr(), f"{name}_step": x.element_size() * pixel_step(x)}
     addresses |= {"scratch": scratch.data_ptr(), "scratch_left": left, "scratch_whole": size}
     plan = np.zeros(1, kernels.PLAN)
     fields = {"task": kernels.TASKS[what], "scale": scale, **sizes, **addresses, **kernels.ADDRESSES}
@@ -120,51 +116,13 @@ def _run(what: str, tensors: dict[str, Tensor], scale: float = 1.0, **whole: Ten
         plan[name] = value
     for step, count in ((kernels.COLUMN, B * W), (kernels.ROW, B * H), (kernels.REST, B * W)):
         plan["step"], plan["count"], plan["next"], plan["threads"] = step, count, 0, 0
-        _together(kernels.lines, plan.ctypes.data, min(threads, count))
-
-
-def _together(function: int, argument: int, threads: int) -> None:
-    """Call a C function in so many threads at once."""
-    parallel = _openmp()
-    if parallel:
-        parallel(function, argument, threads, 0)
-        return
-    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
-    others = [threading.Thread(target=call, args=(argument,)) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
-    call(argument)
-    for thread in others:
-        thread.join()
-
-
-@lru_cache(maxsize=1)
-def _openmp() -> Callable[[int, int, int, int], None] | None:
-    """The start of a parallel region in the OpenMP that torch itself runs on; None where it has another interface.
-
-    Threads of a second pool would fight with torch's for the processor, as both wait for work by spinning.
-    """
-    try:
-        parallel = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
-    except (OSError, AttributeError):
-        return None
-    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    parallel.restype = None
-    return parallel
+        together(kernels.lines, plan.ctypes.data, min(threads, count))
 
 
 def _pixels(*tensors_BCHW: Tensor) -> list[Tensor]:
-    """Views (B, H, W, C) with unit channel stride and evenly spaced pixels; copies of what is laid out otherwise."""
-    found = []
     for x_BCHW in tensors_BCHW:
         _check(x_BCHW)
-        x_BHWC = x_BCHW.detach().permute(0, 2, 3, 1)
-        H, W, C = x_BHWC.shape[1:]
-        step = _step(x_BHWC)
-        expected = (H * W * step, W * step, step, 1)
-        even = all(n == 1 or a == b for n, a, b in zip(x_BHWC.shape, x_BHWC.stride(), expected, strict=True))
-        found.append(x_BHWC if even and step >= C else x_BHWC.contiguous())
-    return found
+    return [pixels(x_BCHW) for x_BCHW in tensors_BCHW]
 
 
 def _check(x: Tensor) -> None:
@@ -172,8 +130,3 @@ def _check(x: Tensor) -> None:
         raise InputError(
             f"implementation numba on {x.dtype}", "its kernels for the CPU are for float32", "use gemm or reference"
         )
-
-
-def _step(x_BHWC: Tensor) -> int:
-    """From one pixel to the next; the stride of an axis of length 1 says nothing."""
-    return next((x_BHWC.stride(axis) for axis in (2, 1, 0) if x_BHWC.shape[axis] > 1), x_BHWC.shape[-1])

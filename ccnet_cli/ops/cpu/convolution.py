@@ -1,0 +1,253 @@
+"""3x3 convolutions and their gradients by Winograd's minimal filtering; nothing of Numba loads before the first use.
+
+Stride 1, as much padding as dilation; input and output channels come in multiples of PANEL. Tensors are float32, or
+bfloat16 with filters, sums and the filters' gradient in float32. `winograd` tells of the method. What a step needs only
+for a while stays with the thread that takes it: memory that the system hands out anew each time costs as much as the
+products.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccnet_cli.ops.cpu.layout import pixel_step, pixels
+from ccnet_cli.ops.cpu.threads import together
+
+# B batch, H height, W width, C input channels, K output channels, Y and X the taps
+
+# multiply-adds of a convolution from which on the kernels repay their start
+WORTH = 1 << 28
+# two of the longest vectors
+PANEL = 32
+# input and output channels whose filters are transformed at once
+BLOCK = 512
+# output tiles that a thread computes at once
+GROUP = 84
+# floats of the output's transformed gradient, and input channels of a thread's part of the filters' gradient
+SPREAD, SHARE = 1 << 23, 64
+WORD = 4
+
+_kept = threading.local()
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Filters (outputs, inputs, 3, 3) as the kernels read them, by the first input and output channel of a block."""
+
+    inputs: int
+    outputs: int
+    blocks: dict[tuple[int, int], Tensor]
+
+
+def takes(inputs: int, outputs: int) -> bool:
+    """Whether the kernels convolve so many channels."""
+    return inputs % PANEL == 0 and outputs % PANEL == 0
+
+
+def filters(weight_KCYX: Tensor) -> Filters:
+    """Filters to keep; they take four times the weights' memory."""
+    K, C = weight_KCYX.shape[:2]
+    blocks = {
+        (i, o): _transformed(weight_KCYX, (i, _width(C, i)), (o, _width(K, o)), torch.empty)
+        for o in range(0, K, BLOCK)
+        for i in range(0, C, BLOCK)
+    }
+    return Filters(C, K, blocks)
+
+
+def filtered(
+    x_BCHW: Tensor,
+    filters: Filters,
+    dilation: int,
+    bias_K: Tensor | None = None,
+    onto_BKHW: Tensor | None = None,
+    slope: float = 1.0,
+) -> Tensor:
+    """(B, C, H, W) -> (B, K, H, W): the convolution and the bias, added in place to what is given as onto.
+
+    Negative results are multiplied with slope.
+    """
+    return _convolved(
+        x_BCHW, (filters.inputs, filters.outputs), dilation, filters.blocks.__getitem__, bias_K, onto_BKHW, slope
+    )
+
+
+def convolution(x_BCHW: Tensor, weight_KCYX: Tensor, bias_K: Tensor | None, dilation: int) -> Tensor:
+    """(B, C, H, W) -> (B, K, H, W)."""
+    K, C = weight_KCYX.shape[:2]
+
+    def block(at: tuple[int, int]) -> Tensor:
+        return _transformed(weight_KCYX, (at[0], _width(C, at[0])), (at[1], _width(K, at[1])), _workspace("filters"))
+
+    return _convolved(x_BCHW, (C, K), dilation, block, bias_K)
+
+
+def input_gradient(grad_BKHW: Tensor, weight_KCYX: Tensor, dilation: int) -> Tensor:
+    """(B, K, H, W) -> (B, C, H, W): the convolution with turned filters, from outputs to inputs."""
+    K, C = weight_KCYX.shape[:2]
+
+    def block(at: tuple[int, int]) -> Tensor:
+        outputs, inputs = (at[0], _width(K, at[0])), (at[1], _width(C, at[1]))
+        return _transformed(weight_KCYX, outputs, inputs, _workspace("filters"), flipped=True)
+
+    return _convolved(grad_BKHW, (K, C), dilation, block)
+
+
+def weight_gradient(x_BCHW: Tensor, grad_BKHW: Tensor, dilation: int) -> Tensor:
+    """(K, C, 3, 3), input channels innermost in memory."""
+    from ccnet_cli.ops.cpu import winograd
+
+    x, grad = pixels(x_BCHW), pixels(grad_BKHW)
+    (B, H, W, C), K = x.shape, grad.shape[-1]
+    out = x.new_empty(K, 3, 3, C, dtype=torch.float32)
+    tiles = _Tiles(H, W, dilation)
+    count = B * tiles.each
+    parts = -(-count * winograd.POINTS * K // SPREAD)
+    most = -(-count // parts)
+    spread = _workspace("spread")(winograd.POINTS * most * K)
+    # a thread for each part, where there are channels enough
+    share = PANEL if SHARE * torch.get_num_threads() > C else SHARE
+    size = winograd.gradient_scratch(most, min(share, C), K)
+    plan = tiles.plan(C, K) | _place("x", x) | _place("out", grad)
+    plan |= {"weight": out.data_ptr(), "weight_step": C * WORD, "spread": spread.data_ptr(), "block": share}
+    for part in range(parts):
+        first, last = (count * end // parts for end in (part, part + 1))
+        plan |= {"first": first, "last": last, "add": int(part > 0)}
+        _run("spread", last - first, plan, size, grad.element_size())
+        _run("gradient", -(-C // share), plan, size, x.element_size())
+    return out.permute(0, 3, 1, 2)
+
+
+def _convolved(
+    x_BCHW: Tensor,
+    channels: tuple[int, int],
+    dilation: int,
+    block: Callable[[tuple[int, int]], Tensor],
+    bias_K: Tensor | None = None,
+    onto_BKHW: Tensor | None = None,
+    slope: float = 1.0,
+) -> Tensor:
+    """The convolution in blocks of channels, whose filters a function gives."""
+    from ccnet_cli.ops.cpu import winograd
+
+    x, (C, K) = pixels(x_BCHW), channels
+    B, H, W, _ = x.shape
+    starts = range(0, C, BLOCK)
+    # sums are rounded once
+    exact = x.dtype == torch.float32 or len(starts) == 1
+    if onto_BKHW is None:
+        out = x.new_empty(B, H, W, K, dtype=x.dtype if exact else torch.float32)
+    else:
+        out = pixels(onto_BKHW) if exact else onto_BKHW.permute(0, 2, 3, 1).float()
+        if exact and out.data_ptr() != onto_BKHW.data_ptr():
+            raise ValueError("what is added to in place must have its channels innermost")
+    tiles = _Tiles(H, W, dilation)
+    count, threads = B * tiles.each, torch.get_num_threads()
+    # as many for each thread
+    groups = -(-max(count // GROUP, 1) // threads) * threads
+    group = -(-count // groups)
+    for o in range(0, K, BLOCK):
+        for i in starts:
+            inputs, outputs = _width(C, i), _width(K, o)
+            plan = tiles.plan(inputs, outputs) | _place("x", x, i) | _place("out", out, o)
+            plan |= {"filters": block((i, o)).data_ptr(), "first": 0, "last": count, "group": group}
+            plan |= {"bias": plan["zeros"] if bias_K is None or i else bias_K.data_ptr() + o * WORD}
+            plan |= {"add": int(onto_BKHW is not None or i > 0), "slope": slope if i == starts[-1] else 1.0}
+            size = winograd.forward_scratch(group, inputs, outputs)
+            _run("forward", -(-count // group), plan, size, x.element_size(), out.element_size())
+    found = out.permute(0, 3, 1, 2)
+    if exact:
+        return found
+    return found.to(x.dtype) if onto_BKHW is None else onto_BKHW.copy_(found)
+
+
+def _transformed(
+    weight_KCYX: Tensor,
+    inputs: tuple[int, int],
+    outputs: tuple[int, int],
+    empty: Callable[[int], Tensor],
+    flipped: bool = False,
+) -> Tensor:
+    """The filters from so many inputs to so many outputs, each a first channel and a count."""
+    from ccnet_cli.ops.cpu import winograd
+
+    weight = weight_KCYX.detach().permute(0, 2, 3, 1).float().contiguous()
+    (first, count), (output, width) = inputs, outputs
+    out = empty(winograd.POINTS * count * width)
+    step = weight.shape[-1] * WORD
+    row, column = (first, output) if flipped else (output, first)
+    plan = {"inputs": count, "outputs": width, "filters": out.data_ptr(), "weight_step": step}
+    plan |= {"weight": weight.data_ptr() + row * winograd.TAPS * step + column * WORD}
+    size = winograd.TAPS * winograd.LANES**2 * WORD
+    _run("flipped" if flipped else "filters", count if flipped else count // winograd.LANES, plan, size)
+    return out
+
+
+def _width(channels: int, first: int) -> int:
+    return min(BLOCK, channels - first)
+
+
+class _Tiles:
+    """The output tiles of an image: those of each of the interleaved grids that a dilated convolution keeps apart."""
+
+    def __init__(self, H: int, W: int, dilation: int) -> None:
+        from ccnet_cli.ops.cpu import winograd
+
+        self.sizes = {"height": H, "width": W, "dilation": dilation}
+        span = winograd.OUT * dilation
+        self.rows, self.columns = (
+            np.array([pixel for grid in range(min(dilation, side)) for pixel in range(grid, side, span)], np.int64)
+            for side in (H, W)
+        )
+
+    @property
+    def each(self) -> int:
+        """How many an image has."""
+        return len(self.rows) * len(self.columns)
+
+    def plan(self, inputs: int, outputs: int) -> dict[str, Any]:
+        """What the kernels are told of them."""
+        zeros = _workspace("zeros", torch.zeros)(max(inputs, outputs))
+        places = {"rows": self.rows.ctypes.data, "columns": self.columns.ctypes.data, "zeros": zeros.data_ptr()}
+        counts = {"down": len(self.rows), "across": len(self.columns)}
+        return self.sizes | places | counts | {"inputs": inputs, "outputs": outputs}
+
+
+def _place(name: str, x_BHWC: Tensor, first: int = 0) -> dict[str, int]:
+    size = x_BHWC.element_size()
+    return {name: x_BHWC.data_ptr() + first * size, f"{name}_step": pixel_step(x_BHWC) * size}
+
+
+def _workspace(name: str, make: Callable[[int], Tensor] = torch.empty) -> Callable[[int], Tensor]:
+    """Gives so many floats of this thread's memory of that name, which keep what was written there."""
+
+    def empty(count: int) -> Tensor:
+        if len(getattr(_kept, name, ())) < count:
+            setattr(_kept, name, make(count))
+        kept: Tensor = getattr(_kept, name)[:count]
+        return kept
+
+    return empty
+
+
+def _run(task: str, count: int, fields: dict[str, Any], size: int, *elements: int) -> None:
+    """Run so many tasks in all threads, each with so many bytes of its own.
+
+    elements are the sizes of a number in what is read and in what is written.
+    """
+    from ccnet_cli.ops.cpu import winograd
+
+    threads = min(torch.get_num_threads(), count)
+    # a cache line's multiple
+    size = -(-size // 64) * 64
+    scratch = _workspace("scratch")(threads * size // WORD)
+    plan = np.zeros(1, winograd.PLAN)
+    fields = fields | {"task": winograd.TASKS[task], "count": count} | winograd.addresses(*elements)
+    for name, value in (fields | {"scratch": scratch.data_ptr(), "scratch_whole": size}).items():
+        plan[name] = value
+    together(winograd.work, plan.ctypes.data, threads)

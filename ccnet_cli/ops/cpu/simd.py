@@ -1,0 +1,195 @@
+"""What all CPU kernels are made of: vectors of float32 as LLVM is told of them, and functions that Numba compiles.
+
+Everything is addressed in bytes. A product runs over tiles of up to TILE rows and 2 vectors of columns, whose sums stay
+in registers.
+"""
+
+from collections.abc import Callable
+from hashlib import blake2s
+from pathlib import Path
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import cfunc, config, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_FEATURES = (config.CPU_FEATURES or binding.get_host_cpu_features().flatten()).split(",")
+# floats in a vector register, and rows of a tile that leave registers for its operands
+LANES, TILE = next(
+    (sizes for feature, sizes in (("+avx512f", (16, 14)), ("+avx", (8, 6))) if feature in _FEATURES), (4, 4)
+)
+WORD = 4
+PANEL = 2 * LANES
+
+F32, I1, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(32), ir.IntType(64)
+VECTOR, NUMBERS, MASK = (ir.VectorType(kind, LANES) for kind in (F32, I32, I1))
+INT, FLOAT = types.int64, types.float32
+
+# a function that Numba compiles anew into each of those that call it
+helper = njit(error_model="numpy")
+
+
+def function(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """LLVM's function of that name."""
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c."""
+    return builder.call(function(builder, f"llvm.fmuladd.v{LANES}f32", *[VECTOR] * 4), [a, b, c])
+
+
+def constant(value: float) -> Any:
+    """A number in every lane."""
+    return ir.Constant(VECTOR, [F32(value)] * LANES)
+
+
+def whole(value: int) -> Any:
+    """A whole number in every lane."""
+    return ir.Constant(NUMBERS, [I32(value)] * LANES)
+
+
+def splat(builder: Any, scalar: Any) -> Any:
+    """A scalar in every lane."""
+    kind = ir.VectorType(scalar.type, LANES)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
+    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), ir.Constant(NUMBERS, [I32(0)] * LANES))
+
+
+def pointer(builder: Any, address: Any, kind: Any = VECTOR) -> Any:
+    """An address as a pointer to a vector, or to something else."""
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+def mask(builder: Any, count: Any) -> Any:
+    """The first `count` lanes, all or none where it is beyond them."""
+    lanes = ir.Constant(NUMBERS, [I32(lane) for lane in range(LANES)])
+    return builder.icmp_signed("<", lanes, splat(builder, builder.trunc(count, I32)))
+
+
+def load(builder: Any, address: Any, mask: Any, other: Any) -> Any:
+    """A vector whose lanes are read where masked, else taken from the other."""
+    arguments = (VECTOR.as_pointer(), I32, MASK, VECTOR)
+    masked = function(builder, f"llvm.masked.load.v{LANES}f32.p0", VECTOR, *arguments)
+    return builder.call(masked, [pointer(builder, address), I32(WORD), mask, other])
+
+
+def store(builder: Any, vector: Any, address: Any, mask: Any) -> None:
+    """Write the lanes that are masked."""
+    arguments = (VECTOR, VECTOR.as_pointer(), I32, MASK)
+    masked = function(builder, f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType(), *arguments)
+    builder.call(masked, [vector, pointer(builder, address), I32(WORD), mask])
+
+
+def plus(builder: Any, address: Any, step: Any, count: int) -> Any:
+    """An address so many steps on."""
+    return builder.add(address, builder.mul(step, I64(count)))
+
+
+def reduced(builder: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
+    """All lanes combined, in every lane."""
+    half = LANES // 2
+    while half:
+        order = ir.Constant(NUMBERS, [I32(lane ^ half) for lane in range(LANES)])
+        vector = combine(vector, builder.shuffle_vector(vector, vector, order))
+        half //= 2
+    return vector
+
+
+def maximum(builder: Any) -> Callable[[Any, Any], Any]:
+    """The function that gives the larger of two vectors' numbers."""
+    larger = function(builder, f"llvm.maxnum.v{LANES}f32", *[VECTOR] * 3)
+    return lambda a, b: builder.call(larger, [a, b])
+
+
+@intrinsic
+def taken(typingctx, counters, field):
+    """A counter of the plan before one is added to it, which no other thread gets."""
+
+    def generate(context, builder, signature, arguments):
+        address = builder.add(builder.ptrtoint(arguments[0], I64), arguments[1])
+        return builder.atomic_rmw("add", pointer(builder, address, I64), I64(1), "monotonic")
+
+    return INT(counters, INT), generate
+
+
+@intrinsic
+def transpose(typingctx, target, target_step, source, source_step, rows, count):
+    """Up to a vector of rows, of which each has so many floats: as columns, a vector each, zeros for missing rows.
+
+    Writes whole squares, up to LANES - 1 vectors too many.
+    """
+
+    def generate(context, builder, signature, arguments):
+        target, target_step, source, source_step, rows, count = arguments
+        blocks = builder.sdiv(builder.add(count, I64(LANES - 1)), I64(LANES))
+        nothing, zero = ir.Constant(MASK, None), constant(0.0)
+        with cgutils.for_range(builder, blocks) as loop:
+            first = builder.mul(loop.index, I64(LANES))
+            inside = mask(builder, builder.sub(count, first))
+            place = builder.add(source, builder.mul(first, I64(WORD)))
+            vectors = []
+            for row in range(LANES):
+                there = builder.icmp_signed("<", I64(row), rows)
+                # a masked load of nothing is slow where there is no memory
+                start = builder.select(there, plus(builder, place, source_step, row), place)
+                vectors.append(load(builder, start, builder.select(there, inside, nothing), zero))
+            half = 1
+            while half < LANES:
+                # blocks off the diagonal change places
+                lanes = range(LANES)
+                upper = [lane if not lane & half else LANES + lane - half for lane in lanes]
+                lower = [lane + half if not lane & half else LANES + lane for lane in lanes]
+                for row in (row for row in lanes if not row & half):
+                    pair = vectors[row], vectors[row + half]
+                    for at, order in ((row, upper), (row + half, lower)):
+                        order = ir.Constant(NUMBERS, [I32(lane) for lane in order])
+                        vectors[at] = builder.shuffle_vector(*pair, order)
+                half *= 2
+            place = builder.add(target, builder.mul(first, target_step))
+            for column, vector in enumerate(vectors):
+                builder.store(vector, pointer(builder, plus(builder, place, target_step, column)), align=WORD)
+        return context.get_dummy_value()
+
+    return types.void(*[INT] * 6), generate
+
+
+@intrinsic
+def call(typingctx, address, arguments):
+    """Call a C function that gives nothing."""
+
+    def generate(context, builder, signature, values):
+        address, arguments = values
+        parts = cgutils.unpack_tuple(builder, arguments)
+        kind = ir.FunctionType(ir.VoidType(), [part.type for part in parts])
+        builder.call(pointer(builder, address, kind), parts)
+        return context.get_dummy_value()
+
+    return types.void(INT, arguments), generate
+
+
+def cached(compile: Callable[..., Any], function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """The function compiled for such arguments, or taken from Numba's cache where it has a folder for that."""
+    try:
+        return compile(types.void(*arguments), cache=True, **options)(function)
+    except RuntimeError:
+        return compile(types.void(*arguments), **options)(function)
+
+
+# compiled functions live as long as something holds them
+_KEPT: list[Any] = []
+_STAMP = blake2s(Path(__file__).read_bytes(), digest_size=4).hexdigest()
+
+
+def leaf(*arguments: Any) -> Callable[[Callable[..., Any]], int]:
+    """Compile to a C function and give its address: Numba would compile an ordinary one anew into all its callers."""
+
+    def compiled(function: Callable[..., Any]) -> int:
+        # Numba looks for changes in the function's own file, and this one is in it too
+        function.__qualname__ += f"_{_STAMP}"
+        _KEPT.append(cached(cfunc, function, *arguments, error_model="numpy"))
+        address: int = _KEPT[-1].address
+        return address
+
+    return compiled

@@ -1,0 +1,579 @@
+"""The CPU kernels of 3x3 convolutions by Winograd's minimal filtering: 36 products for 16 pixels in place of 144.
+
+A tile of 4 x 4 output pixels is A^T [(G g G^T) * (B^T d B)] A of its 6 x 6 input pixels d and the filter g (Lavin and
+Gray, CVPR 2016, equation 8); summed over input channels, the product in the middle is one of matrices for each of the
+36 points. The matrices come from Toom and Cook's construction at 0, +-5/8, +-3/2 and infinity, which of the mirrored
+pairs of sixteenths up to 2 round least: 5 times a direct sum's error, where the usual +-1, +-2 have 12 times.
+
+A dilated convolution is one of each of the interleaved grids that its taps see. Tensors are pixels of unit channel
+stride in float32, or in bfloat16 between which everything is float32; filters have their input channels innermost, and
+their nine taps between those and the output channels. Channels come in multiples of PANEL.
+The order of every sum is fixed by the sizes alone.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, from_dtype, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ccnet_cli.ops.cpu import simd
+from ccnet_cli.ops.cpu.simd import F32, FLOAT, I32, I64, INT, LANES, NUMBERS, PANEL, TILE, VECTOR, WORD
+
+# output and input pixels of a tile's side, and products of a tile
+OUT = 4
+IN = OUT + 2
+POINTS = IN * IN
+TAPS = 9
+# floats of a row of the left operand: a tile of rows stays in the first cache
+DEPTH = 256
+# rows of a tile of the gradient's product: two of them share a vector of channels
+ROWS = LANES // 2
+TASKS = {name: number for number, name in enumerate(("filters", "flipped", "forward", "spread", "gradient"))}
+_FILTERS, _FLIPPED, _FORWARD, _SPREAD, _GRADIENT = TASKS.values()
+
+# functions that are called by their address, which is another in each process and no constant of what Numba keeps
+LEAVES = ("multiply", "correlate", "gather", "unfold", "scatter", "transform", "collect")
+
+PLAN = np.dtype(
+    [
+        *((name, np.int64) for name in ("task", "height", "width", "inputs", "outputs", "dilation")),
+        # where tensors lie, and the bytes from one of their pixels, or of the filters' taps, to the next
+        *((f"{name}{suffix}", np.int64) for name in ("x", "out", "weight") for suffix in ("", "_step")),
+        *((name, np.int64) for name in ("filters", "bias", "spread", "add")),
+        # output tiles: how many rows and columns of them an image has, and the first pixel of each
+        *((name, np.int64) for name in ("down", "across", "rows", "columns")),
+        # tiles from first to last, and how many of them, or of the input channels, are a task
+        *((name, np.int64) for name in ("first", "last", "group", "block")),
+        *((name, np.int64) for name in ("scratch", "scratch_whole", "zeros")),
+        *(
+            (name, np.int64)
+            for name in ("multiply", "correlate", "gather", "scatter", "unfold", "transform", "collect")
+        ),
+        *((name, np.int64) for name in ("count", "next", "threads")),
+        ("slope", np.float32),
+    ],
+    align=True,
+)
+NEXT, THREADS = (PLAN.fields[name][1] for name in ("next", "threads"))
+
+
+def forward_scratch(tiles: int, inputs: int, outputs: int) -> int:
+    """Bytes that a thread needs for so many tiles at once."""
+    row = -(-inputs // DEPTH) * DEPTH + outputs
+    return POINTS * 8 + WORD * (outputs + POINTS * tiles * row)
+
+
+def gradient_scratch(tiles: int, block: int, outputs: int) -> int:
+    """Bytes that a thread needs for the gradient of a block of input channels."""
+    return POINTS * 8 + WORD * POINTS * block * (tiles + outputs)
+
+
+def _matrices() -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
+    """A^T (4 x 6), G (6 x 3) and B^T (6 x 6)."""
+    points = [Fraction(0), Fraction(5, 8), -Fraction(5, 8), Fraction(3, 2), -Fraction(3, 2)]
+
+    def product(roots: Sequence[Fraction]) -> list[Fraction]:
+        """Coefficients, from the constant one on, of the polynomial with these roots."""
+        found = [Fraction(1)]
+        for root in roots:
+            found = [low - root * high for low, high in zip([Fraction(0), *found], [*found, Fraction(0)], strict=True)]
+        return found
+
+    others = [[q for q in points if q != p] for p in points]
+    values = [
+        sum((c * p**k for k, c in enumerate(product(rest))), Fraction(0))
+        for p, rest in zip(points, others, strict=True)
+    ]
+    output = [[p**k for p in points] + [Fraction(k == OUT - 1)] for k in range(OUT)]
+    filters = [[p**k / value for k in range(3)] for p, value in zip(points, values, strict=True)]
+    filters.append([Fraction(0), Fraction(0), Fraction(1)])
+    inputs = [[*product(rest), Fraction(0)] for rest in others] + [product(points)]
+    a, g, b = ([[float(x) for x in row] for row in matrix] for matrix in (output, filters, inputs))
+    return a, g, b
+
+
+def _transposed(matrix: list[list[float]]) -> list[list[float]]:
+    return [list(column) for column in zip(*matrix, strict=True)]
+
+
+_OUTPUT, _FILTER, _INPUT = _matrices()
+
+
+# what LLVM is told directly
+
+
+def _combined(builder: Any, row: Sequence[float], vectors: Sequence[Any]) -> Any:
+    """The sum of a row's factors times the vectors; None where all factors are 0."""
+    found = None
+    for factor, vector in sorted(zip(row, vectors, strict=True), key=lambda pair: abs(pair[0]) != 1):
+        if not factor:
+            continue
+        if found is None:
+            found = vector if factor == 1 else builder.fmul(vector, simd.constant(factor))
+        elif abs(factor) == 1:
+            found = (builder.fadd if factor > 0 else builder.fsub)(found, vector)
+        else:
+            found = simd.fma(builder, vector, simd.constant(factor), found)
+    return found
+
+
+def _line(builder: Any, matrix: list[list[float]], vectors: Sequence[Any]) -> list[Any]:
+    """A matrix times a column of vectors; rows that differ in the odd factors' signs share their halves."""
+    found: list[Any] = []
+    for index, row in enumerate(matrix):
+        mirror = [factor if k % 2 == 0 else -factor for k, factor in enumerate(row)]
+        if index and matrix[index - 1] == mirror and row != mirror:
+            continue
+        if index + 1 < len(matrix) and matrix[index + 1] == mirror and row != mirror:
+            even = _combined(builder, [f if k % 2 == 0 else 0.0 for k, f in enumerate(row)], vectors)
+            odd = _combined(builder, [f if k % 2 else 0.0 for k, f in enumerate(row)], vectors)
+            found += [builder.fadd(even, odd), builder.fsub(even, odd)]
+        else:
+            found.append(_combined(builder, row, vectors))
+    return found
+
+
+def _square(builder: Any, matrix: list[list[float]], vectors: Sequence[Any]) -> list[Any]:
+    """matrix @ square of vectors @ matrix^T, row by row."""
+    side = len(matrix[0])
+    columns = [_line(builder, matrix, vectors[column::side]) for column in range(side)]
+    return [found for row in range(len(matrix)) for found in _line(builder, matrix, [c[row] for c in columns])]
+
+
+def _read(builder: Any, address: Any) -> Any:
+    return builder.load(simd.pointer(builder, address), align=WORD)
+
+
+def _write(builder: Any, vector: Any, address: Any) -> None:
+    builder.store(vector, simd.pointer(builder, address), align=WORD)
+
+
+def _entry(builder: Any, table: Any, index: int) -> Any:
+    return builder.load(builder.gep(simd.pointer(builder, table, I64), [I32(index)]))
+
+
+def _read_half(builder: Any, address: Any) -> Any:
+    """A vector of bfloat16, which are the upper halves of float32."""
+    kind = ir.VectorType(ir.IntType(16), LANES)
+    halves = builder.load(simd.pointer(builder, address, kind), align=2)
+    return builder.bitcast(builder.shl(builder.zext(halves, NUMBERS), simd.whole(16)), VECTOR)
+
+
+def _write_half(builder: Any, vector: Any, address: Any) -> None:
+    """A vector as bfloat16, rounded to the nearest and to even; what is no number stays none."""
+    bits = builder.bitcast(vector, NUMBERS)
+    odd = builder.and_(builder.lshr(bits, simd.whole(16)), simd.whole(1))
+    rounded = builder.add(builder.add(bits, simd.whole(0x7FFF)), odd)
+    unordered = builder.fcmp_unordered("uno", vector, vector)
+    rounded = builder.select(unordered, simd.whole(0x7FC00000), rounded)
+    halves = builder.trunc(builder.lshr(rounded, simd.whole(16)), ir.VectorType(ir.IntType(16), LANES))
+    builder.store(halves, simd.pointer(builder, address, halves.type), align=2)
+
+
+# what a tensor's vectors are read and written by, and the bytes of a number
+_FULL, _HALF = (_read, _write, WORD), (_read_half, _write_half, WORD // 2)
+
+
+def _gathering(matrix: list[list[float]], access: tuple[Any, Any, int]) -> Any:
+    read_one, _, size = access
+
+    @intrinsic
+    def gathering(typingctx, table, offset, vectors, target, step, pair_step, odd_step):
+        """matrix d matrix^T of the pixels d whose addresses a table holds; its entries lie step apart.
+
+        offset is the first channel; two vectors of channels lie pair_step from the next two, and odd_step apart.
+        """
+
+        def generate(context, builder, signature, arguments):
+            table, offset, vectors, target, step, pair_step, odd_step = arguments
+            with cgutils.for_range(builder, vectors) as loop:
+                shift = builder.mul(builder.add(offset, builder.mul(loop.index, I64(LANES))), I64(size))
+                pixels = len(matrix[0]) ** 2
+                read = [read_one(builder, builder.add(_entry(builder, table, i), shift)) for i in range(pixels)]
+                pair = builder.mul(builder.lshr(loop.index, I64(1)), pair_step)
+                odd = builder.mul(builder.and_(loop.index, I64(1)), odd_step)
+                place = builder.add(target, builder.add(pair, odd))
+                for found in _square(builder, matrix, read):
+                    _write(builder, found, place)
+                    place = builder.add(place, step)
+            return context.get_dummy_value()
+
+        return types.void(*[INT] * 7), generate
+
+    return gathering
+
+
+def _moving(matrix: list[list[float]]) -> Any:
+    @intrinsic
+    def moving(typingctx, source, source_step, target, target_step, vectors, add):
+        """matrix u matrix^T of the entries u, source_step apart, to such target_step apart, or added to them."""
+
+        def generate(context, builder, signature, arguments):
+            source, source_step, target, target_step, vectors, add = arguments
+            more = simd.mask(builder, builder.mul(add, I64(LANES)))
+            with cgutils.for_range(builder, vectors) as loop:
+                shift = builder.mul(loop.index, I64(LANES * WORD))
+                place = builder.add(source, shift)
+                read = []
+                for _ in range(len(matrix[0]) ** 2):
+                    read.append(_read(builder, place))
+                    place = builder.add(place, source_step)
+                place = builder.add(target, shift)
+                for found in _square(builder, matrix, read):
+                    before = simd.load(builder, place, more, simd.constant(0.0))
+                    _write(builder, builder.fadd(found, before), place)
+                    place = builder.add(place, target_step)
+            return context.get_dummy_value()
+
+        return types.void(*[INT] * 6), generate
+
+    return moving
+
+
+_gather_full, _gather_half = (_gathering(_INPUT, access) for access in (_FULL, _HALF))
+_unfold_full, _unfold_half = (_gathering(_transposed(_OUTPUT), access) for access in (_FULL, _HALF))
+_move_filter, _move_gradient = _moving(_FILTER), _moving(_transposed(_FILTER))
+
+
+def _scattering(access: tuple[Any, Any, int]) -> Any:
+    read_one, write_one, size = access
+
+    @intrinsic
+    def scattering(typingctx, source, step, table, vectors, bias, add, slope):
+        """A^T m A of the entries m, step apart, plus bias, added to pixels or not; negative ones times slope."""
+
+        def generate(context, builder, signature, arguments):
+            source, step, table, vectors, bias, add, slope = arguments
+            more = simd.mask(builder, builder.mul(add, I64(LANES)))
+            factor = simd.splat(builder, slope)
+            zero = simd.constant(0.0)
+            with cgutils.for_range(builder, vectors) as loop:
+                shift = builder.mul(loop.index, I64(LANES * WORD))
+                place = builder.add(source, shift)
+                read = []
+                for _ in range(POINTS):
+                    read.append(_read(builder, place))
+                    place = builder.add(place, step)
+                constant = _read(builder, builder.add(bias, shift))
+                for index, found in enumerate(_square(builder, _OUTPUT, read)):
+                    place = builder.add(_entry(builder, table, index), builder.mul(loop.index, I64(LANES * size)))
+                    found = builder.fadd(found, constant)
+                    # whatever there is, it will be written next
+                    found = builder.fadd(found, builder.select(more, read_one(builder, place), zero))
+                    negative = builder.fcmp_ordered("<", found, zero)
+                    write_one(builder, builder.select(negative, builder.fmul(found, factor), found), place)
+            return context.get_dummy_value()
+
+        return types.void(*[INT] * 6, FLOAT), generate
+
+    return scattering
+
+
+_scatter_full, _scatter_half = _scattering(_FULL), _scattering(_HALF)
+
+
+@intrinsic
+def _peek(typingctx, address):
+    """The integer at an address."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load(simd.pointer(builder, arguments[0], I64))
+
+    return INT(INT), generate
+
+
+@intrinsic
+def _poke(typingctx, address, value):
+    """Write an integer."""
+
+    def generate(context, builder, signature, arguments):
+        builder.store(arguments[1], simd.pointer(builder, arguments[0], I64))
+        return context.get_dummy_value()
+
+    return types.void(INT, INT), generate
+
+
+def _sums(
+    builder: Any,
+    rows: int,
+    row_step: int,
+    depth_step: int,
+    depth: Any,
+    left: Any,
+    right: Any,
+    out: Any,
+    step: Any,
+    add: Any,
+) -> None:
+    """One tile of so many rows and two vectors, whose sums are all in registers."""
+    before, loop = builder.block, builder.append_basic_block("depth")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    index, left_at, right_at = (builder.phi(I64) for _ in range(3))
+    for phi, value in ((index, I64(0)), (left_at, left), (right_at, right)):
+        phi.add_incoming(value, before)
+    sums = [[builder.phi(VECTOR) for _ in range(2)] for _ in range(rows)]
+    panel, scalars = simd.pointer(builder, right_at), simd.pointer(builder, left_at, F32)
+    vectors = [builder.load(builder.gep(panel, [I32(half)]), align=WORD) for half in range(2)]
+    found = []
+    for row, phis in enumerate(sums):
+        scalar = builder.load(builder.gep(scalars, [I32(row * row_step)]), align=WORD)
+        scalar = simd.splat(builder, scalar)
+        found.append([simd.fma(builder, scalar, v, phi) for v, phi in zip(vectors, phis, strict=True)])
+        for phi, value in zip(phis, found[-1], strict=True):
+            phi.add_incoming(simd.constant(0.0), before)
+            phi.add_incoming(value, loop)
+    following = builder.add(index, I64(1))
+    index.add_incoming(following, loop)
+    left_at.add_incoming(builder.add(left_at, I64(WORD * depth_step)), loop)
+    right_at.add_incoming(builder.add(right_at, I64(WORD * PANEL)), loop)
+    done = builder.append_basic_block("done")
+    builder.cbranch(builder.icmp_signed("<", following, depth), loop, done)
+    builder.position_at_end(done)
+    more = simd.mask(builder, builder.mul(add, I64(LANES)))
+    for row in range(rows):
+        for half in range(2):
+            place = builder.add(simd.plus(builder, out, step, row), I64(WORD * LANES * half))
+            start = simd.load(builder, place, more, simd.constant(0.0))
+            _write(builder, builder.fadd(found[row][half], start), place)
+
+
+def _tiling(heights: Sequence[int], row_step: int, depth_step: int) -> Any:
+    @intrinsic
+    def tiling(typingctx, rows, depth, left, right, out, step, add):
+        """out = left @ right, or added to it, for rows of which there is one of the heights, and a panel's columns."""
+
+        def generate(context, builder, signature, arguments):
+            rows, *others = arguments
+            done = builder.append_basic_block("end")
+            switch = builder.switch(rows, done)
+            for height in heights:
+                block = builder.append_basic_block("tile")
+                switch.add_case(I64(height), block)
+                builder.position_at_end(block)
+                _sums(builder, height, row_step, depth_step, *others)
+                builder.branch(done)
+            builder.position_at_end(done)
+            return context.get_dummy_value()
+
+        return types.void(*[INT] * 7), generate
+
+    return tiling
+
+
+_tile_forward = _tiling(range(1, TILE + 1), DEPTH, 1)
+_tile_gradient = _tiling([ROWS], 1, 2 * ROWS)
+
+
+@simd.leaf(*[INT] * 8)
+def _multiply(rows, columns, depth, left, right, out, step, add):
+    """out = left @ right, or added to it: left has DEPTH floats a row, right is in panels."""
+    tiles = (rows + TILE - 1) // TILE
+    for panel in range(columns // PANEL):
+        across = panel * PANEL * WORD
+        for tile in range(tiles):
+            first, last = rows * tile // tiles, rows * (tile + 1) // tiles
+            place = out + first * step + across
+            _tile_forward(last - first, depth, left + first * DEPTH * WORD, right + across * depth, place, step, add)
+
+
+@simd.leaf(*[INT] * 7)
+def _correlate(rows, columns, depth, left, right, out, step):
+    """out = left^T @ right: left holds vectors of 2 ROWS rows for each depth, right is in panels."""
+    for panel in range(columns // PANEL):
+        across = panel * PANEL * WORD
+        for tile in range(rows // ROWS):
+            there = left + (tile // 2 * depth * 2 + tile % 2) * ROWS * WORD
+            _tile_gradient(ROWS, depth, there, right + across * depth, out + tile * ROWS * step + across, step, 0)
+
+
+@simd.leaf(*[INT] * 7)
+def _gather_full_leaf(table, offset, vectors, target, step, pair_step, odd_step):
+    _gather_full(table, offset, vectors, target, step, pair_step, odd_step)
+
+
+@simd.leaf(*[INT] * 7)
+def _gather_half_leaf(table, offset, vectors, target, step, pair_step, odd_step):
+    _gather_half(table, offset, vectors, target, step, pair_step, odd_step)
+
+
+@simd.leaf(*[INT] * 7)
+def _unfold_full_leaf(table, offset, vectors, target, step, pair_step, odd_step):
+    _unfold_full(table, offset, vectors, target, step, pair_step, odd_step)
+
+
+@simd.leaf(*[INT] * 7)
+def _unfold_half_leaf(table, offset, vectors, target, step, pair_step, odd_step):
+    _unfold_half(table, offset, vectors, target, step, pair_step, odd_step)
+
+
+@simd.leaf(*[INT] * 6, FLOAT)
+def _scatter_full_leaf(source, step, table, vectors, bias, add, slope):
+    _scatter_full(source, step, table, vectors, bias, add, slope)
+
+
+@simd.leaf(*[INT] * 6, FLOAT)
+def _scatter_half_leaf(source, step, table, vectors, bias, add, slope):
+    _scatter_half(source, step, table, vectors, bias, add, slope)
+
+
+@simd.leaf(*[INT] * 4)
+def _transform(source, source_step, target, target_step):
+    _move_filter(source, source_step, target, target_step, 1, 0)
+
+
+@simd.leaf(*[INT] * 6)
+def _collect(source, source_step, target, target_step, vectors, add):
+    _move_gradient(source, source_step, target, target_step, vectors, add)
+
+
+@simd.helper
+def _pixels(plan, tile, base, step, side, before, outside, table):
+    """The addresses of a square of a tile's pixels, from so many before its own first one; outside for those beyond."""
+    image, place = tile // (plan.down * plan.across), tile % (plan.down * plan.across)
+    top = _peek(plan.rows + place // plan.across * 8) - before * plan.dilation
+    left = _peek(plan.columns + place % plan.across * 8) - before * plan.dilation
+    for i in range(side):
+        y = top + i * plan.dilation
+        for j in range(side):
+            x = left + j * plan.dilation
+            inside = y >= 0 and y < plan.height and x >= 0 and x < plan.width
+            pixel = (image * plan.height + y) * plan.width + x
+            _poke(table + (i * side + j) * 8, base + pixel * step if inside else outside)
+
+
+@simd.helper
+def _filters(plan, task, scratch):
+    """G g G^T of LANES input channels, into panels of output channels, DEPTH input channels at a time."""
+    first = task * LANES
+    inputs, outputs = plan.inputs, plan.outputs
+    block = first // DEPTH * DEPTH
+    depth = min(DEPTH, inputs - block)
+    point = inputs * outputs * WORD
+    for output in range(0, outputs, LANES):
+        for tap in range(TAPS):
+            source = plan.weight + (output * TAPS + tap) * plan.weight_step + first * WORD
+            target = scratch + tap * LANES * LANES * WORD
+            simd.transpose(target, LANES * WORD, source, TAPS * plan.weight_step, LANES, LANES)
+        panel = block * outputs + output // PANEL * PANEL * depth + output % PANEL
+        for lane in range(LANES):
+            target = plan.filters + (panel + (first - block + lane) * PANEL) * WORD
+            simd.call(plan.transform, (scratch + lane * LANES * WORD, LANES * LANES * WORD, target, point))
+
+
+@simd.helper
+def _flipped(plan, task):
+    """The same for the convolution backwards, whose input is an output channel, and whose taps are turned."""
+    inputs, outputs = plan.inputs, plan.outputs
+    block = task // DEPTH * DEPTH
+    depth = min(DEPTH, inputs - block)
+    point = inputs * outputs * WORD
+    for output in range(0, outputs, LANES):
+        source = plan.weight + (task * TAPS + TAPS - 1) * plan.weight_step + output * WORD
+        panel = block * outputs + output // PANEL * PANEL * depth + output % PANEL
+        target = plan.filters + (panel + (task - block) * PANEL) * WORD
+        simd.call(plan.transform, (source, -plan.weight_step, target, point))
+
+
+@simd.helper
+def _forward(plan, task, scratch):
+    """The output pixels of a group of tiles."""
+    first = plan.first + task * plan.group
+    tiles = min(plan.group, plan.last - first)
+    inputs, outputs = plan.inputs, plan.outputs
+    table, waste = scratch, scratch + POINTS * 8
+    gathered = waste + outputs * WORD
+    # rows of the last block are as long as the others'
+    step = tiles * ((inputs + DEPTH - 1) // DEPTH) * DEPTH * WORD
+    product = gathered + POINTS * step
+    for tile in range(tiles):
+        _pixels(plan, first + tile, plan.x, plan.x_step, IN, 1, plan.zeros, table)
+        for block in range(0, inputs, DEPTH):
+            target = gathered + (block * tiles + tile * DEPTH) * WORD
+            vectors = min(DEPTH, inputs - block) // LANES
+            simd.call(plan.gather, (table, block, vectors, target, step, 2 * LANES * WORD, LANES * WORD))
+    out_step = tiles * outputs * WORD
+    for point in range(POINTS):
+        for block in range(0, inputs, DEPTH):
+            depth = min(DEPTH, inputs - block)
+            left = gathered + point * step + block * tiles * WORD
+            right = plan.filters + (point * inputs + block) * outputs * WORD
+            out, add = product + point * out_step, 1 if block else 0
+            simd.call(plan.multiply, (tiles, outputs, depth, left, right, out, outputs * WORD, add))
+    for tile in range(tiles):
+        _pixels(plan, first + tile, plan.out, plan.out_step, OUT, 0, waste, table)
+        source = product + tile * outputs * WORD
+        simd.call(plan.scatter, (source, out_step, table, outputs // LANES, plan.bias, plan.add, plan.slope))
+
+
+@simd.helper
+def _spread(plan, task, scratch):
+    """A d A^T of one tile of the output's gradient d, which out is."""
+    tiles, outputs = plan.last - plan.first, plan.outputs
+    _pixels(plan, plan.first + task, plan.out, plan.out_step, OUT, 0, plan.zeros, scratch)
+    step, vector = outputs * tiles * WORD, tiles * LANES * WORD
+    target = plan.spread + task * LANES * WORD
+    simd.call(plan.unfold, (scratch, 0, outputs // LANES, target, step, 2 * vector, vector))
+
+
+@simd.helper
+def _gradient(plan, task, scratch):
+    """The filters' gradient for a block of input channels: all tiles' inputs against their spread gradients."""
+    tiles, inputs, outputs = plan.last - plan.first, plan.inputs, plan.outputs
+    start = task * plan.block
+    width = min(plan.block, inputs - start)
+    table, gathered = scratch, scratch + POINTS * 8
+    product = gathered + POINTS * tiles * width * WORD
+    step, panel = tiles * width * WORD, tiles * PANEL * WORD
+    for tile in range(tiles):
+        _pixels(plan, plan.first + tile, plan.x, plan.x_step, IN, 1, plan.zeros, table)
+        target = gathered + tile * PANEL * WORD
+        simd.call(plan.gather, (table, start, width // LANES, target, step, panel, LANES * WORD))
+    point_step = outputs * width * WORD
+    for point in range(POINTS):
+        left, right = plan.spread + point * outputs * tiles * WORD, gathered + point * step
+        out = product + point * point_step
+        simd.call(plan.correlate, (outputs, width, tiles, left, right, out, width * WORD))
+    for output in range(outputs):
+        target = plan.weight + output * TAPS * plan.weight_step + start * WORD
+        source = product + output * width * WORD
+        simd.call(plan.collect, (source, point_step, target, plan.weight_step, width // LANES, plan.add))
+
+
+@simd.leaf(types.CPointer(from_dtype(PLAN)))
+def work(plans):
+    """One thread's part: the next task that no other has taken, until there is none."""
+    plan = carray(plans, 1)[0]
+    scratch = plan.scratch + simd.taken(plans, THREADS) * plan.scratch_whole
+    task = simd.taken(plans, NEXT)
+    while task < plan.count:
+        if plan.task == _FILTERS:
+            _filters(plan, task, scratch)
+        elif plan.task == _FLIPPED:
+            _flipped(plan, task)
+        elif plan.task == _FORWARD:
+            _forward(plan, task, scratch)
+        elif plan.task == _SPREAD:
+            _spread(plan, task, scratch)
+        else:
+            _gradient(plan, task, scratch)
+        task = simd.taken(plans, NEXT)
+
+
+_COMMON = {"multiply": _multiply, "correlate": _correlate, "transform": _transform, "collect": _collect}
+# by the bytes of a number
+_READ = {
+    4: {"gather": _gather_full_leaf, "unfold": _unfold_full_leaf},
+    2: {"gather": _gather_half_leaf, "unfold": _unfold_half_leaf},
+}
+_WRITTEN = {4: {"scatter": _scatter_full_leaf}, 2: {"scatter": _scatter_half_leaf}}
+
+
+def addresses(read: int = 4, written: int = 4) -> dict[str, int]:
+    """Where the leaves lie, for tensors with so many bytes a number."""
+    return _COMMON | _READ[read] | _WRITTEN[written]
