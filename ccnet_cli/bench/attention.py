@@ -13,7 +13,7 @@ from ccnet_cli import ops
 from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.alternatives import Floor, NonLocal, Official
-from ccnet_cli.bench.measure import Timing
+from ccnet_cli.bench.measure import Sheet, Timing
 from ccnet_cli.errors import InputError
 
 # B batch, C channels of the map, c those of query and key, H height, W width
@@ -81,6 +81,45 @@ class Report:
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, fit for JSON; "forward" and "both" (with backward) are milliseconds, "memory" is MiB."""
         return asdict(self) | {"size": list(self.size), "rows": [asdict(row) for row in self.rows]}
+
+    def sheets(self) -> Iterator[Sheet]:
+        """What is printed of it."""
+        rows = [
+            (
+                row.name,
+                f"{row.forward.median:.1f}",
+                f"{row.forward_ratio:.2f}",
+                f"{row.both.median:.1f}",
+                f"{row.both_ratio:.2f}",
+                f"{row.forward_memory:.0f}",
+                f"{row.both_memory:.0f}",
+                f"{row.gflop:.2f}",
+                f"{row.counted:.2f}",
+                f"{row.bandwidth:.1f}",
+                f"{row.rate:.3f}",
+                row.what,
+            )
+            for row in self.rows
+        ]
+        title = f"{self.batch} x {self.channels} x {self.size[0]}x{self.size[1]}, R={self.recurrence}, "
+        title += f"{self.precision}, {self.device}, {self.threads} threads, torch {self.torch}, "
+        title += f"median of {self.repeats}; ratios to the reference, MiB at the peak, GFLOP forward; "
+        title += f"here a copy does {self.copy:.1f} GB/s, a matrix product {self.product:.3f} TFLOP/s"
+        columns = (
+            "formulation",
+            "forward ms",
+            "ratio",
+            "+ backward ms",
+            "ratio",
+            "MiB",
+            "MiB both",
+            "GFLOP",
+            "counted",
+            "GB/s",
+            "TFLOP/s",
+            "",
+        )
+        yield Sheet(title, columns, rows)
 
 
 @dataclass(frozen=True)

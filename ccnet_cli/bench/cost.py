@@ -1,5 +1,6 @@
 """The paper's table of costs: one to three passes of criss-cross attention beside the block that they replace."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from ccnet_cli import model as models
 from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.alternatives import NonLocal
+from ccnet_cli.bench.measure import Sheet
 
 NON_LOCAL = "non-local"
 
@@ -54,6 +56,35 @@ class Report:
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, fit for JSON; "published", never measured here, is null where the paper has no such figure."""
         return asdict(self) | {"size": list(self.size), "rows": [asdict(row) for row in self.rows]}
+
+    def sheets(self) -> Iterator[Sheet]:
+        """What is printed of it."""
+        rows = [
+            (
+                row.name,
+                f"{row.gflop:.2f}",
+                f"{row.counted:.2f}",
+                f"{row.inference_memory:.1f}",
+                f"{row.training_memory:.1f}",
+                f"{row.step_memory:.1f}",
+                *((f"{row.published.gflop:g}", f"{row.published.memory:g}") if row.published else ("", "")),
+            )
+            for row in self.rows
+        ]
+        title = f"{self.batch} x {self.channels} x {self.size[0]}x{self.size[1]}, {self.device}, torch {self.torch}; "
+        title += "GFLOP forward, MiB at the peak above input and weights: inference, forward pass of training, that "
+        title += "with backward"
+        columns = (
+            "module",
+            "GFLOP",
+            "counted",
+            "MiB infer",
+            "MiB forward",
+            "MiB + backward",
+            "paper GFLOP",
+            "paper MB",
+        )
+        yield Sheet(title, columns, rows)
 
 
 def cost(size: tuple[int, int] = (97, 97), channels: int = 512, batch: int = 1, device: str = "auto") -> Report:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from ccnet_cli import config, datasets, images
 from ccnet_cli import model as models
 from ccnet_cli.bench import measure
-from ccnet_cli.bench.measure import Timing
+from ccnet_cli.bench.measure import Sheet, Timing
 from ccnet_cli.datasets import transforms
 from ccnet_cli.images import cv2
 
@@ -86,6 +86,29 @@ class Report:
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, fit for JSON; "time" is milliseconds, "bytes" the mean of image and label together."""
         return asdict(self)
+
+    def sheets(self) -> Iterator[Sheet]:
+        """What is printed of it."""
+        cut = "x".join(str(side) for side in self.crop)
+        for found in self.tables:
+            height, width = found.size
+            title = f"{height}x{width} ({found.bytes / 1e6:.1f} MB) to {cut} as {self.preset} cuts, {self.device}"
+            title += f", {self.threads} threads, OpenCV {self.opencv}, median of {self.repeats}"
+            rows = [
+                (
+                    row.name,
+                    *row.time.cells(1),
+                    f"{row.ratio:.2f}",
+                    row.what,
+                )
+                for row in found.rows
+            ]
+            yield Sheet(title, ("one sample", "ms", "least", "greatest", "ratio", ""), rows)
+            rates = [
+                (str(rate.workers), *(f"{number:.1f}" for number in (rate.median, rate.least, rate.greatest)))
+                for rate in found.rates
+            ]
+            yield Sheet(f"batches of {self.batch}, normalised", ("workers", "images/s", "least", "greatest"), rates)
 
 
 def data(

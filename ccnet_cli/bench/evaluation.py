@@ -1,7 +1,7 @@
 """Evaluation around the network: from the tiles' logits to the confusion matrix, three ways, alternating."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ccnet_cli import scores
 from ccnet_cli.bench import measure
+from ccnet_cli.bench.measure import Sheet
 from ccnet_cli.inference import batch_scores, starts, stride
 from ccnet_cli.metrics import Confusion
 
@@ -54,6 +55,25 @@ class Report:
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, fit for JSON."""
         return asdict(self)
+
+    def sheets(self) -> Iterator[Sheet]:
+        """What is printed of it."""
+        rows = [
+            (
+                f"{row.size[0]}x{row.size[1]}",
+                row.mode,
+                row.name,
+                *(f"{time:.1f}" for time in (row.median, row.least, row.greatest)),
+                f"{row.ratio:.1f}",
+                "" if row.memory is None else f"{row.memory:.0f}",
+            )
+            for row in self.rows
+        ]
+        title = (
+            f"{self.classes} classes, tiles {self.tile[0]}x{self.tile[1]}, {self.threads} threads, torch {self.torch}, "
+        )
+        title += f"{self.repeats} rounds; milliseconds of an image, how many times as fast as official, MiB at the peak"
+        yield Sheet(title, ("size", "mode", "way", "median", "least", "greatest", "ratio", "MiB"), rows)
 
 
 class Ready(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor
 from ccnet_cli import model as models
 from ccnet_cli import ops
 from ccnet_cli.bench import attention, measure
+from ccnet_cli.bench.measure import Sheet
 from ccnet_cli.errors import InputError, notice, out_of_memory
 from ccnet_cli.ops import cuda
 from ccnet_cli.record import environment
@@ -67,6 +68,30 @@ class Report:
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, fit for JSON."""
         return asdict(self) | {"failed": self.failed}
+
+    def sheets(self) -> Iterator[Sheet]:
+        """What is printed of it."""
+        checks = [(check.name, "passed" if check.passed else "FAILED", check.found) for check in self.checks]
+        yield Sheet(None, ("check", "", "found"), checks)
+        timings = [
+            (
+                f"{timing['size'][0]}x{timing['size'][1]}",
+                timing["precision"],
+                row["name"],
+                f"{row['forward']['median']:.3f}",
+                f"{row['both']['median']:.3f}",
+                f"{row['bandwidth']:.0f}",
+                f"{row['rate']:.1f}",
+            )
+            for timing in self.timings
+            for row in timing.get("rows", ())
+        ]
+        columns = ("size", "precision", "formulation", "forward ms", "+ backward ms", "GB/s", "TFLOP/s")
+        yield Sheet("attention, 1 x 512, R=2; rates are of the forward pass", columns, timings)
+        cores = [(name, f"{ms['without']:.3f}", f"{ms['with']:.3f}") for name, ms in self.tensor.items()]
+        if cores:
+            title = "one pass of our kernels, whose tensor cores nothing uses yet"
+            yield Sheet(title, ("size and type", "forward ms", "with tensor cores"), cores)
 
 
 def report(device: str = "cuda") -> Report:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from ccnet_cli import images, ops
 from ccnet_cli import model as models
 from ccnet_cli.bench import measure
+from ccnet_cli.bench.measure import Sheet
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.images import cv2
 
@@ -57,6 +58,26 @@ class Report:
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, fit for JSON."""
         return asdict(self)
+
+    def sheets(self) -> Iterator[Sheet]:
+        """What is printed of it."""
+        rows = [
+            (
+                f"{row.size[0]}x{row.size[1]}",
+                row.name,
+                *row.time.cells(2),
+                f"{row.constant:.2f}",
+                f"{row.time_ratio:.1f}",
+                f"{row.memory:.1f}",
+                f"{row.memory_constant:.2f}",
+                f"{row.memory_ratio:.1f}",
+            )
+            for row in self.rows
+        ]
+        title = f"1 x {self.channels} x H x W, fp32, {self.device}, {self.threads} threads, torch {self.torch}, "
+        title += f"median of {self.repeats}; ratios to criss-cross"
+        columns = ("size", "block", "ms", "least", "greatest", "constant", "ratio", "MiB", "constant", "ratio")
+        yield Sheet(title, columns, rows)
 
 
 def growth(

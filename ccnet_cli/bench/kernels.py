@@ -1,11 +1,12 @@
 """What the CUDA kernels are made of, told without a GPU: machine code, traffic and arithmetic, and modelled floors."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
+from ccnet_cli.bench.measure import Sheet
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops.cuda import launch, steps
 from ccnet_cli.ops.cuda.steps import Buffer, Grid, Kernel, Step
@@ -96,6 +97,63 @@ class Report:
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, fit for JSON."""
         return asdict(self)
+
+    def sheets(self) -> Iterator[Sheet]:
+        """What is printed of it."""
+        rows = [
+            (
+                row.kernel,
+                row.arch,
+                row.size,
+                *(str(count) for count in (row.registers, row.stack, row.spills, row.shared)),
+                f"{row.ffma or row.hmma}:{row.lds}",
+                f"{row.occupancy:.0%}",
+                str(row.launches),
+                f"{row.bytes / 1e6:.1f}",
+                f"{row.flops / 1e9:.2f}",
+            )
+            for row in self.kernels
+        ]
+        columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA or HMMA:LDS", "occupancy"]
+        yield Sheet("one image; compiled, not run", [*columns, "launches", "MB", "GFLOP"], rows)
+        floors = [
+            (
+                row.size,
+                row.work,
+                row.formulation,
+                row.gpu,
+                f"{row.bytes / 1e6:.1f}",
+                f"{row.modelled_ms:.3f}",
+            )
+            for row in self.floors
+        ]
+        title = "floors modelled from published peaks, nothing measured"
+        yield Sheet(title, ("size", "pass", "formulation", "GPU", "MB", "ms, modelled"), floors)
+        counted = [
+            (
+                row.work,
+                row.kernel,
+                f"{row.load_sector_bytes / 1e6:.1f}",
+                f"{row.load_efficiency:.1%}",
+                f"{row.store_sector_bytes / 1e6:.1f}",
+                f"{row.store_efficiency:.1%}",
+                f"{row.bank_conflicts / max(row.wavefronts, 1):.1%}",
+                f"{(row.ffma_flops + row.mma_flops) / 1e9:.2f}",
+            )
+            for row in self.counters
+        ]
+        if counted:
+            columns = [
+                "pass",
+                "kernel",
+                "MB loaded",
+                "efficiency",
+                "MB stored",
+                "efficiency",
+                "conflicts",
+                "GFLOP issued",
+            ]
+            yield Sheet("counted by ptxrun in 32-byte sectors", columns, counted)
 
 
 def report(

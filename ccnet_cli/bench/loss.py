@@ -1,6 +1,6 @@
 """What the loss costs here: the authors' way through numpy, plain cross entropy and ours, in one alternating run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ccnet_cli import model as models
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.attention import compare
-from ccnet_cli.bench.measure import Timing
+from ccnet_cli.bench.measure import Sheet, Timing
 from ccnet_cli.loss import GRID, Objective, cross_entropy, mmseg_ohem_cross_entropy, ohem_cross_entropy
 
 # B batch, K classes, H height, W width of the label; h, w of the network's map, an eighth
@@ -68,6 +68,25 @@ class Report:
         """Plain types, fit for JSON; "both" is milliseconds, "memory" MiB."""
         rows = [asdict(row) | {"size": list(row.size)} for row in self.rows]
         return asdict(self) | {"rows": rows}
+
+    def sheets(self) -> Iterator[Sheet]:
+        """What is printed of it."""
+        rows = [
+            (
+                f"{row.size[0]}x{row.size[1]}",
+                row.name,
+                *row.both.cells(1),
+                f"{row.ratio:.2f}",
+                f"{row.memory:.0f}",
+                f"{row.floor:.0%}",
+                row.what,
+            )
+            for row in self.rows
+        ]
+        title = f"{self.batch} x {self.classes} classes, {self.device}, {self.threads} threads, torch {self.torch}, "
+        title += f"median, least and greatest of {self.repeats}; ratio to plain, MiB at the peak; floor: scores read "
+        title += f"and gradients written as fast as a copy, {self.copy:.1f} GB/s here"
+        yield Sheet(title, ("size", "loss", "ms", "least", "greatest", "ratio", "MiB", "of floor", ""), rows)
 
 
 def loss(

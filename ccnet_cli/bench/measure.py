@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -39,6 +39,18 @@ class Timing:
     median: float
     least: float
     greatest: float
+
+    def cells(self, digits: int) -> tuple[str, str, str]:
+        """The three with so many digits after the point."""
+        return f"{self.median:.{digits}f}", f"{self.least:.{digits}f}", f"{self.greatest:.{digits}f}"
+
+
+class Sheet(NamedTuple):
+    """A table as it is printed: what stands above it, the columns' names, and the cells."""
+
+    title: str | None
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def formula(size: tuple[int, int], channels: int, recurrence: int, batch: int, keys: int | None = None) -> float:

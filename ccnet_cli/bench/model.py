@@ -3,7 +3,7 @@
 import copy
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ccnet_cli import config, engine
 from ccnet_cli import model as models
 from ccnet_cli.bench import alternatives, measure
-from ccnet_cli.bench.measure import Timing
+from ccnet_cli.bench.measure import Sheet, Timing
 from ccnet_cli.errors import InputError
 from ccnet_cli.model import PRECISIONS, CCNet
 from ccnet_cli.resnet import BasicBlock, Bottleneck
@@ -69,6 +69,46 @@ class Report:
         """Plain types, fit for JSON; "forward" is milliseconds."""
         rows = [asdict(row) | {"size": list(row.size)} for row in self.rows]
         return asdict(self) | {"rows": rows}
+
+    def sheets(self) -> Iterator[Sheet]:
+        """What is printed of it."""
+        rows = [
+            (
+                row.name,
+                row.precision,
+                "x".join(map(str, row.size)),
+                *row.forward.cells(1),
+                f"{row.times:.2f}",
+                f"{row.gflop:.1f}",
+                f"{row.rate:.0f}",
+                f"{row.fraction:.2f}",
+                f"{row.error:.1e}",
+                f"{row.agreement:.2%}".rstrip("%"),
+                TELLS[row.name],
+            )
+            for row in self.rows
+        ]
+        title = (
+            f"{self.batch} x 3 x H x W, {self.backbone}, R={self.recurrence}, {self.device}, {self.threads} threads, "
+        )
+        title += (
+            f"torch {self.torch}, {self.repeats} rounds; times as fast as the official one; of the floor: what a 3x3 "
+        )
+        title += "convolution's rate would make of it, here "
+        title += ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in self.rates.items())
+        columns = [
+            "network",
+            "precision",
+            "size",
+            "ms",
+            "least",
+            "greatest",
+            "times",
+            "GFLOP",
+            "GFLOP/s",
+            "of the floor",
+        ]
+        yield Sheet(title, [*columns, "error", "same class %", ""], rows)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a training step costs here: the authors' eager step and ours, in one alternating run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from ccnet_cli.bench import alternatives, measure
 from ccnet_cli.bench.alternatives import Official
 from ccnet_cli.bench.attention import DTYPES, compare
 from ccnet_cli.bench.loss import AUXILIARY, IGNORED, MIN_KEPT, THRESHOLD, official_objective
-from ccnet_cli.bench.measure import Timing
+from ccnet_cli.bench.measure import Sheet, Timing
 from ccnet_cli.loss import Objective
 
 # B batch, H height, W width of the images
@@ -75,6 +75,31 @@ class Report:
         """Plain types, fit for JSON; "step" is milliseconds, "memory" MiB."""
         rows = [asdict(row) | {"size": list(row.size)} for row in self.rows]
         return asdict(self) | {"rows": rows}
+
+    def sheets(self) -> Iterator[Sheet]:
+        """What is printed of it."""
+        rows = [
+            (
+                f"{row.size[0]}x{row.size[1]}",
+                row.name,
+                *row.step.cells(0),
+                f"{row.ratio:.2f}",
+                f"{row.memory:.0f}",
+                f"{row.tflop:.2f}",
+                f"{row.rate:.3f}",
+                f"{row.floor:.0%}",
+                row.what,
+            )
+            for row in self.rows
+        ]
+        rates = ", ".join(f"{name} {rate:.3f}" for name, rate in self.convolution.items())
+        title = f"{self.preset}, {self.batch} images, {self.device}, {self.threads} threads, torch "
+        title += (
+            f"{self.torch}, median, least and greatest of {self.repeats}; ratio to official, MiB at the peak above "
+        )
+        title += f"weights and optimiser; floor: a 3x3 convolution alone, TFLOP/s here: {rates}"
+        columns = ("size", "step", "ms", "least", "greatest", "ratio", "MiB", "TFLOP", "TFLOP/s", "of floor", "")
+        yield Sheet(title, columns, rows)
 
 
 def step(

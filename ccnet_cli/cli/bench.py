@@ -1,7 +1,7 @@
 """`ccnet bench`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ from ccnet_cli.cli.options import (
     refuse_unwritable,
     size_of,
 )
-from ccnet_cli.cli.output import percent, table, write_json
+from ccnet_cli.cli.output import table, write_json
 from ccnet_cli.errors import CCNetError, InputError
 
 BENCH_EXAMPLES = examples(
@@ -36,6 +36,13 @@ app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT, epilog=BENCH_
 Sizes = Annotated[list[str] | None, typer.Option("--sizes", metavar="HxW", help="Size of the images; repeatable.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")]
 Repeats = Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")]
+
+
+def _show(report: Any, json_file: Path | None) -> None:
+    """Print a report's tables, or all of it as JSON."""
+    if not write_json(report.to_mapping(), json_file):
+        for sheet in report.sheets():
+            table(*sheet)
 
 
 @app.callback(invoke_without_command=True)
@@ -87,46 +94,8 @@ def bench_attention(
         implementations=implementations,
         device=device,
         precision=precision,
-    ).to_mapping()
-    if write_json(report, json_file):
-        return
-    rows = [
-        (
-            row["name"],
-            f"{row['forward']['median']:.1f}",
-            f"{row['forward_ratio']:.2f}",
-            f"{row['both']['median']:.1f}",
-            f"{row['both_ratio']:.2f}",
-            f"{row['forward_memory']:.0f}",
-            f"{row['both_memory']:.0f}",
-            f"{row['gflop']:.2f}",
-            f"{row['counted']:.2f}",
-            f"{row['bandwidth']:.1f}",
-            f"{row['rate']:.3f}",
-            row["what"],
-        )
-        for row in report["rows"]
-    ]
-    title = (
-        f"{batch} x {channels} x {size}, R={recurrence}, {precision}, {report['device']}, {report['threads']} threads, "
     )
-    title += f"torch {report['torch']}, median of {repeats}; ratios to the reference, MiB at the peak, GFLOP forward; "
-    title += f"here a copy does {report['copy']:.1f} GB/s, a matrix product {report['product']:.3f} TFLOP/s"
-    columns = (
-        "formulation",
-        "forward ms",
-        "ratio",
-        "+ backward ms",
-        "ratio",
-        "MiB",
-        "MiB both",
-        "GFLOP",
-        "counted",
-        "GB/s",
-        "TFLOP/s",
-        "",
-    )
-    table(title, columns, rows)
+    _show(report, json_file)
 
 
 @app.command(
@@ -166,33 +135,10 @@ def bench_model(
     """
     refuse_unwritable(json_file)
     images = [size_of(text) for text in sizes or ("769x769",)]
-    from ccnet_cli.bench.model import TELLS, model
+    from ccnet_cli.bench.model import model
 
-    report = model(images, backbone, recurrence, batch, threads, repeats, precisions, compiled, device).to_mapping()
-    if write_json(report, json_file):
-        return
-    rows = [
-        (
-            row["name"],
-            row["precision"],
-            "x".join(map(str, row["size"])),
-            *(f"{row['forward'][key]:.1f}" for key in ("median", "least", "greatest")),
-            f"{row['times']:.2f}",
-            f"{row['gflop']:.1f}",
-            f"{row['rate']:.0f}",
-            f"{row['fraction']:.2f}",
-            f"{row['error']:.1e}",
-            percent(row["agreement"]),
-            TELLS[row["name"]],
-        )
-        for row in report["rows"]
-    ]
-    title = f"{batch} x 3 x H x W, {backbone}, R={recurrence}, {report['device']}, {report['threads']} threads, "
-    title += f"torch {report['torch']}, {repeats} rounds; times as fast as the official one; of the floor: what a 3x3 "
-    title += "convolution's rate would make of it, here "
-    title += ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in report["rates"].items())
-    columns = ["network", "precision", "size", "ms", "least", "greatest", "times", "GFLOP", "GFLOP/s", "of the floor"]
-    table(title, [*columns, "error", "same class %", ""], rows)
+    report = model(images, backbone, recurrence, batch, threads, repeats, precisions, compiled, device)
+    _show(report, json_file)
 
 
 @app.command(
@@ -218,25 +164,8 @@ def bench_cost(
     height, width = size_of(size)
     from ccnet_cli.bench.cost import cost
 
-    report = cost((height, width), channels, batch, device).to_mapping()
-    if write_json(report, json_file):
-        return
-    rows = [
-        (
-            row["name"],
-            f"{row['gflop']:.2f}",
-            f"{row['counted']:.2f}",
-            f"{row['inference_memory']:.1f}",
-            f"{row['training_memory']:.1f}",
-            f"{row['step_memory']:.1f}",
-            *(f"{row['published'][key]:g}" if row["published"] else "" for key in ("gflop", "memory")),
-        )
-        for row in report["rows"]
-    ]
-    title = f"{batch} x {channels} x {size}, {report['device']}, torch {report['torch']}; GFLOP forward, "
-    title += "MiB at the peak above input and weights: inference, forward pass of training, that with backward"
-    columns = ("module", "GFLOP", "counted", "MiB infer", "MiB forward", "MiB + backward", "paper GFLOP", "paper MB")
-    table(title, columns, rows)
+    report = cost((height, width), channels, batch, device)
+    _show(report, json_file)
 
 
 @app.command(
@@ -269,28 +198,7 @@ def bench_growth(
     found = growth.growth(maps or growth.SIZES, channels, threads, repeats, implementation, device)
     if plot is not None:
         images.write_image(plot, growth.plot(found))
-    report = found.to_mapping()
-    if write_json(report, json_file):
-        return
-    rows = [
-        (
-            f"{row['size'][0]}x{row['size'][1]}",
-            row["name"],
-            f"{row['time']['median']:.2f}",
-            f"{row['time']['least']:.2f}",
-            f"{row['time']['greatest']:.2f}",
-            f"{row['constant']:.2f}",
-            f"{row['time_ratio']:.1f}",
-            f"{row['memory']:.1f}",
-            f"{row['memory_constant']:.2f}",
-            f"{row['memory_ratio']:.1f}",
-        )
-        for row in report["rows"]
-    ]
-    title = f"1 x {channels} x H x W, fp32, {report['device']}, {report['threads']} threads, torch {report['torch']}, "
-    title += f"median of {repeats}; ratios to criss-cross"
-    columns = ("size", "block", "ms", "least", "greatest", "constant", "ratio", "MiB", "constant", "ratio")
-    table(title, columns, rows)
+    _show(found, json_file)
 
 
 @app.command(
@@ -316,27 +224,8 @@ def bench_loss(
     maps = [size_of(text) for text in sizes or ("769x769",)]
     from ccnet_cli.bench.loss import loss
 
-    report = loss(maps, batch, classes, threads, repeats, device).to_mapping()
-    if write_json(report, json_file):
-        return
-    rows = [
-        (
-            f"{row['size'][0]}x{row['size'][1]}",
-            row["name"],
-            *(f"{row['both'][key]:.1f}" for key in ("median", "least", "greatest")),
-            f"{row['ratio']:.2f}",
-            f"{row['memory']:.0f}",
-            f"{row['floor']:.0%}",
-            row["what"],
-        )
-        for row in report["rows"]
-    ]
-    title = f"{batch} x {classes} classes, {report['device']}, {report['threads']} threads, torch {report['torch']}, "
-    title += (
-        f"median, least and greatest of {repeats}; ratio to plain, MiB at the peak; floor: scores read and gradients"
-    )
-    title += f" written as fast as a copy, {report['copy']:.1f} GB/s here"
-    table(title, ("size", "loss", "ms", "least", "greatest", "ratio", "MiB", "of floor", ""), rows)
+    report = loss(maps, batch, classes, threads, repeats, device)
+    _show(report, json_file)
 
 
 @app.command(
@@ -365,29 +254,8 @@ def bench_step(
     from ccnet_cli.bench.step import step
 
     made = config.load(preset, overrides or ())
-    report = step(made, maps, batch, classes, threads, repeats, device).to_mapping()
-    if write_json(report, json_file):
-        return
-    rows = [
-        (
-            f"{row['size'][0]}x{row['size'][1]}",
-            row["name"],
-            *(f"{row['step'][key]:.0f}" for key in ("median", "least", "greatest")),
-            f"{row['ratio']:.2f}",
-            f"{row['memory']:.0f}",
-            f"{row['tflop']:.2f}",
-            f"{row['rate']:.3f}",
-            f"{row['floor']:.0%}",
-            row["what"],
-        )
-        for row in report["rows"]
-    ]
-    rates = ", ".join(f"{name} {rate:.3f}" for name, rate in report["convolution"].items())
-    title = f"{report['preset']}, {batch} images, {report['device']}, {report['threads']} threads, torch "
-    title += f"{report['torch']}, median, least and greatest of {repeats}; ratio to official, MiB at the peak above "
-    title += f"weights and optimiser; floor: a 3x3 convolution alone, TFLOP/s here: {rates}"
-    columns = ("size", "step", "ms", "least", "greatest", "ratio", "MiB", "TFLOP", "TFLOP/s", "of floor", "")
-    table(title, columns, rows)
+    report = step(made, maps, batch, classes, threads, repeats, device)
+    _show(report, json_file)
 
 
 @app.command(
@@ -439,31 +307,8 @@ def bench_data(
         threads=threads,
         repeats=repeats,
         device=device,
-    ).to_mapping()
-    if write_json(report, json_file):
-        return
-    cut = "x".join(str(side) for side in report["crop"])
-    for found in report["tables"]:
-        height, width = found["size"]
-        title = (
-            f"{height}x{width} ({found['bytes'] / 1e6:.1f} MB) to {cut} as {report['preset']} cuts, {report['device']}"
-        )
-        title += f", {report['threads']} threads, OpenCV {report['opencv']}, median of {repeats}"
-        rows = [
-            (
-                row["name"],
-                *(f"{row['time'][key]:.1f}" for key in ("median", "least", "greatest")),
-                f"{row['ratio']:.2f}",
-                row["what"],
-            )
-            for row in found["rows"]
-        ]
-        table(title, ("one sample", "ms", "least", "greatest", "ratio", ""), rows)
-        rates = [
-            (str(rate["workers"]), *(f"{rate[key]:.1f}" for key in ("median", "least", "greatest")))
-            for rate in found["rates"]
-        ]
-        table(f"batches of {batch}, normalised", ("workers", "images/s", "least", "greatest"), rates)
+    )
+    _show(report, json_file)
 
 
 @app.command(
@@ -491,23 +336,8 @@ def bench_eval(
     tiles = size_of(tile)
     from ccnet_cli.bench.evaluation import evaluation
 
-    report = evaluation(pictures, classes, tiles, threads, repeats).to_mapping()
-    if write_json(report, json_file):
-        return
-    rows = [
-        (
-            f"{row['size'][0]}x{row['size'][1]}",
-            row["mode"],
-            row["name"],
-            *(f"{row[key]:.1f}" for key in ("median", "least", "greatest")),
-            f"{row['ratio']:.1f}",
-            "" if row["memory"] is None else f"{row['memory']:.0f}",
-        )
-        for row in report["rows"]
-    ]
-    title = f"{classes} classes, tiles {tile}, {report['threads']} threads, torch {report['torch']}, "
-    title += f"{repeats} rounds; milliseconds of an image, how many times as fast as official, MiB at the peak"
-    table(title, ("size", "mode", "way", "median", "least", "greatest", "ratio", "MiB"), rows)
+    report = evaluation(pictures, classes, tiles, threads, repeats)
+    _show(report, json_file)
 
 
 @app.command(
@@ -540,52 +370,8 @@ def bench_kernels(
     maps = [size_of(text) for text in sizes or ("97x97", "129x257")]
     from ccnet_cli.bench.kernels import report
 
-    found = report(archs or ("sm_80", "sm_90"), maps, channels, dtype, counters).to_mapping()
-    if write_json(found, json_file):
-        return
-    rows = [
-        (
-            *(row[key] for key in ("kernel", "arch", "size")),
-            *(str(row[key]) for key in ("registers", "stack", "spills", "shared")),
-            f"{row['ffma'] or row['hmma']}:{row['lds']}",
-            f"{row['occupancy']:.0%}",
-            str(row["launches"]),
-            f"{row['bytes'] / 1e6:.1f}",
-            f"{row['flops'] / 1e9:.2f}",
-        )
-        for row in found["kernels"]
-    ]
-    columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA or HMMA:LDS", "occupancy"]
-    table("one image; compiled, not run", [*columns, "launches", "MB", "GFLOP"], rows)
-    floors = [
-        (
-            row["size"],
-            row["work"],
-            row["formulation"],
-            row["gpu"],
-            f"{row['bytes'] / 1e6:.1f}",
-            f"{row['modelled_ms']:.3f}",
-        )
-        for row in found["floors"]
-    ]
-    title = "floors modelled from published peaks, nothing measured"
-    table(title, ("size", "pass", "formulation", "GPU", "MB", "ms, modelled"), floors)
-    counted = [
-        (
-            row["work"],
-            row["kernel"],
-            f"{row['load_sector_bytes'] / 1e6:.1f}",
-            f"{row['load_efficiency']:.1%}",
-            f"{row['store_sector_bytes'] / 1e6:.1f}",
-            f"{row['store_efficiency']:.1%}",
-            f"{row['bank_conflicts'] / max(row['wavefronts'], 1):.1%}",
-            f"{(row['ffma_flops'] + row['mma_flops']) / 1e9:.2f}",
-        )
-        for row in found["counters"]
-    ]
-    if counted:
-        columns = ["pass", "kernel", "MB loaded", "efficiency", "MB stored", "efficiency", "conflicts", "GFLOP issued"]
-        table("counted by ptxrun in 32-byte sectors", columns, counted)
+    found = report(archs or ("sm_80", "sm_90"), maps, channels, dtype, counters)
+    _show(found, json_file)
 
 
 @app.command("gpu", epilog=examples("ccnet bench gpu -o report.json", "ccnet bench gpu -o r.json --device cuda:1"))
@@ -605,27 +391,8 @@ def bench_gpu(
     found = report(device)
     alone = write_json(found.to_mapping(), output)
     if not alone:
-        checks = [(check.name, "passed" if check.passed else "FAILED", check.found) for check in found.checks]
-        table(None, ("check", "", "found"), checks)
-        timings = [
-            (
-                f"{timing['size'][0]}x{timing['size'][1]}",
-                timing["precision"],
-                row["name"],
-                f"{row['forward']['median']:.3f}",
-                f"{row['both']['median']:.3f}",
-                f"{row['bandwidth']:.0f}",
-                f"{row['rate']:.1f}",
-            )
-            for timing in found.timings
-            for row in timing.get("rows", ())
-        ]
-        columns = ("size", "precision", "formulation", "forward ms", "+ backward ms", "GB/s", "TFLOP/s")
-        table("attention, 1 x 512, R=2; rates are of the forward pass", columns, timings)
-        cores = [(name, f"{ms['without']:.3f}", f"{ms['with']:.3f}") for name, ms in found.tensor.items()]
-        if cores:
-            title = "one pass of our kernels, whose tensor cores nothing uses yet"
-            table(title, ("size and type", "forward ms", "with tensor cores"), cores)
+        for sheet in found.sheets():
+            table(*sheet)
     if found.failed:
         raise CCNetError(output, f"{found.failed} checks failed", "see it, and send it to us")
     if not alone:
