@@ -102,7 +102,8 @@ def _prepared(make: Callable[..., Plan]) -> tuple[Plan, datasets.Source]:
     if plan.weights:
         loading.check(plan.weights, preset.model, len(datasets.classes(preset.data)), plan.partial)
     source, _ = (datasets.open_source(preset.data, split) for split in ("train", "val"))
-    batch = f"global batch {preset.train.batch} = {plan.processes} processes x {plan.micro_batch} images"
+    processes = f"{plan.processes} process{'es' if plan.processes > 1 else ''}"
+    batch = f"global batch {preset.train.batch} = {processes} x {plan.micro_batch} images"
     length = f"{preset.schedule.steps} steps, {preset.train.precision}"
     notice(f"{plan.run}: {batch} x {plan.accumulation} accumulated, {length}")
     return plan, source

@@ -96,6 +96,19 @@ def test_compiled_code_is_measured_where_asked(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_onnx_runtime_runs_beside_where_asked(monkeypatch):
+    once = CALL | {"sizes": [(33, 41)], "repeats": 1, "backbone": "tiny", "precisions": ["fp32"], "device": "cpu"}
+    monkeypatch.setattr(bench.onnxfile, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"onnxruntime not installed; run pip install 'ccnet-cli\[onnx\]'"):
+        bench.model(**once, runtime=True)
+    monkeypatch.undo()
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    rows = bench.model(**once, runtime=True).rows
+    assert [row.name for row in rows] == ["official", "plain", "engine", "onnxruntime"]
+    assert rows[-1].error < 1e-5 and rows[-1].agreement == 1 and rows[-1].forward.median > 0
+
+
 def test_what_cannot_be_measured_is_refused_in_one_line():
     for changes, word in (({"precisions": ["int8"]}, "int8"), ({"device": "tpu"}, "tpu")):
         with pytest.raises(InputError, match=word) as caught:

@@ -54,7 +54,7 @@ def test_a_run_folder_holds_all_of_the_run(data, tmp_path, capsys):
     assert loading.restore(run / "best.pt").metrics["miou"] == best
     restored = loading.restore(run / "last.pt")
     assert restored.step == 6 and restored.classes.names == ("sky", "road")
-    assert "global batch 4 = 1 processes x 4 images x 1 accumulated" in capsys.readouterr().err
+    assert "global batch 4 = 1 process x 4 images x 1 accumulated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [(), ("train.ema=0.9", "model.dropout=0.5"), ("train.micro_batch=2",)])

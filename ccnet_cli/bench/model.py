@@ -5,12 +5,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli import config, engine
+from ccnet_cli import config, engine, onnxfile, portable
 from ccnet_cli import model as models
 from ccnet_cli.bench import alternatives, measure
 from ccnet_cli.bench.measure import Sheet, Timing
@@ -20,12 +21,13 @@ from ccnet_cli.resnet import BasicBlock, Bottleneck
 
 # B batch, H and W the image
 
-OFFICIAL, PLAIN, ENGINE, COMPILED = "official", "plain", "engine", "compiled"
+OFFICIAL, PLAIN, ENGINE, COMPILED, RUNTIME = "official", "plain", "engine", "compiled", "onnxruntime"
 TELLS = {
     OFFICIAL: "the authors' formulation: NCHW, batch norms apart, auxiliary head, concatenations",
     PLAIN: "ours without the auxiliary head, channels-last, all by torch",
     ENGINE: "what eval and predict run",
     COMPILED: "plain, compiled by torch with frozen weights",
+    RUNTIME: "ours, exported and run by ONNX Runtime",
 }
 
 
@@ -131,15 +133,18 @@ def model(
     compiled: bool = False,
     device: str = "auto",
     settings: config.Model | None = None,
+    runtime: bool = False,
 ) -> Report:
     """Measure forward passes of images (batch, 3, *size) through Cityscapes' network with random weights.
 
     The official and the plain network are float32; the engine runs in each of precisions (float32, and bfloat16 where
     the device computes in it), and so does compiled code, which takes half a minute for each size. In each round every
-    network runs once. settings replace the preset's, but for backbone and recurrence. InputError where torch cannot
-    compile.
+    network runs once. settings replace the preset's, but for backbone and recurrence; runtime adds ONNX Runtime.
+    InputError where torch cannot compile, or ONNX Runtime is not installed.
     """
     place = models.device(device)
+    if runtime:
+        onnxfile.require("onnx", "onnxscript", "onnxruntime")
     if compiled and place.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise InputError(
             "option --compiled", "torch compiles for the CPU with a C++ compiler, and there is none", "install g++"
@@ -155,6 +160,8 @@ def model(
         with torch.no_grad():
             network = _network(settings).to(place)
             contenders = _contenders(network, precisions, compiled, place)
+            if runtime:
+                contenders.append(Contender(RUNTIME, "fp32", _exported(network)))
             rates = {
                 name: 1000 * measure.convolution_rate(place, PRECISIONS[name])
                 for name in dict.fromkeys(["fp32", *precisions])
@@ -224,6 +231,11 @@ def _compiled(network: nn.Module, device: torch.device, precision: str) -> Calla
         return scores
 
     return forward
+
+
+def _exported(network: CCNet) -> nn.Module:
+    content = onnxfile.write(portable.program(network), {})
+    return onnxfile.Network(content, Path(RUNTIME), 19, network.normalisation, network.align_corners)
 
 
 def _rows(

@@ -126,6 +126,9 @@ def bench_model(
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Compile ours with torch too, half a minute for each size.")
     ] = False,
+    runtime: Annotated[
+        bool, typer.Option("--onnx", help="Run ONNX Runtime beside them (pip install 'ccnet-cli[onnx]').")
+    ] = False,
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
@@ -137,7 +140,7 @@ def bench_model(
     images = [size_of(text) for text in sizes or ("769x769",)]
     from ccnet_cli.bench.model import model
 
-    report = model(images, backbone, recurrence, batch, threads, repeats, precisions, compiled, device)
+    report = model(images, backbone, recurrence, batch, threads, repeats, precisions, compiled, device, runtime=runtime)
     _show(report, json_file)
 
 
