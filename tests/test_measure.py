@@ -102,3 +102,22 @@ def test_calls_take_turns_and_the_first_rounds_do_not_count(monkeypatch):
     assert order == ["a", "b"] * 4
     assert (first.median, first.least, first.greatest) == (4, 2, 6)
     assert (second.median, second.least, second.greatest) == (5, 3, 7)
+
+
+def test_a_short_call_is_made_as_often_as_fills_a_turn_and_counts_once(monkeypatch):
+    monkeypatch.setattr(measure, "SETTLING", 0.0)
+    made = []
+    counts = []
+
+    def elapsed(call, device):
+        before = len(made)
+        call()
+        counts.append(len(made) - before)
+        # a call takes 2 ms
+        return 2.0 * counts[-1]
+
+    monkeypatch.setattr(measure, "elapsed", elapsed)
+    (timing,) = measure.alternate([lambda: made.append(0)], 3, torch.device("cpu"), 25.0)
+    # the first, the one that tells how often, and three turns of 26 ms
+    assert counts == [1, 1, 13, 13, 13]
+    assert (timing.median, timing.least, timing.greatest) == (2, 2, 2)

@@ -24,11 +24,13 @@ CRISS_CROSS, NON_LOCAL = "criss-cross", "non-local"
 # BGR, told apart by any eye
 COLOURS = {CRISS_CROSS: (178, 114, 0), NON_LOCAL: (0, 94, 213)}
 PANEL = (360, 480)
+# milliseconds of a turn: a small map's pass alone would measure how threads wake
+LEAST = 25.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One pass over one map; memory is the peak, in MiB, above what lived before.
+    """One pass over one map, as one of many in a row; memory is the peak, in MiB, above inputs and output.
 
     The constants are milliseconds and MiB for 10^6 pairs of pixels: H W (H + W) of criss-cross, (H W)^2 of non-local.
     Ratios are to criss-cross at the same size.
@@ -118,9 +120,10 @@ def _rows(size: tuple[int, int], channels: int, repeats: int, implementation: st
         calls[NON_LOCAL] = lambda: non_local(query, key, value)
     except InputError as error:
         notice(f"without non-local: {error.why}")
-    timings = measure.alternate(list(calls.values()), repeats, device)
+    timings = measure.alternate(list(calls.values()), repeats, device, LEAST)
     units = {CRISS_CROSS: H * W * (H + W) / 1e6, NON_LOCAL: (H * W) ** 2 / 1e6}
-    memory = {name: measure.peak(call, device) / 2**20 for name, call in calls.items()}
+    # the output is as large as the value
+    memory = {name: (measure.peak(call, device) - value.nbytes) / 2**20 for name, call in calls.items()}
     return [
         Row(
             name=name,

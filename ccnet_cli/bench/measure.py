@@ -5,12 +5,14 @@ Beside it, what the device could do at most: the rates of a copy and of a matrix
 
 import gc
 import json
+import math
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,7 @@ SIDE = (512, 8192)
 # channels and side of the map of a 3x3 convolution
 CONVOLVED = (256, 65)
 ROUNDS = 5
+SETTLING = 1.0
 # rounds that are not counted: a GPU has clocks to raise
 WARM_UP = {"cpu": 1, "cuda": 3}
 
@@ -129,16 +132,34 @@ def convolution_rate(device: torch.device, dtype: torch.dtype) -> float:
     return rate(lambda: F.conv2d(x_BCHW, weight, padding=1), 2 * 9 * channels**2 * side**2, device) / 1e12
 
 
-def alternate(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[Timing]:
-    """Time every call once per round, after rounds that warm up, so that a busy machine slows them alike."""
+def alternate(
+    calls: Sequence[Callable[[], object]], repeats: int, device: torch.device, least: float = 0.0
+) -> list[Timing]:
+    """Time every call once per round, after rounds that warm up, so that a busy machine slows them alike.
+
+    With least, a call that takes fewer milliseconds is made as often as fills them, and the time is one call's share;
+    and the first call is repeated for a second before anything else: new threads may share a core that long.
+    """
     milliseconds: list[list[float]] = [[] for _ in calls]
+    often = [1] * len(calls)
+    start = time.perf_counter()
+    while least and time.perf_counter() - start < SETTLING:
+        calls[0]()
     for round in range(-WARM_UP[device.type], repeats):
         gc.collect()
-        for call, taken in zip(calls, milliseconds, strict=True):
-            time = elapsed(call, device)
+        for index, (call, taken) in enumerate(zip(calls, milliseconds, strict=True)):
+            took = elapsed(partial(_each, call, often[index]), device) / often[index]
             if round >= 0:
-                taken.append(time)
+                taken.append(took)
+            elif took * often[index] < least:
+                # the first time of all is the slowest
+                often[index] = math.ceil(least / elapsed(call, device))
     return [Timing(statistics.median(taken), min(taken), max(taken)) for taken in milliseconds]
+
+
+def _each(call: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        call()
 
 
 def check_memory(size: tuple[int, int], batch: int, device: torch.device, fix: str) -> None:

@@ -13,7 +13,7 @@ from ccnet_cli.ops.cpu.layout import pixel_step, pixels
 from ccnet_cli.ops.cpu.threads import together
 
 # multiply-adds of a pass from which on the kernels repay their start: Numba's import, and the first time compilation
-WORTH = 1 << 28
+WORTH = 1 << 25
 
 
 def pays(query_BCHW: Tensor, value_BCHW: Tensor) -> bool:
@@ -104,7 +104,8 @@ def _run(what: str, tensors: dict[str, Tensor], scale: float = 1.0, **whole: Ten
     threads = torch.get_num_threads()
     channels = {name: tensors[name].shape[-1] if name in tensors else 0 for name in ("query", "value")}
     sizes = {"height": H, "width": W, "reduced": channels["query"], "channels": channels["value"]}
-    left, size = kernels.scratch(**sizes)
+    # the gradient's product with the value alone is as deep as that has channels
+    left, size = kernels.scratch(**sizes, deep=channels["value"] if what == "backward" else channels["query"])
     scratch = torch.empty(threads * size, dtype=torch.uint8)
     addresses = {name: x.data_ptr() for name, x in whole.items()}
     for name, x in tensors.items():

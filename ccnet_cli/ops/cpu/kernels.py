@@ -45,13 +45,15 @@ PLAN = np.dtype(
 NEXT, THREADS = (PLAN.fields[name][1] for name in ("next", "threads"))
 
 
-def scratch(height: int, width: int, reduced: int, channels: int) -> tuple[int, int]:
-    """Bytes of a thread's packed left operand, and of both; whole squares are written, even where they are not full."""
+def scratch(height: int, width: int, reduced: int, channels: int, deep: int) -> tuple[int, int]:
+    """Bytes of a thread's packed left operand, and of both; whole squares are written, even where they are not full.
+
+    deep is how many channels the products have that give energies, or their gradient.
+    """
     line = max(height, width)
-    deep = max(line, reduced, channels)
-    left = -(-line // TILE) * deep + LANES
+    left = -(-line // TILE) * max(line, deep) + LANES
     # a transposed operand has a panel for some pixels, the others have one for some channels
-    right = max(-(-line // PANEL) * deep, -(-deep // PANEL) * line) + LANES
+    right = max(-(-line // PANEL) * deep, -(-max(reduced, channels) // PANEL) * line) + LANES
     return WORD * LANES * left, WORD * (LANES * left + PANEL * right)
 
 
