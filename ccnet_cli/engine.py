@@ -71,7 +71,7 @@ class Convolution(nn.Module):
         self.fused = fused
         suits = convolution.suits(conv) and all(kernels.takes(width, len(weight)) for width in widths)
         # multiply-adds of a pixel where the kernels could take it
-        self.worth = weight.numel() if suits and convolution.quick(dtype) else 0
+        self.worth = weight.numel() if suits and convolution.quick(dtype, *widths, len(weight)) else 0
         self.widths, self.quick = list(widths), False
 
     @cached_property

@@ -218,15 +218,17 @@ def test_torch_accepts_the_operators():
         ({"dilation": (1, 2), "padding": (1, 2)}, False),
         ({"groups": 2}, False),
         ({"padding_mode": "circular"}, False),
-        ({"in_channels": 40}, False),
-        ({"out_channels": 40}, False),
+        ({"in_channels": 72}, False),
+        ({"out_channels": 72}, False),
+        ({"in_channels": 32}, False),
+        ({"out_channels": 32}, False),
     ],
 )
 def test_the_module_is_torchs_whether_the_kernels_take_it_or_not(changes, taken, monkeypatch):
-    if not convolution.quick(torch.float32):
+    if not convolution.quick(torch.float32, 64):
         pytest.skip("the kernels are not used on this processor")
     monkeypatch.setattr(kernels, "WORTH", 1)
-    given = {"in_channels": 64, "out_channels": 32, "kernel_size": 3, "padding": 1} | changes
+    given = {"in_channels": 64, "out_channels": 96, "kernel_size": 3, "padding": 1} | changes
     conv, seen = ops.Conv2d(**given), []
     plain = kernels.convolution
     monkeypatch.setattr(kernels, "convolution", lambda *inputs: seen.append(inputs) or plain(*inputs))
@@ -238,12 +240,16 @@ def test_the_module_is_torchs_whether_the_kernels_take_it_or_not(changes, taken,
 
 
 def test_small_convolutions_other_types_and_other_processors_keep_torchs(monkeypatch):
-    convolution.quick.cache_clear()
-    conv, x = ops.Conv2d(32, 32, 3, padding=1), torch.randn(1, 32, 8, 9)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    def processor(vectors: str, **capabilities: bool) -> None:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+        convolution._vectors.cache_clear()
+        convolution._matrices.cache_clear()
+
+    conv, x = ops.Conv2d(128, 128, 3, padding=1), torch.randn(1, 128, 8, 9)
+    processor("AVX512", avx512_bf16=True)
     assert not convolution.pays(conv, x)
-    monkeypatch.setattr(kernels, "WORTH", 8 * 9 * 32 * 32 * 9)
+    monkeypatch.setattr(kernels, "WORTH", 8 * 9 * 128 * 128 * 9)
     assert convolution.pays(conv, x) and not convolution.pays(conv, x[..., 1:])
     assert not convolution.pays(conv, x.double()) and not convolution.pays(conv, x.bfloat16())
     assert not convolution.pays(conv, x.to("meta"))
@@ -253,13 +259,15 @@ def test_small_convolutions_other_types_and_other_processors_keep_torchs(monkeyp
         assert convolution.pays(conv, x) and conv(x).dtype == torch.bfloat16
     with torch.autocast("cpu", torch.float16):
         assert not convolution.pays(conv, x)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    convolution.quick.cache_clear()
-    assert convolution.pays(conv, x) and not convolution.quick(torch.bfloat16)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    convolution.quick.cache_clear()
+    assert convolution.quick(torch.float32, 64, 64) and not convolution.quick(torch.float32, 64, 63)
+    assert not convolution.quick(torch.bfloat16, 96, 128)
+    processor("AVX512", amx_bf16=True)
+    assert convolution.pays(conv, x) and not convolution.quick(torch.bfloat16, 128)
+    processor("DEFAULT")
     assert not convolution.pays(conv, x)
-    convolution.quick.cache_clear()
+    monkeypatch.undo()
+    convolution._vectors.cache_clear()
+    convolution._matrices.cache_clear()
 
 
 @pytest.mark.parametrize("features", ["+avx2,+avx,+fma,+sse4.2,+ssse3", "+sse4.2,+ssse3"])

@@ -29,7 +29,7 @@ OURS = {
 }
 TELLS = {
     OFFICIAL: "the authors' way, eager: channels first, lines copied, scores enlarged whole, mining through numpy",
-    "fp32": "ours: channels last, loss in bands, fused optimiser",
+    "fp32": "ours: channels last, Winograd's convolutions, loss in bands, fused optimiser",
     "bf16": "the same under autocast",
     "fp32 recomputed": "ours, the backbone's activations computed again in backward",
     "bf16 recomputed": "the same under autocast",

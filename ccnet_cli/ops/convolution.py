@@ -1,5 +1,6 @@
 """3x3 convolutions: a module like torch's own, which on the CPU takes the kernels where they are faster."""
 
+import math
 from functools import cache
 from typing import Any
 
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from ccnet_cli.ops.cpu import convolution as kernels
+
+# channels in and out from which on the kernels are faster: with fewer, tiles are moved more than multiplied
+LEAST = {torch.float32: 64, torch.bfloat16: 128}
 
 
 class Conv2d(nn.Conv2d):
@@ -35,21 +39,29 @@ def pays(conv: nn.Conv2d, x_BCHW: Tensor) -> bool:
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x_BCHW.dtype
     plain = x_BCHW.device.type == "cpu" and conv.weight.dtype == (torch.float32 if autocast else dtype)
-    if not plain or torch.compiler.is_compiling() or not suits(conv) or not quick(dtype):
+    channels = conv.in_channels, conv.out_channels
+    if not plain or torch.compiler.is_compiling() or not suits(conv) or not quick(dtype, *channels):
         return False
     B, C, H, W = x_BCHW.shape
     return B * H * W * C * conv.out_channels * 9 >= kernels.WORTH
 
 
-@cache
-def quick(dtype: torch.dtype) -> bool:
-    """Whether the kernels are known to be faster in such tensors on this processor.
+def quick(dtype: torch.dtype, *channels: int) -> bool:
+    """Whether the kernels are known to be faster for so many input and output channels on this processor.
 
     That is in its vectors, and for bfloat16 where it has no instructions for matrices.
     """
-    vectors = torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    matrices = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16")
-    return vectors and (dtype == torch.float32 or (dtype == torch.bfloat16 and not matrices))
+    return _vectors() and min(channels) >= LEAST.get(dtype, math.inf) and not (dtype != torch.float32 and _matrices())
+
+
+@cache
+def _vectors() -> bool:
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
+
+@cache
+def _matrices() -> bool:
+    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
 
 
 def suits(conv: nn.Conv2d) -> bool:

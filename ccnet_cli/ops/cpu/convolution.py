@@ -107,19 +107,23 @@ def weight_gradient(x_BCHW: Tensor, grad_BKHW: Tensor, dilation: int) -> Tensor:
     out = x.new_empty(K, 3, 3, C, dtype=torch.float32)
     tiles = _Tiles(H, W, dilation)
     count = B * tiles.each
-    parts = -(-count * winograd.POINTS * K // SPREAD)
-    most = -(-count // parts)
+    pieces = -(-count * winograd.POINTS * K // SPREAD)
+    most = -(-count // pieces)
     spread = _workspace("spread")(winograd.POINTS * most * K)
-    # a thread for each part, where there are channels enough
-    share = PANEL if SHARE * torch.get_num_threads() > C else SHARE
-    size = winograd.gradient_scratch(most, min(share, C), K)
+    # something to do for every thread
+    threads = torch.get_num_threads()
+    block = PANEL if SHARE * threads > C else SHARE
+    blocks = -(-C // block)
+    part = K if blocks >= threads else max(K * blocks // threads // PANEL, 1) * PANEL
+    size = winograd.gradient_scratch(most, min(block, C), part)
     plan = tiles.plan(C, K) | _place("x", x) | _place("out", grad)
-    plan |= {"weight": out.data_ptr(), "weight_step": C * WORD, "spread": spread.data_ptr(), "block": share}
-    for part in range(parts):
-        first, last = (count * end // parts for end in (part, part + 1))
-        plan |= {"first": first, "last": last, "add": int(part > 0)}
+    plan |= {"weight": out.data_ptr(), "weight_step": C * WORD, "spread": spread.data_ptr()}
+    plan |= {"block": block, "part": part}
+    for piece in range(pieces):
+        first, last = (count * end // pieces for end in (piece, piece + 1))
+        plan |= {"first": first, "last": last, "add": int(piece > 0)}
         _run("spread", last - first, plan, size, grad.element_size())
-        _run("gradient", -(-C // share), plan, size, x.element_size())
+        _run("gradient", blocks * -(-K // part), plan, size, x.element_size())
     return out.permute(0, 3, 1, 2)
 
 

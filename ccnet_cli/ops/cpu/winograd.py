@@ -47,8 +47,8 @@ PLAN = np.dtype(
         *((name, np.int64) for name in ("filters", "bias", "spread", "add")),
         # output tiles: how many rows and columns of them an image has, and the first pixel of each
         *((name, np.int64) for name in ("down", "across", "rows", "columns")),
-        # tiles from first to last, and how many of them, or of the input channels, are a task
-        *((name, np.int64) for name in ("first", "last", "group", "block")),
+        # tiles from first to last; how many of them, or of the input and output channels, are a task
+        *((name, np.int64) for name in ("first", "last", "group", "block", "part")),
         *((name, np.int64) for name in ("scratch", "scratch_whole", "zeros")),
         *(
             (name, np.int64)
@@ -68,9 +68,9 @@ def forward_scratch(tiles: int, inputs: int, outputs: int) -> int:
     return POINTS * 8 + WORD * (outputs + POINTS * tiles * row)
 
 
-def gradient_scratch(tiles: int, block: int, outputs: int) -> int:
-    """Bytes that a thread needs for the gradient of a block of input channels."""
-    return POINTS * 8 + WORD * POINTS * block * (tiles + outputs)
+def gradient_scratch(tiles: int, block: int, part: int) -> int:
+    """Bytes that a thread needs for the gradient of a block of input channels and a part of the output channels."""
+    return POINTS * 8 + WORD * POINTS * block * (tiles + part)
 
 
 def _matrices() -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
@@ -523,10 +523,11 @@ def _spread(plan, task, scratch):
 
 @simd.helper
 def _gradient(plan, task, scratch):
-    """The filters' gradient for a block of input channels: all tiles' inputs against their spread gradients."""
+    """The filters' gradient for a block of input and a part of the output channels: inputs against spread gradients."""
     tiles, inputs, outputs = plan.last - plan.first, plan.inputs, plan.outputs
-    start = task * plan.block
-    width = min(plan.block, inputs - start)
+    parts = (outputs + plan.part - 1) // plan.part
+    start, begin = task // parts * plan.block, task % parts * plan.part
+    width, height = min(plan.block, inputs - start), min(plan.part, outputs - begin)
     table, gathered = scratch, scratch + POINTS * 8
     product = gathered + POINTS * tiles * width * WORD
     step, panel = tiles * width * WORD, tiles * PANEL * WORD
@@ -534,13 +535,13 @@ def _gradient(plan, task, scratch):
         _pixels(plan, plan.first + tile, plan.x, plan.x_step, IN, 1, plan.zeros, table)
         target = gathered + tile * PANEL * WORD
         simd.call(plan.gather, (table, start, width // LANES, target, step, panel, LANES * WORD))
-    point_step = outputs * width * WORD
+    point_step = height * width * WORD
     for point in range(POINTS):
-        left, right = plan.spread + point * outputs * tiles * WORD, gathered + point * step
-        out = product + point * point_step
-        simd.call(plan.correlate, (outputs, width, tiles, left, right, out, width * WORD))
-    for output in range(outputs):
-        target = plan.weight + output * TAPS * plan.weight_step + start * WORD
+        left = plan.spread + (point * outputs + begin) * tiles * WORD
+        right, out = gathered + point * step, product + point * point_step
+        simd.call(plan.correlate, (height, width, tiles, left, right, out, width * WORD))
+    for output in range(height):
+        target = plan.weight + (begin + output) * TAPS * plan.weight_step + start * WORD
         source = product + output * width * WORD
         simd.call(plan.collect, (source, point_step, target, plan.weight_step, width // LANES, plan.add))
 
