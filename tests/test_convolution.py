@@ -239,6 +239,13 @@ def test_the_module_is_torchs_whether_the_kernels_take_it_or_not(changes, taken,
     assert torch.equal(conv(x), torch.nn.Conv2d.forward(conv, x)) and len(seen) == taken
 
 
+def test_a_module_whose_weights_are_bfloat16_is_torchs_too():
+    x, weight, bias, grad = (tensor.bfloat16() for tensor in inputs(*SHAPES[3]))
+    got, expected = step(x, weight, bias, grad, 2), definition(x, weight, bias, grad, 2)
+    assert {tensor.dtype for tensor in got} == {torch.bfloat16}
+    close(got, expected, 1e-2)
+
+
 def test_small_convolutions_other_types_and_other_processors_keep_torchs(monkeypatch):
     def processor(vectors: str, **capabilities: bool) -> None:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)

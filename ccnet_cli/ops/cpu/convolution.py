@@ -150,6 +150,7 @@ def _convolved(
         out = pixels(onto_BKHW) if exact else onto_BKHW.permute(0, 2, 3, 1).float()
         if exact and out.data_ptr() != onto_BKHW.data_ptr():
             raise ValueError("what is added to in place must have its channels innermost")
+    bias = None if bias_K is None else bias_K.detach().float().contiguous()
     tiles = _Tiles(H, W, dilation)
     count, threads = B * tiles.each, torch.get_num_threads()
     # as many for each thread
@@ -160,7 +161,7 @@ def _convolved(
             inputs, outputs = _width(C, i), _width(K, o)
             plan = tiles.plan(inputs, outputs) | _place("x", x, i) | _place("out", out, o)
             plan |= {"filters": block((i, o)).data_ptr(), "first": 0, "last": count, "group": group}
-            plan |= {"bias": plan["zeros"] if bias_K is None or i else bias_K.data_ptr() + o * WORD}
+            plan |= {"bias": plan["zeros"] if bias is None or i else bias.data_ptr() + o * WORD}
             plan |= {"add": int(onto_BKHW is not None or i > 0), "slope": slope if i == starts[-1] else 1.0}
             size = winograd.forward_scratch(group, inputs, outputs)
             _run("forward", -(-count // group), plan, size, x.element_size(), out.element_size())

@@ -7,8 +7,8 @@ pairs of sixteenths up to 2 round least: 5 times a direct sum's error, where the
 
 A dilated convolution is one of each of the interleaved grids that its taps see. Tensors are pixels of unit channel
 stride in float32, or in bfloat16 between which everything is float32; filters have their input channels innermost, and
-their nine taps between those and the output channels. Channels come in multiples of PANEL.
-The order of every sum is fixed by the sizes alone.
+their nine taps between those and the output channels. Channels come in multiples of PANEL. The order of every sum is
+fixed by the sizes alone.
 """
 
 from collections.abc import Sequence
@@ -50,10 +50,8 @@ PLAN = np.dtype(
         # tiles from first to last; how many of them, or of the input and output channels, are a task
         *((name, np.int64) for name in ("first", "last", "group", "block", "part")),
         *((name, np.int64) for name in ("scratch", "scratch_whole", "zeros")),
-        *(
-            (name, np.int64)
-            for name in ("multiply", "correlate", "gather", "scatter", "unfold", "transform", "collect")
-        ),
+        *((name, np.int64) for name in LEAVES),
+        # what its threads count together: tasks still to do, and threads that have come
         *((name, np.int64) for name in ("count", "next", "threads")),
         ("slope", np.float32),
     ],
