@@ -105,7 +105,6 @@ def test_calls_take_turns_and_the_first_rounds_do_not_count(monkeypatch):
 
 
 def test_a_short_call_is_made_as_often_as_fills_a_turn_and_counts_once(monkeypatch):
-    monkeypatch.setattr(measure, "SETTLING", 0.0)
     made = []
     counts = []
 

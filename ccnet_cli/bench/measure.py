@@ -118,9 +118,17 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     return rate(lambda: torch.mm(left, right, out=out), 2 * side**3, device) / 1e12
 
 
-def rate(call: Callable[[], object], work: float, device: torch.device) -> float:
-    """What a call does in a second, by its median of a few rounds after one that warms up."""
+def settle(call: Callable[[], object]) -> None:
+    """Make a call for a second, once at least: new threads may share a core that long."""
+    start = time.perf_counter()
     call()
+    while time.perf_counter() - start < SETTLING:
+        call()
+
+
+def rate(call: Callable[[], object], work: float, device: torch.device) -> float:
+    """What a call does in a second, by its median of a few rounds once it has warmed up."""
+    settle(call)
     return 1000 * work / statistics.median(elapsed(call, device) for _ in range(ROUNDS))
 
 
@@ -138,13 +146,12 @@ def alternate(
     """Time every call once per round, after rounds that warm up, so that a busy machine slows them alike.
 
     With least, a call that takes fewer milliseconds is made as often as fills them, and the time is one call's share;
-    and the first call is repeated for a second before anything else: new threads may share a core that long.
+    and the first call settles before anything else.
     """
     milliseconds: list[list[float]] = [[] for _ in calls]
     often = [1] * len(calls)
-    start = time.perf_counter()
-    while least and time.perf_counter() - start < SETTLING:
-        calls[0]()
+    if least:
+        settle(calls[0])
     for round in range(-WARM_UP[device.type], repeats):
         gc.collect()
         for index, (call, taken) in enumerate(zip(calls, milliseconds, strict=True)):
