@@ -15,8 +15,16 @@ from ccnet_cli.errors import InputError
 from ccnet_cli.ops import cpu
 from ccnet_cli.ops.cpu import threads
 
-# (B, c, C, H, W): beyond and below a tile's rows, a vector and a panel; lines of one pixel
-SHAPES = [(1, 1, 1, 1, 1), (2, 3, 5, 1, 7), (2, 3, 5, 7, 1), (1, 8, 16, 5, 6), (2, 17, 33, 15, 31), (1, 4, 65, 33, 29)]
+# (B, c, C, H, W): beyond and below a tile's rows, a vector, a panel and what is packed at once; lines of one pixel
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (2, 3, 5, 1, 7),
+    (2, 3, 5, 7, 1),
+    (1, 8, 16, 5, 6),
+    (2, 17, 33, 15, 31),
+    (1, 4, 65, 33, 29),
+    (1, 3, 161, 5, 9),
+]
 GAMMA = 0.7
 
 

@@ -22,6 +22,8 @@ TASKS = {
     name: number for number, name in enumerate(("forward", "backward", "affinity", "product", "aggregate", "scatter"))
 }
 _FORWARD, _BACKWARD, _AFFINITY, _PRODUCT, _, _SCATTER = TASKS.values()
+# channels of a product with weights that are packed at once
+ACROSS = 128
 # of a pass: the columns' own part, the rows', and what the columns need the rows for
 COLUMN, ROW, REST = range(3)
 # functions that are called by their address, which is another in each process and no constant of what Numba keeps
@@ -53,7 +55,8 @@ def scratch(height: int, width: int, reduced: int, channels: int, deep: int) -> 
     line = max(height, width)
     left = -(-line // TILE) * max(line, deep) + LANES
     # a transposed operand has a panel for some pixels, the others have one for some channels
-    right = max(-(-line // PANEL) * deep, -(-max(reduced, channels) // PANEL) * line) + LANES
+    across = min(max(reduced, channels), ACROSS)
+    right = max(-(-line // PANEL) * deep, -(-across // PANEL) * line) + LANES
     return WORD * LANES * left, WORD * (LANES * left + PANEL * right)
 
 
@@ -341,10 +344,16 @@ def _weighted(plan, line, scratch, weights, spread, right, right_step, columns, 
     if not spread:
         simd.call(plan.pack_tiles, (scratch, left, step, n, n))
         left, step = scratch, LANES * WORD
-    simd.call(plan.pack_panels, (panels, right + first * right_step, stride * right_step, n, columns))
-    operands = left, step, 1 - spread, panels
-    out, base = out + first * out_step, base + first * base_step if base else 0
-    simd.call(plan.product, (n, columns, n, *operands, out, stride * out_step, base, stride * base_step, scale))
+    for start in range(0, columns, ACROSS):
+        count = min(ACROSS, columns - start)
+        source = right + first * right_step + start * WORD
+        simd.call(plan.pack_panels, (panels, source, stride * right_step, n, count))
+        operands = left, step, 1 - spread, panels
+        target = out + first * out_step + start * WORD
+        start_base = base + first * base_step + start * WORD if base else 0
+        simd.call(
+            plan.product, (n, count, n, *operands, target, stride * out_step, start_base, stride * base_step, scale)
+        )
 
 
 @simd.helper
