@@ -21,7 +21,7 @@ from ccnet_cli.ops.cpu.threads import together
 # B batch, H height, W width, C input channels, K output channels, Y and X the taps
 
 # multiply-adds of a convolution from which on the kernels repay their start
-WORTH = 1 << 28
+WORTH = 1 << 30
 # two of the longest vectors
 PANEL = 32
 # input and output channels whose filters are transformed at once
