@@ -145,8 +145,8 @@ def alternate(
 ) -> list[Timing]:
     """Time every call once per round, after rounds that warm up, so that a busy machine slows them alike.
 
-    With least, a call that takes fewer milliseconds is made as often as fills them, and the time is one call's share;
-    and the first call settles before anything else.
+    With least, a call that takes fewer milliseconds is made as often as fills them, once before that for what the call
+    before it left behind, and the time is one call's share; and the first call settles before anything else.
     """
     milliseconds: list[list[float]] = [[] for _ in calls]
     often = [1] * len(calls)
@@ -155,6 +155,8 @@ def alternate(
     for round in range(-WARM_UP[device.type], repeats):
         gc.collect()
         for index, (call, taken) in enumerate(zip(calls, milliseconds, strict=True)):
+            if often[index] > 1:
+                call()
             took = elapsed(partial(_each, call, often[index]), device) / often[index]
             if round >= 0:
                 taken.append(took)
