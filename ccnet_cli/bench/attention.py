@@ -165,9 +165,7 @@ def attention(
     if NON_LOCAL in chosen:
         rest = " ".join(f"--implementation {name}" for name in names(place.type, precision) if name != NON_LOCAL)
         measure.check_memory(size, batch, place, f"use a smaller size, or leave it out with {rest}")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with measure.threads(threads) as count:
         wide = DTYPES[precision].itemsize
         inputs = measure.rotations(wide * batch * channels * size[0] * size[1], measure.cache(place))
         contenders = _contenders(chosen, size, channels, recurrence, batch, place, precision, inputs)
@@ -200,7 +198,7 @@ def attention(
             batch=batch,
             repeats=repeats,
             device=str(place),
-            threads=torch.get_num_threads(),
+            threads=count,
             torch=torch.__version__,
             precision=precision,
             inputs=inputs,
@@ -208,8 +206,6 @@ def attention(
             product=measure.product_rate(place, DTYPES[precision]),
             rows=rows,
         )
-    finally:
-        torch.set_num_threads(before)
 
 
 def _chosen(implementations: Sequence[str] | None, device: torch.device, precision: str) -> list[str]:

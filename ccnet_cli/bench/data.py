@@ -127,9 +127,7 @@ def data(
     slows them alike. All but the official way give the same pixels, which is checked first.
     """
     place = models.device(device)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with measure.threads(threads) as count:
         tables = []
         for size in sizes if preset is None else sizes[:1]:
             with _made(size) if preset is None else _given(preset) as used:
@@ -142,13 +140,11 @@ def data(
             batch=batch,
             repeats=repeats,
             device=str(place),
-            threads=torch.get_num_threads(),
+            threads=count,
             torch=torch.__version__,
             opencv=cv2.__version__,
             tables=tuple(tables),
         )
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

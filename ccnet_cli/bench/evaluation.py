@@ -107,13 +107,9 @@ def evaluation(
     official: what the authors' evaluation does, written anew; torch and numba: the two implementations of Scores. All
     three count the same labels, or RuntimeError is raised before anything is timed.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with measure.threads(threads) as count:
         rows = [row for size in sizes for mode in MODES for row in _rows(size, mode, classes, tile, repeats)]
-        return Report(classes, tile, torch.get_num_threads(), repeats, torch.__version__, tuple(rows))
-    finally:
-        torch.set_num_threads(before)
+        return Report(classes, tile, count, repeats, torch.__version__, tuple(rows))
 
 
 def official(

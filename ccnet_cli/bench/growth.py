@@ -97,15 +97,11 @@ def growth(
     an unknown implementation or device.
     """
     place = models.device(device)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with measure.threads(threads) as count:
         with torch.inference_mode():
             passes = [one for size in sizes for one in _passes(size, channels, implementation, place)]
             rows = _rows(passes, repeats, place)
-        return Report(channels, str(place), torch.get_num_threads(), torch.__version__, repeats, tuple(rows))
-    finally:
-        torch.set_num_threads(before)
+        return Report(channels, str(place), count, torch.__version__, repeats, tuple(rows))
 
 
 @dataclass(frozen=True)

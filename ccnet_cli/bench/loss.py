@@ -103,15 +103,10 @@ def loss(
     nothing is timed if one is wrong.
     """
     place = models.device(device)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with measure.threads(threads) as count:
         copy = measure.copy_rate(place)
         rows = tuple(row for size in sizes for row in _rows(size, batch, classes, repeats, place, copy))
-        count = torch.get_num_threads()
         return Report(batch, classes, repeats, str(place), count, torch.__version__, copy, rows)
-    finally:
-        torch.set_num_threads(before)
 
 
 def official_ohem(

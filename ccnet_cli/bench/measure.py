@@ -10,7 +10,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,6 +82,17 @@ def traffic(
     features = wide * (2 * channels + 2 * (2 * reduced + channels) + channels)
     weights = 2 * 4 * (H + W if keys is None else keys)
     return batch * recurrence * H * W * (features + weights) / 1e9
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[int]:
+    """So many CPU threads while the block runs, as many as there were for None; gives how many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
 
 
 def rotations(size: int, cache: int) -> int:

@@ -154,9 +154,7 @@ def model(
     settings = (settings or config.load("cityscapes-r2").model).model_copy(
         update={"backbone": backbone, "recurrence": recurrence, "auxiliary": True}
     )
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with measure.threads(threads) as count:
         with torch.no_grad():
             network = _network(settings).to(place)
             contenders = _contenders(network, precisions, compiled, place)
@@ -173,13 +171,11 @@ def model(
             batch=batch,
             repeats=repeats,
             device=str(place),
-            threads=torch.get_num_threads(),
+            threads=count,
             torch=torch.__version__,
             rates=rates,
             rows=tuple(rows),
         )
-    finally:
-        torch.set_num_threads(before)
 
 
 def _network(settings: config.Model) -> CCNet:

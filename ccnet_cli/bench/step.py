@@ -117,9 +117,7 @@ def step(
     classifier's gradient are compared with the authors' first, and nothing is timed if they are wrong.
     """
     place = models.device(device)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with measure.threads(threads) as count:
         torch.manual_seed(0)
         official, ours = (_Step(preset, classes, place, way) for way in (True, False))
         ours.model.load_state_dict(official.model.state_dict())
@@ -127,10 +125,7 @@ def step(
         rows = tuple(
             row for size in sizes for row in _rows(official, ours, size, batch, classes, repeats, place, convolution)
         )
-        count = torch.get_num_threads()
         return Report(preset.name, batch, repeats, str(place), count, torch.__version__, convolution, rows)
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Step:
