@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ccnet_cli import ops
 from ccnet_cli.ops import convolution
 from ccnet_cli.ops.cpu import convolution as kernels
-from ccnet_cli.ops.cpu import threads
+from tests.tensors import LAYOUTS, by_threads, poison
 from tests.test_cpu_kernels import _features
 
 # (B, C, K, H, W, dilation): less than a tile, unequal grids, dilations beyond the image, channels beyond a block
@@ -99,20 +99,10 @@ def test_what_cannot_be_added_to_in_place_is_refused():
         kernels.filtered(x, kernels.filters(weight), 1, onto_BKHW=onto.contiguous())
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "transposed", "slice", "unaligned"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory_layout_is_read_right(layout):
     tensors = inputs(*SHAPES[3])
-    laid_out = {
-        "contiguous": lambda x: x.contiguous(),
-        "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-        "slice": lambda x: torch.cat([x, x], dim=1).to(memory_format=torch.channels_last)[:, : x.shape[1]],
-        "unaligned": lambda x: (
-            torch.cat([torch.zeros(1), x.permute(0, 2, 3, 1).flatten()])[1:]
-            .view(x.permute(0, 2, 3, 1).shape)
-            .permute(0, 3, 1, 2)
-        ),
-    }[layout]
-    changed = [laid_out(x) if x.dim() == 4 else x for x in tensors]
+    changed = [LAYOUTS[layout](x) if x.dim() == 4 else x for x in tensors]
     # the bias's gradient is torch's
     for mine, wanted in zip(step(*changed, 2)[:3], step(*tensors, 2)[:3], strict=True):
         assert torch.equal(mine, wanted)
@@ -133,16 +123,7 @@ def test_results_are_the_same_to_the_bit_for_any_number_of_threads(monkeypatch):
     monkeypatch.setattr(kernels, "SPREAD", 36 * 32 * 20)
     tensors = inputs(*SHAPES[3])
     close(step(*tensors, 2), definition(*tensors, 2))
-    before = torch.get_num_threads()
-    try:
-        found = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found += [step(*tensors, 2), step(*tensors, 2)]
-        monkeypatch.setattr(threads, "openmp", lambda: None)
-        found.append(step(*tensors, 2))
-    finally:
-        torch.set_num_threads(before)
+    found = list(by_threads(lambda: step(*tensors, 2), monkeypatch))
     for one, other in pairwise(found):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -158,11 +139,8 @@ def test_an_image_is_the_same_to_the_bit_in_any_batch():
 def test_nothing_is_read_before_it_is_written(monkeypatch):
     tensors = inputs(*SHAPES[6])
     expected = step(*tensors, 1)
-    plain, empty = Tensor.new_empty, torch.empty
-    poison = lambda x: x.fill_(float("nan"))  # noqa: E731
     monkeypatch.setattr(kernels, "_kept", type("Kept", (), {})())
-    monkeypatch.setattr(Tensor, "new_empty", lambda self, *size, **how: poison(plain(self, *size, **how)))
-    monkeypatch.setattr(torch, "empty", lambda *size, **how: poison(empty(*size, **how)))
+    poison(monkeypatch)
     for mine, wanted in zip(step(*tensors, 1), expected, strict=True):
         assert torch.equal(mine, wanted)
 

@@ -13,7 +13,7 @@ from ccnet_cli import ops
 from ccnet_cli.attention import CrissCrossAttention
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops import cpu
-from ccnet_cli.ops.cpu import threads
+from tests.tensors import LAYOUTS, by_threads, poison
 
 # (B, c, C, H, W): beyond and below a tile's rows, a vector, a panel and what is packed at once; lines of one pixel
 SHAPES = [
@@ -87,21 +87,11 @@ def test_gradients_of_gradients_are_the_definition_s():
     close(*results)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "transposed", "slice", "unaligned"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory_layout_is_read_right(layout):
     shape = (2, 3, 5, 4, 6)
     tensors = inputs(*shape)
-    laid_out = {
-        "contiguous": lambda x: x.contiguous(),
-        "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-        "slice": lambda x: torch.cat([x, x], dim=1).to(memory_format=torch.channels_last)[:, : x.shape[1]],
-        "unaligned": lambda x: (
-            torch.cat([torch.zeros(1), x.permute(0, 2, 3, 1).flatten()])[1:]
-            .view(x.permute(0, 2, 3, 1).shape)
-            .permute(0, 3, 1, 2)
-        ),
-    }[layout]
-    changed = [laid_out(x) for x in tensors]
+    changed = [LAYOUTS[layout](x) for x in tensors]
     assert all(torch.equal(a, b) for a, b in zip(changed, tensors, strict=True))
     for mine, wanted in zip(step(*changed, 3), step(*tensors, 3), strict=True):
         assert torch.equal(mine, wanted)
@@ -119,17 +109,7 @@ def test_a_gradient_may_be_wanted_of_one_input_alone(wanted):
 
 def test_results_are_the_same_to_the_bit_for_any_number_of_threads(monkeypatch):
     tensors = inputs(2, 3, 5, 15, 17)
-    before = torch.get_num_threads()
-    try:
-        found = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found += [step(*tensors, 3), step(*tensors, 3)]
-        # where torch has another OpenMP
-        monkeypatch.setattr(threads, "openmp", lambda: None)
-        found.append(step(*tensors, 3))
-    finally:
-        torch.set_num_threads(before)
+    found = list(by_threads(lambda: step(*tensors, 3), monkeypatch))
     for one, other in pairwise(found):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -137,10 +117,7 @@ def test_results_are_the_same_to_the_bit_for_any_number_of_threads(monkeypatch):
 def test_nothing_is_read_before_it_is_written(monkeypatch):
     tensors = inputs(2, 3, 5, 6, 7)
     expected = step(*tensors, 3)
-    plain, empty = Tensor.new_empty, torch.empty
-    poison = lambda x: x.fill_(float("nan") if x.is_floating_point() else 255)  # noqa: E731
-    monkeypatch.setattr(Tensor, "new_empty", lambda self, *size, **how: poison(plain(self, *size, **how)))
-    monkeypatch.setattr(torch, "empty", lambda *size, **how: poison(empty(*size, **how)))
+    poison(monkeypatch)
     for mine, wanted in zip(step(*tensors, 3), expected, strict=True):
         assert torch.equal(mine, wanted)
 
