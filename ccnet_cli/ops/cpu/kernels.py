@@ -6,6 +6,7 @@ registers; both operands are first packed so that the tile's loop reads them in 
 by the sizes alone, so that results do not depend on the number of threads.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ccnet_cli.ops.cpu import simd
-from ccnet_cli.ops.cpu.simd import F32, FLOAT, I32, I64, INT, LANES, MASK, NUMBERS, PANEL, TILE, VECTOR, WORD
+from ccnet_cli.ops.cpu.simd import F32, FLOAT, I1, I32, I64, INT, LANES, MASK, NUMBERS, PANEL, TILE, VECTOR, WORD
 
 TASKS = {
     name: number for number, name in enumerate(("forward", "backward", "affinity", "product", "aggregate", "scatter"))
@@ -192,43 +193,33 @@ def _copy(typingctx, target, source, count):
     return types.void(INT, INT, INT), generate
 
 
-def _sums(builder: Any, rows: int, halves: int, arguments: Any) -> None:
-    """One tile of so many rows and vectors, whose sums are all in registers; see _tile."""
+def _sums(builder: Any, rows: int, halves: int, whole: bool, arguments: Any) -> None:
+    """One tile of so many rows and vectors, whose sums are all in registers, whole where it has all columns; see _tile.
+
+    What it will write, and what that is added to, comes near while it multiplies.
+    """
     depth, left, left_step, right, out, out_step, base, base_step, scale, columns = arguments
-    before, loop = builder.block, builder.append_basic_block("depth")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    index, left_at, right_at = (builder.phi(I64) for _ in range(3))
-    for phi, value in ((index, I64(0)), (left_at, left), (right_at, right)):
-        phi.add_incoming(value, before)
-    sums = [[builder.phi(VECTOR) for _ in range(halves)] for _ in range(rows)]
-    panel, scalars = simd.pointer(builder, right_at), simd.pointer(builder, left_at, F32)
-    vectors = [builder.load(builder.gep(panel, [I32(half)]), align=WORD) for half in range(halves)]
-    found = []
-    for row, phis in enumerate(sums):
-        scalar = simd.splat(builder, builder.load(builder.gep(scalars, [I32(row)]), align=WORD))
-        found.append([simd.fma(builder, scalar, vector, phi) for vector, phi in zip(vectors, phis, strict=True)])
-        for phi, value in zip(phis, found[-1], strict=True):
-            phi.add_incoming(simd.constant(0.0), before)
-            phi.add_incoming(value, loop)
-    following = builder.add(index, I64(1))
-    index.add_incoming(following, loop)
-    left_at.add_incoming(builder.add(left_at, left_step), loop)
-    right_at.add_incoming(builder.add(right_at, I64(WORD * PANEL)), loop)
-    done = builder.append_basic_block("done")
-    builder.cbranch(builder.icmp_signed("<", following, depth), loop, done)
-    builder.position_at_end(done)
-    factor, based = simd.splat(builder, scale), builder.icmp_signed("!=", base, I64(0))
-    for half in range(halves):
-        offset = I64(WORD * LANES * half)
-        mask = simd.mask(builder, builder.sub(columns, I64(LANES * half)))
-        there = builder.select(based, mask, ir.Constant(MASK, None))
-        for row in range(rows):
-            place = builder.add(simd.plus(builder, out, out_step, row), offset)
-            start = builder.add(simd.plus(builder, base, base_step, row), offset)
-            # a masked load of nothing is slow where there is no memory
-            start = simd.load(builder, builder.select(based, start, place), there, simd.constant(0.0))
-            simd.store(builder, simd.fma(builder, factor, found[row][half], start), place, mask)
+    based = builder.icmp_signed("!=", base, I64(0))
+    near, near_step = builder.select(based, base, out), builder.select(based, base_step, out_step)
+    for row, half in itertools.product(range(rows), range(halves)):
+        simd.fetch(builder, simd.place(builder, near, near_step, row, half))
+        simd.fetch(builder, simd.place(builder, out, out_step, row, half), write=True)
+    found = simd.product(builder, rows, halves, depth, left, left_step, right)
+    factor, all_lanes = simd.splat(builder, scale), ir.Constant(MASK, [I1(1)] * LANES)
+    masks = [
+        all_lanes if whole else simd.mask(builder, builder.sub(columns, I64(LANES * half))) for half in range(halves)
+    ]
+    with builder.if_else(based) as branches:
+        for branch, added in zip(branches, (True, False), strict=True):
+            with branch:
+                for row, half in itertools.product(range(rows), range(halves)):
+                    if added:
+                        start = simd.place(builder, base, base_step, row, half)
+                        start = simd.load(builder, start, masks[half], simd.constant(0.0))
+                        total = simd.fma(builder, factor, found[row][half], start)
+                    else:
+                        total = builder.fmul(factor, found[row][half])
+                    simd.store(builder, total, simd.place(builder, out, out_step, row, half), masks[half])
 
 
 @intrinsic
@@ -237,16 +228,17 @@ def _tile(typingctx, rows, depth, left, left_step, right, out, out_step, base, b
 
     def generate(context, builder, signature, arguments):
         rows, *others = arguments
-        wide = builder.zext(builder.icmp_signed(">", others[-1], I64(LANES)), I64)
+        wide, whole = (
+            builder.zext(builder.icmp_signed(">=", others[-1], I64(count)), I64) for count in (LANES + 1, PANEL)
+        )
         done = builder.append_basic_block("end")
-        switch = builder.switch(builder.add(builder.mul(rows, I64(2)), wide), done)
-        for count in range(1, TILE + 1):
-            for halves in (1, 2):
-                block = builder.append_basic_block("tile")
-                switch.add_case(I64(2 * count + halves - 1), block)
-                builder.position_at_end(block)
-                _sums(builder, count, halves, others)
-                builder.branch(done)
+        switch = builder.switch(builder.add(builder.mul(rows, I64(3)), builder.add(wide, whole)), done)
+        for count, (kind, halves) in itertools.product(range(1, TILE + 1), enumerate((1, 2, 2))):
+            block = builder.append_basic_block("tile")
+            switch.add_case(I64(3 * count + kind), block)
+            builder.position_at_end(block)
+            _sums(builder, count, halves, kind == 2, others)
+            builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
 

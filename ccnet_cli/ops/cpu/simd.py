@@ -82,9 +82,21 @@ def store(builder: Any, vector: Any, address: Any, mask: Any) -> None:
     builder.call(masked, [vector, pointer(builder, address), I32(WORD), mask])
 
 
+def fetch(builder: Any, address: Any, write: bool = False) -> None:
+    """Begin to bring a cache line near; the address may be anything."""
+    kind = I64(0).type.as_pointer()
+    prefetch = function(builder, "llvm.prefetch.p0", ir.VoidType(), kind, I32, I32, I32)
+    builder.call(prefetch, [pointer(builder, address, I64), I32(int(write)), I32(3), I32(1)])
+
+
 def plus(builder: Any, address: Any, step: Any, count: int) -> Any:
     """An address so many steps on."""
     return builder.add(address, builder.mul(step, I64(count)))
+
+
+def place(builder: Any, start: Any, step: Any, row: int, half: int) -> Any:
+    """Where a vector of a tile lies whose rows are a step apart."""
+    return builder.add(plus(builder, start, step, row), I64(WORD * LANES * half))
 
 
 def reduced(builder: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
@@ -101,6 +113,39 @@ def maximum(builder: Any) -> Callable[[Any, Any], Any]:
     """The function that gives the larger of two vectors' numbers."""
     larger = function(builder, f"llvm.maxnum.v{LANES}f32", *[VECTOR] * 3)
     return lambda a, b: builder.call(larger, [a, b])
+
+
+def product(
+    builder: Any, rows: int, halves: int, depth: Any, left: Any, left_step: Any, right: Any, row_step: int = 1
+) -> list[list[Any]]:
+    """A tile of left @ right: so many rows and vectors, whose sums are all in registers.
+
+    left has its rows' floats row_step floats apart, and left_step bytes on those of the next depth; right is a panel.
+    """
+    before, loop = builder.block, builder.append_basic_block("depth")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    index, left_at, right_at = (builder.phi(I64) for _ in range(3))
+    for phi, value in ((index, I64(0)), (left_at, left), (right_at, right)):
+        phi.add_incoming(value, before)
+    sums = [[builder.phi(VECTOR) for _ in range(halves)] for _ in range(rows)]
+    panel, scalars = pointer(builder, right_at), pointer(builder, left_at, F32)
+    vectors = [builder.load(builder.gep(panel, [I32(half)]), align=WORD) for half in range(halves)]
+    found = []
+    for row, phis in enumerate(sums):
+        scalar = splat(builder, builder.load(builder.gep(scalars, [I32(row * row_step)]), align=WORD))
+        found.append([fma(builder, scalar, vector, phi) for vector, phi in zip(vectors, phis, strict=True)])
+        for phi, value in zip(phis, found[-1], strict=True):
+            phi.add_incoming(constant(0.0), before)
+            phi.add_incoming(value, loop)
+    following = builder.add(index, I64(1))
+    index.add_incoming(following, loop)
+    left_at.add_incoming(builder.add(left_at, left_step), loop)
+    right_at.add_incoming(builder.add(right_at, I64(WORD * PANEL)), loop)
+    done = builder.append_basic_block("done")
+    builder.cbranch(builder.icmp_signed("<", following, depth), loop, done)
+    builder.position_at_end(done)
+    return found
 
 
 @intrinsic

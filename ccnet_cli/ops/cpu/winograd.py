@@ -11,6 +11,7 @@ their nine taps between those and the output channels. Channels come in multiple
 fixed by the sizes alone.
 """
 
+import itertools
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -22,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ccnet_cli.ops.cpu import simd
-from ccnet_cli.ops.cpu.simd import F32, FLOAT, I32, I64, INT, LANES, NUMBERS, PANEL, TILE, VECTOR, WORD
+from ccnet_cli.ops.cpu.simd import FLOAT, I32, I64, INT, LANES, NUMBERS, PANEL, TILE, VECTOR, WORD
 
 # output and input pixels of a tile's side, and products of a tile
 OUT = 4
@@ -309,36 +310,14 @@ def _sums(
     add: Any,
 ) -> None:
     """One tile of so many rows and two vectors, whose sums are all in registers."""
-    before, loop = builder.block, builder.append_basic_block("depth")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    index, left_at, right_at = (builder.phi(I64) for _ in range(3))
-    for phi, value in ((index, I64(0)), (left_at, left), (right_at, right)):
-        phi.add_incoming(value, before)
-    sums = [[builder.phi(VECTOR) for _ in range(2)] for _ in range(rows)]
-    panel, scalars = simd.pointer(builder, right_at), simd.pointer(builder, left_at, F32)
-    vectors = [builder.load(builder.gep(panel, [I32(half)]), align=WORD) for half in range(2)]
-    found = []
-    for row, phis in enumerate(sums):
-        scalar = builder.load(builder.gep(scalars, [I32(row * row_step)]), align=WORD)
-        scalar = simd.splat(builder, scalar)
-        found.append([simd.fma(builder, scalar, v, phi) for v, phi in zip(vectors, phis, strict=True)])
-        for phi, value in zip(phis, found[-1], strict=True):
-            phi.add_incoming(simd.constant(0.0), before)
-            phi.add_incoming(value, loop)
-    following = builder.add(index, I64(1))
-    index.add_incoming(following, loop)
-    left_at.add_incoming(builder.add(left_at, I64(WORD * depth_step)), loop)
-    right_at.add_incoming(builder.add(right_at, I64(WORD * PANEL)), loop)
-    done = builder.append_basic_block("done")
-    builder.cbranch(builder.icmp_signed("<", following, depth), loop, done)
-    builder.position_at_end(done)
-    more = simd.mask(builder, builder.mul(add, I64(LANES)))
-    for row in range(rows):
-        for half in range(2):
-            place = builder.add(simd.plus(builder, out, step, row), I64(WORD * LANES * half))
-            start = simd.load(builder, place, more, simd.constant(0.0))
-            _write(builder, builder.fadd(found[row][half], start), place)
+    found = simd.product(builder, rows, 2, depth, left, I64(WORD * depth_step), right, row_step)
+    with builder.if_else(builder.icmp_signed("!=", add, I64(0))) as branches:
+        for branch, added in zip(branches, (True, False), strict=True):
+            with branch:
+                for row, half in itertools.product(range(rows), range(2)):
+                    place = simd.place(builder, out, step, row, half)
+                    total = found[row][half]
+                    _write(builder, builder.fadd(total, _read(builder, place)) if added else total, place)
 
 
 def _tiling(heights: Sequence[int], row_step: int, depth_step: int) -> Any:
