@@ -304,7 +304,8 @@ def golden(data, run):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        options = ("schedule.steps=100", "eval.every=0", "checkpoint.every=100", "model.implementation=reference")
+        options = ("schedule.steps=100", "schedule.lr=0.005", "eval.every=0", "checkpoint.every=100")
+        options += ("model.implementation=reference",)
         train(preset(data, *RICH, *options), run=run)
     finally:
         torch.set_num_threads(threads)
