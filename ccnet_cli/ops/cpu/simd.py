@@ -84,8 +84,7 @@ def store(builder: Any, vector: Any, address: Any, mask: Any) -> None:
 
 def fetch(builder: Any, address: Any, write: bool = False) -> None:
     """Begin to bring a cache line near; the address may be anything."""
-    kind = I64(0).type.as_pointer()
-    prefetch = function(builder, "llvm.prefetch.p0", ir.VoidType(), kind, I32, I32, I32)
+    prefetch = function(builder, "llvm.prefetch.p0", ir.VoidType(), I64.as_pointer(), I32, I32, I32)
     builder.call(prefetch, [pointer(builder, address, I64), I32(int(write)), I32(3), I32(1)])
 
 
