@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 # torch takes seconds to load, and the command line's help does without it
 if TYPE_CHECKING:
-    from ccnet_cli.model import CCNet
+    from ccnet_cli.models.network import CCNet
 
 __version__ = "0.1.0"
 __all__ = ["load"]
@@ -25,7 +25,7 @@ def load(
     recurrence replaces R, which the authors' files do not hold (2 is assumed); preset and overrides ("key=value")
     replace the rest. Raises ccnet_cli.errors.InputError for a file that is damaged or unknown; nothing in it is run.
     """
-    from ccnet_cli import loading
+    from ccnet_cli.weights import load as loading
 
     chosen = [] if recurrence is None else [f"model.recurrence={recurrence}"]
     return loading.restore(Path(path), preset, [*overrides, *chosen], headless=True).model

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from ccnet_cli import checkpoint as checkpoints
 from ccnet_cli import config
 from ccnet_cli.datasets import Classes
-from ccnet_cli.model import build
+from ccnet_cli.models.network import build
+from ccnet_cli.runs import checkpoint as checkpoints
 
 CLASSES = Classes(("road", "sky", "Tür"), ((128, 64, 128), (70, 130, 180), (1, 2, 3)), (7, 23, 9))
 

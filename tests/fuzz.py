@@ -67,7 +67,8 @@ def checkpoints(folder: Path, count: int, random: np.random.Generator) -> Counte
     """Damaged weight files through loading.restore: refused, the same weights, or others that are finite and fit."""
     import torch
 
-    from ccnet_cli import errors, loading
+    from ccnet_cli import errors
+    from ccnet_cli.weights import load as loading
 
     errors.notice = loading.notice = lambda text: None
     sound = sorted(folder.glob("*.pt*"))
@@ -97,8 +98,8 @@ def checkpoints(folder: Path, count: int, random: np.random.Generator) -> Counte
 
 def images(folder: Path, count: int, random: np.random.Generator) -> Counter[str]:
     """Damaged pictures through every reader: refused or an array."""
-    from ccnet_cli import images as reader
     from ccnet_cli.errors import InputError
+    from ccnet_cli.media import images as reader
 
     sound = sorted(path for path in folder.iterdir() if path.name != "damaged")
     contents = [path.read_bytes() for path in sound]

@@ -11,9 +11,13 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from ccnet_cli import checkpoint, cli, distributed, evaluate, launch, train
+from ccnet_cli import cli
+from ccnet_cli.commands import evaluate, train
 from ccnet_cli.datasets import Training
-from ccnet_cli.trainer import Trainer
+from ccnet_cli.parallel import group as distributed
+from ccnet_cli.parallel import supervisor as launch
+from ccnet_cli.runs import checkpoint
+from ccnet_cli.training.trainer import Trainer
 
 MISHAP = os.environ.get("CCNET_MISHAP", "")
 MARK = Path(os.environ.get("CCNET_MARK", os.devnull))

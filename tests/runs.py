@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccnet_cli import checkpoint, config, images
+from ccnet_cli import config
+from ccnet_cli.media import images
+from ccnet_cli.runs import checkpoint
 
 SETTINGS = {
     "model.width=8",

@@ -125,22 +125,22 @@ def test_imports_go_down(module: str):
 @pytest.mark.parametrize(
     ("module", "line", "bad"),
     [
-        ("model", "from ccnet_cli.train import train", True),
-        ("model", "def f():\n    from ccnet_cli import evaluate", True),
-        ("loss", "import ccnet_cli.metrics", True),
+        ("model", "from ccnet_cli.commands.train import train", True),
+        ("model", "def f():\n    from ccnet_cli.commands import evaluate", True),
+        ("loss", "import ccnet_cli.inference.metrics", True),
         ("ops.gemm", "from ccnet_cli.ops import reference", True),
         ("ops.gemm", "from ccnet_cli.ops.reference import affinity", True),
         ("ops.criss_cross", "from ccnet_cli.ops import gemm, reference", False),
         ("ops.cuda.build", "from ccnet_cli.ops.cuda import steps", False),
         ("ops.cuda.build", "from ccnet_cli.ops import gemm", True),
         ("ops.gemm", "from ccnet_cli.ops.cuda import steps", True),
-        ("train", "from ccnet_cli.evaluate import evaluate", False),
+        ("train", "from ccnet_cli.commands.evaluate import evaluate", False),
         ("errors", "from ccnet_cli import config", True),
         ("images", "from ccnet_cli.errors import InputError", False),
         ("cli", "from ccnet_cli import __version__", False),
         ("cli.train", "from ccnet_cli.cli.options import Json", False),
         ("bench.cost", "from ccnet_cli.bench import measure", False),
-        ("bench.cost", "from ccnet_cli.predict import predict", True),
+        ("bench.cost", "from ccnet_cli.commands.predict import predict", True),
     ],
 )
 def test_the_floor_check_sees_what_it_must(module: str, line: str, bad: bool):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import typer
 
-from ccnet_cli import cli, config, images
+from ccnet_cli import cli, config
 from ccnet_cli.cli import entry
+from ccnet_cli.media import images
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

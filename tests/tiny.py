@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 import torch
 
-from ccnet_cli import checkpoint, config
+from ccnet_cli import config
 from ccnet_cli.datasets import Classes, camvid, cityscapes
-from ccnet_cli.model import build
+from ccnet_cli.models.network import build
+from ccnet_cli.runs import checkpoint
 
 OVERRIDES = (
     "model.backbone=tiny",

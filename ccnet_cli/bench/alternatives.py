@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccnet_cli import ops
-from ccnet_cli.attention import CrissCrossAttention
-from ccnet_cli.model import CCNet
+from ccnet_cli.models.attention import CrissCrossAttention
+from ccnet_cli.models.network import CCNet
 
 # B batch, C channels of the map, H height, W width; L matrices of one line each
 

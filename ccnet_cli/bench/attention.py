@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli import model as models
 from ccnet_cli import ops
-from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.alternatives import Floor, NonLocal, Official
 from ccnet_cli.bench.measure import Sheet, Timing
 from ccnet_cli.errors import InputError
+from ccnet_cli.models import network as models
+from ccnet_cli.models.attention import CrissCrossAttention, RecurrentCrissCross
 
 # B batch, C channels of the map, c those of query and key, H height, W width
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli import model as models
-from ccnet_cli.attention import CrissCrossAttention, RecurrentCrissCross
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.alternatives import NonLocal
 from ccnet_cli.bench.measure import Sheet
+from ccnet_cli.models import network as models
+from ccnet_cli.models.attention import CrissCrossAttention, RecurrentCrissCross
 
 NON_LOCAL = "non-local"
 

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from ccnet_cli import config, datasets, images
-from ccnet_cli import model as models
+from ccnet_cli import config, datasets
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.measure import Sheet, Timing
 from ccnet_cli.datasets import transforms
-from ccnet_cli.images import cv2
+from ccnet_cli.media import images
+from ccnet_cli.media.images import cv2
+from ccnet_cli.models import network as models
 
 # H, W a picture; h, w the crop
 

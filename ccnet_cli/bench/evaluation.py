@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccnet_cli import scores
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.measure import Sheet
-from ccnet_cli.inference import batch_scores, starts, stride
-from ccnet_cli.metrics import Confusion
+from ccnet_cli.inference import scores
+from ccnet_cli.inference.metrics import Confusion
+from ccnet_cli.inference.views import batch_scores, starts, stride
 
 MODES = ("whole", "sliding")
 # of a network that sees an image of 769 x 769 as 97 x 97

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccnet_cli import model as models
 from ccnet_cli import ops
 from ccnet_cli.bench import attention, measure
 from ccnet_cli.bench.measure import Sheet
 from ccnet_cli.errors import InputError, notice, out_of_memory
+from ccnet_cli.models import network as models
 from ccnet_cli.ops import cuda
-from ccnet_cli.record import environment
+from ccnet_cli.training.record import environment
 
 # images, channels of query and key, channels of value, height, width
 SHAPES = (

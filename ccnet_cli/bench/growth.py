@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ccnet_cli import images, ops
-from ccnet_cli import model as models
+from ccnet_cli import ops
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.measure import Sheet
 from ccnet_cli.errors import InputError, notice
-from ccnet_cli.images import cv2
+from ccnet_cli.media import images
+from ccnet_cli.media.images import cv2
+from ccnet_cli.models import network as models
 
 # B batch, C channels, H height, W width
 

@@ -10,11 +10,11 @@ from scipy.ndimage import zoom
 from torch import Tensor
 from torch.nn import functional as F
 
-from ccnet_cli import model as models
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.attention import compare
 from ccnet_cli.bench.measure import Sheet, Timing
-from ccnet_cli.loss import GRID, Objective, cross_entropy, mmseg_ohem_cross_entropy, ohem_cross_entropy
+from ccnet_cli.losses.cross_entropy import GRID, Objective, cross_entropy, mmseg_ohem_cross_entropy, ohem_cross_entropy
+from ccnet_cli.models import network as models
 
 # B batch, K classes, H height, W width of the label; h, w of the network's map, an eighth
 

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli import config, engine, onnxfile, portable
-from ccnet_cli import model as models
+from ccnet_cli import config
 from ccnet_cli.bench import alternatives, measure
 from ccnet_cli.bench.measure import Sheet, Timing
 from ccnet_cli.errors import InputError
-from ccnet_cli.model import PRECISIONS, CCNet
-from ccnet_cli.resnet import BasicBlock, Bottleneck
+from ccnet_cli.inference import engine, portable
+from ccnet_cli.inference import onnx as onnxfile
+from ccnet_cli.models import network as models
+from ccnet_cli.models.backbones.resnet import BasicBlock, Bottleneck
+from ccnet_cli.models.network import PRECISIONS, CCNet
 
 # B batch, H and W the image
 

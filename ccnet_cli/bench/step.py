@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccnet_cli import config, trainer
-from ccnet_cli import model as models
+from ccnet_cli import config
 from ccnet_cli.bench import alternatives, measure
 from ccnet_cli.bench.alternatives import Official
 from ccnet_cli.bench.attention import DTYPES, compare
 from ccnet_cli.bench.loss import AUXILIARY, IGNORED, MIN_KEPT, THRESHOLD, official_objective
 from ccnet_cli.bench.measure import Sheet, Timing
-from ccnet_cli.loss import Objective
+from ccnet_cli.losses.cross_entropy import Objective
+from ccnet_cli.models import network as models
+from ccnet_cli.training import trainer
 
 # B batch, H height, W width of the images
 

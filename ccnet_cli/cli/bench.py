@@ -195,8 +195,8 @@ def bench_growth(
     if plot is not None and plot.suffix.lower() != ".png":
         raise InputError(plot, "the plot is a PNG", "end the name in .png")
     maps = [size_of(text) for text in sizes or ()]
-    from ccnet_cli import images
     from ccnet_cli.bench import growth
+    from ccnet_cli.media import images
 
     found = growth.growth(maps or growth.SIZES, channels, threads, repeats, implementation, device)
     if plot is not None:

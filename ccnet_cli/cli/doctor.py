@@ -27,7 +27,7 @@ def doctor(
     Prints a block to paste into an issue. Exit code 3 where it cannot run on the CPU.
     """
     refuse_unwritable(json_file)
-    from ccnet_cli.doctor import doctor as look
+    from ccnet_cli.commands.doctor import doctor as look
 
     report = look(folders or ())
     if not write_json(report.to_mapping(), json_file):

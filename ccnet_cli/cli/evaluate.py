@@ -84,7 +84,7 @@ def evaluate(
         raise InputError(f"checkpoint {option}", f"{checkpoint} is given too", "give one of them")
     refuse_unwritable(json_file, csv, confusion)
     averaged = numbers_of("--scales", scales)
-    from ccnet_cli.evaluate import score
+    from ccnet_cli.commands.evaluate import score
 
     found = score(
         checkpoint or option,

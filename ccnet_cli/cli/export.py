@@ -46,7 +46,7 @@ def export(
     Without the optimiser's state it is about a third of the size.
     """
     refuse_existing(output, overwrite)
-    from ccnet_cli.checkpoint import find
-    from ccnet_cli.export import export as write
+    from ccnet_cli.commands.export import export as write
+    from ccnet_cli.runs.checkpoint import find
 
     print(write(find(checkpoint), output, format, preset, overrides or ()))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    from ccnet_cli import durable
+    from ccnet_cli import files as durable
 
     try:
         durable.write(path, lambda file: file.write(content))

@@ -82,7 +82,7 @@ def predict(
     """
     refuse_unwritable(json_file)
     averaged = numbers_of("--scales", scales)
-    from ccnet_cli.predict import predict as segment
+    from ccnet_cli.commands.predict import predict as segment
 
     result = segment(
         sources,

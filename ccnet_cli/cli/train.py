@@ -84,9 +84,9 @@ def train(
         preset, [*(overrides or ()), *path_of("data.root", data), *([] if seed is None else [f"seed={seed}"])]
     )
     detail(f"preset {settings.name} of {config.find(preset)}")
-    from ccnet_cli.distributed import Limits
-    from ccnet_cli.launch import machines
-    from ccnet_cli.train import train as start
+    from ccnet_cli.commands.train import train as start
+    from ccnet_cli.parallel.group import Limits
+    from ccnet_cli.parallel.supervisor import machines
 
     folder = start(
         settings,

@@ -86,7 +86,7 @@ def visualize(
         for option, value in figures:
             if value is not None:
                 raise InputError(f"option {option}", "is for the figure, not for --html", "give one of them")
-        from ccnet_cli.visualize import explore
+        from ccnet_cli.commands.visualize import explore
 
         for path in explore(given, html, pixels, label=label, **chosen):
             print(path)
@@ -98,7 +98,7 @@ def visualize(
         raise InputError(what, "only with --html", fix)
     refuse_unwritable(json_file)
     target = output or free_name(Path("attention.png"))
-    from ccnet_cli.visualize import visualize as draw
+    from ccnet_cli.commands.visualize import visualize as draw
 
     summary = draw(given[0] if given else None, pixels, target, maps=maps, compare=compare, **chosen)
     if write_json(summary.to_mapping(), json_file):

@@ -11,7 +11,7 @@ from pathlib import Path
 from ccnet_cli import config
 from ccnet_cli.datasets.source import Samples, Source
 from ccnet_cli.errors import InputError
-from ccnet_cli.images import IMAGE_SUFFIXES, read_bytes
+from ccnet_cli.media.images import IMAGE_SUFFIXES, read_bytes
 
 # IMAGE, LABEL or None, NAME, LINE; paths relative to the root
 Row = tuple[str, str | None, str, int]

@@ -7,9 +7,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from ccnet_cli import images
 from ccnet_cli.errors import InputError
-from ccnet_cli.images import cv2
+from ccnet_cli.media import images
+from ccnet_cli.media.images import cv2
 
 IGNORED = 255
 REFUSED = -1

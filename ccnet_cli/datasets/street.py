@@ -5,7 +5,7 @@ Every function draws into `image` uint8 (H, W, 3) BGR and `labels` uint8 (H, W),
 
 import numpy as np
 
-from ccnet_cli.images import cv2
+from ccnet_cli.media.images import cv2
 
 TERRACE = 80  # pixels from one street down to the next
 ROAD = 34

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ccnet_cli import images
 from ccnet_cli.datasets import street
 from ccnet_cli.errors import InputError, notice
+from ccnet_cli.media import images
 
 # to be raised when the drawing changes, so that the built-in set is drawn anew
 VERSION = 1

@@ -11,7 +11,7 @@ import numpy as np
 from ccnet_cli.datasets.source import Source, load_pair
 from ccnet_cli.datasets.transforms import cut, distort, generator, mirror, pad, random_scale, scaled, tables
 from ccnet_cli.errors import CCNetError, EnvironmentFailure
-from ccnet_cli.images import cv2
+from ccnet_cli.media.images import cv2
 
 # torch takes seconds to load, and checking a data set does without it
 if TYPE_CHECKING:

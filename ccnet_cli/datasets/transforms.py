@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ccnet_cli.images import cv2
+from ccnet_cli.media.images import cv2
 
 # H, W an image; h, w the crop
 

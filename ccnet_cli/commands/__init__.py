@@ -1,0 +1,1 @@
+"""What each command does: one file and one public function for each."""

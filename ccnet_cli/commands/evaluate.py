@@ -1,0 +1,381 @@
+"""Score a checkpoint on labelled images: one confusion matrix over every valid pixel."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ccnet_cli import config
+from ccnet_cli.datasets import Sample, Source, load_image, load_pair, open_source
+from ccnet_cli.errors import InputError, Interrupted, notice
+from ccnet_cli.inference import engine
+from ccnet_cli.inference.metrics import Confusion
+from ccnet_cli.inference.views import batch_scores, host_input
+from ccnet_cli.media import background as pipeline
+from ccnet_cli.media import images, outputs
+from ccnet_cli.media.images import cv2
+from ccnet_cli.models import network as models
+from ccnet_cli.parallel import group as distributed
+from ccnet_cli.parallel import supervisor as launch
+from ccnet_cli.runs import checkpoint as checkpoints
+from ccnet_cli.weights import load as loading
+
+# images between two lines of progress
+EVERY = 20
+# splits that are there to be learnt from and scored: a label that is missing is a mistake
+LABELLED = ("train", "val")
+# pixels of a cell of the drawn matrix
+CELL = 44
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation found: shares in 0..1, None where there was nothing to measure; images are those segmented."""
+
+    miou: float | None
+    pixel_accuracy: float | None
+    mean_accuracy: float | None
+    classes: dict[str, float | None]
+    images: int
+    pixels: int
+    checkpoint: str
+    settings: dict[str, Any]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain types, fit for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An image read ahead: BGR (H, W, 3), its label (H, W) if it has one, and the network's input (1, 3, H, W)."""
+
+    sample: Sample
+    image: np.ndarray
+    label: np.ndarray | None
+    input: Tensor
+
+
+def evaluate(
+    checkpoint: Path | None = None,
+    data: str | None = None,
+    split: str = "val",
+    overrides: Sequence[str] = (),
+    preset: str | None = None,
+    mode: str | None = None,
+    tile: tuple[int, int] | None = None,
+    scales: Sequence[float] | None = None,
+    flip: bool | None = None,
+    precision: str = "fp32",
+    compile: str = "off",
+    device: str = "auto",
+    limit: int | None = None,
+    confusion: Path | None = None,
+    save: Path | None = None,
+    save_formats: Sequence[str] = ("color",),
+    overwrite: bool = False,
+) -> Result:
+    """Score a checkpoint or other people's weights; of several processes each takes its share, all return the same.
+
+    preset (a name or file) replaces the one that the checkpoint holds or the weights suggest, overrides ("key=value")
+    its keys, data its data.root, and mode, tile, scales and flip those of its eval section. limit scores the first
+    images only. confusion draws the matrix as a PNG, save writes one PNG per image and format into a folder, where
+    existing files are refused unless overwrite.
+
+    Of the splits train and val every image needs a label. Any other may come without labels: then its images are saved
+    and nothing is scored. One that has labels for some of its images only is refused, as the figure of a part would
+    pass for that of the whole.
+    """
+    place = models.device(device)
+    formats = outputs.check_formats(save_formats)
+    precision = models.precision(loading.precision(precision, checkpoint), place, _tell)
+    engine.compiles(compile, place, 0)
+    if confusion is not None and confusion.suffix.lower() != ".png":
+        raise InputError(confusion, "the confusion matrix is drawn as a PNG", "end the name in .png")
+    restored = loading.runnable(checkpoints.find(checkpoint), preset, overrides)
+    settled = with_choices(restored.preset, data, mode=mode, tile=tile, scales=scales, flip=flip)
+    source = open_source(settled.data, split, labels_required=split in LABELLED)
+    _check(source, restored)
+    scored = _labelled(source, split, save)
+    source = replace(source, samples=source.samples[:limit])
+    planned = {} if save is None else _plan(source, save, formats, overwrite)
+    if not scored:
+        _tell(f"split {split} has no labels: its images are segmented into {save}, not scored")
+
+    shard = len(distributed.shard(len(source.samples)))
+    done = 0
+
+    def write(sample: Sample, image: np.ndarray, ids: np.ndarray) -> None:
+        for format, path in planned[sample.name].items():
+            outputs.write(path, format, ids, image, source.classes)
+
+    prepared = runner(restored, place, precision, compile, len(source.samples))
+    with pipeline.behind() as hand:
+
+        def on_image(sample: Sample, image: np.ndarray, ids: np.ndarray, _: np.ndarray | None) -> None:
+            nonlocal done
+            done += 1
+            if save is not None:
+                hand(write, sample, image, ids)
+            if done % EVERY == 0 and done < shard:
+                _tell(f"{done} of {shard} images evaluated")
+
+        matrix = evaluate_model(prepared, source, settled.eval, place, on_image)
+    if scored and not matrix.matrix.any():
+        _tell(f"the labels of split {split} are all void: there is no score")
+    if confusion is not None and distributed.rank() == 0:
+        images.write_image(confusion, draw(matrix, source.classes.names))
+    settings = {
+        **settled.eval.model_dump(mode="json", include={"mode", "tile", "fit", "scales", "flip", "batch"}),
+        "precision": precision,
+        "dataset": settled.data.dataset,
+        "data": settled.data.root,
+        "split": split,
+        "list": None if source.listing is None else str(source.listing),
+        "limit": limit,
+    }
+    return result(matrix, source, restored.path, settings)
+
+
+def score(
+    checkpoint: Path | None = None, gpus: int | None = None, processes: int = 1, device: str = "auto", **choices: Any
+) -> Result | None:
+    """What `evaluate` returns, of so many processes; None on all but the first that torchrun or SLURM started."""
+    place = distributed.place()
+    if place is not None and (gpus or processes > 1):
+        why = f"{place.world} processes are started already, by torchrun or SLURM"
+        raise InputError("option --gpus" if gpus else "option --processes", why, "leave it to them")
+    kind = models.share(gpus, processes, loading.device(device, checkpoint))
+    if place is None and (gpus or processes) > 1:
+        found: Result = launch.run(_score, (checkpoint, kind, choices), gpus or processes)
+        return found
+    found = _score(checkpoint, kind, choices)
+    return found if place is None or place.rank == 0 else None
+
+
+def _score(checkpoint: Path | None, device: torch.device, choices: dict[str, Any]) -> Result:
+    """One process's part of an evaluation."""
+    with distributed.joined(device) as own:
+        return evaluate(checkpoint, device=str(own), **choices)
+
+
+def evaluate_model(
+    model: nn.Module,
+    source: Source,
+    settings: config.Eval,
+    device: torch.device,
+    on_image: Callable[[Sample, np.ndarray, np.ndarray, np.ndarray | None], None] | None = None,
+    precision: str = "fp32",
+    asked: Callable[[], int] = int,
+) -> Confusion:
+    """The confusion matrix over every image that has a label, on every process, each image counted once.
+
+    Every image's scores are summed by themselves, so that neither their sizes nor the number of processes change a bit
+    of the answer; the network sees up to eval.batch pictures or tiles of one size at once.
+    on_image gets sample, BGR image, predicted train ids (H, W) and label of each image of this process. The model's
+    modes are kept.
+    asked tells a signal's number; Interrupted is raised on every process once any of them was asked to stop.
+    """
+    confusion = Confusion(len(source.classes))
+    counted = torch.zeros(2, dtype=torch.int64)
+    samples = [source.samples[index] for index in distributed.shard(len(source.samples))]
+    s = settings
+    views = (s.mode, s.tile, s.scales, s.flip, precision, s.fit, source.classes.mirrored, s.batch)
+
+    def load(sample: Sample) -> Loaded:
+        image, label = _load(source, sample)
+        return Loaded(sample, image, label, host_input(image, model.normalisation, device))
+
+    with evaluating(model):
+        for group in _groups(pipeline.ahead(load, samples, s.batch), s.batch):
+            found = batch_scores(model, torch.cat([each.input for each in group]), device, *views)
+            for each, scores in zip(group, found, strict=True):
+                counted[0] += 1
+                if each.label is None:
+                    ids = scores.labels()
+                else:
+                    ids, compared = scores.compared(each.label, source.ignore_index)
+                    confusion.merge(compared)
+                    counted[1] += np.count_nonzero(each.label != source.ignore_index)
+                if on_image is not None:
+                    on_image(each.sample, each.image, ids, each.label)
+            if asked():
+                distributed.pass_on(asked())
+            if asked() or distributed.passed_on():
+                break
+    if number := distributed.largest(asked(), device):
+        raise Interrupted(f"data set {source.dataset}", "not scored to the end", "start again", number)
+    # where the processes meet: NCCL sums on the GPU alone
+    confusion.matrix = distributed.all_reduce_sum(confusion.matrix.to(device)).cpu()
+    seen, pixels = distributed.all_reduce_sum(counted.to(device)).tolist()
+    if seen != len(source.samples) or pixels != int(confusion.matrix.sum()):
+        raise AssertionError(
+            f"{seen} of {len(source.samples)} images, {confusion.matrix.sum()} of {pixels} pixels counted"
+        )
+    return confusion
+
+
+def result(confusion: Confusion, source: Source, checkpoint: Path, settings: dict[str, Any]) -> Result:
+    """The figures of a confusion matrix."""
+    return Result(
+        miou=_finite(confusion.miou()),
+        pixel_accuracy=_finite(confusion.pixel_accuracy()),
+        mean_accuracy=_finite(confusion.mean_accuracy()),
+        classes={name: _finite(iou) for name, iou in zip(source.classes.names, confusion.iou().tolist(), strict=True)},
+        images=len(source.samples),
+        pixels=int(confusion.matrix.sum()),
+        checkpoint=str(checkpoint),
+        settings=settings,
+    )
+
+
+def with_choices(preset: config.Preset, data: str | None = None, **choices: Any) -> config.Preset:
+    """The preset with another data root, and those of the eval section's keys that are not None."""
+    mapping = config.to_mapping(preset)
+    if data is not None:
+        mapping["data"]["root"] = data
+    mapping["eval"].update({key: value for key, value in choices.items() if value is not None})
+    return config.from_mapping(mapping)
+
+
+def network(restored: loading.Restored, device: torch.device) -> nn.Module:
+    """The restored model on the device, in the memory format it was trained in."""
+    model = restored.model.to(device)
+    return model.to(memory_format=torch.channels_last) if restored.preset.train.channels_last else model
+
+
+def runner(
+    restored: loading.Restored, device: torch.device, precision: str, compile: str, images: int, done: int = 0
+) -> nn.Module:
+    """The engine of the restored model for so many images, or ONNX Runtime, whose network is float32 and compiled.
+
+    done are those of the same work that were seen before: its last images must be answered as its first were.
+    """
+    if not loading.onnx(restored.path):
+        compiled = engine.compiles(compile, device, images)
+        return engine.prepare(restored.model, device, precision, compiled, images + done)
+    if precision != "fp32":
+        raise InputError(restored.path, "ONNX Runtime runs it in float32 alone", "use precision fp32")
+    if compile == "on":
+        raise InputError("option --compile on", "an ONNX file is run by ONNX Runtime, not by torch", "leave it out")
+    return restored.model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module back in its own mode after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def draw(confusion: Confusion, names: Sequence[str]) -> np.ndarray:
+    """The matrix as a picture, BGR: each row is a true class, in percent of its pixels; grey where it has none."""
+    counts = confusion.matrix.double().numpy()
+    total = counts.sum(1, keepdims=True)
+    share = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
+    cell, font, ink = CELL, cv2.FONT_HERSHEY_SIMPLEX, (40, 40, 40)
+    plain = [name.encode("ascii", "replace").decode() for name in names]
+    margin = 20 + max(cv2.getTextSize(name, font, 0.5, 1)[0][0] for name in [*plain, "truth / prediction"])
+    side = cell * len(names)
+    # OpenCV writes from left to right only: the columns' names are the rows', turned
+    head = np.full((side, margin, 3), 255, np.uint8)
+    for index, name in enumerate(plain):
+        cv2.putText(head, name, (10, index * cell + cell // 2 + 5), font, 0.5, ink, 1, cv2.LINE_AA)
+    picture = np.full((margin + side + 10, margin + side + 10, 3), 255, np.uint8)
+    # shows between the cells as a grid
+    picture[margin : margin + side, margin : margin + side] = 235
+    picture[margin : margin + side, :margin] = head
+    picture[:margin, margin : margin + side] = np.rot90(head)
+    cv2.putText(picture, "truth / prediction", (10, margin - 12), font, 0.5, ink, 1, cv2.LINE_AA)
+    for (row, column), value in np.ndenumerate(share):
+        x, y = margin + column * cell, margin + row * cell
+        # from white to a dark blue
+        color = (225, 225, 225) if np.isnan(value) else 255 - value * np.array([115, 185, 225])
+        picture[y : y + cell - 1, x : x + cell - 1] = np.round(color)
+        if value >= 0.005:
+            text = f"{100 * value:.0f}"
+            width = cv2.getTextSize(text, font, 0.5, 1)[0][0]
+            at = (x + (cell - width) // 2, y + cell // 2 + 5)
+            cv2.putText(picture, text, at, font, 0.5, (255, 255, 255) if value > 0.5 else ink, 1, cv2.LINE_AA)
+    return picture
+
+
+def _check(source: Source, restored: loading.Restored) -> None:
+    """InputError unless there are images, of the classes that the checkpoint knows."""
+    fix = "choose another --split, or the data set that the checkpoint was trained on"
+    if not source.samples:
+        raise InputError(f"data set {source.dataset}", "has no image in this split", fix)
+    if source.classes.names != restored.classes.names:
+        ours, theirs = len(restored.classes), len(source.classes)
+        why = f"has {theirs} classes, the checkpoint {ours}" if ours != theirs else "names its classes differently"
+        raise InputError(f"data set {source.dataset}", why, fix)
+
+
+def _labelled(source: Source, split: str, save: Path | None) -> bool:
+    """Whether every image has a label; InputError where some have none, or none has one and nothing is saved either."""
+    missing = [sample for sample in source.samples if sample.label is None]
+    if not missing:
+        return True
+    count, first = len(source.samples), missing[0]
+    if len(missing) < count:
+        why = f"has no label, as {len(missing)} of {count} images of split {split}"
+        fix = "label every image or none; --list FILE can name those with a label"
+        raise InputError(f"{source.where(first)}image {first.image}", why, fix)
+    if save is None:
+        why = "has no labels, so there is nothing to score"
+        raise InputError(f"split {split}", why, "add --save DIR to segment its images, or choose a split with labels")
+    return False
+
+
+def _plan(source: Source, folder: Path, formats: Sequence[str], overwrite: bool) -> dict[str, dict[str, Path]]:
+    """The files of each image of this process, by its name; InputError if one leaves the folder or replaces a file."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(folder, "is a file, not a folder", "name another folder to save to")
+    names = [sample.name for sample in source.samples]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"image name {twice}", "stands for two images", "rename one of them")
+    own = [names[index] for index in distributed.shard(len(names))]
+    planned = {name: outputs.destinations(folder, name, formats) for name in own}
+    written = [path for paths in planned.values() for path in paths.values()]
+    read = [path for sample in source.samples for path in (sample.image, sample.label) if path is not None]
+    outputs.refuse_inputs(read, written)
+    outputs.refuse_existing(written, overwrite)
+    return planned
+
+
+def _tell(text: str) -> None:
+    """A notice by one of the processes."""
+    if distributed.rank() == 0:
+        notice(text)
+
+
+def _load(source: Source, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
+    """The BGR image and, where it has one, the label."""
+    return (load_image(sample), None) if sample.label is None else load_pair(source, sample)
+
+
+def _groups(loaded: Iterable[Loaded], count: int) -> Iterator[list[Loaded]]:
+    """Runs of at most `count` images of one size."""
+    group: list[Loaded] = []
+    for each in loaded:
+        if group and (len(group) == count or each.image.shape != group[0].image.shape):
+            yield group
+            group = []
+        group.append(each)
+    if group:
+        yield group
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -1,0 +1,311 @@
+"""The network as inference runs it: no auxiliary head, batch norms folded, each convolution one operator.
+
+On the CPU, oneDNN computes a convolution, its bias, the sum that it may belong to and its activation in one pass over
+memory, by the operators that torch's compiler emits. Where they are missing, plain torch takes several passes. Where
+there is much to do, Winograd's minimal filtering takes the place of the 3x3 convolutions.
+"""
+
+import copy
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property, partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ccnet_cli import ops
+from ccnet_cli.errors import InputError
+from ccnet_cli.models.attention import RecurrentCrissCross
+from ccnet_cli.models.backbones.resnet import BasicBlock, Bottleneck, ResNet, Tiny
+from ccnet_cli.models.network import PRECISIONS, CCNet, RCCAHead
+from ccnet_cli.ops import convolution
+from ccnet_cli.ops.cpu import convolution as kernels
+
+# B batch, C channels, H height, W width
+
+# a float32 3x3 convolution over more channels is a fifth faster as a sum of convolutions over so many; in bfloat16 it
+# would gain a twentieth, and round each partial sum
+PART = 512
+# images that are worth a compilation, which takes a minute or so
+LONG = 500
+# images that are worth the start of the CPU's attention kernels: half a second, some seconds the first time of all
+SOME = 100
+# multiply-adds in 3x3 convolutions that are worth the start of their kernels, and their filters' transformation and
+# memory: a second's worth for two cores
+MUCH = 1 << 37
+# the trunk's pixels are as many times larger than the scores'
+STRIDE = 8
+COMPILE = ("off", "auto", "on")
+
+Make = Callable[..., "Convolution"]
+
+
+class Convolution(nn.Module):
+    """A convolution with its batch norm folded in, and the activation after it.
+
+    Of several inputs, whose channels are widths, it is the convolution over their concatenation.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        norm: nn.BatchNorm2d | None = None,
+        act: nn.Module | None = None,
+        widths: Sequence[int] | None = None,
+        dtype: torch.dtype = torch.float32,
+        fused: bool = False,
+    ) -> None:
+        super().__init__()
+        weight, bias = (x.to(dtype) for x in folded(conv, norm))
+        widths = widths or [conv.in_channels]
+        self.part = PART if fused and dtype == torch.float32 and conv.kernel_size != (1, 1) else max(widths)
+        parts = [part for own in weight.split(list(widths), dim=1) for part in own.split(self.part, dim=1)]
+        self.weights = nn.ParameterList(nn.Parameter(part.contiguous(), requires_grad=False) for part in parts)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
+        self.slope = slope(act)
+        self.fused = fused
+        suits = convolution.suits(conv) and all(kernels.takes(width, len(weight)) for width in widths)
+        # multiply-adds of a pixel where the kernels could take it
+        self.worth = weight.numel() if suits and convolution.quick(dtype, *widths, len(weight)) else 0
+        self.widths, self.quick = list(widths), False
+
+    @cached_property
+    def filters(self) -> list[kernels.Filters]:
+        """Winograd's, of each input."""
+        whole = torch.cat(list(self.weights), dim=1)
+        return [kernels.filters(own) for own in whole.split(self.widths, dim=1)]
+
+    def forward(self, *inputs: Tensor, onto: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) of each input -> (B, outputs, h, w), added to `onto` in place where that is given."""
+        if self.quick:
+            return self._filtered(*inputs, onto=onto)
+        parts = [part for x in inputs for part in x.split(self.part, dim=1)]
+        last = len(parts) - 1
+        for index, (x, weight) in enumerate(zip(parts, self.weights, strict=True)):
+            bias, slope = self.bias if index == 0 else None, self.slope if index == last else None
+            onto = (self._fused if self.fused else self._plain)(x, weight, bias, slope, onto)
+        return onto
+
+    def _filtered(self, *inputs: Tensor, onto: Tensor | None) -> Tensor:
+        last, after = len(inputs) - 1, 1.0 if self.slope is None else self.slope
+        for index, (x, own) in enumerate(zip(inputs, self.filters, strict=True)):
+            bias = self.bias.float() if index == 0 else None
+            onto = kernels.filtered(x, own, self.dilation[0], bias, onto, after if index == last else 1.0)
+        return onto
+
+    def _plain(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, slope: float | None, onto: Tensor | None
+    ) -> Tensor:
+        out = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
+        return _activate(out if onto is None else onto.add_(out), slope)
+
+    def _fused(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, slope: float | None, onto: Tensor | None
+    ) -> Tensor:
+        operands = (x, weight, bias, self.padding, self.stride, self.dilation, 1)
+        name = "none" if slope is None else "leaky_relu" if slope else "relu"
+        if onto is None:
+            return torch.ops.mkldnn._convolution_pointwise(*operands, name, [slope] if slope else [], "")
+        # after a sum, the operator knows no other activation than ReLU
+        torch.ops.mkldnn._convolution_pointwise_.binary(
+            onto, *operands, "add", 1.0, name if name == "relu" else None, [], None
+        )
+        return _activate(onto, slope) if slope else onto
+
+
+class Residual(nn.Module):
+    """A ResNet's block, which writes its result over its input where no convolution stands in the shortcut."""
+
+    def __init__(self, block: BasicBlock | Bottleneck, make: Make) -> None:
+        super().__init__()
+        count = 3 if isinstance(block, Bottleneck) else 2
+        *first, last = (
+            make(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), block.relu) for i in range(1, count + 1)
+        )
+        self.first = nn.Sequential(*first)
+        self.last = last
+        self.shortcut = nn.Identity() if isinstance(block.downsample, nn.Identity) else make(*block.downsample)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        return self.last(self.first(x), onto=self.shortcut(x))
+
+
+class Passes(nn.Module):
+    """The recurrent attention with one projection; gamma, which does not change any more, is in the value's."""
+
+    def __init__(self, rcca: RecurrentCrissCross, make: Make) -> None:
+        super().__init__()
+        attention = rcca.attention
+        convs = (attention.query_conv, attention.key_conv, attention.value_conv)
+        scales = (1, 1, attention.gamma.double())
+        self.widths = [conv.out_channels for conv in convs]
+        joined = nn.utils.skip_init(nn.Conv2d, convs[0].in_channels, sum(self.widths), 1, dtype=torch.float64)
+        for name in ("weight", "bias"):
+            scaled = [getattr(conv, name).double() * scale for conv, scale in zip(convs, scales, strict=True)]
+            getattr(joined, name).copy_(torch.cat(scaled))
+        self.project = make(joined)
+        self.recurrence = rcca.recurrence
+        self.implementation = attention.implementation
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        for _ in range(self.recurrence):
+            projected = self.project(x_BCHW).split(self.widths, dim=1)
+            x_BCHW = ops.criss_cross(*projected, implementation=self.implementation).add_(x_BCHW)
+        return x_BCHW
+
+
+class Head(nn.Module):
+    """The attention head; nothing is concatenated, and the last convolution is float32."""
+
+    def __init__(self, head: RCCAHead, make: Make) -> None:
+        super().__init__()
+        self.conva = make(*head.conva)
+        self.rcca = nn.Identity() if head.rcca is None else Passes(head.rcca, make)
+        self.convb = make(*head.convb)
+        conv, norm, act, _, classify = head.bottleneck
+        self.bottleneck = make(conv, norm, act, widths=(head.conva[0].in_channels, head.convb[0].out_channels))
+        # class scores that lie close together would be equal in bfloat16
+        self.classify = make(classify, dtype=torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores at the features' size."""
+        return self.classify(self.bottleneck(x, self.convb(self.rcca(self.conva(x)))).float())
+
+
+class Engine(nn.Module):
+    """Normalised image (B, 3, H, W) -> class scores (B, K, h, w), float32: what the model given answers, faster."""
+
+    def __init__(self, model: CCNet, dtype: torch.dtype, fused: bool, images: int = 0) -> None:
+        super().__init__()
+        make = partial(Convolution, dtype=dtype, fused=fused)
+        self.trunk = nn.Sequential(*_trunk(model.backbone, make))
+        self.head = Head(model.head, make)
+        self.dtype = dtype
+        self.normalisation = model.normalisation
+        self.align_corners = model.align_corners
+        # how many are expected, 0 where the kernels are out of the question
+        self.images = images
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """The main scores."""
+        self._choose(x)
+        return self.head(self.trunk(x.to(self.dtype).contiguous(memory_format=torch.channels_last)))
+
+    def _choose(self, x: Tensor) -> None:
+        """Go by Winograd's filtering where so many images of this size are worth it, whatever came before."""
+        pixels = x.shape[2] * x.shape[3] // STRIDE**2
+        quick = self.images * pixels * sum(conv.worth for conv in self.convolutions) >= MUCH
+        for conv in self.convolutions:
+            conv.quick = quick and conv.worth > 0
+
+    @cached_property
+    def convolutions(self) -> list[Convolution]:
+        """All of them."""
+        return [module for module in self.modules() if isinstance(module, Convolution)]
+
+
+@torch.no_grad()
+def prepare(
+    model: CCNet, device: torch.device, precision: str = "fp32", compiled: bool = False, images: int = SOME
+) -> nn.Module:
+    """A copy of a model for inference on the device, its weights folded in float64 and rounded once.
+
+    precision is fp32, bf16 or fp16; compiled (see `compiles`) lets torch compile it at the first image of a size, and
+    images is how many all processes together will see.
+    """
+    dtype = PRECISIONS[precision]
+    here = device.type == "cpu"
+    engine = Engine(model, dtype, here and fuses(dtype), images if here and not compiled else 0)
+    engine = engine.to(device, memory_format=torch.channels_last).eval()
+    attention = engine.head.rcca
+    if here and images < SOME and getattr(attention, "implementation", None) == "auto":
+        attention.implementation = "gemm"
+    if not compiled:
+        return engine
+    # torch's own place for compiled code is emptied when the machine starts
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ccnet" / "compiled"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
+    return torch.compile(engine)
+
+
+def compiles(choice: str, device: torch.device, images: int) -> bool:
+    """Whether to compile for so many images: off, on, or auto, which does for many of them where it can.
+
+    InputError for an unknown choice, and for on where it cannot be had.
+    """
+    if choice not in COMPILE:
+        raise InputError(f"option --compile {choice}", "unknown", f"use {', '.join(COMPILE)}")
+    if choice == "off":
+        return False
+    why = _obstacle(device)
+    if choice == "on" and why:
+        raise InputError("option --compile on", why, "leave it out")
+    return not why and (choice == "on" or images >= LONG)
+
+
+def _obstacle(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return "brings nothing on the CPU, whose operators are fused without it"
+    if find_spec("triton") is None:
+        return "torch compiles for CUDA with Triton, which is not installed"
+    compilers = (os.environ.get("CC"), "gcc", "clang")
+    if not any(shutil.which(name) for name in compilers if name):
+        return "Triton needs a C compiler, and there is none"
+    return None
+
+
+def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> tuple[Tensor, Tensor]:
+    """Weight and bias, float64, of a convolution and the batch norm after it as one convolution."""
+    weight = conv.weight.double()
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
+    if norm is None:
+        return weight, bias
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    return weight * scale[:, None, None, None], (bias - norm.running_mean.double()) * scale + norm.bias.double()
+
+
+def slope(act: nn.Module | None) -> float | None:
+    """What an activation multiplies negative numbers with: 0 for ReLU, None for no activation."""
+    if act is None or isinstance(act, nn.ReLU):
+        return None if act is None else 0.0
+    if isinstance(act, nn.LeakyReLU):
+        return float(act.negative_slope)
+    raise TypeError(f"no such activation in the engine: {act}")
+
+
+@cache
+def fuses(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's fused operators are here and take tensors of this type."""
+    x = torch.zeros(1, 8, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    conv = Convolution(nn.utils.skip_init(nn.Conv2d, 8, 8, 1), act=nn.LeakyReLU(), dtype=dtype, fused=True)
+    try:
+        conv(x, onto=conv(x))
+    except (AttributeError, RuntimeError):
+        return False
+    return bool(torch.backends.mkldnn.is_available())
+
+
+def _activate(x: Tensor, slope: float | None) -> Tensor:
+    if slope is None:
+        return x
+    return F.leaky_relu_(x, slope) if slope else x.relu_()
+
+
+def _trunk(backbone: nn.Module, make: Make) -> list[nn.Module]:
+    if isinstance(backbone, Tiny):
+        layers = [*backbone.stem, *backbone.layer3, *backbone.layer4]
+        return [make(*layers[at : at + 3]) for at in range(0, len(layers), 3)]
+    if not isinstance(backbone, ResNet):
+        raise TypeError(f"no engine for a {type(backbone).__name__}")
+    depth = range(1, backbone.stem_depth + 1)
+    stem = [make(getattr(backbone, f"conv{i}"), getattr(backbone, f"bn{i}"), backbone.relu) for i in depth]
+    layers = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
+    return [*stem, copy.copy(backbone.maxpool), *(Residual(block, make) for layer in layers for block in layer)]

@@ -1,0 +1,1 @@
+"""Images, videos, their names and how they are read and written."""

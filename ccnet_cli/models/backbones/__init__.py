@@ -1,0 +1,1 @@
+"""Backbones: image (B, 3, H, W) -> feature maps."""

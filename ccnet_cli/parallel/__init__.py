@@ -1,0 +1,1 @@
+"""Several processes: the group, and the supervisor that starts them."""

@@ -1,0 +1,200 @@
+"""The network's size, geometry and names; the full ResNet-101 runs on the meta device, where nothing is computed."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ccnet_cli import config
+from ccnet_cli.errors import InputError
+from ccnet_cli.models.backbones.resnet import BACKBONES, Tiny
+from ccnet_cli.models.network import CCNet, build, device
+
+PAPER = config.load("cityscapes-r2").model
+SMALL = PAPER.model_copy(
+    update={"width": 8, "channels": 16, "query_channels": None, "auxiliary_channels": 8, "dropout": 0.0}
+)
+TINY = SMALL.model_copy(update={"backbone": "tiny", "width": 16})
+
+
+def on_meta(model: config.Model = PAPER) -> CCNet:
+    with torch.device("meta"):
+        return build(model, 19)
+
+
+def small(backbone: str, **changes: object) -> CCNet:
+    torch.manual_seed(0)
+    base = TINY if backbone == "tiny" else SMALL
+    network = build(base.model_copy(update={"backbone": backbone, **changes}), 5)
+    if network.recurrence:
+        network.head.rcca.attention.gamma.data.fill_(0.5)
+    return network.eval()
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_the_paper_s_network_has_its_size():
+    network = on_meta()
+    assert round(parameters(network) / 1e6, 3) == 71.288
+    assert network.recurrence == 2 and network.auxiliary is not None
+    without = on_meta(PAPER.model_copy(update={"auxiliary": False}))
+    assert parameters(network) - parameters(without) == 9 * 1024 * 512 + 512 + 2 * 512 + 512 * 19 + 19
+    # the passes share their weights
+    assert parameters(on_meta(PAPER.model_copy(update={"recurrence": 3}))) == parameters(network)
+
+
+def test_every_preset_builds_its_network():
+    classes = {"cityscapes": 19, "toyscapes": 19, "camvid": 11, "ade20k": 150, "voc": 21}
+    presets = [config.load(name) for name in config.names()]
+    # many differ in their schedule alone
+    networks = {preset.model.model_dump_json() + preset.data.dataset: preset for preset in presets}
+    for preset in networks.values():
+        with torch.device("meta"), torch.no_grad():
+            network = build(preset.model, classes[preset.data.dataset])
+            main, auxiliary = network.with_auxiliary(torch.empty(2, 3, 65, 97))
+        assert main.shape[:2] == (2, classes[preset.data.dataset])
+        assert (auxiliary is not None) == preset.model.auxiliary
+        if preset.model.auxiliary:
+            assert (network.auxiliary[0].bias is not None) == preset.model.auxiliary_bias
+        assert network.align_corners == preset.model.align_corners
+    assert len(networks) >= 12
+
+
+@pytest.mark.parametrize(("size", "grid"), [((769, 769), (97, 97)), ((1024, 2048), (129, 257)), ((8, 8), (2, 2))])
+def test_the_paper_s_network_has_stride_8_and_rounds_up(size, grid):
+    network = on_meta()
+    with torch.no_grad():
+        main, auxiliary = network.with_auxiliary(torch.empty(1, 3, *size, device="meta"))
+    assert main.shape == auxiliary.shape == (1, 19, *grid)
+
+
+def test_the_paper_s_network_costs_what_was_measured():
+    network = on_meta()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.with_auxiliary(torch.empty(1, 3, 769, 769, device="meta"))
+    assert round(counter.get_total_flops() / 1e9) == 1396
+
+
+def test_every_block_of_the_last_layers_is_dilated():
+    layers = dict(on_meta().backbone.named_children())
+    for name, dilation in (("layer1", 1), ("layer2", 1), ("layer3", 2), ("layer4", 4)):
+        assert {block.conv2.dilation for block in layers[name]} == {(dilation, dilation)}
+    assert [len(layers[f"layer{i}"]) for i in range(1, 5)] == [3, 4, 23, 3]
+    assert layers["conv1"].out_channels == layers["conv2"].out_channels == 64 and layers["conv3"].out_channels == 128
+    assert layers["maxpool"].ceil_mode and layers["layer1"][0].conv1.in_channels == 128
+
+
+def cells(side: int, backbone: str) -> int:
+    """Strides round up; the ResNets' max-pool with ceil_mode also looks past an even end: 16 -> 8 -> 5 -> 3."""
+    return -(-side // 8) if backbone == "tiny" else (side + 1) // 2 // 4 + 1
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("size", [(64, 64), (33, 57), (1, 1), (1, 70), (9, 1)])
+@torch.no_grad()
+def test_every_backbone_takes_every_size(backbone, size):
+    network, x = small(backbone), torch.randn(2, 3, *size)
+    main, auxiliary = network.with_auxiliary(x)
+    assert main.shape[:2] == auxiliary.shape[:2] == (2, 5) and main.shape == auxiliary.shape
+    assert main.shape[2:] == tuple(cells(side, backbone) for side in size)
+    torch.testing.assert_close(network(x), main)
+
+
+def test_tiny_sees_less_than_40_pixels():
+    torch.manual_seed(0)
+    network = Tiny(64).eval()
+    assert parameters(network) < 500_000
+    x = torch.randn(1, 3, 128, 128, requires_grad=True)
+    c3, c4 = network(x)
+    for features in (c3, c4):
+        (gradient,) = torch.autograd.grad(features[0, :, 8, 8].sum(), x, retain_graph=True)
+        rows, columns = (gradient[0].abs().sum(0) > 0).nonzero(as_tuple=True)
+        reach = rows.max() - rows.min() + 1, columns.max() - columns.min() + 1
+        assert max(reach) < 40
+    assert max(reach) == 31
+
+
+@pytest.mark.parametrize("recurrence", [0, 1, 2, 3])
+def test_the_head_reaches_along_the_cross_and_then_everywhere(recurrence):
+    network = small("tiny", recurrence=recurrence)
+    x = torch.randn(1, 3, 160, 160, requires_grad=True)
+    network(x)[0, :, 10, 10].sum().backward()
+    seen = x.grad[0].abs().sum(0) > 0
+    # the corner, the end of the row, and the neighbourhood
+    reached = seen[:16, :16].any(), seen[76:92, :16].any(), seen[80:88, 80:88].any()
+    assert reached == {0: (False, False, True), 1: (False, True, True)}.get(recurrence, (True, True, True))
+
+
+def test_without_recurrence_there_is_no_attention():
+    network = small("tiny", recurrence=0)
+    assert not [name for name in network.state_dict() if "attention" in name or "rcca" in name]
+    assert network.recurrence == 0 and network.gamma == 0
+    scores, maps = network.attend(torch.randn(1, 3, 32, 32))
+    assert maps == [] and scores.shape == (1, 5, 4, 4)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_names_begin_with_the_part(backbone):
+    with torch.device("meta"):
+        network = build(SMALL.model_copy(update={"backbone": backbone}), 5)
+    assert {name.partition(".")[0] for name in network.state_dict()} == {"backbone", "head", "auxiliary"}
+    with torch.device("meta"):
+        network = build(SMALL.model_copy(update={"backbone": backbone, "auxiliary": False}), 5)
+    assert {name.partition(".")[0] for name in network.state_dict()} == {"backbone", "head"}
+    assert network.auxiliary is None
+
+
+@pytest.mark.parametrize("recurrence", [1, 2, 3])
+@torch.no_grad()
+def test_attending_gives_the_scores_and_a_map_of_each_pass(recurrence):
+    network, x = small("tiny", recurrence=recurrence), torch.randn(2, 3, 40, 56)
+    scores, maps = network.attend(x)
+    torch.testing.assert_close(scores, network(x))
+    assert [weights.shape for weights in maps] == [(2, 5 + 7, 5, 7)] * recurrence
+    assert network.gamma == 0.5
+
+
+def test_recomputing_activations_changes_no_gradient():
+    torch.manual_seed(1)
+    x = torch.randn(2, 3, 33, 33)
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = build(SMALL.model_copy(update={"backbone": "resnet18"}), 5, recompute=recompute).train()
+        assert network.backbone.recompute == recompute
+        main, auxiliary = network.with_auxiliary(x)
+        (main.square().mean() + auxiliary.square().mean()).backward()
+        results.append({name: parameter.grad for name, parameter in network.named_parameters()})
+    for name, gradient in results[0].items():
+        assert torch.equal(gradient, results[1][name]), name
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "resnet18"])
+@torch.no_grad()
+def test_channels_last_and_batch_neighbours_change_nothing(backbone):
+    network, x = small(backbone), torch.randn(3, 3, 41, 57)
+    together = network(x)
+    torch.testing.assert_close(network(x[1:2]), together[1:2], rtol=1e-5, atol=1e-5)
+    last = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(last, together, rtol=1e-5, atol=1e-5)
+
+
+def test_the_configuration_reaches_the_network():
+    changes = {"align_corners": False, "mean": (1.0, 2.0, 3.0), "std": (4.0, 5.0, 6.0), "channel_order": "rgb"}
+    network = small("tiny", query_channels=3, implementation="reference", **changes)
+    assert network.align_corners is False
+    assert vars(network.normalisation) == {key: changes[key] for key in ("channel_order", "mean", "std")}
+    assert network.head.rcca.attention.implementation == "reference"
+    assert network.head.rcca.attention.query_conv.out_channels == 3
+    assert small("tiny").head.rcca.attention.query_conv.out_channels == SMALL.channels // 8
+
+
+def test_devices_are_checked_by_name():
+    assert device("cpu") == torch.device("cpu")
+    assert device("auto").type in ("cpu", "cuda")
+    here = torch.cuda.is_available()
+    for name in ["tpu", "cpu:1", "cuda:x", "cuda:99", "", "gpu", *([] if here else ["cuda", "cuda:0"])]:
+        with pytest.raises(InputError) as caught:
+            device(name)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,193 @@
+"""The Numba kernels for the CPU against the definition in float64: odd sizes, layouts, poisoned memory, threads."""
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from tensors import LAYOUTS, by_threads, poison
+from torch import Tensor
+
+from ccnet_cli import ops
+from ccnet_cli.errors import InputError
+from ccnet_cli.models.attention import CrissCrossAttention
+from ccnet_cli.ops import cpu
+
+# (B, c, C, H, W): beyond and below a tile's rows, a vector, a panel and what is packed at once; lines of one pixel
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (2, 3, 5, 1, 7),
+    (2, 3, 5, 7, 1),
+    (1, 8, 16, 5, 6),
+    (2, 17, 33, 15, 31),
+    (1, 4, 65, 33, 29),
+    (1, 3, 161, 5, 9),
+]
+GAMMA = 0.7
+
+
+def inputs(B: int, c: int, C: int, H: int, W: int, seed: int = 0) -> list[Tensor]:
+    """Projected, x and the gradient of the result, channels last."""
+    random = torch.Generator().manual_seed(seed)
+    shapes = ((B, channels, H, W) for channels in (2 * c + C, C, C))
+    return [torch.randn(shape, generator=random).to(memory_format=torch.channels_last) for shape in shapes]
+
+
+def step(projected: Tensor, x: Tensor, grad: Tensor, c: int, implementation: str = "numba") -> list[Tensor]:
+    """The result of ops.residual and its three gradients."""
+    leaves = [projected.detach().requires_grad_(), x.detach().requires_grad_()]
+    leaves.append(torch.tensor([GAMMA], dtype=x.dtype, requires_grad=True))
+    out = ops.residual(*leaves, c, implementation)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def close(got: list[Tensor], expected: list[Tensor]) -> None:
+    for mine, wanted in zip(got, expected, strict=True):
+        assert mine.shape == wanted.shape
+        assert (mine.double() - wanted).abs().max() <= 2e-5 * max(float(wanted.abs().max()), 0.1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_sum_with_the_input_is_the_definition_and_so_are_its_gradients(shape):
+    tensors = inputs(*shape)
+    close(step(*tensors, shape[1]), step(*(x.double() for x in tensors), shape[1], "reference"))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_operator_is_the_definition_and_so_are_its_gradients(shape):
+    B, c, _, H, W = shape
+    projected, _, value = inputs(*shape)
+    query, key = projected[:, :c], projected[:, c : 2 * c]
+    weights = torch.randn(B, H + W, H, W, generator=torch.Generator().manual_seed(3))
+    for name in ("affinity", "aggregate", "scatter", "criss_cross"):
+        given = {"affinity": (query, key), "criss_cross": (query, key, value)}.get(name, (weights, value))
+        results = []
+        for implementation, dtype in (("numba", torch.float32), ("reference", torch.float64)):
+            leaves = [x.detach().to(dtype).requires_grad_() for x in given]
+            out = getattr(ops, name)(*leaves, implementation)
+            # the masked entry is -inf
+            finite = out.masked_fill(out.isinf(), 0.5)
+            results.append([finite.detach(), *torch.autograd.grad(finite.square().sum(), leaves)])
+            assert name != "affinity" or out.isinf().sum() == B * H * W
+        close(*results)
+
+
+def test_gradients_of_gradients_are_the_definition_s():
+    projected, x, grad = inputs(1, 2, 3, 3, 4)
+    results = []
+    for implementation, dtype in (("numba", torch.float32), ("reference", torch.float64)):
+        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in (projected, x)]
+        leaves.append(torch.tensor([GAMMA], dtype=dtype, requires_grad=True))
+        out = ops.residual(*leaves, 2, implementation)
+        first = torch.autograd.grad(out, leaves, grad.to(dtype), create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves, allow_unused=True))
+        results[-1] = [torch.zeros(1) if found is None else found for found in results[-1]]
+    close(*results)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_memory_layout_is_read_right(layout):
+    shape = (2, 3, 5, 4, 6)
+    tensors = inputs(*shape)
+    changed = [LAYOUTS[layout](x) for x in tensors]
+    assert all(torch.equal(a, b) for a, b in zip(changed, tensors, strict=True))
+    for mine, wanted in zip(step(*changed, 3), step(*tensors, 3), strict=True):
+        assert torch.equal(mine, wanted)
+
+
+@pytest.mark.parametrize("wanted", range(3))
+def test_a_gradient_may_be_wanted_of_one_input_alone(wanted):
+    tensors = inputs(1, 3, 5, 4, 6)
+    leaves = [tensors[0].clone(), tensors[1].clone(), torch.tensor([GAMMA])]
+    leaves[wanted].requires_grad_()
+    out = ops.residual(*leaves, 3, "numba")
+    (got,) = torch.autograd.grad(out, leaves[wanted], tensors[2])
+    assert torch.equal(got, step(*tensors, 3)[1 + wanted])
+
+
+def test_results_are_the_same_to_the_bit_for_any_number_of_threads(monkeypatch):
+    tensors = inputs(2, 3, 5, 15, 17)
+    found = list(by_threads(lambda: step(*tensors, 3), monkeypatch))
+    for one, other in pairwise(found):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_nothing_is_read_before_it_is_written(monkeypatch):
+    tensors = inputs(2, 3, 5, 6, 7)
+    expected = step(*tensors, 3)
+    poison(monkeypatch)
+    for mine, wanted in zip(step(*tensors, 3), expected, strict=True):
+        assert torch.equal(mine, wanted)
+
+
+def test_nan_and_infinity_reach_the_pixels_that_see_them_alone():
+    for bad in (float("nan"), float("inf")):
+        projected, x, _ = inputs(1, 3, 5, 6, 7)
+        projected[0, :, 2, 4] = bad
+        out = ops.residual(projected, x, torch.tensor([GAMMA]), 3, "numba")
+        touched = torch.zeros(6, 7, dtype=torch.bool)
+        touched[2] = touched[:, 4] = True
+        assert torch.equal(out[0, 0].isnan(), touched)
+
+
+def test_large_energies_give_weights_of_one_and_zero():
+    projected, x, _ = inputs(1, 3, 5, 6, 7)
+    projected[:, :6] *= 100
+    got = ops.residual(projected, x, torch.tensor([GAMMA]), 3, "numba")
+    close([got], [ops.residual(projected.double(), x.double(), torch.tensor([GAMMA]).double(), 3, "reference")])
+
+
+def test_torch_accepts_the_operators():
+    projected, x, grad = inputs(1, 3, 5, 2, 4)
+    gamma = torch.tensor([GAMMA], requires_grad=True)
+    arguments = (projected.requires_grad_(), x.requires_grad_(), gamma, 3)
+    assert set(torch.library.opcheck(torch.ops.ccnet.residual.default, arguments).values()) == {"SUCCESS"}
+    attention = torch.ops.ccnet.residual(*arguments)[1]
+    arguments = (grad, projected.detach(), attention.detach(), gamma.detach(), 3)
+    assert set(torch.library.opcheck(torch.ops.ccnet.residual_backward.default, arguments).values()) == {"SUCCESS"}
+
+
+def test_other_types_are_refused_in_one_line():
+    projected, x, _ = (tensor.double() for tensor in inputs(1, 3, 5, 2, 4))
+    with pytest.raises(InputError, match="float32") as caught:
+        ops.residual(projected, x, torch.tensor([GAMMA]).double(), 3, "numba")
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_auto_takes_them_for_large_maps_in_float32_alone(monkeypatch):
+    attention = CrissCrossAttention(16)
+    attention.gamma.data.fill_(GAMMA)
+    x = torch.randn(1, 16, 9, 8)
+    seen = []
+    plain = cpu.criss_cross
+    monkeypatch.setattr(cpu, "criss_cross", lambda *inputs: seen.append(inputs[0].dtype) or plain(*inputs))
+    attention(x)
+    assert seen == []
+    monkeypatch.setattr(cpu, "WORTH", 9 * 8 * 17 * 18)
+    attention(x)
+    attention(x[..., :7])
+    attention.double()(x.double())
+    attention.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(x)
+    assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize("features", ["+avx2,+avx,+fma,+sse4.2,+ssse3", "+sse4.2,+ssse3"])
+def test_narrower_vectors_and_no_cache_folder_give_the_same(features):
+    """In a process that compiles for another processor, and has nowhere to keep what it compiles."""
+    if "avx2" in features and "avx2" not in _features():
+        pytest.skip("this processor has no such vectors")
+    code = "from tests.test_cpu_kernels import *\nfrom ccnet_cli.ops.cpu import kernels\n"
+    code += f"assert kernels.LANES == {8 if 'avx' in features else 4}\nfor shape in SHAPES[3:]:\n"
+    code += "    test_the_sum_with_the_input_is_the_definition_and_so_are_its_gradients(shape)\n"
+    environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": os.devnull}
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | environment)
+
+
+def _features() -> str:
+    from llvmlite import binding
+
+    return str(binding.get_host_cpu_features().flatten())

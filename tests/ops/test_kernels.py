@@ -1,0 +1,547 @@
+"""The CUDA kernels without a GPU: simulated, as compiled PTX run by ptxrun, and as machine code that is read."""
+
+import ctypes
+import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from kernels import PTXRUN, Case, execute
+
+from ccnet_cli import ops
+from ccnet_cli.errors import EnvironmentFailure, InputError
+from ccnet_cli.ops import cuda
+from ccnet_cli.ops.cuda import launch, steps
+
+ROOT = Path(__file__).parents[2]
+if (PTXRUN / "ptxrun").is_dir():
+    sys.path.insert(0, str(PTXRUN))
+
+compiles = pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed: ccnet-cli[cuda13]")
+runs = pytest.mark.skipif(
+    find_spec("numba_cuda") is None or not (PTXRUN / "ptxrun").is_dir(), reason="needs numba-cuda and ptxrun"
+)
+
+# images, c, C, H, W; small is the side of the largest tile in threads of 8 x 8
+SIMULATED = [
+    {"images": 1, "c": 1, "C": 1, "H": 1, "W": 1, "small": 1},
+    {"images": 1, "c": 3, "C": 5, "H": 1, "W": 7, "small": 1},
+    {"images": 1, "c": 4, "C": 4, "H": 7, "W": 1, "small": 1},
+    {"images": 1, "c": 2, "C": 9, "H": 1, "W": 10, "small": 1},
+    {"images": 1, "c": 1, "C": 3, "H": 9, "W": 1, "small": 1},
+    {"images": 1, "c": 5, "C": 6, "H": 2, "W": 9, "small": 1},
+    {"images": 2, "c": 4, "C": 8, "H": 3, "W": 4, "small": 1},
+    {"images": 1, "c": 9, "C": 12, "H": 5, "W": 3, "small": 2},
+    {"images": 1, "c": 4, "C": 20, "H": 9, "W": 2, "small": 2},
+    {"images": 1, "c": 8, "C": 4, "H": 4, "W": 4, "small": 1, "fused": True},
+    {"images": 1, "c": 3, "C": 2, "H": 3, "W": 2, "small": 1, "fused": True},
+    {"images": 1, "c": 4, "C": 4, "H": 2, "W": 17, "small": 1},
+    {"images": 1, "c": 2, "C": 4, "H": 9, "W": 9, "small": 1},
+    {"images": 1, "c": 4, "C": 8, "H": 3, "W": 3, "small": 1, "dtype": "bfloat16"},
+    {"images": 1, "c": 4, "C": 5, "H": 2, "W": 3, "small": 1, "dtype": "float16"},
+]
+ROUNDING = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
+RAGGED = [
+    {"images": 1, "c": 4, "C": 8, "H": 5, "W": 7},
+    {"images": 2, "c": 5, "C": 7, "H": 11, "W": 3},
+    {"images": 1, "c": 3, "C": 5, "H": 1, "W": 19},
+    {"images": 1, "c": 3, "C": 6, "H": 33, "W": 1},
+    {"images": 1, "c": 12, "C": 20, "H": 17, "W": 9, "fused": True},
+    {"images": 1, "c": 8, "C": 132, "H": 2, "W": 131},
+]
+ARCHS = [(7, 5), (8, 0), (9, 0), (10, 0)]
+LARGE = [(13, 13), (16, 13)]
+WHOLE = {"images": 1, "c": 64, "C": 512, "H": 97, "W": 97}
+
+
+def failures(case: Case, bound: float | None = None) -> list[str]:
+    bound = bound or ROUNDING[case.dtype]
+    # not (<=), so that nan, which every result was filled with, is a failure
+    return [f"{name}: {error:.1e}" for name, error in case.errors().items() if not error <= bound]
+
+
+@pytest.fixture(scope="module")
+def simulated() -> list[dict[str, float]]:
+    command = [sys.executable, str(ROOT / "tests" / "kernels.py"), json.dumps(SIMULATED)]
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@compiles
+@pytest.mark.parametrize("number", range(len(SIMULATED)), ids=lambda number: str(SIMULATED[number]))
+def test_simulated_forward_and_backward_are_the_definition(simulated, number):
+    errors, bound = simulated[number], ROUNDING[SIMULATED[number].get("dtype", "float32")]
+    assert set(errors) == {"out", "d_query", "d_key", "d_value"}
+    assert [name for name, error in errors.items() if not error <= bound] == []
+
+
+@runs
+@pytest.mark.parametrize("options", RAGGED, ids=str)
+def test_compiled_kernels_are_the_definition_without_a_fault(options):
+    case = Case(**options)
+    for result in execute(case.launches, case.arrays, (8, 0)):
+        assert result.faults == []
+    assert failures(case) == []
+
+
+@runs
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("options", [RAGGED[0], RAGGED[1]], ids=str)
+def test_compiled_kernels_store_sixteen_bits(options, dtype):
+    case = Case(**options, dtype=dtype)
+    execute(case.launches, case.arrays, (8, 0))
+    assert failures(case) == []
+
+
+@runs
+@pytest.mark.parametrize("arch", [(7, 5), (9, 0)])
+def test_other_architectures_compute_the_same(arch):
+    case = Case(**RAGGED[0])
+    execute(case.launches, case.arrays, arch)
+    assert failures(case) == []
+
+
+@runs
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS[:3])
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_full_size_is_the_definition_without_a_fault(arch, dtype):
+    case = Case(**WHOLE, dtype=dtype)
+    execute(case.launches, case.arrays, arch)
+    assert failures(case, 2e-5 if dtype == "float32" else None) == []
+    for options in RAGGED:
+        case = Case(**options | {"dtype": dtype, "fused": options.get("fused", False) and dtype == "float32"})
+        execute(case.launches, case.arrays, arch)
+        assert failures(case) == []
+
+
+@runs
+def test_the_whole_forward_moves_and_computes_little_more_than_it_must():
+    case = Case(**WHOLE)
+    case.exact = {"out": case.exact["out"]}
+    results = execute(case.forward, case.arrays, (8, 0))
+    assert len(results) <= 5
+    assert failures(case, 2e-5) == []
+    loads, stores = (32 * sum(getattr(r, f"global_{way}_sectors") for r in results) for way in ("load", "store"))
+    assert loads <= 130e6 and stores <= 70e6
+    assert sum(r.global_load_bytes for r in results) >= 0.8 * loads
+    assert sum(r.global_store_bytes for r in results) >= 0.9 * stores
+    assert sum(r.bank_conflicts for r in results) <= 0.05 * sum(r.shared_wavefronts for r in results)
+    # multiply-adds that threads executed, those in the exponential included
+    assert case.useful >= 0.88 * sum(2 * r.thread_instructions.get("ffma", 0) for r in results)
+
+
+@runs
+@pytest.mark.parametrize("width", [1, 250, 1000, 8200])
+def test_a_cross_of_any_length_has_its_softmax_and_backward(width):
+    arm, pixels = 8, 3
+    stride = arm + steps.padded(width)
+    random = np.random.default_rng(0)
+    energy, pull = random.standard_normal((2, pixels, stride)).astype(np.float32)
+    energy[0] *= 1e4
+    energy[:, 0] = -np.inf
+    padding = np.ones(stride, bool)
+    padding[[0, 1, *range(arm, arm + width)]] = False
+    energy[:, padding] = pull[:, padding] = np.nan
+    exact = np.where(padding, -np.inf, energy.astype(np.float64))
+    exact = np.exp(exact - exact.max(1, keepdims=True))
+    exact /= exact.sum(1, keepdims=True)
+    pulled = np.where(padding, 0, pull.astype(np.float64))
+    grad = exact * (pulled - (exact * pulled).sum(1, keepdims=True))
+    arrays = {"energy": energy.reshape(-1), "pull": pull.reshape(-1)}
+    grid = steps.Grid(1, 2, width, arm)
+    for form, names in (("softmax", ("energy",)), ("softmax_backward", ("pull", "energy"))):
+        step = steps.softmaxes(form, grid, names, stride)
+        # three pixels stand for all of a map that would be too large
+        blocks = -(-pixels // step.kernel.sizes[2])
+        step = replace(step, grid=(blocks, 1, 1), arguments=(*step.arguments[:-1], pixels))
+        execute([step], arrays, (8, 0), written=arrays)
+    # padding is 0 in both, and whatever lay there before has no part
+    np.testing.assert_allclose(arrays["energy"].reshape(exact.shape), exact, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(arrays["pull"].reshape(exact.shape), grad, rtol=1e-4, atol=1e-6)
+
+
+@runs
+def test_nan_reaches_the_pixels_whose_cross_holds_it_and_no_other(on_ptxrun):
+    query, key, value = laid_out("last", 4, 4)
+    key[0, 1, 2, 1] = torch.nan
+    found = ops.criss_cross(query, key, value, "numba").isnan()
+    assert torch.equal(found, ops.criss_cross(query, key, value, "reference").isnan())
+    assert 0 < found.sum() < found.numel()
+
+
+def typical(dtype: str) -> list[steps.Kernel]:
+    """What a 97x97 map of 512 channels launches, forward and backward, and one kernel for each odd layout."""
+    grid = steps.Grid(1, 97, 97, steps.padded(97), dtype)
+    buffers = [steps.Buffer(name, 64) for name in ("query", "key", "value", "energy")]
+    forward = steps.forward(grid, 64, 512, *buffers, steps.Buffer("out", 512))
+    rest = [steps.Buffer(name, 512) for name in ("grad", "pull", "d_query", "d_key", "d_value")]
+    backward = steps.backward(grid, 64, 512, *buffers, *rest)
+    found = list(dict.fromkeys(step.kernel for step in [*forward, *backward]))
+    return found + [replace(kernel, aligned=False) for kernel in found if kernel.form == "tn"]
+
+
+def gate(kernel: steps.Kernel, arch: tuple[int, int]) -> None:
+    from ccnet_cli.ops.cuda import build
+
+    made = build.assemble(kernel, arch)
+    assert (made.stack, made.spills) == (0, 0)
+    assert 0 < made.registers <= 128
+    text = build.ptx(kernel, arch)
+    if "softmax" not in kernel.form:
+        assert "ld.shared.v4" in text
+        # four 16-bit values are 8 bytes, whatever the compiler calls them
+        wide = r"ld\.global\.(v4\.|[ub]64)", r"st\.global\.(v4\.|v2\.b32)"
+        assert all(re.search(words, text) for words in wide) == kernel.aligned
+        multiplies, loads = build.inner_loop(made.image)
+        assert multiplies >= 64 and multiplies * 4 >= 64 * loads > 0
+
+
+@compiles
+@pytest.mark.parametrize("arch", ARCHS)
+def test_nothing_spills_and_shared_memory_is_read_in_vectors(arch):
+    kernels = typical("float32")
+    # every kernel on one of them; the slow test has them all everywhere
+    for kernel in kernels if arch == (8, 0) else [kernel for kernel in kernels if kernel.sizes[:2] in LARGE]:
+        gate(kernel, arch)
+
+
+@compiles
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_nothing_spills_for_any_type_and_tile(arch, dtype):
+    found = {}
+    for kernel in typical(dtype):
+        for sizes in [kernel.sizes] if "softmax" in kernel.form else [kernel.sizes, (16, 16), (16, 9), (4, 4)]:
+            for aligned in (True, False):
+                found[replace(kernel, sizes=sizes, aligned=aligned)] = None
+    for kernel in found:
+        gate(kernel, arch)
+
+
+# Faults, each planted in one place; the comparison (with the nan from before) or a check of ptxrun must find it.
+
+
+def without_barrier(monkeypatch):
+    from ccnet_cli.ops.cuda import build
+
+    ptx = build.ptx
+    monkeypatch.setattr(build, "ptx", lambda *options: re.sub(r"\tbar\.sync[^\n]*\n", "", ptx(*options)))
+    return lambda step: step
+
+
+def changed(change):
+    return lambda monkeypatch: change
+
+
+def patched(name, function):
+    def plant(monkeypatch):
+        from ccnet_cli.ops.cuda import build, lines, memory
+
+        monkeypatch.setattr(lines, name, memory.inlined(function))
+        # the kernels compiled before have the right one in them
+        monkeypatch.setattr(build, "ptx", lru_cache(build.ptx.__wrapped__))
+        return lambda step: step
+
+    return plant
+
+
+def _overwrite(values, others):
+    return values
+
+
+def _one_more(steps, places, turned):
+    return np.int32(steps + 1) if turned else np.int32(places if steps > -1 else 0)
+
+
+def _swapped(step):
+    left, right = step.arguments[3], step.arguments[4]
+    kept = "softmax" in step.kernel.form
+    return step if kept else replace(step, arguments=(*step.arguments[:3], right, left, *step.arguments[5:]))
+
+
+def _unmasked(step):
+    return replace(step, arguments=(*step.arguments[:-1], 0)) if step.kernel.form == "nt" else step
+
+
+def _short_of_a_tile(step):
+    tiles, lines, images = step.grid
+    return replace(step, grid=(max(tiles - 1, 1), lines, images))
+
+
+def _short_of_a_line(step):
+    tiles, lines, images = step.grid
+    return step if "softmax" in step.kernel.form else replace(step, grid=(tiles, lines - 1, images))
+
+
+def _wrong_arm(step):
+    arm = step.arguments[-6] + 8 if step.kernel.form == "nn" else None
+    return replace(step, arguments=(*step.arguments[:-6], arm, *step.arguments[-5:])) if arm else step
+
+
+FAULTS = {
+    "dropped barrier": without_barrier,
+    "wrong mask": changed(_unmasked),
+    "columns that do not add": patched("add", _overwrite),
+    "tile edge one step too far": patched("_count", _one_more),
+    "swapped strides": changed(_swapped),
+    "unwritten tile": changed(_short_of_a_tile),
+    "unwritten line": changed(_short_of_a_line),
+    "wrong arm": changed(_wrong_arm),
+}
+
+
+@runs
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_a_planted_fault_is_caught(fault, monkeypatch):
+    import ptxrun
+
+    case = Case(images=1, c=4, C=12, H=3, W=131)
+    plant = FAULTS[fault](monkeypatch) if fault else changed(lambda step: step)(monkeypatch)
+    caught = ""
+    try:
+        execute([plant(step) for step in case.launches], case.arrays, (8, 0))
+    except ptxrun.KernelFault as found:
+        caught = str(found)
+    assert bool(caught or failures(case)) == bool(fault)
+    if fault == "dropped barrier":
+        assert "race" in caught
+    if fault == "tile edge one step too far":
+        assert "bounds" in caught
+
+
+# The torch side: views, copies, flags and autograd, with ptxrun in the driver's place.
+
+
+@pytest.fixture
+def on_ptxrun(monkeypatch):
+    """Make "numba" run on CPU tensors; gives the tensors of each operator that ran."""
+    seen = []
+
+    def run(launches, tensors):
+        arrays = {}
+        for name, tensor in tensors.items():
+            # from the pointer to the storage's end, as a kernel sees it
+            storage = torch.as_tensor((), dtype=tensor.dtype).set_(tensor.untyped_storage())[tensor.storage_offset() :]
+            arrays[name] = (storage.view(torch.uint16) if tensor.dtype == torch.bfloat16 else storage).numpy()
+        execute(launches, arrays, (8, 0), written=set(arrays))
+        seen.append((launches, tensors))
+
+    monkeypatch.setattr(launch, "run", run)
+    # the package's attribute of this name is the operator
+    registrar = sys.modules["ccnet_cli.ops.criss_cross"]
+    monkeypatch.setattr(registrar, "_resolve", lambda implementation, x: implementation)
+    return seen
+
+
+def laid_out(layout: str, c: int, C: int, H: int = 5, W: int = 3, dtype=torch.float32) -> list[torch.Tensor]:
+    whole = torch.randn(2, 2 * c + C, H, W, generator=torch.Generator().manual_seed(1)).to(dtype)
+    if "last" in layout:
+        whole = whole.to(memory_format=torch.channels_last)
+    parts = whole.split([c, c, C], dim=1)
+    if layout == "transposed":
+        return [part.transpose(2, 3).contiguous().transpose(2, 3) for part in parts]
+    memory_format = torch.channels_last if "last" in layout else torch.contiguous_format
+    return list(parts) if "slices" in layout else [part.contiguous(memory_format=memory_format) for part in parts]
+
+
+@runs
+@pytest.mark.parametrize(("c", "C", "H", "W"), [(4, 8, 5, 3), (3, 5, 3, 4), (1, 1, 4, 1)])
+@pytest.mark.parametrize("layout", ["contiguous", "last", "slices", "last slices", "transposed"])
+def test_any_memory_layout_is_read_right_and_channels_last_without_a_copy(on_ptxrun, layout, c, C, H, W):
+    inputs = [x.requires_grad_() for x in laid_out(layout, c, C, H, W)]
+    out = ops.criss_cross(*inputs, "numba")
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
+    got = [out, *torch.autograd.grad(out, inputs, grad)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    expected = ops.criss_cross(*exact, "reference")
+    for mine, wanted in zip(got, [expected, *torch.autograd.grad(expected, exact, grad.double())], strict=True):
+        torch.testing.assert_close(mine, wanted.float(), rtol=1e-5, atol=1e-5)
+    read = on_ptxrun[0][1]
+    for name, source in zip(("query", "key", "value"), inputs, strict=True):
+        if "last" in layout:
+            assert read[name].data_ptr() == source.data_ptr()
+
+
+@runs
+@pytest.mark.parametrize(("H", "W"), [(4, 4), (5, 3)])
+@pytest.mark.parametrize("name", ["affinity", "aggregate", "scatter"])
+def test_each_operator_is_the_definition_and_so_are_its_gradients(on_ptxrun, name, H, W):
+    query, key, value = laid_out("last", 4, 4, H, W)
+    weights = torch.randn(2, H + W, H, W, generator=torch.Generator().manual_seed(3))
+    inputs = (query, key) if name == "affinity" else (weights, value)
+    results = []
+    for implementation, dtype in (("numba", torch.float32), ("reference", torch.float64)):
+        parts = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        out = getattr(ops, name)(*parts, implementation)
+        finite = out.masked_fill(out.isinf(), 0.5)
+        results.append([out, *torch.autograd.grad(finite.square().sum(), parts)])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted.float(), rtol=1e-5, atol=1e-5)
+
+
+@runs
+def test_torch_accepts_the_fused_operator(on_ptxrun):
+    query, key, value = (x.requires_grad_() for x in laid_out("last", 4, 4, 2, 3))
+    outcome = torch.library.opcheck(torch.ops.ccnet.criss_cross.default, (query, key, value, "numba"))
+    assert set(outcome.values()) == {"SUCCESS"}
+    attention = torch.ops.ccnet.criss_cross(query, key, value, "numba")[1]
+    detached = (x.detach() for x in (value, query, key, value, attention))
+    outcome = torch.library.opcheck(torch.ops.ccnet.criss_cross_backward.default, (*detached, "numba"))
+    assert set(outcome.values()) == {"SUCCESS"}
+
+
+@runs
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_stored_but_not_summed(on_ptxrun, dtype):
+    inputs = laid_out("last", 4, 4, dtype=dtype)
+    out = ops.criss_cross(*inputs, "numba")
+    assert out.dtype == dtype
+    assert {tensors["energy"].dtype for _, tensors in on_ptxrun} == {torch.float32}
+    exact = ops.criss_cross(*(x.double() for x in inputs), "reference")
+    torch.testing.assert_close(out.double(), exact, rtol=1e-2, atol=1e-2)
+
+
+# Without a GPU: what is refused, and what the host does at a launch
+
+
+def test_a_missing_compiler_is_refused_with_the_line_that_mends_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(launch, "_missing", lambda name: name == "numba_cuda")
+    kernel = steps.Kernel("nn", "float32", (16, 13), True, 32)
+    with pytest.raises(InputError, match=r"pip install 'ccnet-cli\[cuda1[23]\]'"):
+        launch.machine_code(kernel, (8, 0))
+    assert launch._missing("numba_cuda") and not list(tmp_path.iterdir())
+
+
+@compiles
+def test_an_architecture_too_old_for_the_toolkit_is_refused():
+    from ccnet_cli.ops.cuda import build
+
+    with pytest.raises(InputError, match=r"sm_35.*cuda12"):
+        build.ptx(steps.Kernel("nn", "float32", (16, 13), True, 32), (3, 5))
+
+
+@compiles
+def test_whether_kernels_compile_is_told_in_words(monkeypatch):
+    assert cuda.compiles((8, 0)) == "compiles"
+    assert re.search(r"sm_35.*cuda12", cuda.compiles((3, 5)))
+    monkeypatch.setattr(launch, "_missing", lambda name: name == "cuda.bindings")
+    told = cuda.compiles((8, 0))
+    assert "cuda.bindings is not installed; pip install" in told and "\n" not in told
+
+
+def test_types_and_sizes_that_the_kernels_do_not_hold_are_refused():
+    with pytest.raises(InputError, match="float64"):
+        cuda.criss_cross(*(x.double() for x in laid_out("last", 4, 8)))
+    grid = steps.Grid(1, 1000, 1000, 1000)
+    with pytest.raises(InputError, match="32 bits"):
+        steps.check(grid, 4, 2148)
+    steps.check(grid, 4, 2147)
+    with pytest.raises(InputError, match="32 bits"):
+        steps.products("nn", grid, *[steps.Buffer(name, 2148) for name in ("left", "right", "out")], 8, False)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(97, 13), (128, 16), (129, 9), (257, 11), (512, 16), (64, 8), (1, 4)])
+def test_tiles_cover_a_line_with_little_waste(length, expected):
+    assert steps.size(length, 16) == expected
+
+
+@compiles
+def test_compiled_kernels_are_kept_on_disk(monkeypatch, tmp_path):
+    from ccnet_cli.ops.cuda import build
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernel = steps.Kernel("softmax", "float32", (32, 8, 8), True, 32)
+    image = launch.machine_code(kernel, (8, 0))
+    assert image[:4] == b"\x7fELF"
+    monkeypatch.setattr(build, "assemble", None)
+    assert launch.machine_code(kernel, (8, 0)) == image
+
+
+class Driver:
+    """What the driver was asked to launch: function, shape, stream and the arguments' values."""
+
+    def __init__(self):
+        self.launches = []
+        self.context = None
+
+    def cuInit(self, flags):
+        return (0,)
+
+    def cuDeviceGet(self, index):
+        return 0, index
+
+    def cuDevicePrimaryCtxRetain(self, device):
+        return 0, f"primary context of {device}"
+
+    def cuCtxSetCurrent(self, context):
+        self.context = context
+        return (0,)
+
+    def cuModuleLoadData(self, image):
+        return 0, image
+
+    def cuModuleGetFunction(self, module, name):
+        return 0, (module, name)
+
+    def cuLaunchKernel(self, function, *rest):
+        *shape, shared, stream, table, extra = rest
+        assert (shared, extra) == (0, 0)
+        self.launches.append((function, shape, stream, table))
+        return (0,)
+
+
+def test_a_pass_is_five_launches_with_its_pointers_on_the_current_stream(monkeypatch):
+    driver, streams = Driver(), iter((7, 8))
+    monkeypatch.setattr(launch, "_driver", lambda: driver)
+    monkeypatch.setattr(launch, "machine_code", lambda kernel, arch: (kernel.name, arch))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=next(streams)))
+    caches = (launch._prepared, launch._loaded, launch._context)
+    for cache in caches:
+        cache.cache_clear()
+    inputs = laid_out("last slices", 4, 8)
+    try:
+        out, attention = cuda.criss_cross(*inputs)
+        assert len(driver.launches) <= 5
+        assert {stream for _, _, stream, _ in driver.launches} == {7}
+        names = [function[0][0].partition("-")[0] for function, *_ in driver.launches]
+        assert names[0] == "nt" and names[-2:] == ["nn", "nn"] and "softmax" in names
+        assert all(function == ((function[0][0], (8, 6)), b"kernel") for function, *_ in driver.launches)
+        table = driver.launches[-1][3]
+        slots = (ctypes.c_void_p * 3).from_address(table)
+        pointers = [ctypes.c_void_p.from_address(slot).value for slot in slots]
+        assert pointers == [attention.data_ptr(), inputs[2].data_ptr(), out.data_ptr()]
+        # the same launches again are only their pointers and the stream
+        again, _ = cuda.criss_cross(*inputs)
+        assert [ctypes.c_void_p.from_address(slot).value for slot in slots][2] == again.data_ptr()
+        assert driver.launches[-1][2] == 8
+        assert driver.context == "primary context of None"
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+
+
+def test_what_the_driver_refuses_is_told_by_name():
+    with pytest.raises(EnvironmentFailure, match=r"ERROR_INVALID.*model\.implementation=gemm"):
+        launch._checked((SimpleNamespace(name="ERROR_INVALID"),))
+
+
+def test_nothing_of_numba_is_loaded_with_the_operators():
+    code = "import sys, ccnet_cli.ops.cuda.launch; assert not {'numba', 'numba_cuda'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,79 @@
+"""The log of a run, its curves and its look at the first batch."""
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ccnet_cli.training.record import Record, curve, mosaic
+
+
+def test_rows_after_the_resumed_step_are_dropped(tmp_path):
+    record = Record(tmp_path)
+    for step in range(1, 5):
+        record.add(step=step, loss=1.0 / step, lr=0.1)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    again = Record(tmp_path, step=2)
+    again.add(step=3, loss=0.25, lr=0.1)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    assert [line.split(",")[0] for line in (tmp_path / "metrics.csv").read_text().splitlines()] == [
+        "step",
+        "1",
+        "2",
+        "3",
+    ]
+
+
+def test_a_full_disk_is_told_once_and_made_up_for(tmp_path, monkeypatch, capsys):
+    record = Record(tmp_path)
+    record.add(step=1, loss=1.0)
+
+    def refusing(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refusing)
+        record.add(step=2, loss=0.5)
+        record.skip(3, ["a", "b"])
+        record.draw()
+    assert capsys.readouterr().err.count("log not written") == 1
+    record.add(step=4, loss=0.25)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 0.5},
+        {"step": 3, "skipped": ["a", "b"]},
+        {"step": 4, "loss": 0.25},
+    ]
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 5
+
+
+def test_curves_rise_where_values_rise():
+    rising = curve("", [(0, 0.0), (1, 1.0), (2, 2.0)])
+    falling = curve("", [(0, 2.0), (1, 1.0), (2, 0.0)])
+    line = np.array([160, 80, 20])
+
+    def left_height(picture):
+        return np.argwhere((picture == line).all(2))[:, 0][np.argwhere((picture == line).all(2))[:, 1] < 80].mean()
+
+    assert left_height(rising) > 200 > 100 > left_height(falling)
+
+
+def test_curves_do_without_data():
+    for points in ([], [(1, float("nan"))], [(1, 2.0)], [(1, 2.0), (1, 2.0)]):
+        assert curve("loss", points).shape == (300, 400, 3)
+
+
+def test_the_mosaic_shows_image_and_label_as_they_were():
+    mean, std = (10.0, 20.0, 30.0), (2.0, 3.0, 4.0)
+    rgb = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5)).astype(np.float32)
+    batch = (torch.from_numpy(rgb) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    label = torch.tensor([0, 1, 255]).repeat(2, 4, 2)[:, :, :5]
+    picture = mosaic(batch, label, mean, std, "rgb", [(1, 2, 3), (4, 5, 6)])
+    assert picture.shape == (8, 10, 3)
+    assert (picture[:4, 5:, ::-1].transpose(2, 0, 1) == rgb[1]).all()
+    assert picture[4, :3].tolist() == [[3, 2, 1], [6, 5, 4], [0, 0, 0]]
