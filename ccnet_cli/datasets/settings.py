@@ -1,0 +1,91 @@
+"""The preset's section `data`: keys that every data set has, and those of folders of your own."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ccnet_cli.parts import Byte, Fit, Flag, Pair, Scale, Section, Text
+
+IGNORED = 255
+
+
+def _known(name: object) -> object:
+    from ccnet_cli.datasets import DATASETS
+
+    if not isinstance(name, str) or name not in DATASETS:
+        *others, last = (repr(known) for known in DATASETS)
+        raise ValueError(f"must be {', '.join(others)} or {last}")
+    return name
+
+
+class Data(Section):
+    """Where images and labels are, which classes they have, and how training samples are cut.
+
+    A picture is scaled to fit within fit, its longer and its shorter side, and then by scale_min to scale_max, with
+    scale_step 0 anything between. category_ratio below 1 avoids crops of which one class covers that fraction. A worker
+    that takes longer than timeout seconds for a batch is given up.
+    """
+
+    dataset: Annotated[str, BeforeValidator(_known)]
+    root: Text | None = None
+    train_split: Text = "train"
+    val_split: Text = "val"
+    train_list: Text | None = None
+    val_list: Text | None = None
+    test_list: Text | None = None
+    classes: Annotated[list[Text], Field(min_length=1, max_length=255)] | None = None
+    palette: list[tuple[Byte, Byte, Byte]] | None = None
+    ignore_index: Byte = IGNORED
+    crop: Pair
+    fit: Fit | None = None
+    scale_min: Scale = 0.7
+    scale_max: Scale = 2.1
+    scale_step: Annotated[float, Field(strict=True, ge=0, le=8, allow_inf_nan=False)] = 0.1
+    category_ratio: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
+    mirror: Flag = True
+    photometric: Flag = False
+    workers: Annotated[int, Field(strict=True, ge=0, le=64)] = 2
+    timeout: Annotated[int, Field(strict=True, ge=1, le=86400)] = 300
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_null_keys_of_folders(cls, mapping: Any) -> Any:
+        """Presets of version 0.1 name the keys of folders for every data set, with null."""
+        if not isinstance(mapping, Mapping):
+            return mapping
+        foreign = FolderData.model_fields.keys() - cls.model_fields.keys()
+        return {key: value for key, value in mapping.items() if key not in foreign or value is not None}
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.scale_min > self.scale_max:
+            raise ValueError("scale_min must not be above scale_max")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes names a class twice")
+        if self.palette is not None and self.classes is not None and len(self.palette) != len(self.classes):
+            raise ValueError(f"palette has {len(self.palette)} colours for {len(self.classes)} classes")
+        return self
+
+    @model_validator(mode="after")
+    def _ignore_one_value(self) -> Self:
+        if self.ignore_index != IGNORED:
+            raise ValueError(f"ignore_index must be {IGNORED}: the table of {self.dataset} maps to it")
+        return self
+
+
+class FolderData(Data):
+    """Folders of your own: their images and labels, and the label value that is ignored."""
+
+    train_images: Text | None = None
+    train_labels: Text | None = None
+    val_images: Text | None = None
+    val_labels: Text | None = None
+
+    @model_validator(mode="after")
+    def _ignore_one_value(self) -> Self:
+        if self.classes is None:
+            raise ValueError("dataset folder needs data.classes, the list of class names")
+        if self.ignore_index < len(self.classes):
+            raise ValueError(f"ignore_index {self.ignore_index} is also class {self.classes[self.ignore_index]}")
+        return self
