@@ -1,21 +1,44 @@
-"""Files that appear whole or not at all and then stay, whatever interrupts: a kill, a full disk, a power cut."""
+"""Files that appear whole or not at all, whatever interrupts (a kill, a full disk, a power cut); the cache folder."""
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
 import re
+import secrets
 import socket
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ccnet_cli.errors import EnvironmentFailure, InputError
+
 HOST = socket.gethostname().replace("/", "_")
-# of other hosts nothing is known here, and those of an earlier version bear no host; in a-12-7-x the host may be a-12
-TEMPORARY = re.compile(rf"\.tmp-(?:{re.escape(HOST)}-)?(\d+)-(?!\d+-).*", re.DOTALL)
-# for the tests of what a kill leaves behind: NAME or NAME:3, the point's third passage
+# .tmp-HOST-PID-... and, of earlier versions, .tmp-PID-NAME and .ccnet-HOST-PID-...; with another host's processes
+# nothing can be compared here: in a-12-7-x the host may be a-12
+TEMPORARY = re.compile(
+    rf"\.(?:tmp-(?:{re.escape(HOST)}-)?|ccnet-{re.escape(HOST)}-)(?P<process>\d+)-(?!\d+-).*", re.DOTALL
+)
+# outputs are checked before the work begins, so the machine is at fault where these refuse them later
+MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS}
+# for tests that kill: NAME, or NAME:3 for the third time that the point is reached
 POINT, _, PASSAGE = os.environ.get("CCNET_FAILPOINT", "").partition(":")
 _passages = itertools.count(1)
+
+
+def cache_folder() -> Path:
+    """$CCNET_CACHE, $XDG_CACHE_HOME/ccnet, ~/.cache/ccnet, or a folder for temporary files without a home."""
+    if own := os.environ.get("CCNET_CACHE"):
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    # the XDG rule: ignore a relative path
+    if Path(shared).is_absolute():
+        return Path(shared) / "ccnet"
+    if home := os.environ.get("HOME"):
+        return Path(home) / ".cache" / "ccnet"
+    return Path(tempfile.gettempdir()) / "ccnet"
 
 
 def failpoint(name: str) -> None:
@@ -24,67 +47,87 @@ def failpoint(name: str) -> None:
         os._exit(137)
 
 
-class Hashing:
-    """A writable file that hashes and counts what passes through, and keeps the error that stopped it."""
+class HashingFile:
+    """A writable file that hashes and counts the bytes written, and keeps the error that stopped it."""
 
-    def __init__(self, file: BinaryIO, middle: str) -> None:
+    def __init__(self, file: BinaryIO, point: str) -> None:
         self.file = file
-        self.middle = middle
+        self.point = point
         self.sha256 = hashlib.sha256()
         self.bytes = 0
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Pass bytes on."""
+        """Write bytes, then pass the failpoint."""
         self.sha256.update(data)
         self.bytes += len(data)
         try:
-            written = self.file.write(data)
-            if POINT and self.middle == POINT:
+            count = self.file.write(data)
+            if POINT and self.point == POINT:
                 self.file.flush()
-                failpoint(self.middle)
-            return written
+                failpoint(self.point)
+            return count
         except OSError as error:
             self.error = error
             raise
 
     def flush(self) -> None:
-        """Pass the wish on."""
+        """Flush the file."""
         self.file.flush()
 
 
-def write(path: Path, fill: Callable[[Any], object], points: tuple[str, str, str] = ("", "", "")) -> Hashing:
-    """Let fill write into a file that appears under its name when it is whole and on the disk; size and sha256.
-
-    points name the failpoints amid the writing, after it, and before the file gets its name. OSError where the disk
-    refuses; what was under the name is then untouched.
-    """
-    temporary = temporary_of(path)
-    hashing = None
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary's name: it takes the place of path when the block ends, and is deleted if the block raises."""
+    # not made from the file's name, which may be as long as a name can be; codecs look at the suffix
+    name = f".tmp-{HOST}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix[:16]}"
+    temporary = path.parent / name
     try:
-        with temporary.open("wb") as file:
-            hashing = Hashing(file, points[0])
-            fill(hashing)
-            file.flush()
-            failpoint(points[1])
-            os.fsync(file.fileno())
-        failpoint(points[2])
+        yield temporary
         temporary.replace(path)
-    except RuntimeError as error:
-        # torch's own words for a full disk are about positions in a file
-        raise (hashing.error if hashing and hashing.error else error) from None
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             temporary.unlink(missing_ok=True)
-    return hashing
 
 
-def temporary_of(path: Path) -> Path:
-    """A file's name while it is written, beside it: it tells which process of which host writes."""
-    return path.with_name(f".tmp-{HOST}-{os.getpid()}-{path.name}")
+def write(path: Path, fill: Callable[[Any], object], points: tuple[str, str, str] = ("", "", "")) -> HashingFile:
+    """Let fill write into a file that appears under its name once it is whole and on the disk; its size and sha256.
+
+    points name the failpoints during the writing, after it, and before the file gets its name. OSError if the disk
+    refuses; the file of that name is then untouched.
+    """
+    file = None
+    try:
+        with replace_file(path) as temporary:
+            with temporary.open("wb") as opened:
+                file = HashingFile(opened, points[0])
+                fill(file)
+                opened.flush()
+                failpoint(points[1])
+                os.fsync(opened.fileno())
+            failpoint(points[2])
+    except RuntimeError as error:
+        # torch's message for a full disk names positions in a file
+        raise (file.error if file and file.error else error) from None
+    return file
 
 
-def sync(folder: Path) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all and make its folder; no fsync. InputError; EnvironmentFailure by the machine."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path) as temporary:
+            temporary.write_bytes(content)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            fix = "make room, or choose another folder, and run again"
+            raise EnvironmentFailure(f"output {path}", f"not written ({reason})", fix) from None
+        fix = "choose a folder that you can write to"
+        raise InputError(f"output {path}", f"cannot be written ({reason})", fix) from None
+
+
+def sync_folder(folder: Path) -> None:
     """Bring the folder's names to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -93,33 +136,39 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def make(folder: Path) -> None:
-    """Make a folder that stays."""
+def make_folder(folder: Path) -> None:
+    """Make a folder that survives a power cut."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        sync(folder.parent)
+        sync_folder(folder.parent)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is that of a temporary written on this host."""
+    return TEMPORARY.fullmatch(name) is not None
 
 
 def sweep(folder: Path) -> None:
     """Delete the temporaries that dead processes of this host left in a folder."""
-    for path in folder.glob(".tmp-*"):
-        owner = TEMPORARY.fullmatch(path.name)
-        if owner and birth(int(owner[1])) is None:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+    for pattern in (".tmp-*", ".ccnet-*"):
+        for path in folder.glob(pattern):
+            owner = TEMPORARY.fullmatch(path.name)
+            if owner and process_start(int(owner["process"])) is None:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
 
 
-def birth(process: int) -> str | None:
-    """When a process of this host began, in the kernel's count, "" where that is not told; None for one that is dead.
+def process_start(process: int) -> str | None:
+    """Start time of a process of this host in the kernel's ticks, "" if unknown; None for a dead one.
 
-    Number and birth together name a process for good: numbers are given again.
+    Process ids are reused; id and start time together are unique.
     """
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return None
     except PermissionError:
-        # it lives, and is somebody else's
+        # alive, and another user's
         pass
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    from ccnet_cli import files as durable
+    from ccnet_cli import files
 
     try:
-        durable.write(path, lambda file: file.write(content))
+        files.write(path, lambda file: file.write(content))
     except OSError as error:
         # it could be written when the command began
         why = f"not written ({error.strerror})"

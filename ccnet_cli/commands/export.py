@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli import __version__, config
-from ccnet_cli import files as durable
+from ccnet_cli import __version__, config, files
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 from ccnet_cli.inference import onnx as onnxfile
 from ccnet_cli.inference import portable
@@ -59,7 +58,7 @@ def export(
 def _written(output: Path, fill: Callable[[Any], object]) -> Path:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        durable.write(output, fill)
+        files.write(output, fill)
     except (OSError, RuntimeError) as error:
         # torch tells of a full disk in words of its own
         why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ccnet_cli import files
 from ccnet_cli.commands.evaluate import runner, with_choices
 from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError, Interrupted, notice
@@ -120,7 +121,7 @@ def predict(
     precision = models.precision(loading.precision(precision, checkpoint), place)
     engine.compiles(compile, place, 0)
     for folder in {path.parent for path in written}:
-        images.sweep(folder)
+        files.sweep(folder)
     kept = {source for source, targets in plan.items() if continued and _done(targets, areas)}
     if continued:
         notice(f"{len(kept)} of {len(plan)} are there already and stay as they are")

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ccnet_cli import config, datasets
-from ccnet_cli import files as durable
+from ccnet_cli import config, datasets, files
 from ccnet_cli.commands.evaluate import draw, evaluate_model
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFiniteError, notice
 from ccnet_cli.figures import report
@@ -174,19 +173,19 @@ def _train(plan: Plan, device: torch.device, asked: Callable[[], int], opened: d
             return
         if main:
             # not before the checkpoint is known to fit: a refused resume leaves the run as it was
-            images.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
+            files.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
             text = json.dumps(environment(device, plan.processes), indent=1)
-            images.write_bytes(plan.run / "environment.json", text.encode())
+            files.write_bytes(plan.run / "environment.json", text.encode())
         with datasets.attended():
             _loop(plan, trainer, source, asked, record, owed)
-        durable.failpoint("at_exit")
+        files.failpoint("at_exit")
 
 
 def _alone(plan: Plan, resume: Path | None, held: ExitStack) -> None:
     """Hold the run folder, clear it of what dead processes left, and count the resume as an attempt."""
     folder = plan.run / "checkpoints"
     held.enter_context(runfolder.held(plan.run))
-    durable.sweep(plan.run)
+    files.sweep(plan.run)
     checkpoint.collect(folder)
     if resume is not None and resume.parent == folder:
         held.enter_context(runfolder.attempt(resume))
@@ -369,7 +368,7 @@ def _skipped(plan: Plan, trainer: Trainer, samples: list[str], record: Record | 
         path = plan.run / f"nonfinite_step_{number}.json"
         if record:
             told = {"step": number, "in_a_row": row, "ranks": ranks}
-            images.write_bytes(path, json.dumps(told, indent=1).encode())
+            files.write_bytes(path, json.dumps(told, indent=1).encode())
         fix = f"see {path}, lower schedule.lr and resume"
         raise NonFiniteError(f"step {number}", f"{why}, {row} steps in a row", fix)
 

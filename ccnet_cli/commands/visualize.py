@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ccnet_cli import files
 from ccnet_cli.commands.evaluate import network
 from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError, NonFiniteError, notice
@@ -118,9 +119,9 @@ def visualize(
         compared = _summary(output, image, other, beside, picture.shape[:2])
         summary = Summary(**{**vars(summary), "compared": compared})
     canvas = figure(picture, drawn.points, drawn.maps, clip, drawn.align_corners, drawn.title, beside)
-    images.write_bytes(output, images.encode_png(canvas, smallest=True))
+    files.write_bytes(output, images.encode_png(canvas, smallest=True))
     if maps is not None:
-        images.write_bytes(maps, _npz(points, drawn.maps, picture.shape[:2]))
+        files.write_bytes(maps, _npz(points, drawn.maps, picture.shape[:2]))
     return summary
 
 
@@ -164,10 +165,10 @@ def explore(
         _check_inside(points, picture.shape[:2])
         truth = None if label is None else _label(label, picture.shape[:2], restored.classes)
         page = _page(_look(restored, picture, place), image.name, picture, truth, points, clip, source, place)
-        images.write_bytes(path, page.encode())
+        files.write_bytes(path, page.encode())
         entries[path.name] = (image.name, picture)
     if listing is not None:
-        images.write_bytes(listing, viewer.index(entries, source).encode())
+        files.write_bytes(listing, viewer.index(entries, source).encode())
     return written
 
 

@@ -6,7 +6,6 @@ takes two. All stand farther from the signal than `REACH`, more than the convolu
 """
 
 import hashlib
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ccnet_cli import files
 from ccnet_cli.datasets import street
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.media import images
@@ -81,20 +81,7 @@ def built_in() -> Path:
 def place() -> Path:
     """Where the built-in set lies once it is drawn."""
     parameters = repr((VERSION, TRAIN, VAL, SIZE))
-    return _cache() / f"toyscapes-{VERSION}-{hashlib.sha256(parameters.encode()).hexdigest()[:8]}"
-
-
-def _cache() -> Path:
-    """$CCNET_CACHE, $XDG_CACHE_HOME/ccnet, ~/.cache/ccnet, or a folder for temporary files where there is no home."""
-    if own := os.environ.get("CCNET_CACHE"):
-        return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    # the XDG rule: a relative path is to be ignored
-    if Path(shared).is_absolute():
-        return Path(shared) / "ccnet"
-    if home := os.environ.get("HOME"):
-        return Path(home) / ".cache" / "ccnet"
-    return Path(tempfile.gettempdir()) / "ccnet"
+    return files.cache_folder() / f"toyscapes-{VERSION}-{hashlib.sha256(parameters.encode()).hexdigest()[:8]}"
 
 
 def make(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ccnet_cli import files
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.media import images
 from ccnet_cli.media.images import cv2
@@ -144,7 +145,7 @@ def write(
 </body>
 </html>
 """
-    images.write_bytes(path, page.encode())
+    files.write_bytes(path, page.encode())
 
 
 def _figures(rows: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, Any]]) -> str:

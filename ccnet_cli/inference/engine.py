@@ -11,13 +11,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, partial
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ccnet_cli import ops
+from ccnet_cli import files, ops
 from ccnet_cli.errors import InputError
 from ccnet_cli.models.attention import RecurrentCrissCross
 from ccnet_cli.models.backbones.resnet import BasicBlock, Bottleneck, ResNet, Tiny
@@ -231,8 +230,7 @@ def prepare(
     if not compiled:
         return engine
     # torch's own place for compiled code is emptied when the machine starts
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ccnet" / "compiled"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(files.cache_folder() / "compiled"))
     return torch.compile(engine)
 
 

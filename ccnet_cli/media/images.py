@@ -1,11 +1,8 @@
 """Read and write images and label maps, every file checked first; the only user of OpenCV's codecs."""
 
 import contextlib
-import errno
 import os
 import re
-import secrets
-import socket
 import stat
 import tempfile
 import threading
@@ -18,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, InputError
 
 # 16384 x 8192, about 400 MB as a decoded image: larger ones are refused from their header
@@ -51,12 +49,9 @@ Palette = Sequence[Sequence[int]]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, PALETTE = 0, 3
-# outputs are checked before the work begins: what refuses them later is the machine
-MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS}
 # inside entropy-coded data 0xFF is followed by 0 (a stuffed byte) or a restart marker, unless a marker ends it
 JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 CODEC_MESSAGE = re.compile(rb"(?:Corrupt JPEG|Premature end|libpng |OpenCV: FFMPEG: )[^\n]*\n")
-TEMPORARY = f".ccnet-{socket.gethostname().replace('/', '_')}-"
 OTHER_FORMATS = {
     b"GIF8": "GIF",
     b"II*\x00": "TIFF",
@@ -147,7 +142,8 @@ def write_image(path: Path, image_bgr: Pixels) -> None:
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise InputError(f"output {path}", "has no image suffix", f"use one of {' '.join(IMAGE_SUFFIXES)}")
-    write_bytes(path, _encode(suffix, image_bgr, [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []))
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []
+    files.write_bytes(path, _encode(suffix, image_bgr, options))
 
 
 def write_label(path: Path, ids: Pixels, palette: Palette | None = None) -> None:
@@ -159,38 +155,8 @@ def write_label(path: Path, ids: Pixels, palette: Palette | None = None) -> None
     rows[:, 1:] = ids
     header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, GREY if palette is None else PALETTE, 0, 0, 0])
     colours = [] if palette is None else [(b"PLTE", _table(palette).tobytes())]
-    write_bytes(path, _png((b"IHDR", header), *colours, (b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b"")))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, making its folder; InputError, or EnvironmentFailure by the machine."""
-    unfinished = temporary(path.parent)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    except (OSError, ValueError) as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        if isinstance(error, OSError) and error.errno in MACHINE:
-            fix = "make room, or choose another folder, and run again"
-            raise EnvironmentFailure(f"output {path}", f"not written ({_reason(error)})", fix) from None
-        why = f"cannot be written ({_reason(error)})"
-        raise InputError(f"output {path}", why, "choose a folder that you can write to") from None
-
-
-def temporary(folder: Path, suffix: str = "") -> Path:
-    """A new name for a file of folder that is not whole yet; it tells whose it is, for sweep."""
-    # not made from the target's name, which may be as long as a name can be
-    return folder / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}"
-
-
-def sweep(folder: Path) -> None:
-    """Delete the temporaries in folder whose process, one of this machine, was killed."""
-    for path in folder.glob(".ccnet-*.tmp*"):
-        owner = path.name.removeprefix(TEMPORARY).partition("-")[0]
-        if path.name.startswith(TEMPORARY) and owner.isdecimal() and not Path(f"/proc/{owner}").exists():
-            path.unlink(missing_ok=True)
+    data = zlib.compress(rows.tobytes(), 6)
+    files.write_bytes(path, _png((b"IHDR", header), *colours, (b"IDAT", data), (b"IEND", b"")))
 
 
 def encode_png(image_bgr: Pixels, smallest: bool = False) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ccnet_cli import files
 from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import images, video
@@ -91,7 +92,7 @@ def write_probabilities(path: Path, probabilities_KHW: np.ndarray, classes: Clas
     """Write an npz of probabilities (K, H, W) and classes, the K names."""
     content = io.BytesIO()
     np.savez_compressed(content, probabilities=probabilities_KHW, classes=np.array(classes.names))
-    images.write_bytes(path, content.getvalue())
+    files.write_bytes(path, content.getvalue())
 
 
 def write(path: Path, format: str, ids: np.ndarray, image_bgr: np.ndarray, classes: Classes) -> None:

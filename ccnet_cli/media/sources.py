@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ccnet_cli import files
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import images, video
 
@@ -110,7 +111,7 @@ def _glob_root(pattern: str) -> Path:
 
 def _is_source(name: str) -> bool:
     # an unfinished video of a killed process is none
-    return Path(name).suffix.lower() in SUFFIXES and not name.startswith(images.TEMPORARY)
+    return Path(name).suffix.lower() in SUFFIXES and not files.is_temporary(name)
 
 
 def _real(path: Path) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.media import images
 from ccnet_cli.media.images import Pixels, cv2
@@ -71,19 +72,17 @@ def writing(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Callable
 
     The encoders know even sizes alone: an odd one grows by a row or a column, a copy of its last.
     """
-    suffix = path.suffix.lower()
-    unfinished = images.temporary(path.parent, suffix)
     height, width = size
     down, right = height % 2, width % 2
     count = 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with files.replace_file(path) as temporary:
         # tells, as OpenCV does not, why a file cannot be made
-        unfinished.touch()
-        code = cv2.VideoWriter.fourcc(*ENCODERS[suffix])
+        temporary.touch()
+        code = cv2.VideoWriter.fourcc(*ENCODERS[path.suffix.lower()])
         # OpenCV prints that it names the codec in its own way
         with images.heard([]):
-            writer = cv2.VideoWriter(_name(unfinished), cv2.CAP_FFMPEG, code, rate, (width + right, height + down))
+            writer = cv2.VideoWriter(_name(temporary), cv2.CAP_FFMPEG, code, rate, (width + right, height + down))
         if not writer.isOpened():
             raise InputError(
                 f"output {path}", f"cannot hold {width}x{height} pixels", "try the other of .mp4 and .webm"
@@ -100,12 +99,9 @@ def writing(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Callable
             yield write
         finally:
             writer.release()
-        # the writer does not tell of a full disk
-        if _readable(unfinished) != count:
+        # the writer does not report a full disk
+        if _readable(temporary) != count:
             raise EnvironmentFailure(f"output {path}", "not written whole", "make room and run again")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _readable(path: Path) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ccnet_cli import files as durable
+from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, InputError, detail, notice
 from ccnet_cli.runs import folder as runfolder
 from ccnet_cli.runs import torchfile
@@ -37,16 +37,16 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int, facts: Mappi
         raise ValueError(f"keep {keep}: the one before must outlive the next one's writing")
     path = folder / f"step_{step:08d}.pt"
     try:
-        durable.make(folder)
+        files.make_folder(folder)
         collect(folder)
-        digest = durable.write(path, lambda file: torch.save(state, file), ("mid_write", "after_write", "after_fsync"))
-        durable.failpoint("after_rename")
+        digest = files.write(path, lambda file: torch.save(state, file), ("mid_write", "after_write", "after_fsync"))
+        files.failpoint("after_rename")
         record = {"format": FORMAT, "step": step, "bytes": digest.bytes, "sha256": digest.sha256.hexdigest()}
         versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
         text = _sealed(record | versions | dict(facts or {})).encode()
-        durable.write(path.with_suffix(".json"), lambda file: file.write(text), ("mid_manifest", "", ""))
-        durable.failpoint("after_manifest")
-        durable.sync(folder)
+        files.write(path.with_suffix(".json"), lambda file: file.write(text), ("mid_manifest", "", ""))
+        files.failpoint("after_manifest")
+        files.sync_folder(folder)
         runfolder.progress(folder)
     except (OSError, RuntimeError) as error:
         raise _unwritten(path, error) from error
@@ -73,7 +73,7 @@ def _delete(path: Path) -> None:
         except OSError as error:
             notice(f"warning: {stale} not deleted ({error.strerror})")
             return
-        durable.failpoint("mid_gc")
+        files.failpoint("mid_gc")
 
 
 def _sealed(record: dict[str, Any]) -> str:
@@ -87,7 +87,7 @@ def collect(folder: Path) -> None:
 
     Only who alone writes to the folder may call it.
     """
-    durable.sweep(folder)
+    files.sweep(folder)
     paths = committed(folder)
     for data in folder.glob("step_*.pt"):
         if STEP.fullmatch(data.stem) and data not in paths and paths and data.name < paths[0].name:
@@ -103,11 +103,9 @@ def name(path: Path, alias: Path) -> None:
         alias.with_suffix(".json").unlink(missing_ok=True)
         for suffix in (".pt", ".json"):
             target = alias.with_suffix(suffix)
-            temporary = durable.temporary_of(target)
-            temporary.unlink(missing_ok=True)
-            os.link(path.with_suffix(suffix), temporary)
-            temporary.replace(target)
-        durable.sync(alias.parent)
+            with files.replace_file(target) as temporary:
+                os.link(path.with_suffix(suffix), temporary)
+        files.sync_folder(alias.parent)
     except OSError as error:
         raise _unwritten(alias, error) from error
 

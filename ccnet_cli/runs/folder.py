@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ccnet_cli import files as durable
+from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted
 
 
@@ -42,7 +42,7 @@ def _taken(lock: Path) -> bool:
             fix = f"wait for it, or choose another --run (delete {lock} if that machine is gone)"
             raise InputError(lock.parent, f"in use by {who}", fix)
         file.truncate(0)
-        own = {"pid": os.getpid(), "host": durable.HOST, "birth": durable.birth(os.getpid())}
+        own = {"pid": os.getpid(), "host": files.HOST, "birth": files.process_start(os.getpid())}
         try:
             # past the file's own buffer, which would fail once more when it is closed
             os.write(file.fileno(), json.dumps(own).encode())
@@ -52,10 +52,10 @@ def _taken(lock: Path) -> bool:
 
 
 def _lives(owner: dict[str, Any]) -> bool:
-    if owner.get("host") != durable.HOST or not isinstance(owner.get("pid"), int):
+    if owner.get("host") != files.HOST or not isinstance(owner.get("pid"), int):
         # of another machine's processes nothing is known here
         return True
-    birth = durable.birth(owner["pid"])
+    birth = files.process_start(owner["pid"])
     return birth is not None and owner.get("birth", birth) == birth
 
 
@@ -97,7 +97,7 @@ def _note(folder: Path, counts: dict[str, int]) -> None:
     if counts:
         # a disk that is full must not keep a run from going on
         with suppress(OSError):
-            durable.write(folder / "attempts.json", lambda file: file.write(json.dumps(counts).encode()))
+            files.write(folder / "attempts.json", lambda file: file.write(json.dumps(counts).encode()))
     else:
         progress(folder)
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, notice
 from ccnet_cli.media import images
 from ccnet_cli.media.images import cv2
@@ -128,12 +129,12 @@ class Record:
 
     def _rewrite(self) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-        images.write_bytes(self.folder / "log.jsonl", lines.encode())
+        files.write_bytes(self.folder / "log.jsonl", lines.encode())
         table = io.StringIO(newline="")
         writer = csv.writer(table)
         writer.writerow(COLUMNS)
         writer.writerows([row.get(column, "") for column in COLUMNS] for row in self.rows)
-        images.write_bytes(self.folder / "metrics.csv", table.getvalue().encode())
+        files.write_bytes(self.folder / "metrics.csv", table.getvalue().encode())
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

@@ -570,7 +570,7 @@ def test_what_dead_processes_left_is_swept(saved, photos, tmp_path):
     assert files(out) == sorted([*others, "c.png"])
     with video.writing(out / "v.mp4", 5, (8, 8)) as write:
         write(np.zeros((8, 8, 3), np.uint8))
-        assert any(images.temporary(out).name.rpartition("-")[0] in name for name in files(out))
+        assert any(name.startswith(f".tmp-{host}-{os.getpid()}-") for name in files(out))
         assert [path.name for path in sources.find([out], None)] == ["c.png"]
 
 
@@ -597,7 +597,7 @@ def test_a_folder_interrupted_at_any_moment_continues(saved, sixty, tmp_path, nu
     process.send_signal(number)
     told = process.communicate()[1]
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), told
-    left = {name: (out / name).read_bytes() for name in files(out) if not Path(name).name.startswith(".ccnet-")}
+    left = {name: (out / name).read_bytes() for name in files(out) if not Path(name).name.startswith(".tmp-")}
     assert moment <= len(left) < 120 and left.items() <= whole.items()
     if number != signal.SIGKILL:
         assert re.search(rf"^ccnet: error: predict: stopped by {number.name} after \d+ of 60.*--continue", told, re.M)

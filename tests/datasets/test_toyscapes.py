@@ -248,25 +248,6 @@ def test_a_process_that_comes_second_uses_the_first_ones_set(cache, monkeypatch)
     assert list(cache.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({"CCNET_CACHE": "/a", "XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/a"),
-        ({"XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/b/ccnet"),
-        ({"XDG_CACHE_HOME": "relative", "HOME": "/c"}, "/c/.cache/ccnet"),
-        ({"CCNET_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/ccnet"),
-        ({"TMPDIR": "/tmp"}, "/tmp/ccnet"),
-    ],
-)
-def test_where_the_cache_is(monkeypatch, variables, expected):
-    for name in ("CCNET_CACHE", "XDG_CACHE_HOME", "HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("tempfile.tempdir", None)
-    assert toyscapes._cache() == Path(expected)
-
-
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written(tmp_path):
     tmp_path.chmod(0o500)

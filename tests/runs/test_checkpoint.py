@@ -113,7 +113,7 @@ def test_a_full_disk_is_told_and_leaves_the_earlier_ones(tmp_path):
     code = f"""
 import resource, signal, sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_checkpoint import content
 from ccnet_cli.runs import checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

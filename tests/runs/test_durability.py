@@ -29,8 +29,7 @@ from runs import (
     wait_until,
 )
 
-from ccnet_cli import config
-from ccnet_cli import files as durable
+from ccnet_cli import config, files
 from ccnet_cli.commands import train as training
 from ccnet_cli.commands.train import train
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted
@@ -184,9 +183,9 @@ POINTS = {
 def stop_and_resume(data, run, whole, point, passage, monkeypatch):
     made = preset(data, "checkpoint.every=1")
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "POINT", point)
-        patch.setattr(durable, "PASSAGE", passage)
-        patch.setattr(durable, "_passages", itertools.count(1))
+        patch.setattr(files, "POINT", point)
+        patch.setattr(files, "PASSAGE", passage)
+        patch.setattr(files, "_passages", itertools.count(1))
         process = forked(lambda: train(made, run=run))
         assert ended(process) == 137
     before = steps(run)
@@ -293,10 +292,10 @@ def assert_survives_power_cuts(folder, monkeypatch):
             disk.acknowledge(step)
     left = folder.parent / "left"
     count = 0
-    for files, acknowledged in disk.states():
+    for names, acknowledged in disk.states():
         shutil.rmtree(left, ignore_errors=True)
         left.mkdir()
-        for name, content in files.items():
+        for name, content in names.items():
             (left / name).write_bytes(content)
         try:
             newest = checkpoint.newest(left)
@@ -317,12 +316,12 @@ def _without_file_sync(monkeypatch):
     real = os.fsync
     folder = Path.is_dir
     monkeypatch.setattr(
-        durable.os, "fsync", lambda number: real(number) if folder(Path(f"/proc/self/fd/{number}")) else None
+        files.os, "fsync", lambda number: real(number) if folder(Path(f"/proc/self/fd/{number}")) else None
     )
 
 
 def _without_folder_sync(monkeypatch):
-    monkeypatch.setattr(durable, "sync", lambda folder: None)
+    monkeypatch.setattr(files, "sync_folder", lambda folder: None)
 
 
 def _all_deleted(monkeypatch):
@@ -495,7 +494,7 @@ def test_what_was_passed_over_is_gone_once_another_takes_its_place(data, tmp_pat
 # full disks
 
 
-def files(folder):
+def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -541,7 +540,7 @@ def test_a_full_disk_ends_the_run_and_harms_nothing(data, full, capfd, every, re
     """Two steps fit; of the next, the third periodic checkpoint that is refused or the final one ends the run."""
     folder, fill, words = full
     run = train(preset(data, "schedule.steps=2", "eval.every=0"), run=folder / "run")
-    before = files(run / "checkpoints")
+    before = contents(run / "checkpoints")
     saves = preset(data, "schedule.steps=20", "eval.every=0", f"checkpoint.every={every}")
 
     def work():
@@ -557,7 +556,7 @@ def test_a_full_disk_ends_the_run_and_harms_nothing(data, full, capfd, every, re
     last = {"1": 5, "100": 20}[every]
     assert f"ended 3: {run}/checkpoints/step_{last:08d}.pt: checkpoint not written ({words}, " in out
     assert len(re.findall(r"warning: \S+: checkpoint not written", told)) == refused - 1
-    assert files(run / "checkpoints") == before
+    assert contents(run / "checkpoints") == before
     assert not list(run.rglob(".tmp-*"))
 
 
@@ -656,10 +655,10 @@ def test_forty_leftovers_but_for_the_living(data, tmp_path, begin):
     folder = tmp_path / "run/checkpoints"
     folder.mkdir(parents=True)
     dead = dead_process()
-    stale = [folder / f".tmp-{durable.HOST}-{dead}-{index}" for index in range(37)]
-    stale += [folder / f".tmp-{dead}-step_00000001.pt", folder / f".tmp-{durable.HOST}-{dead}-step_00000007.json"]
-    others = {folder / f".tmp-{durable.HOST}-{os.getppid()}-9"}
-    others |= {folder / f".tmp-elsewhere-{dead}-9", folder / f".tmp-{durable.HOST}-{dead}-{dead}-step_00000003.pt"}
+    stale = [folder / f".tmp-{files.HOST}-{dead}-{index}" for index in range(37)]
+    stale += [folder / f".tmp-{dead}-step_00000001.pt", folder / f".tmp-{files.HOST}-{dead}-step_00000007.json"]
+    others = {folder / f".tmp-{files.HOST}-{os.getppid()}-9"}
+    others |= {folder / f".tmp-elsewhere-{dead}-9", folder / f".tmp-{files.HOST}-{dead}-{dead}-step_00000003.pt"}
     for path in (*stale, *others):
         path.write_bytes(b"half")
     if begin == "save":
@@ -778,7 +777,7 @@ def test_two_runs_do_not_share_a_folder(data, tmp_path):
         first.communicate()
     assert second.returncode == 2
     line = told.strip().splitlines()[-1]
-    assert line.startswith(f"ccnet: error: {run}: in use by process {first.pid} on {durable.HOST}; ")
+    assert line.startswith(f"ccnet: error: {run}: in use by process {first.pid} on {files.HOST}; ")
     # the first died with its lock in place
     assert json.loads((run / "lock").read_text())["pid"] == first.pid
     done = steps(run)[0]
@@ -787,10 +786,10 @@ def test_two_runs_do_not_share_a_folder(data, tmp_path):
 
 
 LOCKS = {
-    "a living process": (lambda: {"pid": os.getppid(), "host": durable.HOST}, False),
+    "a living process": (lambda: {"pid": os.getppid(), "host": files.HOST}, False),
     "another host": (lambda: {"pid": dead_process(), "host": "elsewhere"}, False),
-    "a dead process": (lambda: {"pid": dead_process(), "host": durable.HOST}, True),
-    "its number given again": (lambda: {"pid": os.getppid(), "host": durable.HOST, "birth": "1"}, True),
+    "a dead process": (lambda: {"pid": dead_process(), "host": files.HOST}, True),
+    "its number given again": (lambda: {"pid": os.getppid(), "host": files.HOST, "birth": "1"}, True),
     "nothing": (lambda: {}, True),
 }
 
@@ -821,15 +820,15 @@ def test_a_lock_that_the_disk_refuses_is_told(tmp_path, monkeypatch):
 def test_a_zombie_holds_nothing():
     process = forked(lambda: None)
     deadline = time.monotonic() + 30
-    while durable.birth(process) is not None and time.monotonic() < deadline:
+    while files.process_start(process) is not None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert durable.birth(process) is None and Path(f"/proc/{process}").exists()
+    assert files.process_start(process) is None and Path(f"/proc/{process}").exists()
     ended(process)
 
 
 def test_of_many_that_want_the_folder_one_gets_it(tmp_path, monkeypatch):
     """All take their time between reading a stale lock and writing their own."""
-    (tmp_path / "lock").write_text(json.dumps({"pid": dead_process(), "host": durable.HOST}))
+    (tmp_path / "lock").write_text(json.dumps({"pid": dead_process(), "host": files.HOST}))
     lives = runfolder._lives
     monkeypatch.setattr(runfolder, "_lives", lambda owner: time.sleep(0.2) or lives(owner))
 

@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.ops.cuda.steps import ENTRY, Kernel, Step
 
@@ -77,17 +77,13 @@ def _loaded(kernel: Kernel, index: int) -> Any:
 
 def machine_code(kernel: Kernel, arch: tuple[int, int]) -> bytes:
     """The kernel for one architecture, from the folder of compiled kernels or compiled into it."""
-    path = _folder() / f"{kernel.name}-sm_{arch[0]}{arch[1]}-{_version()}.cubin"
+    path = files.cache_folder() / "kernels" / f"{kernel.name}-sm_{arch[0]}{arch[1]}-{_version()}.cubin"
     if not path.is_file():
         require()
         from ccnet_cli.ops.cuda import build
 
         image = build.assemble(kernel, arch).image
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # another process may be at the same kernel
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_bytes(image)
-        partial.replace(path)
+        files.write_bytes(path, image)
     return path.read_bytes()
 
 
@@ -108,10 +104,6 @@ def _missing(name: str) -> bool:
         return find_spec(name) is None
     except ModuleNotFoundError:
         return True
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ccnet" / "kernels"
 
 
 @lru_cache(maxsize=1)
