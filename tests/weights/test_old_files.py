@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote: a run to resume, a checkpoint, an ONNX file and the authors' layout, with what they gave then.
+"""What version 0.1.0 wrote: a run to resume, a checkpoint, an ONNX file and the authors' layout, still as they were.
 
 tests/data/v0.1.0.tar.xz holds them as that version's train and export wrote them, its scores of the noise below, and
 what its run had become two steps later.
