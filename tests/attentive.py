@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from ccnet_cli import config
-from ccnet_cli.datasets import Classes
+from ccnet_cli.media.classes import Classes
 from ccnet_cli.models.network import build
 from ccnet_cli.runs import checkpoint as checkpoints
 

@@ -19,7 +19,7 @@ from ccnet_cli import config, datasets
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.measure import Sheet, Timing
 from ccnet_cli.datasets import transforms
-from ccnet_cli.media import images
+from ccnet_cli.media import images, pixels
 from ccnet_cli.media.images import cv2
 from ccnet_cli.models import network as models
 
@@ -248,7 +248,7 @@ def _ways(
         image, label = transforms.cut(image, label, size, training.crop, random, ratio, ignored)
         if training.photometric:
             image = transforms.distort(image, random)
-        planes = transforms.normalise(image, model.channel_order, model.mean, model.std)
+        planes = pixels.normalise(image, model.channel_order, model.mean, model.std)
         below, right = (whole - part for whole, part in zip(training.crop, label.shape, strict=True))
         planes = np.pad(planes, ((0, 0), (0, below), (0, right)))
         label = np.pad(label, ((0, below), (0, right)), constant_values=ignored)
@@ -257,8 +257,8 @@ def _ways(
         return torch.from_numpy(planes), torch.from_numpy(label.astype(np.int64))
 
     def arrived(key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        batches = datasets.delivered([datasets.collate([training[key]])])
-        image, label, _ = next(datasets.arrived(batches, model.mean, model.std, device))
+        batches = datasets.raise_worker_errors([datasets.collate([training[key]])])
+        image, label, _ = next(datasets.to_device(batches, model.mean, model.std, device))
         return image[0], label[0]
 
     ways = (official_way, whole, training.__getitem__, arrived, plain)
@@ -316,7 +316,7 @@ def _rates(
         )
         mean, std = preset.model.mean, preset.model.std
         arrivals = []
-        for _ in datasets.arrived(datasets.delivered(loader), mean, std, device):
+        for _ in datasets.to_device(datasets.raise_worker_errors(loader), mean, std, device):
             arrivals.append(time.perf_counter())
         # over as many batches as there are workers, which come together
         pace = max(count, 1)

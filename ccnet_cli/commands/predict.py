@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ccnet_cli import files
 from ccnet_cli.commands.evaluate import runner, with_choices
-from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError, Interrupted, notice
 from ccnet_cli.inference import engine
 from ccnet_cli.inference.scores import Scores
 from ccnet_cli.inference.views import batch_scores, host_input
 from ccnet_cli.media import background as pipeline
 from ccnet_cli.media import images, outputs, sources, video
+from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.video import Video
 from ccnet_cli.models import network as models
 from ccnet_cli.progress import Progress

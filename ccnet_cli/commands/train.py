@@ -176,7 +176,7 @@ def _train(plan: Plan, device: torch.device, asked: Callable[[], int], opened: d
             files.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
             text = json.dumps(environment(device, plan.processes), indent=1)
             files.write_bytes(plan.run / "environment.json", text.encode())
-        with datasets.attended():
+        with datasets.watch_workers():
             _loop(plan, trainer, source, asked, record, owed)
         files.failpoint("at_exit")
 
@@ -265,8 +265,8 @@ def _loop(
         preset.loss.average,
     )
     network = distributed.replicate(_Network(model, objective), trainer.device)
-    arrived = datasets.arrived(
-        datasets.delivered(_loader(plan, source, trainer.step, trainer.seen)),
+    arrived = datasets.to_device(
+        datasets.raise_worker_errors(_loader(plan, source, trainer.step, trainer.seen)),
         model.normalisation.mean,
         model.normalisation.std,
         trainer.device,

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ccnet_cli import files
 from ccnet_cli.commands.evaluate import network
-from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError, NonFiniteError, notice
 from ccnet_cli.figures import viewer
 from ccnet_cli.figures.figure import Attended, Point, Share, cross_of, figure
 from ccnet_cli.inference.views import interpolation, to_input, upsampled
 from ccnet_cli.media import images, outputs
+from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.images import cv2
 from ccnet_cli.models import network as models
 from ccnet_cli.models.attention import attention_map

@@ -16,7 +16,7 @@ from ccnet_cli.datasets.listing import complete, fingerprint
 from ccnet_cli.datasets.report import Report, check
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import Classes, Sample, Source, load_image, load_label, load_pair
-from ccnet_cli.datasets.training import Batch, Item, Training, arrived, attended, collate, delivered
+from ccnet_cli.datasets.training import Batch, Item, Training, collate, raise_worker_errors, to_device, watch_workers
 from ccnet_cli.datasets.voc import open_voc
 from ccnet_cli.errors import InputError, detail
 
@@ -30,18 +30,18 @@ __all__ = [
     "Sample",
     "Source",
     "Training",
-    "arrived",
-    "attended",
     "check",
     "classes",
     "collate",
-    "delivered",
     "fingerprint",
     "load_image",
     "load_label",
     "load_pair",
     "open_source",
+    "raise_worker_errors",
     "recognise",
+    "to_device",
+    "watch_workers",
 ]
 
 Reader = Callable[[config.Data, Path, str, bool], Source]

@@ -3,62 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import images
+from ccnet_cli.media.classes import Classes as Classes
 from ccnet_cli.media.images import cv2
 
 IGNORED = 255
 REFUSED = -1
 # what a data set's label files may hold; it decides which mix-up can be told from the values
 LABEL_IDS, TRAIN_IDS, OWN_IDS = "labelIds", "trainIds", "ids"
-
-
-@dataclass(frozen=True)
-class Classes:
-    """Names, RGB colours and the values written as label ids, in the order of the train ids.
-
-    mirrored pairs the classes that trade places where left and right do.
-    """
-
-    names: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    label_ids: tuple[int, ...]
-    mirrored: tuple[tuple[int, int], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.names) == len(self.palette) == len(self.label_ids) < 256:
-            raise ValueError("1 to 255 classes, each with a name, a colour and a label id")
-        bytes_needed = [*self.label_ids, *(value for colour in self.palette for value in colour)]
-        if not all(isinstance(value, int) and 0 <= value <= 255 for value in bytes_needed):
-            raise ValueError("colours and label ids lie in 0 to 255")
-        paired = [train_id for pair in self.mirrored for train_id in pair]
-        if len(set(paired)) < len(paired) or not set(paired) <= set(range(len(self.names))):
-            raise ValueError("mirrored pairs each class once at most")
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Lists of plain types under names, palette, label_ids and, where there are any, mirrored, for checkpoints."""
-        mirrored = {"mirrored": [list(pair) for pair in self.mirrored]} if self.mirrored else {}
-        return {
-            "names": list(self.names),
-            "palette": [list(colour) for colour in self.palette],
-            "label_ids": list(self.label_ids),
-            **mirrored,
-        }
-
-    @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> "Classes":
-        """The classes that to_mapping described; KeyError, TypeError or ValueError if it is not such a mapping."""
-        red_green_blue = [(int(red), int(green), int(blue)) for red, green, blue in mapping["palette"]]
-        names = tuple(str(name) for name in mapping["names"])
-        mirrored = tuple((int(one), int(other)) for one, other in mapping.get("mirrored", ()))
-        return cls(names, tuple(red_green_blue), tuple(int(value) for value in mapping["label_ids"]), mirrored)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ccnet_cli.datasets.source import Source, load_pair
-from ccnet_cli.datasets.transforms import cut, distort, generator, mirror, pad, random_scale, scaled, tables
+from ccnet_cli.datasets.transforms import cut, distort, generator, mirror, pad, random_scale
 from ccnet_cli.errors import CCNetError, EnvironmentFailure
 from ccnet_cli.media.images import cv2
+from ccnet_cli.media.pixels import normalised_bytes, scaled_size
 
 # torch takes seconds to load, and checking a data set does without it
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Training:
         sample = self.source.samples[index]
         image, label = load_pair(self.source, sample)
         random = generator(self.seed, epoch, index)
-        size = scaled((label.shape[0], label.shape[1]), random_scale(*self.scales, random), self.fit)
+        size = scaled_size((label.shape[0], label.shape[1]), random_scale(*self.scales, random), self.fit)
         image, label = cut(image, label, size, self.crop, random, self.category_ratio, self.source.ignore_index)
         if self.photometric:
             image = distort(image, random)
@@ -129,34 +130,34 @@ def collate(items: list[Item] | CCNetError) -> Batch | CCNetError:
     return Batch(*stacked, list(extents), list(names))
 
 
-def delivered(loader: Iterable[Batch | CCNetError]) -> Iterator[Batch]:
-    """The batches of a loader that uses collate; an InputError met in a worker is raised here."""
-    for batch in _started(loader):
+def raise_worker_errors(loader: Iterable[Batch | CCNetError]) -> Iterator[Batch]:
+    """Yield the batches of a loader that uses collate; raise the error that one of its workers returned."""
+    for batch in _start(loader):
         if isinstance(batch, CCNetError):
             raise batch
         yield batch
 
 
-def arrived(
+def to_device(
     batches: Iterable[Batch],
     mean: Sequence[float],
     std: Sequence[float],
     device: "torch.device",
     channels_last: bool = True,
 ) -> "Iterator[tuple[Tensor, Tensor, list[str]]]":
-    """Batches as a network takes them, on its device: images float32 (B, 3, h, w), labels int64 (B, h, w), names.
+    """Yield what the network takes, on its device: images float32 (B, 3, h, w), labels int64 (B, h, w), names.
 
-    Images are (image - mean) / std, their padding exactly 0; what lies in pinned memory is copied while the device
-    works.
+    Images are (image - mean) / std, their padding exactly 0. Batches in pinned memory are copied while the device
+    computes.
     """
     import torch
 
-    table = torch.from_numpy(tables(mean, std)).flatten().to(device)
+    table = torch.from_numpy(normalised_bytes(mean, std)).flatten().to(device)
     for images, labels, extents, names in batches:
         width = images.shape[2]
         channels = torch.arange(0, 3 * 256, 256, dtype=torch.int32, device=device).repeat(width)
-        places = images.to(device, non_blocking=True).flatten(2) + channels
-        image = table.index_select(0, places.flatten()).view(images.shape).permute(0, 3, 1, 2)
+        indices = images.to(device, non_blocking=True).flatten(2) + channels
+        image = table.index_select(0, indices.flatten()).view(images.shape).permute(0, 3, 1, 2)
         for one, (bottom, left, right) in zip(image, extents, strict=True):
             one[:, bottom:] = 0
             one[..., :left] = 0
@@ -166,16 +167,16 @@ def arrived(
 
 
 @contextmanager
-def attended() -> Iterator[None]:
-    """EnvironmentFailure for a loader's worker that is killed, ends by itself or is silent for longer than the timeout.
+def watch_workers() -> Iterator[None]:
+    """Raise EnvironmentFailure if a loader's worker is killed, exits or exceeds the timeout.
 
-    torch tells of a worker's death wherever the process happens to be, so this belongs around all that it does.
+    torch reports a worker's death by a signal, at any line of the process, so this belongs around the whole loop.
     """
     before = multiprocessing.active_children()
     try:
         yield
     except BaseException as error:
-        # they ignore SIGTERM, so the end of this process would wait for them; and torch would tell of theirs once more
+        # they ignore SIGTERM, so this process would wait for them at its end, and torch would report their deaths again
         if workers := [child for child in multiprocessing.active_children() if child not in before]:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for worker in workers:
@@ -188,8 +189,8 @@ def attended() -> Iterator[None]:
         raise EnvironmentFailure("a loader's worker", why or type(error).__name__, fix) from error
 
 
-def _started(loader: Iterable[Batch | CCNetError]) -> Iterator[Batch | CCNetError]:
-    # until its worker_init_fn runs, a worker dies of a signal to the whole group: it is born with them blocked
+def _start(loader: Iterable[Batch | CCNetError]) -> Iterator[Batch | CCNetError]:
+    # workers inherit the mask: until its worker_init_fn runs, a signal to the whole group would kill one
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
     try:
         return iter(loader)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ccnet_cli.media.images import cv2
+from ccnet_cli.media.pixels import scaled_size, swap_pairs
 
 # H, W an image; h, w the crop
 
@@ -37,16 +38,6 @@ def random_scale(minimum: float, maximum: float, step: float, random: np.random.
         return float(random.uniform(minimum, maximum))
     choices = scales(minimum, maximum, step)
     return choices[int(random.integers(len(choices)))]
-
-
-def scaled(size: tuple[int, int], scale: float, fit: tuple[int, int] | None = None) -> tuple[int, int]:
-    """(H, W) times scale, at least one pixel; with fit, of the largest size whose longer and shorter side fit in it."""
-    height, width = size
-    if fit is None:
-        return max(1, round(height * scale)), max(1, round(width * scale))
-    scale *= min(fit[0] / max(size), fit[1] / min(size))
-    # here a half is rounded up, as mmsegmentation does: 1024 x 2048 becomes 1025 x 2049 to fit 2049, 1025
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def cut(
@@ -149,23 +140,15 @@ def mirror(
     """Left and right exchanged, uint8; pairs are the classes that trade places then, such as left and right arm."""
     label = cv2.flip(label_HW, 1)
     if pairs:
-        label = cv2.LUT(label, exchange(256, pairs).astype(np.uint8))
+        label = cv2.LUT(label, swap_pairs(256, pairs).astype(np.uint8))
     return cv2.flip(image_HW3, 1), label
-
-
-def exchange(count: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """0 to count - 1 in order but for the pairs, whose two numbers trade places."""
-    order = np.arange(count)
-    for one, other in pairs:
-        order[one], order[other] = other, one
-    return order
 
 
 def resize(
     image_HW3: np.ndarray, label_HW: np.ndarray, scale: float, fit: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image bilinear, label nearest, to the scaled size."""
-    height, width = scaled((label_HW.shape[0], label_HW.shape[1]), scale, fit)
+    height, width = scaled_size((label_HW.shape[0], label_HW.shape[1]), scale, fit)
     if (height, width) == label_HW.shape:
         return image_HW3, label_HW
     # plain INTER_NEAREST takes pixel corners for centres and would shift labels by up to half a pixel against the image
@@ -184,17 +167,3 @@ def pad(
         return image_HW3, label_HW
     edges = 0, below, left, beside - left, cv2.BORDER_CONSTANT
     return cv2.copyMakeBorder(image_HW3, *edges, value=0), cv2.copyMakeBorder(label_HW, *edges, value=ignore_index)
-
-
-def normalise(image_bgr: np.ndarray, channel_order: str, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """(image - mean) / std of uint8 BGR (H, W, 3), as float32 (3, H, W) in channel_order, "bgr" or "rgb"."""
-    output = np.empty((3, *image_bgr.shape[:2]), np.float32)
-    for channel, (table, plane) in enumerate(zip(tables(mean, std), output, strict=True)):
-        np.take(table, image_bgr[..., channel if channel_order == "bgr" else 2 - channel], out=plane)
-    return output
-
-
-def tables(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """(value - mean) / std of every byte, (3, 256) float32: exact, and quicker than arithmetic on every pixel."""
-    values = np.arange(256, dtype=np.float64)
-    return ((values - np.array(mean)[:, None]) / np.array(std)[:, None]).astype(np.float32)

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccnet_cli.datasets.transforms import exchange, normalise, scaled
 from ccnet_cli.errors import EnvironmentFailure, out_of_memory
 from ccnet_cli.inference.scores import Scores, Share, Taps
+from ccnet_cli.media.pixels import normalise, scaled_size, swap_pairs
 from ccnet_cli.models.network import PRECISIONS
 
 # K classes, H and W the image
@@ -251,7 +251,7 @@ def _views(
                 if mirrored:
                     across = across.mirrored(width)
                     if pairs:
-                        logits = logits[exchange(len(logits), pairs).tolist()]
+                        logits = logits[swap_pairs(len(logits), pairs).tolist()]
                 shares[number].append(Share(logits, down, across))
     return [Scores((height, width), own) for own in shares]
 
@@ -273,7 +273,7 @@ def _padded(part_CHW: Tensor, height: int, width: int) -> Tensor:
 def resized(images_BCHW: Tensor, scale: float, align_corners: bool, fit: tuple[int, int] | None = None) -> Tensor:
     """The images at their scaled size, bilinear."""
     height, width = images_BCHW.shape[-2:]
-    size = scaled((height, width), scale, fit)
+    size = scaled_size((height, width), scale, fit)
     if size == (height, width):
         return images_BCHW
     return F.interpolate(images_BCHW, size=size, mode="bilinear", align_corners=align_corners)

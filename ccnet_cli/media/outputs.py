@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ccnet_cli import files
-from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import images, video
+from ccnet_cli.media.classes import Classes
 
 FORMATS = ("color", "overlay", "train-id", "label-id")
 # a video's codec changes colours a little, so that ids would not survive

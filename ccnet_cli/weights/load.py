@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ccnet_cli import config, datasets
-from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.inference import onnx as onnxfile
+from ccnet_cli.media.classes import Classes
 from ccnet_cli.models.network import CCNet, Normalisation, build
 from ccnet_cli.parallel import group as distributed
 from ccnet_cli.runs import checkpoint

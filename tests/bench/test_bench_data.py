@@ -12,6 +12,7 @@ from runs import make_horizons, preset
 from ccnet_cli import cli, datasets
 from ccnet_cli.bench import data as bench
 from ccnet_cli.datasets import transforms
+from ccnet_cli.media import pixels
 
 SMALL = {"sizes": ((40, 64),), "crop": (33, 49), "workers": (0, 1), "batch": 2, "repeats": 2, "device": "cpu"}
 
@@ -53,7 +54,7 @@ def test_the_authors_way_is_ours_where_sizes_come_out_even(scale, crop, tmp_path
         random = np.random.default_rng(seed)
         got, ids = bench.official(image, label, scale, crop, random, mean)
         random = np.random.default_rng(seed)
-        size = transforms.scaled(label.shape, scale)
+        size = pixels.scaled_size(label.shape, scale)
         part, expected = transforms.cut(image, label, size, crop, random)
         height, width = expected.shape
         left = 0
@@ -62,7 +63,7 @@ def test_the_authors_way_is_ours_where_sizes_come_out_even(scale, crop, tmp_path
             left = crop[1] - width
         part, expected = transforms.pad(part, expected, crop, left, 255)
         item = datasets.Item(part, expected, (height, left, left + width), "")
-        wanted, _, _ = next(datasets.arrived([datasets.collate([item])], mean, (1, 1, 1), torch.device("cpu")))
+        wanted, _, _ = next(datasets.to_device([datasets.collate([item])], mean, (1, 1, 1), torch.device("cpu")))
         np.testing.assert_array_equal(ids, expected)
         np.testing.assert_allclose(got, wanted[0], atol=1e-4)
 

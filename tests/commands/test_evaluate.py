@@ -299,7 +299,7 @@ def test_maps_are_saved_in_every_format(saved, data, tmp_path):
 
 
 def test_label_ids_are_the_data_sets_own(tmp_path):
-    from ccnet_cli.datasets import Classes
+    from ccnet_cli.media.classes import Classes
 
     classes = Classes(("road", "sky"), ((1, 2, 3), (4, 5, 6)), (7, 23))
     outputs.write(tmp_path / "a.png", "label-id", np.array([[0, 1], [1, 1]], np.uint8), np.zeros((2, 2, 3)), classes)

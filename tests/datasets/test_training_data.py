@@ -11,6 +11,7 @@ from ccnet_cli import config, datasets
 from ccnet_cli.commands.train import _quiet_worker
 from ccnet_cli.datasets import transforms
 from ccnet_cli.errors import InputError
+from ccnet_cli.media import pixels
 
 MEAN, STD = (10.0, 20.0, 30.0), (2.0, 4.0, 8.0)
 
@@ -33,7 +34,7 @@ def training(source, **keys):
 
 def arrive(item, mean=MEAN, std=STD):
     """One sample as the network gets it: image, label and name."""
-    images, labels, names = next(datasets.arrived([datasets.collate([item])], mean, std, torch.device("cpu")))
+    images, labels, names = next(datasets.to_device([datasets.collate([item])], mean, std, torch.device("cpu")))
     return images[0], labels[0], names[0]
 
 
@@ -144,11 +145,11 @@ def test_what_arrives_is_the_table_s_value_of_every_byte(layout):
     labels = random.integers(0, 256, (2, 16, 48)).astype(np.uint8)
     items = [datasets.Item(*each, (16, 0, 48), "") for each in zip(images, labels, strict=True)]
     mean, std = (104.00698793, 116.66876762, 122.67891434), (58.395, 1.0, 57.375)
-    arrived = datasets.arrived([datasets.collate(items)] * 2, mean, std, torch.device("cpu"), layout)
+    arrived = datasets.to_device([datasets.collate(items)] * 2, mean, std, torch.device("cpu"), layout)
     for image, label, _ in arrived:
         assert (image.dtype, label.dtype) == (torch.float32, torch.int64)
         for got, wanted in zip(image, images, strict=True):
-            np.testing.assert_array_equal(got, transforms.normalise(wanted, "bgr", mean, std))
+            np.testing.assert_array_equal(got, pixels.normalise(wanted, "bgr", mean, std))
         np.testing.assert_array_equal(label, labels)
         assert image.is_contiguous(memory_format=torch.channels_last if layout else torch.contiguous_format)
 
@@ -221,7 +222,7 @@ def test_batches_arrive_the_same_with_and_without_workers(source, workers):
     batches = datasets.Batches(5, 4, 3, steps=3)
     data = training(source)
     loader = DataLoader(data, batch_sampler=batches, num_workers=workers, collate_fn=datasets.collate)
-    for keys, (images, labels, extents, names) in zip(batches, datasets.delivered(loader), strict=True):
+    for keys, (images, labels, extents, names) in zip(batches, datasets.raise_worker_errors(loader), strict=True):
         assert images.shape == (4, 24, 26, 3)
         for row, key in enumerate(keys):
             item = data[key]
@@ -237,4 +238,4 @@ def test_an_error_in_a_worker_arrives_as_itself(source, workers):
         training(source), batch_sampler=datasets.Batches(5, 5, 0), num_workers=workers, collate_fn=datasets.collate
     )
     with pytest.raises(InputError, match=r"3\.png"):
-        list(datasets.delivered(loader))
+        list(datasets.raise_worker_errors(loader))

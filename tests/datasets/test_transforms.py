@@ -7,6 +7,7 @@ import pytest
 from bad_inputs import photograph
 
 from ccnet_cli.datasets import transforms
+from ccnet_cli.media import pixels
 
 
 def bilinear(image, height, width):
@@ -74,13 +75,13 @@ def test_a_tiny_scale_leaves_a_pixel():
 @pytest.mark.parametrize("order", ["bgr", "rgb"])
 def test_normalise_subtracts_and_divides_in_the_channel_order(order):
     image, mean, std = photograph(5, 6), (1.5, 20.25, 130.0), (1.0, 57.375, 0.5)
-    output = transforms.normalise(image, order, mean, std)
+    output = pixels.normalise(image, order, mean, std)
     assert output.dtype == np.float32
     assert output.flags.c_contiguous
     for channel in range(3):
         plane = image[:, :, channel if order == "bgr" else 2 - channel].astype(np.float64)
         np.testing.assert_allclose(output[channel], (plane - mean[channel]) / std[channel], rtol=1e-6)
-    np.testing.assert_array_equal(output, transforms.normalise(image[:, ::-1], order, mean, std)[:, :, ::-1])
+    np.testing.assert_array_equal(output, pixels.normalise(image[:, ::-1], order, mean, std)[:, :, ::-1])
 
 
 @pytest.mark.parametrize("left", [0, 1, 3])
@@ -103,7 +104,7 @@ def drawn(seed, count=400, shape=(8, 10), crop=(6, 6), scales=(1.0, 1.0, 0.1)):
     label = (y * shape[1] + x).astype(np.uint8)
     for index in range(count):
         random = transforms.generator(seed, 0, index)
-        size = transforms.scaled(shape, transforms.random_scale(*scales, random))
+        size = pixels.scaled_size(shape, transforms.random_scale(*scales, random))
         yield transforms.cut(image, label, size, crop, random)
 
 
@@ -196,7 +197,7 @@ def test_a_step_of_zero_draws_from_the_whole_range():
     ],
 )
 def test_a_picture_fits_as_mmsegmentation_has_it(size, fit, expected):
-    assert transforms.scaled(size, 1.0, fit) == expected
+    assert pixels.scaled_size(size, 1.0, fit) == expected
 
 
 def test_a_picture_that_fits_is_as_large_as_can_be_and_keeps_its_shape():
@@ -204,13 +205,13 @@ def test_a_picture_that_fits_is_as_large_as_can_be_and_keeps_its_shape():
     for _ in range(300):
         height, width = (int(side) for side in random.integers(20, 900, 2))
         fit = tuple(sorted((int(side) for side in random.integers(20, 900, 2)), reverse=True))
-        size = transforms.scaled((height, width), 1.0, fit)
+        size = pixels.scaled_size((height, width), 1.0, fit)
         assert max(size) <= fit[0] and min(size) <= fit[1]
         assert max(size) == fit[0] or min(size) == fit[1]
         exact = min(Fraction(fit[0], max(height, width)), Fraction(fit[1], min(height, width)))
         assert all(abs(new - old * exact) <= 0.5 for new, old in zip(size, (height, width), strict=True))
         for scale in (0.5, 1.7):
-            times = transforms.scaled((height, width), scale, fit)
+            times = pixels.scaled_size((height, width), scale, fit)
             assert all(abs(side * scale - other) <= 0.5 + 0.5 * scale for side, other in zip(size, times, strict=True))
 
 
@@ -371,7 +372,7 @@ def test_pairs_trade_places_in_a_mirror_alone():
     _, ids = transforms.mirror(np.zeros((1, 6, 3), np.uint8), label, ((1, 4), (2, 3)))
     assert ids.tolist() == [[255, 1, 2, 3, 4, 0]] and ids.dtype == np.uint8
     assert label.tolist() == [[0, 1, 2, 3, 4, 255]]
-    assert transforms.exchange(5, ((1, 4),)).tolist() == [0, 4, 2, 3, 1]
+    assert pixels.swap_pairs(5, ((1, 4),)).tolist() == [0, 4, 2, 3, 1]
 
 
 def parts(random, count):
@@ -381,7 +382,7 @@ def parts(random, count):
         height, width = (int(side) for side in random.integers(1, 70, 2))
         scale = scales[index % 18] if index % 3 else random.uniform(0.2, 2.6)
         fit = (int(random.integers(40, 90)), int(random.integers(10, 40))) if index % 5 == 0 else None
-        size = transforms.scaled((height, width), scale, fit)
+        size = pixels.scaled_size((height, width), scale, fit)
         image = random.integers(0, 256, (height, width, 3)).astype(np.uint8)
         windows = []
         for side in size:

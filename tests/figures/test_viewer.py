@@ -18,12 +18,12 @@ from tiny import picture, write
 
 from ccnet_cli import ops
 from ccnet_cli.commands.visualize import explore, locate
-from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.figures import viewer
 from ccnet_cli.figures.viewer import payload
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.media import images
+from ccnet_cli.media.classes import Classes
 from ccnet_cli.models.attention import attention_map
 from ccnet_cli.weights import load as loading
 

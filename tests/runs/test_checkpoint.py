@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ccnet_cli import config
-from ccnet_cli.datasets import Classes
 from ccnet_cli.errors import EnvironmentFailure, InputError
+from ccnet_cli.media.classes import Classes
 from ccnet_cli.models.network import build
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.weights import load as loading
