@@ -13,8 +13,13 @@ from torch.nn import functional as F
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.attention import compare
 from ccnet_cli.bench.measure import Sheet, Timing
-from ccnet_cli.losses.cross_entropy import GRID, Objective, cross_entropy, mmseg_ohem_cross_entropy, ohem_cross_entropy
+from ccnet_cli.losses import CrossEntropy, Ohem
+from ccnet_cli.losses import objective as objectives
+from ccnet_cli.losses.cross_entropy import cross_entropy
+from ccnet_cli.losses.grid import STRIDE
+from ccnet_cli.losses.ohem import mmseg_ohem_cross_entropy, ohem_cross_entropy
 from ccnet_cli.models import network as models
+from ccnet_cli.parts import Outputs, Term
 
 # B batch, K classes, H height, W width of the label; h, w of the network's map, an eighth
 
@@ -116,10 +121,10 @@ def official_ohem(
     probability_BKHW = scores_BKHW.detach().softmax(dim=1).cpu().numpy()
     labels_BHW = label_BHW.cpu().numpy()
     own, valid = _own(probability_BKHW, labels_BHW)
-    shrink = 1 / GRID
+    shrink = 1 / STRIDE
     small_BKhw = zoom(probability_BKHW, (1, 1, shrink, shrink), order=1)
     samples, there = _own(small_BKhw, zoom(labels_BHW, (1, shrink, shrink), order=0))
-    samples, rank = samples[there], min_kept // GRID**2
+    samples, rank = samples[there], min_kept // STRIDE**2
     bound = 1.0
     if rank < samples.size:
         bound = max(threshold, float(np.partition(samples, rank - 1)[rank - 1]) if rank else 0.0)
@@ -143,6 +148,21 @@ def official_objective(main_BKhw: Tensor, auxiliary_BKhw: Tensor | None, label_B
     return total + AUXILIARY * F.cross_entropy(_enlarged(auxiliary_BKhw, label_BHW), label_BHW, ignore_index=IGNORED)
 
 
+def own_objective(auxiliary: bool = True) -> Callable[..., Tensor]:
+    """Ours, called as official_objective is; without an auxiliary head it is the mined loss alone."""
+    terms: dict[str, Term] = {"ohem": Ohem(threshold=THRESHOLD, min_kept=MIN_KEPT)}
+    if auxiliary:
+        terms["auxiliary"] = CrossEntropy(output="auxiliary", weight=AUXILIARY)
+    objective = objectives.build(terms, IGNORED, align_corners=True)
+
+    def total(main_BKhw: Tensor, auxiliary_BKhw: Tensor | None, label_BHW: Tensor) -> Tensor:
+        further = {} if auxiliary_BKhw is None else {"auxiliary": auxiliary_BKhw}
+        loss: Tensor = objective(Outputs(main_BKhw, further, main_BKhw), label_BHW)[0]
+        return loss
+
+    return total
+
+
 def _enlarged(scores_BKhw: Tensor, label_BHW: Tensor) -> Tensor:
     return F.interpolate(scores_BKhw.float(), label_BHW.shape[1:], mode="bilinear", align_corners=True)
 
@@ -154,7 +174,7 @@ def _rows(
     H, W = size
     label_BHW = torch.randint(0, classes, (batch, H, W), device=device)
     label_BHW[torch.rand(label_BHW.shape, device=device) < 0.1] = IGNORED
-    small = batch, classes, -(-H // GRID), -(-W // GRID)
+    small = batch, classes, -(-H // STRIDE), -(-W // STRIDE)
     leaves = {
         "scores": (2 * torch.randn(batch, classes, H, W, device=device)).requires_grad_(),
         "main": (2 * torch.randn(small, device=device)).requires_grad_(),
@@ -181,7 +201,7 @@ def _rows(
 
 def _calls(leaves: dict[str, Tensor], label_BHW: Tensor) -> dict[str, Callable[[], Sequence[Tensor]]]:
     """Every row as a call that gives the loss and its gradients."""
-    objective = Objective(True, THRESHOLD, MIN_KEPT, AUXILIARY, IGNORED)
+    objective = own_objective()
     large: dict[str, Callable[..., Tensor]] = {
         PLAIN: lambda x: F.cross_entropy(x, label_BHW, ignore_index=IGNORED),
         OFFICIAL: lambda x: official_ohem(x, label_BHW),

@@ -12,9 +12,8 @@ from ccnet_cli import config
 from ccnet_cli.bench import alternatives, measure
 from ccnet_cli.bench.alternatives import Official
 from ccnet_cli.bench.attention import DTYPES, compare
-from ccnet_cli.bench.loss import AUXILIARY, IGNORED, MIN_KEPT, THRESHOLD, official_objective
+from ccnet_cli.bench.loss import IGNORED, official_objective, own_objective
 from ccnet_cli.bench.measure import Sheet, Timing
-from ccnet_cli.losses.cross_entropy import Objective
 from ccnet_cli.models import network as models
 from ccnet_cli.training import trainer
 
@@ -138,7 +137,7 @@ class _Step:
         if rcca is not None:
             # at 0 the attention would be the identity, and a wrong one not be seen
             rcca.attention.gamma.data.fill_(0.5)
-        self.objective: Callable[..., Tensor] = Objective(True, THRESHOLD, MIN_KEPT, AUXILIARY, IGNORED)
+        self.objective: Callable[..., Tensor] = own_objective(model.auxiliary is not None)
         self.layout = torch.channels_last
         if official:
             self.objective, self.layout = official_objective, torch.contiguous_format

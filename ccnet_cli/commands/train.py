@@ -24,13 +24,16 @@ from ccnet_cli.commands.evaluate import draw, evaluate_model
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFiniteError, notice
 from ccnet_cli.figures import report
 from ccnet_cli.figures.report import Example, Worst, worst_of
-from ccnet_cli.losses.cross_entropy import Objective
+from ccnet_cli.losses import CrossEntropy, Ohem
+from ccnet_cli.losses import objective as objectives
+from ccnet_cli.losses.objective import Objective
 from ccnet_cli.media import images
 from ccnet_cli.models.network import CCNet, share
 from ccnet_cli.parallel import group as distributed
 from ccnet_cli.parallel import supervisor as launch
 from ccnet_cli.parallel.group import Limits
 from ccnet_cli.parallel.supervisor import Machines
+from ccnet_cli.parts import Outputs, Term
 from ccnet_cli.progress import Progress
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs import folder as runfolder
@@ -217,8 +220,22 @@ class _Network(nn.Module):
         self.objective = objective
 
     def forward(self, image_BCHW: Tensor, label_BHW: Tensor) -> Tensor:
-        loss: Tensor = self.objective(*self.model.with_auxiliary(image_BCHW), label_BHW)
+        main_BKhw, auxiliary_BKhw = self.model.with_auxiliary(image_BCHW)
+        further = {} if auxiliary_BKhw is None else {"auxiliary": auxiliary_BKhw}
+        loss: Tensor = self.objective(Outputs(main_BKhw, further, main_BKhw), label_BHW)[0]
         return loss
+
+
+def _terms(preset: config.Preset) -> dict[str, Term]:
+    """The loss's terms as the preset's keys of before describe them."""
+    loss, average = preset.loss, preset.loss.average
+    mining = loss.ohem.model_dump(exclude={"enabled"})
+    terms: dict[str, Term] = {"cross_entropy": CrossEntropy(average=average)}
+    if loss.ohem.enabled:
+        terms = {"ohem": Ohem(average=average, **mining)}
+    if preset.model.auxiliary:
+        terms["auxiliary"] = CrossEntropy(output="auxiliary", weight=loss.auxiliary, average=average)
+    return terms
 
 
 class _Waited:
@@ -253,17 +270,8 @@ def _loop(
     owed: bool,
 ) -> None:
     preset, model = plan.preset, trainer.model
-    steps, ohem = preset.schedule.steps, preset.loss.ohem
-    objective = Objective(
-        ohem.enabled,
-        ohem.threshold,
-        ohem.min_kept,
-        preset.loss.auxiliary,
-        source.ignore_index,
-        model.align_corners,
-        ohem.rule,
-        preset.loss.average,
-    )
+    steps = preset.schedule.steps
+    objective = objectives.build(_terms(preset), source.ignore_index, model.align_corners)
     network = distributed.replicate(_Network(model, objective), trainer.device)
     arrived = datasets.to_device(
         datasets.raise_worker_errors(_loader(plan, source, trainer.step, trainer.seen)),

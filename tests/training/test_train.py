@@ -20,7 +20,9 @@ from ccnet_cli import config, datasets
 from ccnet_cli.commands.evaluate import evaluate
 from ccnet_cli.commands.train import _loader, train
 from ccnet_cli.errors import InputError, NonFiniteError
-from ccnet_cli.losses.cross_entropy import Objective
+from ccnet_cli.losses import CrossEntropy, Ohem
+from ccnet_cli.losses import objective as objectives
+from ccnet_cli.losses.objective import Objective
 from ccnet_cli.media import images
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.training import plan
@@ -255,18 +257,14 @@ def test_pixels_without_a_class_train_without_harm(data, tmp_path):
 
 def test_the_loss_is_the_preset_s(data, tmp_path, monkeypatch):
     made = []
-
-    def note(*given):
-        made.append(Objective(*given))
-        return made[-1]
-
-    monkeypatch.setattr("ccnet_cli.commands.train.Objective", note)
+    build = objectives.build
+    monkeypatch.setattr(objectives, "build", lambda *given: made.append(given) or build(*given))
     mining = ("enabled=true", "threshold=0.6", "min_kept=77", "rule=mmseg")
-    chosen = ("loss.auxiliary=0.3", "loss.average=all", *(f"loss.ohem.{key}" for key in mining))
+    chosen = ("model.auxiliary=true", "loss.auxiliary=0.3", "loss.average=all", *(f"loss.ohem.{key}" for key in mining))
     train(preset(data, "schedule.steps=1", *chosen), run=tmp_path / "run")
-    (used,) = made
-    assert (used.ohem, used.threshold, used.min_kept, used.rule) == (True, 0.6, 77, "mmseg")
-    assert (used.auxiliary, used.average, used.ignore_index, used.align_corners) == (0.3, "all", 255, True)
+    ohem = Ohem(threshold=0.6, min_kept=77, rule="mmseg", average="all")
+    auxiliary = CrossEntropy(output="auxiliary", weight=0.3, average="all")
+    assert made == [({"ohem": ohem, "auxiliary": auxiliary}, 255, True)]
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
