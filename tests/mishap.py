@@ -12,8 +12,9 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from ccnet_cli import cli
-from ccnet_cli.commands import evaluate, train
+from ccnet_cli.commands import train
 from ccnet_cli.datasets import Training
+from ccnet_cli.inference import scoring
 from ccnet_cli.parallel import group as distributed
 from ccnet_cli.parallel import supervisor as launch
 from ccnet_cli.runs import checkpoint
@@ -95,7 +96,7 @@ def lose_checkpoints():
 WHAT = {
     "": lambda: None,
     "train": lambda: slowly(Trainer, "update", 0.2, lambda trainer, *_: trainer.step >= 2),
-    "eval": lambda: slowly(evaluate, "batch_scores", 1.5),
+    "eval": lambda: slowly(scoring, "batch_scores", 1.5),
     "save": lambda: slowly(checkpoint, "save", 0.5),
     "first batch": lambda: slowly(Training, "__getitem__", 0.3),
     "loader": lambda: slowly(train, "_quiet_worker", 0.5),

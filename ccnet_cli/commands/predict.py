@@ -14,9 +14,10 @@ import numpy as np
 from torch import Tensor
 
 from ccnet_cli import files
-from ccnet_cli.commands.evaluate import runner, with_choices
+from ccnet_cli.commands.evaluate import with_choices
 from ccnet_cli.errors import InputError, Interrupted, notice
 from ccnet_cli.inference import engine
+from ccnet_cli.inference.runtime import runner
 from ccnet_cli.inference.scores import Scores
 from ccnet_cli.inference.views import batch_scores, host_input
 from ccnet_cli.media import background as pipeline

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ccnet_cli import config, datasets, files
-from ccnet_cli.commands.evaluate import draw, evaluate_model
+from ccnet_cli.commands.evaluate import draw
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFiniteError, notice
 from ccnet_cli.figures import report
 from ccnet_cli.figures.report import Example, Worst, worst_of
+from ccnet_cli.inference.scoring import evaluate_model
 from ccnet_cli.losses import CrossEntropy, Ohem
 from ccnet_cli.losses import objective as objectives
 from ccnet_cli.losses.objective import Objective

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ccnet_cli import files
-from ccnet_cli.commands.evaluate import network
 from ccnet_cli.errors import InputError, NonFiniteError, notice
 from ccnet_cli.figures import viewer
 from ccnet_cli.figures.figure import Attended, Point, Share, cross_of, figure
+from ccnet_cli.inference.runtime import network
 from ccnet_cli.inference.views import interpolation, to_input, upsampled
 from ccnet_cli.media import images, outputs
 from ccnet_cli.media.classes import Classes

@@ -19,7 +19,7 @@ from ccnet_cli import config
 from ccnet_cli.commands import evaluate as evaluation
 from ccnet_cli.datasets import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
-from ccnet_cli.inference import engine
+from ccnet_cli.inference import engine, scoring
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.views import class_scores
 from ccnet_cli.media import outputs
@@ -168,12 +168,12 @@ def thirteen(tmp_path_factory):
 def test_any_number_of_processes_and_any_batch_give_the_same_matrix(saved, thirteen, world, count, batch, monkeypatch):
     restored = loading.restore(saved)
     source = open_source(restored.preset.data.model_copy(update={"root": str(thirteen)}), "val")
-    source = evaluation.replace(source, samples=source.samples[:count])
+    source = replace(source, samples=source.samples[:count])
     settings, place = restored.preset.eval, torch.device("cpu")
-    alone = evaluation.evaluate_model(restored.model, source, settings, place)
+    alone = scoring.evaluate_model(restored.model, source, settings, place)
     models = [copy.deepcopy(restored.model) for _ in range(world)]
     settings = settings.model_copy(update={"batch": batch})
-    found = in_ranks(world, lambda rank: evaluation.evaluate_model(models[rank], source, settings, place), monkeypatch)
+    found = in_ranks(world, lambda rank: scoring.evaluate_model(models[rank], source, settings, place), monkeypatch)
     assert all(torch.equal(confusion.matrix, alone.matrix) for confusion in found)
 
 
@@ -182,7 +182,7 @@ def test_the_network_sees_pictures_and_tiles_of_one_size_together(saved, thirtee
     source = open_source(config.load("camvid", [f"data.root={thirteen}"]).data, "val")
     seen = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    evaluation.evaluate_model(model, source, config.Eval(batch=2), torch.device("cpu"))
+    scoring.evaluate_model(model, source, config.Eval(batch=2), torch.device("cpu"))
     # runs of 3, 1, 2, 5, 1 and 1
     assert seen == [2, 1, 1, 2, 2, 2, 1, 1, 1]
     seen.clear()
@@ -246,7 +246,7 @@ def test_images_are_scored_at_the_size_they_fit_and_with_sides_exchanged(saved, 
     def keep(sample, image, ids, _):
         answers[sample.name] = (image, ids)
 
-    evaluation.evaluate_model(model, paired, settings, cpu, keep)
+    scoring.evaluate_model(model, paired, settings, cpu, keep)
     for image, ids in answers.values():
         height, width = image.shape[:2]
         factor = min(64 / max(height, width), 40 / min(height, width))
@@ -260,8 +260,8 @@ def test_images_are_scored_at_the_size_they_fit_and_with_sides_exchanged(saved, 
         # left is right in the mirror: as a class and as a side
         scores[1] = scores[1][[1, 0, 5, 3, 4, 2, *range(6, 11)]].flip(2)
         assert ((scores[0] + scores[1]).argmax(0).numpy() != ids).mean() < 0.002
-    unpaired = evaluation.evaluate_model(model, source, settings, cpu).matrix
-    assert not torch.equal(unpaired, evaluation.evaluate_model(model, paired, settings, cpu).matrix)
+    unpaired = scoring.evaluate_model(model, source, settings, cpu).matrix
+    assert not torch.equal(unpaired, scoring.evaluate_model(model, paired, settings, cpu).matrix)
     assert evaluate(saved, data, overrides=["eval.fit=64,40"]).settings["fit"] == [64, 40]
 
 
@@ -269,7 +269,7 @@ def test_the_modes_of_the_model_are_kept(saved, data):
     model = loading.restore(saved).model.train()
     model.backbone.eval()
     before = [module.training for module in model.modules()]
-    with pytest.raises(ZeroDivisionError), evaluation.evaluating(model):
+    with pytest.raises(ZeroDivisionError), scoring.evaluating(model):
         assert not any(module.training for module in model.modules())
         raise ZeroDivisionError
     assert [module.training for module in model.modules()] == before
@@ -360,7 +360,7 @@ def test_bad_options_are_refused(saved, data, options, message):
 def test_a_missing_label_is_refused_before_the_first_image(saved, tmp_path, monkeypatch):
     data = tiny.make_camvid(tmp_path / "data", SIZES[:3])
     (data / "valannot" / "002.png").unlink()
-    monkeypatch.setattr(evaluation, "batch_scores", lambda *_: pytest.fail("an image was segmented"))
+    monkeypatch.setattr(scoring, "batch_scores", lambda *_: pytest.fail("an image was segmented"))
     with pytest.raises(InputError, match=r"002\.png"):
         evaluate(saved, data, save=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -368,7 +368,7 @@ def test_a_missing_label_is_refused_before_the_first_image(saved, tmp_path, monk
 
 def test_images_without_labels_and_nowhere_to_go_are_refused(saved, tmp_path, monkeypatch):
     data = bare(tmp_path)
-    monkeypatch.setattr(evaluation, "batch_scores", lambda *_: pytest.fail("an image was segmented"))
+    monkeypatch.setattr(scoring, "batch_scores", lambda *_: pytest.fail("an image was segmented"))
     with pytest.raises(InputError, match="split test: has no labels, so there is nothing to score; add --save DIR"):
         evaluate(saved, data, split="test", confusion=tmp_path / "matrix.png")
 

@@ -76,7 +76,7 @@ def test_the_command_takes_less_than_600_MiB_for_a_cityscapes_image(streets, opt
 
 RESIDENT = """
 import torch, resource
-from ccnet_cli.commands import evaluate
+from ccnet_cli.inference import scoring
 from ccnet_cli.inference import views as inference
 from ccnet_cli.config import Eval
 from ccnet_cli.datasets import open_source
@@ -102,7 +102,7 @@ def on_image(*_):
     time.sleep(0.2)
     line = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
     resident.append(int(line.split()[1]) / 1024)
-evaluate.evaluate_model(Stub(), source, Eval(), torch.device("cpu"), on_image)
+scoring.evaluate_model(Stub(), source, Eval(), torch.device("cpu"), on_image)
 # the image that is read ahead comes and goes
 print(json.dumps(min(resident[-3:]) - min(resident[2:5])))
 """
