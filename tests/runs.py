@@ -104,7 +104,7 @@ def wait_until(true: Callable[[], Any], process: subprocess.Popen[str], seconds:
 
 def steps(run: Path) -> list[int]:
     """The steps of a run's committed checkpoints, newest first."""
-    return [int(path.stem.removeprefix("step_")) for path in checkpoint.committed(run / "checkpoints")]
+    return [int(path.stem.removeprefix("step_")) for path in checkpoint.list_checkpoints(run / "checkpoints")]
 
 
 def canonical(value: Any) -> str:

@@ -129,7 +129,7 @@ def data_sample(
 ) -> None:
     """Write the sample picture that comes with ccnet."""
     refuse_existing(output, overwrite)
-    from ccnet_cli.runs.checkpoint import sample_image
+    from ccnet_cli.weights.find import sample_image
 
     write(output, sample_image().read_bytes())
     print(output)

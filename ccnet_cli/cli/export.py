@@ -47,6 +47,6 @@ def export(
     """
     refuse_existing(output, overwrite)
     from ccnet_cli.commands.export import export as write
-    from ccnet_cli.runs.checkpoint import find
+    from ccnet_cli.weights.find import find_artifact
 
-    print(write(find(checkpoint), output, format, preset, overrides or ()))
+    print(write(find_artifact(checkpoint), output, format, preset, overrides or ()))

@@ -237,8 +237,9 @@ def _cuda() -> list[Check]:
 
 def _demo_weights() -> list[Check]:
     from ccnet_cli.runs import checkpoint
+    from ccnet_cli.weights import find
 
-    content = checkpoint.load(checkpoint.DEMO / "demo.pt")
+    content = checkpoint.read_any(find.DEMO / "demo.pt")
     text = f"verified, {len(content['model'])} tensors, trained for {content['step']} steps"
     return [Check("demo weights", "ok", text)]
 

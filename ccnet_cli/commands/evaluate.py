@@ -21,7 +21,7 @@ from ccnet_cli.media.images import cv2
 from ccnet_cli.models import network as models
 from ccnet_cli.parallel import group as distributed
 from ccnet_cli.parallel import supervisor as launch
-from ccnet_cli.runs import checkpoint as checkpoints
+from ccnet_cli.weights import find
 from ccnet_cli.weights import load as loading
 
 # images between two lines of progress
@@ -86,7 +86,7 @@ def evaluate(
     engine.compiles(compile, place, 0)
     if confusion is not None and confusion.suffix.lower() != ".png":
         raise InputError(confusion, "the confusion matrix is drawn as a PNG", "end the name in .png")
-    restored = loading.runnable(checkpoints.find(checkpoint), preset, overrides)
+    restored = loading.runnable(find.find_artifact(checkpoint), preset, overrides)
     settled = with_choices(restored.preset, data, mode=mode, tile=tile, scales=scales, flip=flip)
     source = open_source(settled.data, split, labels_required=split in LABELLED)
     _check(source, restored)

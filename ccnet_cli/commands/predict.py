@@ -26,7 +26,7 @@ from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.video import Video
 from ccnet_cli.models import network as models
 from ccnet_cli.progress import Progress
-from ccnet_cli.runs import checkpoint as checkpoints
+from ccnet_cli.weights import find
 from ccnet_cli.weights import load as loading
 
 # images, or frames, between two lines of progress where there is no terminal
@@ -117,7 +117,7 @@ def predict(
         written.append(legend)
     outputs.refuse_inputs(found, written)
     outputs.refuse_existing(written, overwrite or continued)
-    checkpoint = checkpoints.find(checkpoint)
+    checkpoint = find.find_artifact(checkpoint)
     place = models.device(loading.device(device, checkpoint))
     precision = models.precision(loading.precision(precision, checkpoint), place)
     engine.compiles(compile, place, 0)

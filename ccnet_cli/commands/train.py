@@ -131,7 +131,7 @@ def _folder(plan: Plan) -> Iterator[None]:
     try:
         yield
     except InputError:
-        if not existed and not checkpoint.committed(plan.run / "checkpoints"):
+        if not existed and not checkpoint.list_checkpoints(plan.run / "checkpoints"):
             shutil.rmtree(plan.run)
         raise
 
@@ -188,16 +188,16 @@ def _train(plan: Plan, device: torch.device, asked: Callable[[], int], opened: d
 def _alone(plan: Plan, resume: Path | None, held: ExitStack) -> None:
     """Hold the run folder, clear it of what dead processes left, and count the resume as an attempt."""
     folder = plan.run / "checkpoints"
-    held.enter_context(runfolder.held(plan.run))
+    held.enter_context(runfolder.lock(plan.run))
     files.sweep(plan.run)
-    checkpoint.collect(folder)
+    checkpoint.delete_leftovers(folder)
     if resume is not None and resume.parent == folder:
-        held.enter_context(runfolder.attempt(resume))
+        held.enter_context(runfolder.count_attempt(resume))
 
 
 def _beginning(plan: Plan) -> Path | None:
     """The checkpoint to continue from: processes that were started anew take the newest, if there is one by now."""
-    newest = checkpoint.newest(plan.run / "checkpoints") if distributed.attempt() else None
+    newest = checkpoint.read_newest(plan.run / "checkpoints") if distributed.attempt() else None
     return newest[0] if newest else plan.resume
 
 
@@ -295,7 +295,7 @@ def _loop(
             if better or not number:
                 _save(plan, trainer, last=True)
         if number:
-            if not checkpoint.committed(plan.run / "checkpoints"):
+            if not checkpoint.list_checkpoints(plan.run / "checkpoints"):
                 _save(plan, trainer, last=True)
             _stop(plan, trainer.step, number)
         while trainer.step < steps:
@@ -515,9 +515,9 @@ def _save(plan: Plan, trainer: Trainer, last: bool) -> bool:
 
 def _name(plan: Plan, trainer: Trainer, path: Path) -> None:
     """Give the checkpoint of the step just done the names that are its due."""
-    checkpoint.name(path, plan.run / "last.pt")
+    checkpoint.add_name(path, plan.run / "last.pt")
     if trainer.best_step == trainer.step:
-        checkpoint.name(path, plan.run / "best.pt")
+        checkpoint.add_name(path, plan.run / "best.pt")
 
 
 def _stop(plan: Plan, step: int, number: int) -> None:

@@ -21,7 +21,7 @@ from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.images import cv2
 from ccnet_cli.models import network as models
 from ccnet_cli.models.attention import attention_map
-from ccnet_cli.runs import checkpoint as checkpoints
+from ccnet_cli.weights import find
 from ccnet_cli.weights import load as loading
 
 # H, W the image; h, w the grid of cells on which the network attends; points and cells are (x, y)
@@ -103,8 +103,8 @@ def visualize(
     if maps is not None:
         _check_output(maps, ".npz", image, overwrite)
     place = models.device(device)
-    restored = _restored(checkpoints.find(checkpoint), preset, overrides)
-    second = None if compare is None else _restored(checkpoints.find(compare), None, ())
+    restored = _restored(find.find_artifact(checkpoint), preset, overrides)
+    second = None if compare is None else _restored(find.find_artifact(compare), None, ())
     image = _sample(image)
     picture = images.read_image(image, exif=True)
     _check_inside(points, picture.shape[:2])
@@ -156,7 +156,7 @@ def explore(
     written = [*plan, *([] if listing is None else [listing])]
     outputs.refuse_existing(written, overwrite)
     place = models.device(device)
-    restored = _restored(checkpoints.find(checkpoint), preset, overrides)
+    restored = _restored(find.find_artifact(checkpoint), preset, overrides)
     source = f"model {restored.path.name}"
     entries = {}
     for path, named in plan.items():
@@ -211,7 +211,7 @@ def _sample(image: Path | None) -> Path:
     if image is not None:
         return image
     notice("drawing the sample image that comes with ccnet: name another one to see its attention")
-    return checkpoints.sample_image()
+    return find.sample_image()
 
 
 def _look(restored: loading.Restored, picture: np.ndarray, place: torch.device) -> _Sight:

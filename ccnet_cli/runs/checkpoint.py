@@ -1,4 +1,4 @@
-"""Checkpoints: written so that a crash never leaves a broken one, verified when read, found when not named."""
+"""Checkpoints: a crash never leaves a broken one, and each is verified when it is read."""
 
 import errno
 import hashlib
@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,66 +14,178 @@ import torch
 
 from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, InputError, detail, notice
-from ccnet_cli.runs import folder as runfolder
 from ccnet_cli.runs import torchfile
+from ccnet_cli.runs.folder import clear_attempts, read_attempts
 
 FORMAT = 1
-DEMO = Path(__file__).parents[1] / "weights" / "demo"
 STEP = re.compile(r"step_(\d{8})")
 # resumes from a checkpoint that may end before another is written
-ATTEMPTS = 3
+MAX_ATTEMPTS = 3
 # the keys of manifests before they had a seal
-UNSEALED = {"format", "step", "bytes", "sha256", "torch"}
+KEYS_WITHOUT_SEAL = {"format", "step", "bytes", "sha256", "torch"}
+KEYS = {"format", "model", "preset", "classes", "step", "metrics"}
+TRAINING_KEYS = {"model", "optimizer", "scaler", "best", "random"}
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int, facts: Mapping[str, Any] | None = None) -> Path:
     """Write step_STEP.pt and its manifest durably into folder, then delete all but the newest `keep`, 2 or more.
 
-    The manifest, with the file's sha256 and the facts given, is the commit record. Checkpoints of later steps go: they
-    are those of an attempt that this one has taken the place of. Raises EnvironmentFailure, naming the path, when the
-    disk refuses; earlier checkpoints are then untouched.
+    The manifest, which holds the file's sha256 and the facts, is the commit record. Checkpoints of later steps are
+    deleted: they belong to an attempt that this one replaces. EnvironmentFailure, naming the path, if the disk refuses;
+    earlier checkpoints are then untouched.
     """
     if keep < 2:
-        raise ValueError(f"keep {keep}: the one before must outlive the next one's writing")
+        raise ValueError(f"keep {keep}: the previous checkpoint must outlive the writing of the next")
     path = folder / f"step_{step:08d}.pt"
     try:
         files.make_folder(folder)
-        collect(folder)
-        digest = files.write(path, lambda file: torch.save(state, file), ("mid_write", "after_write", "after_fsync"))
+        delete_leftovers(folder)
+        data = files.write(path, lambda file: torch.save(state, file), ("mid_write", "after_write", "after_fsync"))
         files.failpoint("after_rename")
-        record = {"format": FORMAT, "step": step, "bytes": digest.bytes, "sha256": digest.sha256.hexdigest()}
+        record = {"format": FORMAT, "step": step, "bytes": data.bytes, "sha256": data.sha256.hexdigest()}
         versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
         text = _sealed(record | versions | dict(facts or {})).encode()
         files.write(path.with_suffix(".json"), lambda file: file.write(text), ("mid_manifest", "", ""))
         files.failpoint("after_manifest")
         files.sync_folder(folder)
-        runfolder.progress(folder)
+        clear_attempts(folder)
     except (OSError, RuntimeError) as error:
-        raise _unwritten(path, error) from error
-    paths = committed(folder)
-    kept = [old for old in paths if old.name <= path.name][:keep]
+        raise _write_failure(path, error) from error
+    paths = list_checkpoints(folder)
+    newest = [old for old in paths if old.name <= path.name][:keep]
     for old in paths:
-        if old not in kept:
+        if old not in newest:
             _delete(old)
     return path
 
 
-def _unwritten(path: Path, error: OSError | RuntimeError) -> EnvironmentFailure:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, OSError) and error.errno is not None:
-        reason = f"{errno.errorcode.get(error.errno, error.errno)}, {error.strerror}"
-    return EnvironmentFailure(path, f"checkpoint not written ({reason})", "free space and resume")
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in folder that have a manifest, newest first."""
+    manifests = [path for path in folder.glob("step_*.json") if STEP.fullmatch(path.stem)]
+    return [path.with_suffix(".pt") for path in sorted(manifests, reverse=True)]
 
 
-def _delete(path: Path) -> None:
-    # the manifest first: data without one counts as never written
-    for stale in (path.with_suffix(".json"), path):
-        try:
-            stale.unlink(missing_ok=True)
-        except OSError as error:
-            notice(f"warning: {stale} not deleted ({error.strerror})")
+def delete_leftovers(folder: Path) -> None:
+    """Delete what dead processes left: temporaries, and data older than the newest manifest that have none.
+
+    Only the folder's sole writer may call it.
+    """
+    files.sweep(folder)
+    paths = list_checkpoints(folder)
+    for data in folder.glob("step_*.pt"):
+        if STEP.fullmatch(data.stem) and data not in paths and paths and data.name < paths[0].name:
+            _delete(data)
+
+
+def add_name(path: Path, alias: Path) -> None:
+    """Give a saved checkpoint a second name, such as best.pt, that survives the deletion of the first."""
+    try:
+        if all(_is_same_file(path.with_suffix(suffix), alias.with_suffix(suffix)) for suffix in (".pt", ".json")):
             return
-        files.failpoint("mid_gc")
+        # a kill in between must not leave new data beside an old manifest
+        alias.with_suffix(".json").unlink(missing_ok=True)
+        for suffix in (".pt", ".json"):
+            with files.replace_file(alias.with_suffix(suffix)) as temporary:
+                os.link(path.with_suffix(suffix), temporary)
+        files.sync_folder(alias.parent)
+    except OSError as error:
+        raise _write_failure(alias, error) from error
+
+
+def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest sound checkpoint in folder and its content; None if none was ever saved.
+
+    One that is damaged, or from which three resumes ended before another was written, is skipped with a warning;
+    InputError if all of them are, and for one of a newer version, which must not be taken for damaged.
+    """
+    paths, attempts = list_checkpoints(folder), read_attempts(folder)
+    for path in paths:
+        if attempts.get(path.stem, 0) >= MAX_ATTEMPTS:
+            notice(f"warning: skipped {path}: {attempts[path.stem]} resumes from it ended before another was written")
+            continue
+        try:
+            content = _require_checkpoint(_read_verified(path), path)
+        except InputError as error:
+            notice(f"warning: skipped {error}")
+        except OSError as error:
+            notice(f"warning: skipped {path}: cannot be read ({error.strerror})")
+        else:
+            return path, _require_format(content, path)
+    if paths:
+        why = f"all {len(paths)} checkpoints are damaged" + (" or failed three times" if attempts else "")
+        raise InputError(folder, why, "name one with --resume FILE, or start a new run with another --run")
+    return None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of ours, verified against the manifest beside it; InputError if bad."""
+    return _require_checkpoint(read_any(path), path)
+
+
+def read_any(path: Path) -> Any:
+    """The content of anybody's torch file, nothing of it run; a checkpoint of ours is verified as by read."""
+    started = time.monotonic()
+    content = _read_verified(path)
+    detail(f"{path}: read and verified in {time.monotonic() - started:.2f} s")
+    return _require_format(content, path) if is_checkpoint(content) else content
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Whether a file's content is a checkpoint that this project wrote."""
+    return isinstance(content, dict) and content.keys() >= KEYS
+
+
+def is_resumable(content: dict[str, Any]) -> bool:
+    """Whether a checkpoint of ours holds all that a run needs to continue, not the model alone."""
+    return isinstance(content.get("training"), dict) and content["training"].keys() >= TRAINING_KEYS
+
+
+def _read_verified(path: Path) -> Any:
+    manifest = path.with_suffix(".json")
+    if manifest.is_file() and path.is_file():
+        _verify(path, manifest)
+    return torchfile.read(path)
+
+
+def _require_checkpoint(content: Any, path: Path) -> dict[str, Any]:
+    if not is_checkpoint(content):
+        raise InputError(path, "not a checkpoint of ccnet", "give a .pt file that ccnet train wrote")
+    return dict(content)
+
+
+def _require_format(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    if content["format"] != FORMAT:
+        raise InputError(path, f"format {content['format']}, this version reads {FORMAT}", "update ccnet-cli")
+    return content
+
+
+def _verify(path: Path, manifest: Path) -> None:
+    """InputError unless a file has the size and hash that its manifest records."""
+    try:
+        record = _parse_manifest(manifest.read_bytes())
+        expected = (record["bytes"], record["sha256"])
+        if STEP.fullmatch(path.stem) and record["step"] != int(path.stem.removeprefix("step_")):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        # beside best.pt, last.pt or other weights may lie an unrelated file of that name, such as eval's --json
+        if not STEP.fullmatch(path.stem):
+            return
+        raise InputError(manifest, "damaged manifest", "use an earlier checkpoint") from None
+    with path.open("rb") as file:
+        actual = (path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    if actual != expected:
+        raise InputError(path, "not what its manifest records", "use an earlier checkpoint")
+
+
+def _parse_manifest(content: bytes) -> dict[str, Any]:
+    """A manifest's record, its seal checked; ValueError, KeyError or TypeError if it is not as it was written."""
+    text = content.decode()
+    record: dict[str, Any] = json.loads(text)
+    if record.keys() != KEYS_WITHOUT_SEAL:
+        del record["seal"]
+        if text != _sealed(record):
+            raise ValueError
+    return record
 
 
 def _sealed(record: dict[str, Any]) -> str:
@@ -82,173 +194,23 @@ def _sealed(record: dict[str, Any]) -> str:
     return json.dumps(record | {"seal": seal}, indent=1)
 
 
-def collect(folder: Path) -> None:
-    """Delete what interrupted processes left: temporaries, and data older than the newest manifest without their own.
-
-    Only who alone writes to the folder may call it.
-    """
-    files.sweep(folder)
-    paths = committed(folder)
-    for data in folder.glob("step_*.pt"):
-        if STEP.fullmatch(data.stem) and data not in paths and paths and data.name < paths[0].name:
-            _delete(data)
+def _write_failure(path: Path, error: OSError | RuntimeError) -> EnvironmentFailure:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, OSError) and error.errno is not None:
+        reason = f"{errno.errorcode.get(error.errno, error.errno)}, {error.strerror}"
+    return EnvironmentFailure(path, f"checkpoint not written ({reason})", "free space and resume")
 
 
-def name(path: Path, alias: Path) -> None:
-    """Give a saved checkpoint a second name, such as best.pt, that survives the deletion of the first."""
-    try:
-        if all(_same(path.with_suffix(suffix), alias.with_suffix(suffix)) for suffix in (".pt", ".json")):
-            return
-        # a kill amid this must not leave new data beside an old manifest
-        alias.with_suffix(".json").unlink(missing_ok=True)
-        for suffix in (".pt", ".json"):
-            target = alias.with_suffix(suffix)
-            with files.replace_file(target) as temporary:
-                os.link(path.with_suffix(suffix), temporary)
-        files.sync_folder(alias.parent)
-    except OSError as error:
-        raise _unwritten(alias, error) from error
-
-
-def _same(path: Path, alias: Path) -> bool:
-    return alias.exists() and alias.samefile(path)
-
-
-def committed(folder: Path) -> list[Path]:
-    """The checkpoints in folder that have a manifest, newest first."""
-    found = [path for path in folder.glob("step_*.json") if STEP.fullmatch(path.stem)]
-    return [path.with_suffix(".pt") for path in sorted(found, reverse=True)]
-
-
-def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint in folder that reads back whole, and its content; None where nothing was ever saved.
-
-    One that is damaged, or that three resumes ended from without another being written, is passed over with a warning;
-    InputError when all of them are, and for one of a newer version, which must not be taken for damaged.
-    """
-    paths, failed = committed(folder), runfolder.attempts(folder)
-    for path in paths:
-        if failed.get(path.stem, 0) >= ATTEMPTS:
-            notice(f"warning: skipped {path}: {failed[path.stem]} resumes from it ended before another was written")
-            continue
+def _delete(path: Path) -> None:
+    # the manifest first: data without one counts as never written
+    for file in (path.with_suffix(".json"), path):
         try:
-            content = _own(_intact(path), path)
-        except InputError as error:
-            notice(f"warning: skipped {error}")
+            file.unlink(missing_ok=True)
         except OSError as error:
-            notice(f"warning: skipped {path}: cannot be read ({error.strerror})")
-        else:
-            return path, _current(content, path)
-    if paths:
-        why = f"all {len(paths)} checkpoints are damaged" + (" or failed three times" if failed else "")
-        raise InputError(folder, why, "name one with --resume FILE, or start a new run with another --run")
-    return None
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours, verified against a manifest that lies beside it; InputError if bad."""
-    return _own(load(path), path)
-
-
-def load(path: Path) -> Any:
-    """The content of anybody's checkpoint, read without running it; ours is verified as read does."""
-    started = time.monotonic()
-    content = _intact(path)
-    detail(f"{path}: read and verified in {time.monotonic() - started:.2f} s")
-    return _current(content, path) if ours(content) else content
-
-
-def resumable(content: dict[str, Any]) -> bool:
-    """Whether a checkpoint of ours holds all that a run needs to go on, not the model alone."""
-    needed = {"model", "optimizer", "scaler", "best", "random"}
-    return isinstance(content.get("training"), dict) and needed <= content["training"].keys()
-
-
-def ours(content: Any) -> bool:
-    """Whether a file's content is a checkpoint that this project wrote."""
-    return isinstance(content, dict) and {"format", "model", "preset", "classes", "step", "metrics"} <= content.keys()
-
-
-def _intact(path: Path) -> Any:
-    manifest = path.with_suffix(".json")
-    if manifest.is_file() and path.is_file():
-        _verify(path, manifest)
-    return torchfile.read(path)
-
-
-def _own(content: Any, path: Path) -> dict[str, Any]:
-    if not ours(content):
-        raise InputError(path, "not a checkpoint of ccnet", "give a .pt file that ccnet train wrote")
-    return dict(content)
-
-
-def _current(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    if content["format"] != FORMAT:
-        raise InputError(path, f"format {content['format']}, this version reads {FORMAT}", "update ccnet-cli")
-    return content
-
-
-def _verify(path: Path, manifest: Path) -> None:
-    try:
-        record = _opened(manifest.read_bytes())
-        promised = (record["bytes"], record["sha256"])
-        if STEP.fullmatch(path.stem) and record["step"] != int(path.stem.removeprefix("step_")):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        # beside best.pt, last.pt or anybody's weights may lie a file of that name that is none, such as eval's --json
-        if not STEP.fullmatch(path.stem):
+            notice(f"warning: {file} not deleted ({error.strerror})")
             return
-        raise InputError(manifest, "damaged manifest", "use an earlier checkpoint") from None
-    with path.open("rb") as file:
-        found = (path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-    if found != promised:
-        raise InputError(path, "not what its manifest records", "use an earlier checkpoint")
+        files.failpoint("mid_gc")
 
 
-def _opened(content: bytes) -> dict[str, Any]:
-    """What a manifest records, its seal checked; ValueError, KeyError or TypeError where it is not what was written."""
-    text = content.decode()
-    record: dict[str, Any] = json.loads(text)
-    if record.keys() != UNSEALED:
-        del record["seal"]
-        if text != _sealed(record):
-            raise ValueError
-    return record
-
-
-def find(explicit: Path | None = None) -> Path:
-    """The checkpoint to use: the named one, $CCNET_CHECKPOINT, the newest run's below ./runs, or the demo weights.
-
-    A run folder stands for its best checkpoint. The demo weights come with a notice of what they were trained on.
-    """
-    chosen = explicit or (Path(os.environ["CCNET_CHECKPOINT"]) if os.environ.get("CCNET_CHECKPOINT") else None)
-    if chosen is not None:
-        if not chosen.is_dir():
-            return chosen
-        for path in _named(chosen):
-            return path
-        raise InputError(chosen, "a folder without best.pt or last.pt", "give a run folder or a checkpoint file")
-    runs = [path for folder in Path("runs").glob("*/") for path in _named(folder)]
-    if runs:
-        path = max(runs, key=lambda path: path.stat().st_mtime)
-        notice(f"using {path}, the newest run's")
-        return path
-    demo = DEMO / "demo.pt"
-    if not demo.is_file():
-        raise InputError("checkpoint", "none given and no run below ./runs", "train one, or use --checkpoint FILE")
-    notice(
-        "using the demo weights, trained on toyscapes (drawn street scenes) alone: give a checkpoint for real images"
-    )
-    return demo
-
-
-def _named(run: Path) -> Iterator[Path]:
-    for alias in ("best.pt", "last.pt"):
-        if (run / alias).is_file():
-            yield run / alias
-            return
-
-
-def sample_image() -> Path:
-    """The picture that comes with ccnet, for a first try."""
-    return DEMO / "sample.png"
+def _is_same_file(path: Path, alias: Path) -> bool:
+    return alias.exists() and alias.samefile(path)

@@ -98,7 +98,7 @@ def make(
             notice(f"nothing to resume{f' in {run}' if run else ''}: starting a new run")
     elif resume is not None:
         found = Path(resume)
-        if not checkpoint.resumable(checkpoint.read(found)):
+        if not checkpoint.is_resumable(checkpoint.read(found)):
             raise InputError(found, "holds weights alone, not a run's state", "use --weights to start from it")
         if checkpoint.STEP.fullmatch(found.stem) and not found.with_suffix(".json").is_file():
             raise InputError(found, "has no manifest: it counts as never written", "resume from an earlier one")
@@ -141,10 +141,12 @@ def _resolved(preset: config.Preset, device: torch.device) -> config.Preset:
 
 
 def _newest_run(name: str) -> Path | None:
-    runs = [path for path in Path("runs").glob(f"{name}-*") if checkpoint.committed(path / "checkpoints")]
-    return max(runs, key=lambda path: checkpoint.committed(path / "checkpoints")[0].stat().st_mtime, default=None)
+    runs = [path for path in Path("runs").glob(f"{name}-*") if checkpoint.list_checkpoints(path / "checkpoints")]
+    return max(
+        runs, key=lambda path: checkpoint.list_checkpoints(path / "checkpoints")[0].stat().st_mtime, default=None
+    )
 
 
 def _resumable(run: Path) -> Path | None:
-    newest = checkpoint.newest(run / "checkpoints")
+    newest = checkpoint.read_newest(run / "checkpoints")
     return newest[0] if newest else None

@@ -40,8 +40,8 @@ def understand(
     preset, a name or a file, replaces the one that the file holds or suggests; overrides ("key=value") come last. A
     backbone alone gets a new head, or is an InputError unless headless.
     """
-    content = checkpoint.load(path)
-    if checkpoint.ours(content):
+    content = checkpoint.read_any(path)
+    if checkpoint.is_checkpoint(content):
         mapping = config.to_mapping(config.load(preset)) if preset else content["preset"]
         for text in overrides:
             config.override(mapping, text)
@@ -167,8 +167,8 @@ def check(path: Path, settings: config.Model, classes: int, partial: bool = Fals
 
 def _beginning(path: Path, partial: bool) -> tuple[weights.Foreign, bool]:
     """What a file holds to begin with, and whether some of the model's weights may be missing there."""
-    content = checkpoint.load(path)
-    if checkpoint.ours(content):
+    content = checkpoint.read_any(path)
+    if checkpoint.is_checkpoint(content):
         preset = content["preset"]
         return weights.Foreign(f"a checkpoint of {preset['name']}", preset["model"], content["model"], ()), partial
     found = weights.recognise(content, path)

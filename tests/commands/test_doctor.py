@@ -161,10 +161,10 @@ def test_a_damaged_preset_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_damaged_demo_weights_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from ccnet_cli.runs import checkpoint
+    from ccnet_cli.weights import find
 
-    shutil.copytree(checkpoint.DEMO, tmp_path / "demo")
-    monkeypatch.setattr(checkpoint, "DEMO", tmp_path / "demo")
+    shutil.copytree(find.DEMO, tmp_path / "demo")
+    monkeypatch.setattr(find, "DEMO", tmp_path / "demo")
     assert doctor._guarded(doctor._demo_weights)[0].state == "ok"
     content = bytearray((tmp_path / "demo" / "demo.pt").read_bytes())
     content[len(content) // 2] ^= 1

@@ -12,7 +12,7 @@ from ccnet_cli.commands.visualize import MOST_POINTS, locate, share, visualize
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.media import images
-from ccnet_cli.runs import checkpoint as checkpoints
+from ccnet_cli.weights import find
 from ccnet_cli.weights import load as loading
 
 POINTS = [(0, 0), (37, 20), (63, 39)]
@@ -89,7 +89,7 @@ def test_an_attention_that_is_not_used_is_told(photograph, tmp_path, capfd):
 
 
 def test_without_an_image_the_sample_is_drawn(checkpoint, photograph, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(checkpoints, "sample_image", lambda: photograph)
+    monkeypatch.setattr(find, "sample_image", lambda: photograph)
     summary = visualize(None, [(9, 9)], tmp_path / "a.png", checkpoint)
     assert summary.image == str(photograph) and "sample image" in capfd.readouterr().err
 

@@ -116,12 +116,12 @@ def logged(run):
 
 def saved(run):
     """The step of the newest checkpoint, read back whole."""
-    (path, *_) = checkpoint.committed(run / "checkpoints")
+    (path, *_) = checkpoint.list_checkpoints(run / "checkpoints")
     return checkpoint.read(path)["step"]
 
 
 def weights(run):
-    return checkpoint.read(checkpoint.committed(run / "checkpoints")[0])["model"]
+    return checkpoint.read(checkpoint.list_checkpoints(run / "checkpoints")[0])["model"]
 
 
 def assert_equal(one, other):
@@ -216,7 +216,7 @@ def test_a_run_that_does_not_note_signals_loses_what_it_did(data, tmp_path):
     train.until(train.mark.exists)
     train.process.terminate()
     train.ends()
-    assert logged(train.run) and not checkpoint.committed(train.run / "checkpoints")
+    assert logged(train.run) and not checkpoint.list_checkpoints(train.run / "checkpoints")
 
 
 def test_workers_that_hear_a_signal_to_the_group_take_the_run_with_them(data, tmp_path):

@@ -1,4 +1,4 @@
-"""Checkpoints: durable when written, verified when read, found when not named."""
+"""Checkpoints: durable when written, verified when read."""
 
 import json
 import os
@@ -90,9 +90,9 @@ def test_only_the_newest_are_kept_and_names_outlive_them(tmp_path, keep):
     for step in range(1, 6):
         path = checkpoint.save(tmp_path / "checkpoints", step, content(step), keep)
         if step == 1:
-            checkpoint.name(path, tmp_path / "best.pt")
+            checkpoint.add_name(path, tmp_path / "best.pt")
     steps = [f"step_{step:08d}" for step in range(5, 5 - keep, -1)]
-    assert [path.stem for path in checkpoint.committed(tmp_path / "checkpoints")] == steps
+    assert [path.stem for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")] == steps
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2 * keep
     assert loading.restore(tmp_path / "best.pt").step == 1
 
@@ -202,37 +202,6 @@ def test_a_bad_file_is_refused_in_one_line(kind, tmp_path, monkeypatch):
         loading.restore(tmp_path / "bad.pt")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "executed").exists()
-
-
-def test_the_checkpoint_is_found_in_order(tmp_path, monkeypatch, capsys, saved):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("CCNET_CHECKPOINT", raising=False)
-    demo = tmp_path / "demo"
-    demo.mkdir()
-    (demo / "demo.pt").write_bytes(b"demo")
-    monkeypatch.setattr(checkpoint, "DEMO", demo)
-    assert checkpoint.find() == demo / "demo.pt"
-    assert "toyscapes" in capsys.readouterr().err
-    for age, (run, alias) in enumerate([("b", "last.pt"), ("a", "best.pt"), ("a", "last.pt")]):
-        (tmp_path / "runs" / run).mkdir(parents=True, exist_ok=True)
-        path = tmp_path / "runs" / run / alias
-        path.write_bytes(b"")
-        os.utime(path, (1000 + age, 1000 + age))
-    assert checkpoint.find() == Path("runs/a/best.pt")
-    monkeypatch.setenv("CCNET_CHECKPOINT", "other.pt")
-    assert checkpoint.find() == Path("other.pt")
-    assert checkpoint.find(Path("mine.pt")) == Path("mine.pt")
-    assert checkpoint.find(tmp_path / "runs" / "b") == tmp_path / "runs" / "b" / "last.pt"
-    with pytest.raises(InputError, match="without best"):
-        checkpoint.find(tmp_path)
-
-
-def test_without_any_checkpoint_the_way_is_told(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("CCNET_CHECKPOINT", raising=False)
-    monkeypatch.setattr(checkpoint, "DEMO", tmp_path)
-    with pytest.raises(InputError, match="none given"):
-        checkpoint.find()
 
 
 def test_saving_where_it_cannot_be_saved(tmp_path):

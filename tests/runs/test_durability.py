@@ -63,10 +63,10 @@ def save(folder, step):
 
 
 def found(folder):
-    newest = checkpoint.newest(folder)
+    newest = checkpoint.read_newest(folder)
     if newest is None:
         return 0
-    for path in checkpoint.committed(folder):
+    for path in checkpoint.list_checkpoints(folder):
         assert checkpoint.read(path)["step"] == int(path.stem.removeprefix("step_"))
     assert canonical(newest[1]) == canonical(truth(newest[1]["step"]))
     return newest[1]["step"]
@@ -298,7 +298,7 @@ def assert_survives_power_cuts(folder, monkeypatch):
         for name, content in names.items():
             (left / name).write_bytes(content)
         try:
-            newest = checkpoint.newest(left)
+            newest = checkpoint.read_newest(left)
             assert (newest[1]["step"] if newest else 0) >= acknowledged
         except InputError:
             # the first manifest may be there before its data
@@ -326,7 +326,7 @@ def _without_folder_sync(monkeypatch):
 
 def _all_deleted(monkeypatch):
     def delete(old):
-        for path in checkpoint.committed(old.parent):
+        for path in checkpoint.list_checkpoints(old.parent):
             path.unlink(missing_ok=True)
 
     monkeypatch.setattr(checkpoint, "_delete", delete)
@@ -361,7 +361,7 @@ def pair(tmp_path_factory):
 
 def assert_falls_back(folder, capsys):
     capsys.readouterr()
-    path, content = checkpoint.newest(folder)
+    path, content = checkpoint.read_newest(folder)
     assert path.name == "step_00000001.pt" and canonical(content) == canonical(truth(1, size=2000))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("ccnet: warning: skipped ") and "step_00000002" in line
@@ -389,7 +389,7 @@ def assert_all_noticed(pair, folder, capsys, truncations, flips, seed):
         path.write_bytes(content)
         assert_falls_back(folder, capsys)
         path.write_bytes(good)
-    assert checkpoint.newest(folder)[1]["step"] == 2
+    assert checkpoint.read_newest(folder)[1]["step"] == 2
 
 
 def test_damage_to_the_newest_is_noticed(pair, tmp_path, capsys):
@@ -432,7 +432,7 @@ def test_a_manifest_without_data_is_passed_over_and_data_without_one_count_as_ne
     assert_falls_back(folder, capsys)
     for path in folder.glob("*.json"):
         path.unlink()
-    assert checkpoint.newest(folder) is None
+    assert checkpoint.read_newest(folder) is None
 
 
 def test_a_checkpoint_that_cannot_be_read_is_passed_over(pair, tmp_path, capsys, monkeypatch):
@@ -452,7 +452,7 @@ def test_one_of_a_newer_version_is_not_taken_for_damaged(pair, tmp_path):
     folder = shutil.copytree(pair, tmp_path / "checkpoints")
     checkpoint.save(folder, 3, truth(3, size=10) | {"format": 2}, keep=3)
     with pytest.raises(InputError, match="update ccnet-cli"):
-        checkpoint.newest(folder)
+        checkpoint.read_newest(folder)
 
 
 def test_all_damaged_never_means_from_the_start(data, tmp_path, whole, capsys):
@@ -674,14 +674,14 @@ def test_data_without_a_manifest_are_collected_once_others_are_newer(tmp_path):
     for step in (2, 5):
         (tmp_path / f"step_{step:08d}.json").unlink()
     (tmp_path / "step_1.pt").write_bytes(b"not ours")
-    checkpoint.collect(tmp_path)
+    checkpoint.delete_leftovers(tmp_path)
     assert not (tmp_path / "step_00000002.pt").exists()
     assert (tmp_path / "step_00000005.pt").exists() and (tmp_path / "step_1.pt").exists()
 
 
 def test_a_kill_while_a_name_is_given_leaves_it_readable(tmp_path, monkeypatch):
     paths = [checkpoint.save(tmp_path / "all", step, truth(step, size=10), keep=2) for step in (1, 2)]
-    checkpoint.name(paths[0], tmp_path / "best.pt")
+    checkpoint.add_name(paths[0], tmp_path / "best.pt")
     for calls in range(1, 6):
         left = itertools.count(1)
 
@@ -697,7 +697,7 @@ def test_a_kill_while_a_name_is_given_leaves_it_readable(tmp_path, monkeypatch):
             for owner, word in ((os, "link"), (Path, "replace"), (Path, "unlink")):
                 patch.setattr(owner, word, dying(getattr(owner, word)))
             with pytest.raises(KeyboardInterrupt):
-                checkpoint.name(paths[1], tmp_path / "best.pt")
+                checkpoint.add_name(paths[1], tmp_path / "best.pt")
         assert checkpoint.read(tmp_path / "best.pt")["step"] in (1, 2)
 
 
@@ -720,14 +720,14 @@ def test_a_checkpoint_from_which_three_resumes_failed_is_passed_over(data, tmp_p
     run = shutil.copytree(whole, tmp_path / "run")
     for count in range(1, 4):
         crash(monkeypatch, data, run)
-        assert runfolder.attempts(run / "checkpoints") == {"step_00000006": count}
+        assert runfolder.read_attempts(run / "checkpoints") == {"step_00000006": count}
     capsys.readouterr()
     crash(monkeypatch, data, run)
     told = capsys.readouterr().err
     assert "skipped" in told and "step_00000006.pt: 3 resumes from it ended before another was written" in told
-    assert runfolder.attempts(run / "checkpoints") == {"step_00000006": 3, "step_00000005": 1}
+    assert runfolder.read_attempts(run / "checkpoints") == {"step_00000006": 3, "step_00000005": 1}
     train(preset(data, "checkpoint.every=1", "schedule.steps=9"), run=run, resume="auto")
-    assert steps(run) == [9, 8] and runfolder.attempts(run / "checkpoints") == {}
+    assert steps(run) == [9, 8] and runfolder.read_attempts(run / "checkpoints") == {}
 
 
 def test_when_all_were_tried_the_run_ends(data, tmp_path, whole, monkeypatch):
@@ -754,7 +754,7 @@ def test_a_resume_that_was_refused_or_stopped_has_not_failed(data, tmp_path, who
     crash(monkeypatch, data, run)
     for _ in range(4):
         crash(monkeypatch, data, run, error)
-    assert runfolder.attempts(run / "checkpoints") == {"step_00000006": 1}
+    assert runfolder.read_attempts(run / "checkpoints") == {"step_00000006": 1}
 
 
 def test_a_kill_is_an_attempt(data, tmp_path, whole, monkeypatch):
@@ -763,7 +763,7 @@ def test_a_kill_is_an_attempt(data, tmp_path, whole, monkeypatch):
     for _ in range(3):
         process = forked(lambda: train(preset(data, "schedule.steps=9"), run=run, resume="auto"))
         assert ended(process) == -signal.SIGKILL
-    assert runfolder.attempts(run / "checkpoints") == {"step_00000006": 3}
+    assert runfolder.read_attempts(run / "checkpoints") == {"step_00000006": 3}
 
 
 def test_two_runs_do_not_share_a_folder(data, tmp_path):
@@ -799,11 +799,11 @@ def test_a_lock_is_stale_when_its_owner_is_known_to_be_dead(tmp_path, owner):
     make, free = LOCKS[owner]
     (tmp_path / "lock").write_text(json.dumps(make()))
     if free:
-        with runfolder.held(tmp_path):
+        with runfolder.lock(tmp_path):
             assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
         assert not (tmp_path / "lock").exists()
     else:
-        with pytest.raises(InputError, match="in use by process"), runfolder.held(tmp_path):
+        with pytest.raises(InputError, match="in use by process"), runfolder.lock(tmp_path):
             pass
         assert (tmp_path / "lock").exists()
 
@@ -813,7 +813,7 @@ def test_a_lock_that_the_disk_refuses_is_told(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "write", refusing)
-    with pytest.raises(EnvironmentFailure, match=r"lock: not written \(No space"), runfolder.held(tmp_path):
+    with pytest.raises(EnvironmentFailure, match=r"lock: not written \(No space"), runfolder.lock(tmp_path):
         pass
 
 
@@ -829,12 +829,12 @@ def test_a_zombie_holds_nothing():
 def test_of_many_that_want_the_folder_one_gets_it(tmp_path, monkeypatch):
     """All take their time between reading a stale lock and writing their own."""
     (tmp_path / "lock").write_text(json.dumps({"pid": dead_process(), "host": files.HOST}))
-    lives = runfolder._lives
-    monkeypatch.setattr(runfolder, "_lives", lambda owner: time.sleep(0.2) or lives(owner))
+    lives = runfolder._is_alive
+    monkeypatch.setattr(runfolder, "_is_alive", lambda owner: time.sleep(0.2) or lives(owner))
 
     def work():
         try:
-            with runfolder.held(tmp_path):
+            with runfolder.lock(tmp_path):
                 time.sleep(3)
         except InputError:
             os._exit(2)

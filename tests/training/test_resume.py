@@ -26,6 +26,7 @@ from ccnet_cli.parallel import supervisor as launch
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.training import plan
 from ccnet_cli.training import trainer as trainers
+from ccnet_cli.weights import find
 from ccnet_cli.weights import load as loading
 
 # everything that has a state of its own: dropout, momentum, a moving average, epochs that end amid batches
@@ -286,7 +287,7 @@ def test_a_checkpoint_of_the_version_before_continues_alike(whole, data, tmp_pat
     manifest = json.loads(old.with_suffix(".json").read_text())
     before = {key: manifest[key] for key in ("format", "step", "bytes", "sha256", "torch")}
     old.with_suffix(".json").write_text(json.dumps(before, indent=1))
-    assert checkpoint.newest(tmp_path / "old")[0] == old
+    assert checkpoint.read_newest(tmp_path / "old")[0] == old
     second = train(preset(data, *LONG, *RICH), run=tmp_path / "run", resume=str(old))
     one, other = outcome(first, after=13), outcome(second, after=13)
     assert one[1] == other[1]
@@ -296,7 +297,7 @@ def test_a_checkpoint_of_the_version_before_continues_alike(whole, data, tmp_pat
 
 
 def test_the_packaged_weights_still_load():
-    restored = loading.restore(checkpoint.DEMO / "demo.pt")
+    restored = loading.restore(find.DEMO / "demo.pt")
     assert restored.step > 0 and restored.metrics["miou"] > 0.9
 
 

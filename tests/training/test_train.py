@@ -55,7 +55,8 @@ def test_a_run_folder_holds_all_of_the_run(data, tmp_path, capsys):
     assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
     assert cv2.imdecode(np.fromfile(run / "curves.png", np.uint8), cv2.IMREAD_COLOR).shape == (300, 1200, 3)
     assert cv2.imdecode(np.fromfile(run / "batch.jpg", np.uint8), cv2.IMREAD_COLOR).shape == (64, 192, 3)
-    assert [path.name for path in checkpoint.committed(run / "checkpoints")] == ["step_00000006.pt", "step_00000004.pt"]
+    names = [path.name for path in checkpoint.list_checkpoints(run / "checkpoints")]
+    assert names == ["step_00000006.pt", "step_00000004.pt"]
     best = max(row["miou"] for row in rows if "miou" in row)
     assert loading.restore(run / "best.pt").metrics["miou"] == best
     restored = loading.restore(run / "last.pt")
@@ -243,7 +244,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(data, tmp_path, row, st
         train(preset(data, *options, f"train.max_nonfinite={row}"), run=tmp_path / "run")
     told = json.loads((tmp_path / f"run/nonfinite_step_{step}.json").read_text())
     assert told["step"] == step and told["in_a_row"] == step - 1 and len(told["ranks"][0]["samples"]) == 4
-    for path in checkpoint.committed(tmp_path / "run/checkpoints"):
+    for path in checkpoint.list_checkpoints(tmp_path / "run/checkpoints"):
         assert all(torch.isfinite(tensor).all() for tensor in checkpoint.read(path)["model"].values())
 
 

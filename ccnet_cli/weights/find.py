@@ -1,0 +1,47 @@
+"""Which file to use when none is named, and what comes with ccnet for a first try."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ccnet_cli.errors import InputError, notice
+
+DEMO = Path(__file__).parent / "demo"
+
+
+def find_artifact(explicit: Path | None = None) -> Path:
+    """The file to use: the explicit one, $CCNET_CHECKPOINT, the newest run's below ./runs, or the demo weights.
+
+    A run folder stands for its best checkpoint. A notice says what the demo weights were trained on.
+    """
+    chosen = explicit or (Path(os.environ["CCNET_CHECKPOINT"]) if os.environ.get("CCNET_CHECKPOINT") else None)
+    if chosen is not None:
+        if not chosen.is_dir():
+            return chosen
+        for path in _best(chosen):
+            return path
+        raise InputError(chosen, "a folder without best.pt or last.pt", "give a run folder or a checkpoint file")
+    runs = [path for folder in Path("runs").glob("*/") for path in _best(folder)]
+    if runs:
+        path = max(runs, key=lambda path: path.stat().st_mtime)
+        notice(f"using {path}, the newest run's")
+        return path
+    demo = DEMO / "demo.pt"
+    if not demo.is_file():
+        raise InputError("checkpoint", "none given and no run below ./runs", "train one, or use --checkpoint FILE")
+    notice(
+        "using the demo weights, trained on toyscapes (drawn street scenes) alone: give a checkpoint for real images"
+    )
+    return demo
+
+
+def sample_image() -> Path:
+    """The picture that comes with ccnet, for a first try."""
+    return DEMO / "sample.png"
+
+
+def _best(run: Path) -> Iterator[Path]:
+    for name in ("best.pt", "last.pt"):
+        if (run / name).is_file():
+            yield run / name
+            return
