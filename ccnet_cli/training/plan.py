@@ -141,10 +141,9 @@ def _resolved(preset: config.Preset, device: torch.device) -> config.Preset:
 
 
 def _newest_run(name: str) -> Path | None:
-    runs = [path for path in Path("runs").glob(f"{name}-*") if checkpoint.list_checkpoints(path / "checkpoints")]
-    return max(
-        runs, key=lambda path: checkpoint.list_checkpoints(path / "checkpoints")[0].stat().st_mtime, default=None
-    )
+    folders = (run / "checkpoints" for run in Path("runs").glob(f"{name}-*"))
+    newest = [paths[0] for folder in folders if (paths := checkpoint.list_checkpoints(folder))]
+    return max(newest, key=lambda path: path.stat().st_mtime).parent.parent if newest else None
 
 
 def _resumable(run: Path) -> Path | None:
