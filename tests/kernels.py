@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccnet_cli.ops import reference
+from ccnet_cli.ops import composed, reference
 from ccnet_cli.ops.cuda import steps
 
 PTXRUN = Path(__file__).parent.parent.parent / "shared" / "tools"
@@ -181,7 +181,7 @@ def _exact(*inputs_BHWC: np.ndarray) -> dict[str, np.ndarray]:
     query, key, value, grad = (
         torch.from_numpy(np.array(x, dtype=np.float64)).permute(0, 3, 1, 2).requires_grad_() for x in inputs_BHWC
     )
-    out = reference.criss_cross(query, key, value)[0]
+    out = composed.criss_cross(reference, query, key, value)[0]
     tensors = (out, *torch.autograd.grad(out, (query, key, value), grad))
     return {name: x.detach().permute(0, 2, 3, 1).numpy() for name, x in zip(RESULTS, tensors, strict=True)}
 

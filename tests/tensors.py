@@ -1,6 +1,8 @@
 """What tests of kernels do to tensors: other memory layouts, poison where nothing was written, numbers of threads."""
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +32,19 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Tensor, "new_empty", lambda self, *size, **how: filled(plain(self, *size, **how)))
     monkeypatch.setattr(torch, "empty", lambda *size, **how: filled(empty(*size, **how)))
+
+
+def features_of_this_cpu() -> str:
+    """The instruction sets of this processor, as LLVM names them."""
+    from llvmlite import binding
+
+    return str(binding.get_host_cpu_features().flatten())
+
+
+def path_of_tests() -> str:
+    """PYTHONPATH of a process that imports the package and the tests of the operators."""
+    tests = Path(__file__).parent
+    return os.pathsep.join(map(str, (tests.parent, tests, tests / "ops")))
 
 
 def by_threads(call: Callable[[], list[Tensor]], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:

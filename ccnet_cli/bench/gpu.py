@@ -107,14 +107,14 @@ def report(device: str = "cuda") -> Report:
     # kernels that do not compile are refused here, in one line
     ops.criss_cross(*inputs((1, 1, 1, 1, 1), torch.float32, place), "numba")
     cores = torch.cuda.get_device_capability(place) >= (8, 0)
-    found = []
-    for name, check in [*checks(place), *(tensor_checks(place) if cores else ())]:
+    found, choices = [], ops.Choices()
+    for name, check in [*checks(place, choices), *(tensor_checks(place) if cores else ())]:
         found.append(answered(name, check))
         notice(f"{'passed' if found[-1].passed else 'FAILED'}: {name} ({found[-1].found})")
     timings = tuple(timed(size, precision, device) for size in TIMED for precision in ("fp32", "bf16"))
     # what failed is among the checks already
     tensor = _tensor_timings(place) if cores and all(check.passed for check in found) else {}
-    return Report(environment(place, 1), _properties(place), tuple(found), ops.choices.export(), timings, tensor)
+    return Report(environment(place, 1), _properties(place), tuple(found), choices.export(), timings, tensor)
 
 
 def _properties(device: torch.device) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _properties(device: torch.device) -> dict[str, Any]:
     }
 
 
-def checks(device: torch.device) -> Iterator[tuple[str, Callable[[], tuple[bool, str]]]]:
+def checks(device: torch.device, choices: ops.Choices) -> Iterator[tuple[str, Callable[[], tuple[bool, str]]]]:
     """Name and question of each check."""
     for shape in SHAPES:
         for dtype in TOLERANCES:
@@ -138,7 +138,7 @@ def checks(device: torch.device) -> Iterator[tuple[str, Callable[[], tuple[bool,
     yield "repeated runs", lambda: equal(step(usual, "numba"), step(usual, "numba"))
     yield "another stream", lambda: equal(_on_a_stream(usual), step(usual, "numba"))
     yield "graph capture", lambda: _captured(usual)
-    yield "measured choice", lambda: _chosen(usual)
+    yield "measured choice", lambda: _chosen(usual, choices)
 
 
 def tensor_checks(device: torch.device) -> Iterator[tuple[str, Callable[[], tuple[bool, str]]]]:
@@ -220,10 +220,10 @@ def inputs(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> li
     return list(whole.split([c, c, C], dim=1))
 
 
-def step(tensors: Sequence[Tensor], implementation: str) -> list[Tensor]:
+def step(tensors: Sequence[Tensor], implementation: str, choices: ops.Choices | None = None) -> list[Tensor]:
     """Output and gradients, under a gradient that differs from entry to entry."""
     leaves = [x.detach().requires_grad_() for x in tensors]
-    out = ops.criss_cross(*leaves, implementation)
+    out = ops.criss_cross(*leaves, implementation, choices)
     weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64, device=out.device).to(out.dtype).view(out.shape)
     return [out.detach(), *torch.autograd.grad(out, leaves, weight)]
 
@@ -274,8 +274,8 @@ def _captured(tensors: Sequence[Tensor]) -> tuple[bool, str]:
         return equal([out], [expected])
 
 
-def _chosen(tensors: Sequence[Tensor]) -> tuple[bool, str]:
+def _chosen(tensors: Sequence[Tensor], choices: ops.Choices) -> tuple[bool, str]:
     """What auto takes is what it says it took."""
-    got = step(tensors, "auto")
-    name = list(ops.choices.export().values())[-1]
+    got = step(tensors, "auto", choices)
+    (name,) = choices.export().values()
     return equal(got, step(tensors, name))[0], name

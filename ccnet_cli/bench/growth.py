@@ -122,7 +122,7 @@ def _passes(size: tuple[int, int], channels: int, implementation: str, device: t
         torch.randn(1, count, H, W, device=device).contiguous(memory_format=torch.channels_last)
         for count in (max(channels // 8, 1), max(channels // 8, 1), channels)
     )
-    attention = partial(ops.criss_cross, query, key, value, implementation=implementation)
+    attention = partial(ops.criss_cross, query, key, value, implementation, ops.Choices())
     yield _Pass(CRISS_CROSS, size, H * W * (H + W) / 1e6, value.nbytes, attention)
     try:
         measure.check_memory(size, 1, device, "")

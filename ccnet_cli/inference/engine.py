@@ -150,13 +150,13 @@ class Passes(nn.Module):
             getattr(joined, name).copy_(torch.cat(scaled))
         self.project = make(joined)
         self.recurrence = rcca.recurrence
-        self.implementation = attention.implementation
+        self.implementation, self.choices = attention.implementation, attention.choices
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         for _ in range(self.recurrence):
             projected = self.project(x_BCHW).split(self.widths, dim=1)
-            x_BCHW = ops.criss_cross(*projected, implementation=self.implementation).add_(x_BCHW)
+            x_BCHW = ops.criss_cross(*projected, self.implementation, self.choices).add_(x_BCHW)
         return x_BCHW
 
 

@@ -25,6 +25,8 @@ class CrissCrossAttention(nn.Module):
         self.value_conv = nn.Conv2d(channels, channels, 1)
         self.gamma = nn.Parameter(torch.zeros(1))
         self.implementation = implementation
+        # what auto measures on CUDA; ops.use replaces it
+        self.choices = ops.Choices()
 
     def project(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
         """Query, key and value of each pixel in one convolution: (B, C', H, W) twice and (B, C, H, W)."""
@@ -40,7 +42,8 @@ class CrissCrossAttention(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Gamma times what the cross holds, plus the input."""
         reduced = self.query_conv.out_channels
-        return ops.residual(self._projected(x_BCHW), x_BCHW, self.gamma, reduced, self.implementation)
+        projected = self._projected(x_BCHW)
+        return ops.residual(projected, x_BCHW, self.gamma, reduced, self.implementation, self.choices)
 
     def attend(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """The output and each pixel's weights over its cross, (B, P, H, W) float64, which sum to 1 over P."""

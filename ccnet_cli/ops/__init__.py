@@ -1,11 +1,69 @@
-"""The criss-cross operators.
+"""The criss-cross operators and the table of their implementations; torch loads with the first operator.
 
 Shape legend of this package: B batch, C channels, H height, W width, P = H + W positions on a pixel's cross: first the
 H positions of its column (its own one masked), then the W positions of its row (its own one kept). A name's suffix
 spells its axes in order, so ``value_BCHW`` is (B, C, H, W).
 """
 
-from ccnet_cli.ops.convolution import Conv2d
-from ccnet_cli.ops.criss_cross import affinity, aggregate, choices, criss_cross, implementations, residual, scatter
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Conv2d", "affinity", "aggregate", "choices", "criss_cross", "implementations", "residual", "scatter"]
+if TYPE_CHECKING:
+    from ccnet_cli.ops.choice import Choices, use
+    from ccnet_cli.ops.convolution import Conv2d, accelerate
+    from ccnet_cli.ops.operators import affinity, aggregate, criss_cross, residual, scatter
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Choices",
+    "Conv2d",
+    "Implementation",
+    "accelerate",
+    "affinity",
+    "aggregate",
+    "criss_cross",
+    "implementations",
+    "residual",
+    "scatter",
+    "use",
+]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A module, or its name, with `affinity`, `aggregate` and `scatter` as in reference.py, for any or for one device.
+
+    `criss_cross` and `criss_cross_backward`, as in gemm.py, are composed of these three where the module has none.
+    `attention_width(H, W)` is the size of a pixel's attention between the two, H + W without such a function.
+    """
+
+    anywhere: Any = None
+    cpu: Any = None
+    cuda: Any = None
+
+    def on(self, device: str) -> Any:
+        """The module, or its name, for a type of device; None where there is none."""
+        # on the meta device, shapes are worked out for any other
+        return {"cpu": self.cpu, "cuda": self.cuda, "meta": self.cuda or self.cpu}.get(device) or self.anywhere
+
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "reference": Implementation("ccnet_cli.ops.reference"),
+    "gemm": Implementation("ccnet_cli.ops.gemm"),
+    "numba": Implementation(cpu="ccnet_cli.ops.cpu", cuda="ccnet_cli.ops.cuda"),
+}
+
+
+def implementations(device: str = "cpu") -> tuple[str, ...]:
+    """Names that `implementation` accepts besides "auto" for tensors on a device, the definition first."""
+    return tuple(name for name, one in IMPLEMENTATIONS.items() if one.on(device.partition(":")[0]))
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch's part of this package when a name of it is first used."""
+    home = {"Choices": "choice", "use": "choice", "Conv2d": "convolution", "accelerate": "convolution"}
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(f"{__name__}.{home.get(name, 'operators')}"), name)
+    return found

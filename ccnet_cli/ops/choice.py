@@ -1,59 +1,67 @@
-"""Which implementation `auto` takes where several could: the one that was fastest when measured, once per key.
+"""Which implementation `auto` takes where several could: the one that was fastest when measured, once per case.
 
 The clock, the candidates and the way to other processes are passed in.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from statistics import median
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ccnet_cli.errors import CCNetError, notice, out_of_memory
 
+# implementations that are measured; the others are never the fastest
+CANDIDATES = ("gemm", "numba")
 REPEATS = 5
 WARM_UP = 2
 Call = Callable[[], object]
 
 
 class Choices:
-    """The choices of this process; share makes rank 0's that of all, and quiet leaves their telling to rank 0.
+    """Measured choices by case. share broadcasts rank 0's choice; quiet leaves the messages to rank 0.
 
-    Where processes share, only what all of them ask for in the same order may be measured, under keys that name the
-    same device: rank 0's, which a machine with other GPUs would not name by itself.
+    Processes that share may only measure what all of them do in the same order, in cases that name the same device:
+    rank 0's, since the GPU of another machine may have another name.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self.names = frozenset(names)
+    def __init__(
+        self, share: Callable[[str], str] | None = None, device: str | None = None, quiet: bool = False
+    ) -> None:
         self.known: dict[str, str] = {}
-        self.share: Callable[[str], str] | None = None
-        self.device: str | None = None
-        self.quiet = False
-        self._told: set[str] = set()
+        self.share = share
+        self.device = device
+        self.quiet = quiet
+        self._printed: set[str] = set()
 
-    def choose(self, key: str, candidates: Mapping[str, Call], clock: Callable[[Call], float]) -> str:
-        """The choice of this key, measured if there is none yet; the last error where no candidate runs."""
-        if key not in self.known:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # the copies of a network share what was measured
+        return self
+
+    def choose(self, case: str, candidates: Mapping[str, Call], clock: Callable[[Call], float]) -> str:
+        """The choice for this case, measured if there is none yet; the last error where no candidate runs."""
+        if case not in self.known:
             times = self._measure(candidates, clock)
             fastest = min(times, key=lambda name: times[name])
             chosen = self.share(fastest) if self.share else fastest
-            self.known[key] = chosen
-            timed = ", ".join(f"{name} {time:.3f} ms" for name, time in times.items())
-            self._tell(f"criss-cross attention on {key}: {chosen} ({timed})")
-        return self.known[key]
+            self.known[case] = chosen
+            timings = ", ".join(f"{name} {time:.3f} ms" for name, time in times.items())
+            self._print(f"criss-cross attention on {case}: {chosen} ({timings})")
+        return self.known[case]
 
     def export(self) -> dict[str, str]:
-        """What a checkpoint keeps."""
+        """The choices as a checkpoint saves them."""
         return dict(self.known)
 
-    def load(self, kept: object) -> None:
-        """Take over what a checkpoint kept; what is no choice of this version is left to be measured again."""
-        if isinstance(kept, dict):
-            self.known |= {key: name for key, name in kept.items() if isinstance(key, str) and name in self.names}
+    def load(self, saved: object) -> None:
+        """Take over the choices of a checkpoint; anything that this version cannot choose is measured again."""
+        if isinstance(saved, dict):
+            self.known |= {case: name for case, name in saved.items() if isinstance(case, str) and name in CANDIDATES}
 
     def _measure(self, candidates: Mapping[str, Call], clock: Callable[[Call], float]) -> dict[str, float]:
         """Median milliseconds of each candidate that runs, in alternating rounds after a warm-up that builds it."""
-        running: dict[str, Call] = {}
+        working: dict[str, Call] = {}
         failure: Exception | None = None
         for name, call in candidates.items():
             try:
@@ -61,33 +69,40 @@ class Choices:
                     clock(call)
             except (CCNetError, ImportError, OSError, RuntimeError) as error:
                 failure = error
-                # a lack of memory is of this size alone
+                # the full message names sizes, which would repeat the warning for every case
                 why = "out of memory" if out_of_memory(error) else str(error).partition("\n")[0]
-                self._tell(f"warning: {name} is left out of the choice ({why})")
+                self._print(f"warning: {name} is left out of the choice ({why})")
             else:
-                running[name] = call
-        if failure and not running:
+                working[name] = call
+        if failure and not working:
             raise failure
-        taken: dict[str, list[float]] = {name: [] for name in running}
+        times: dict[str, list[float]] = {name: [] for name in working}
         for _ in range(REPEATS):
-            for name, call in running.items():
-                taken[name].append(clock(call))
-        return {name: median(times) for name, times in taken.items()}
+            for name, call in working.items():
+                times[name].append(clock(call))
+        return {name: median(values) for name, values in times.items()}
 
-    def _tell(self, text: str) -> None:
-        if not self.quiet and text not in self._told:
-            self._told.add(text)
+    def _print(self, text: str) -> None:
+        if not self.quiet and text not in self._printed:
+            self._printed.add(text)
             notice(text)
 
 
-def key(tensors: Iterable[Tensor], device: str, gradients: bool) -> str:
-    """What a choice hangs on, in words: sizes, types, device, and whether a backward pass follows."""
+def use(network: nn.Module, choices: Choices) -> None:
+    """Let all modules of a network that measure choices, each its own by default, share these."""
+    for module in network.modules():
+        if isinstance(getattr(module, "choices", None), Choices):
+            module.choices = choices
+
+
+def describe(tensors: Iterable[Tensor], device: str, gradients: bool) -> str:
+    """The case that a choice is for, in words: sizes, types, device, and whether a backward pass follows."""
     sizes = ", ".join(f"{'x'.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')}" for x in tensors)
     return f"{sizes}, {device}, {'with' if gradients else 'without'} gradients"
 
 
 def elapsed(call: Call) -> float:
-    """Milliseconds that the current CUDA device was at a call, by events on its current stream."""
+    """Milliseconds that a call kept the current CUDA device busy, by events on its current stream."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     call()

@@ -29,23 +29,3 @@ def scatter(attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
     return torch.einsum("bghw,bchw->bcgw", column_BGHW, value_BCHW) + torch.einsum(
         "bvhw,bchw->bchv", row_BVHW, value_BCHW
     )
-
-
-def criss_cross(query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Output (B, C, H, W) and attention (B, H, W, P) of one pass of criss-cross attention."""
-    attention_BPHW = affinity(query_BCHW, key_BCHW, mask=True).softmax(dim=1)
-    return aggregate(attention_BPHW.to(value_BCHW.dtype), value_BCHW), attention_BPHW.permute(0, 2, 3, 1)
-
-
-def criss_cross_backward(
-    grad_BCHW: Tensor, query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor, attention_BHWP: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value from the output's gradient and the saved attention."""
-    attention_BPHW = attention_BHWP.permute(0, 3, 1, 2)
-    pull_BPHW = affinity(grad_BCHW, value_BCHW, mask=False).to(attention_BPHW.dtype)
-    energy_BPHW = attention_BPHW * (pull_BPHW - (attention_BPHW * pull_BPHW).sum(dim=1, keepdim=True))
-    return (
-        aggregate(energy_BPHW, key_BCHW),
-        scatter(energy_BPHW, query_BCHW),
-        scatter(attention_BPHW.to(grad_BCHW.dtype), grad_BCHW),
-    )

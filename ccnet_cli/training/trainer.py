@@ -41,6 +41,7 @@ class Trainer:
     scaler: torch.amp.GradScaler
     averaged: CCNet | None
     device: torch.device
+    choices: ops.Choices
     origin: str = ""
     step: int = 0
     epoch: int = 0
@@ -124,7 +125,7 @@ class Trainer:
             "step": self.step,
             "metrics": self.metrics,
             "origin": self.origin,
-            "choices": ops.choices.export(),
+            "choices": self.choices.export(),
             "training": {
                 "model": self.model.state_dict() if self.averaged else None,
                 "optimizer": self.optimizer.state_dict(),
@@ -192,7 +193,7 @@ class Trainer:
             raise InputError(path, why, "resume with the preset that it was trained with") from None
         self.step, self.metrics, self.best = content["step"], content["metrics"], training["best"]
         self.origin = content.get("origin", "")
-        ops.choices.load(content.get("choices"))
+        self.choices.load(content.get("choices"))
         # before they were saved, a batch told them
         position = divmod(self.step * content["preset"]["train"]["batch"], len(self.source.samples))
         self.epoch, self.offset = training.get("epoch", position[0]), training.get("offset", position[1])
@@ -228,20 +229,26 @@ def build(
 ) -> Trainer:
     """Model, optimiser and the rest at step 0; weights is a file to begin with, partial as loading.begin takes it."""
     train = preset.train
-    ops.choices.share = distributed.broadcast if distributed.world() > 1 else None
-    ops.choices.quiet = distributed.rank() > 0
-    own = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    ops.choices.device = distributed.broadcast(own) if distributed.world() > 1 else None
+    choices = _choices(device)
     model = models.build(preset.model, len(source.classes), train.checkpoint_activations)
     origin = loading.begin(model, weights, preset.model, partial) if weights else ""
     if train.sync_bn and device.type == "cuda" and distributed.world() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device)
+    ops.use(model, choices)
     if train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     averaged = copy.deepcopy(model).eval().requires_grad_(False) if train.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
-    return Trainer(preset, source, model, make_optimizer(model, preset), scaler, averaged, device, origin)
+    return Trainer(preset, source, model, make_optimizer(model, preset), scaler, averaged, device, choices, origin)
+
+
+def _choices(device: torch.device) -> ops.Choices:
+    """What the attention measures: rank 0's choices hold for all ranks, under the name of its GPU."""
+    if distributed.world() == 1:
+        return ops.Choices()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return ops.Choices(distributed.broadcast, distributed.broadcast(name), quiet=distributed.rank() > 0)
 
 
 def make_optimizer(model: nn.Module, preset: config.Preset) -> torch.optim.Optimizer:

@@ -1,5 +1,6 @@
 """The measured choice of `auto`, with clocks and candidates made up, and the rules of when nothing is measured."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +10,10 @@ from runs import make_horizons, preset
 from ccnet_cli import ops
 from ccnet_cli.datasets import open_source
 from ccnet_cli.errors import InputError
-from ccnet_cli.ops import choice, criss_cross
+from ccnet_cli.models.attention import CrissCrossAttention
+from ccnet_cli.ops import choice, operators, registered
 from ccnet_cli.parallel import group as distributed
 from ccnet_cli.training import trainer as trainers
-
-module = criss_cross.__globals__
 
 
 class Bench:
@@ -43,10 +43,10 @@ class Bench:
 
 
 def choices() -> choice.Choices:
-    return choice.Choices(("gemm", "numba"))
+    return choice.Choices()
 
 
-def test_the_fastest_is_chosen_once_and_told_once(capsys):
+def test_the_fastest_is_chosen_once_and_printed_once(capsys):
     table, bench = choices(), Bench(gemm=[3.0], numba=[2.0])
     assert table.choose("a", bench.candidates(), bench.clock) == "numba"
     calls = dict(bench.calls)
@@ -71,7 +71,7 @@ def test_what_the_first_calls_cost_and_one_slow_call_do_not_decide():
     "error",
     [InputError("numba", "not installed", "pip"), RuntimeError("CUDA driver: X"), ImportError("no lib"), OSError()],
 )
-def test_a_candidate_that_does_not_run_is_left_out_and_told_once(error, capsys):
+def test_a_candidate_that_does_not_run_is_left_out_with_one_warning(error, capsys):
     table, bench = choices(), Bench(gemm=[3.0], numba=error)
     assert [table.choose(key, bench.candidates(), bench.clock) for key in ("a", "b")] == ["gemm", "gemm"]
     lines = capsys.readouterr().err.splitlines()
@@ -89,23 +89,22 @@ def test_where_nothing_runs_the_error_is_that_of_the_last():
 
 
 def test_rank_0_chooses_for_all(capsys):
-    told = []
+    shared = []
 
     def share(mine: str) -> str:
-        told.append(mine)
+        shared.append(mine)
         return "gemm"
 
-    table, bench = choices(), Bench(gemm=[3.0], numba=[2.0])
-    table.share, table.quiet = share, True
+    table, bench = choice.Choices(share, quiet=True), Bench(gemm=[3.0], numba=[2.0])
     assert [table.choose("a", bench.candidates(), bench.clock) for _ in range(2)] == ["gemm", "gemm"]
-    assert told == ["numba"] and table.export() == {"a": "gemm"} and capsys.readouterr().err == ""
+    assert shared == ["numba"] and table.export() == {"a": "gemm"} and capsys.readouterr().err == ""
 
 
-def test_what_a_checkpoint_kept_is_not_measured_again():
+def test_the_choices_of_a_checkpoint_are_not_measured_again():
     table = choices()
     table.known["c"] = "gemm"
-    kept = {"a": "numba", "b": "fastest", 3: "gemm", "c": "numba", "d": ["gemm"]}
-    table.load({key: name for key, name in kept.items() if key != "d"})
+    saved = {"a": "numba", "b": "fastest", 3: "gemm", "c": "numba", "d": ["gemm"]}
+    table.load({key: name for key, name in saved.items() if key != "d"})
     assert table.export() == {"a": "numba", "c": "numba"}
     for nothing in (None, [], "gemm", 3):
         table.load(nothing)
@@ -116,10 +115,10 @@ def test_what_a_checkpoint_kept_is_not_measured_again():
     assert table.known
 
 
-def test_a_key_tells_sizes_types_device_and_work():
+def test_a_case_names_sizes_types_device_and_work():
     tensors = torch.ones(2, 3, 4, 5), torch.ones(2, 7, 4, 5, dtype=torch.bfloat16)
-    assert choice.key(tensors, "GPU", True) == "2x3x4x5 float32, 2x7x4x5 bfloat16, GPU, with gradients"
-    assert choice.key(tensors[:1], "GPU", False) == "2x3x4x5 float32, GPU, without gradients"
+    assert choice.describe(tensors, "GPU", True) == "2x3x4x5 float32, 2x7x4x5 bfloat16, GPU, with gradients"
+    assert choice.describe(tensors[:1], "GPU", False) == "2x3x4x5 float32, GPU, without gradients"
 
 
 class OnGPU(torch.Tensor):
@@ -130,7 +129,7 @@ class OnGPU(torch.Tensor):
 
 @pytest.fixture
 def fake_gpu(monkeypatch):
-    """_fastest as on a GPU: what it measured, and switches for the circumstances."""
+    """`fastest` as on a GPU: what it measured, and switches for what surrounds it."""
     state = SimpleNamespace(capturing=False, measured=[], table=choices())
 
     def choose(key, candidates, clock):
@@ -141,13 +140,12 @@ def fake_gpu(monkeypatch):
         return "numba"
 
     monkeypatch.setattr(state.table, "choose", choose)
-    monkeypatch.setitem(module, "choices", state.table)
     # a subclass would be taken for a fake tensor
-    monkeypatch.setitem(module, "Tensor", OnGPU)
+    monkeypatch.setattr(operators, "Tensor", OnGPU)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state.capturing)
     monkeypatch.setattr(torch.cuda, "device", lambda device: torch.autograd.set_grad_enabled(True))
-    state.fastest = module["_fastest"]
+    state.fastest = lambda *tensors: operators.fastest(*tensors, state.table)
     return state
 
 
@@ -169,7 +167,7 @@ def test_a_gpu_measures_with_gradients_where_they_are_wanted(fake_gpu):
 
 def test_nothing_is_measured_where_it_must_not_be(fake_gpu, monkeypatch):
     plain = inputs(gradients=True)
-    key = choice.key((plain[0], plain[2]), "GPU", True)
+    key = choice.describe((plain[0], plain[2]), "GPU", True)
     fake_gpu.capturing = True
     assert fake_gpu.fastest(*plain) == "gemm"
     fake_gpu.table.known[key] = "numba"
@@ -197,7 +195,7 @@ def test_processes_name_one_device_however_their_gpus_differ(fake_gpu):
     # a checkpoint that rank 0 wrote on another GPU holds for all: a rank that measured alone would wait for ever
     fake_gpu.table.share, fake_gpu.table.device = distributed.broadcast, "GPU of rank 0"
     plain = inputs(gradients=True)
-    fake_gpu.table.load({choice.key((plain[0], plain[2]), "GPU of rank 0", True): "gemm"})
+    fake_gpu.table.load({choice.describe((plain[0], plain[2]), "GPU of rank 0", True): "gemm"})
     assert fake_gpu.fastest(*plain) == "gemm" and fake_gpu.measured == []
 
 
@@ -208,24 +206,25 @@ def test_fake_tensors_of_a_gpu_are_not_measured():
 
 
 def test_on_the_cpu_auto_is_gemm_and_nothing_is_measured(monkeypatch):
-    monkeypatch.setattr(ops.choices, "choose", None)
+    monkeypatch.setattr(choice.Choices, "choose", None)
     query, key, value = (torch.randn(1, n, 3, 4) for n in (2, 2, 5))
-    assert torch.equal(ops.criss_cross(query, key, value), ops.criss_cross(query, key, value, "gemm"))
+    assert torch.equal(
+        ops.criss_cross(query, key, value, choices=choices()), ops.criss_cross(query, key, value, "gemm")
+    )
 
 
 def test_what_is_measured_leaves_the_caller_s_hooks_on_saved_tensors_alone():
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
-        module["_once"]("gemm", *(torch.randn(1, n, 3, 4).requires_grad_() for n in (2, 2, 5)), True)
+        registered.run_once("gemm", *(torch.randn(1, n, 3, 4).requires_grad_() for n in (2, 2, 5)), True)
     assert saved == []
 
 
-def test_a_resumed_run_makes_the_choices_of_before(tmp_path, monkeypatch):
-    table = choices()
-    monkeypatch.setattr(ops, "choices", table)
+def test_a_resumed_run_makes_the_choices_of_before(tmp_path):
     made = preset(make_horizons(tmp_path / "data"))
     source = open_source(made.data, "train")
     trainer = trainers.build(made, source, torch.device("cpu"))
+    table = trainer.choices
     table.known["here"] = "numba"
     content = trainer.state()
     assert content["choices"] == {"here": "numba"}
@@ -239,37 +238,57 @@ def test_a_resumed_run_makes_the_choices_of_before(tmp_path, monkeypatch):
 
 
 def test_the_processes_of_a_run_share_rank_0_s(tmp_path, monkeypatch):
-    table = choices()
-    monkeypatch.setattr(ops, "choices", table)
     made = preset(make_horizons(tmp_path / "data"))
     source = open_source(made.data, "train")
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "broadcast", lambda own: "GPU of rank 0")
-    trainers.build(made, source, torch.device("cpu"))
+    table = trainers.build(made, source, torch.device("cpu")).choices
     assert table.share is distributed.broadcast and table.quiet and table.device == "GPU of rank 0"
 
 
 @pytest.mark.gpu
-def test_a_gpu_measures_once_and_the_result_is_right(monkeypatch, capsys):
+def test_a_gpu_measures_once_and_the_result_is_right(capsys):
     table = choices()
-    monkeypatch.setitem(module, "choices", table)
     leaves = [torch.randn(1, n, 33, 20, device="cuda").requires_grad_() for n in (8, 8, 64)]
-    out = ops.criss_cross(*leaves)
+    out = ops.criss_cross(*leaves, choices=table)
     (name,) = table.export().values()
     assert torch.equal(out, ops.criss_cross(*leaves, name))
-    told = capsys.readouterr().err
-    ops.criss_cross(*leaves)
-    assert name in told and capsys.readouterr().err == "" and len(table.export()) == 1
+    printed = capsys.readouterr().err
+    ops.criss_cross(*leaves, choices=table)
+    assert name in printed and capsys.readouterr().err == "" and len(table.export()) == 1
 
 
 @pytest.mark.gpu
-def test_a_capture_does_not_measure(monkeypatch):
+def test_a_capture_does_not_measure():
     table = choices()
-    monkeypatch.setitem(module, "choices", table)
     inputs = [torch.randn(1, n, 33, 20, device="cuda") for n in (8, 8, 64)]
     ops.criss_cross(*inputs, "gemm")
     torch.cuda.synchronize()
     with torch.no_grad(), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        ops.criss_cross(*inputs)
+        ops.criss_cross(*inputs, choices=table)
     assert table.export() == {}
+
+
+def test_the_modules_of_a_network_share_the_choices_that_they_are_given():
+    network = torch.nn.Sequential(CrissCrossAttention(8), torch.nn.Sequential(CrissCrossAttention(8)))
+    first, second = network[0], network[1][0]
+    assert first.choices is not second.choices
+    table = choices()
+    ops.use(network, table)
+    assert first.choices is second.choices is table
+    # as the moving average of a run's weights does
+    assert copy.deepcopy(network)[0].choices is table
+    assert "choices" not in "".join(network.state_dict())
+
+
+def test_an_attention_module_hands_its_choices_to_the_operator(fake_gpu, monkeypatch):
+    attention = CrissCrossAttention(16)
+    seen = []
+    monkeypatch.setattr(operators, "fastest", lambda *given: seen.append(given[-1]) or "gemm")
+    attention(torch.randn(1, 16, 3, 4))
+    assert seen and all(found is attention.choices for found in seen)
+
+
+def test_without_choices_a_gpu_measures_nothing(fake_gpu):
+    assert operators.fastest(*inputs(gradients=True), None) == "gemm" and fake_gpu.measured == []

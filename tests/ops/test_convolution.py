@@ -7,9 +7,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tensors import LAYOUTS, by_threads, poison
-from tests.test_cpu_kernels import _features
-from torch import Tensor
+from tensors import LAYOUTS, by_threads, features_of_this_cpu, path_of_tests, poison
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccnet_cli import ops
@@ -233,23 +232,23 @@ def test_small_convolutions_other_types_and_other_processors_keep_torchs(monkeyp
 
     conv, x = ops.Conv2d(128, 128, 3, padding=1), torch.randn(1, 128, 8, 9)
     processor("AVX512", avx512_bf16=True)
-    assert not convolution.pays(conv, x)
+    assert not convolution.pays_off(conv, x)
     monkeypatch.setattr(kernels, "WORTH", 8 * 9 * 128 * 128 * 9)
-    assert convolution.pays(conv, x) and not convolution.pays(conv, x[..., 1:])
-    assert not convolution.pays(conv, x.double()) and not convolution.pays(conv, x.bfloat16())
-    assert not convolution.pays(conv, x.to("meta"))
-    assert convolution.pays(conv.bfloat16(), x.bfloat16())
+    assert convolution.pays_off(conv, x) and not convolution.pays_off(conv, x[..., 1:])
+    assert not convolution.pays_off(conv, x.double()) and not convolution.pays_off(conv, x.bfloat16())
+    assert not convolution.pays_off(conv, x.to("meta"))
+    assert convolution.pays_off(conv.bfloat16(), x.bfloat16())
     conv.float()
     with torch.autocast("cpu", torch.bfloat16):
-        assert convolution.pays(conv, x) and conv(x).dtype == torch.bfloat16
+        assert convolution.pays_off(conv, x) and conv(x).dtype == torch.bfloat16
     with torch.autocast("cpu", torch.float16):
-        assert not convolution.pays(conv, x)
+        assert not convolution.pays_off(conv, x)
     assert convolution.quick(torch.float32, 64, 64) and not convolution.quick(torch.float32, 64, 63)
     assert not convolution.quick(torch.bfloat16, 96, 128)
     processor("AVX512", amx_bf16=True)
-    assert convolution.pays(conv, x) and not convolution.quick(torch.bfloat16, 128)
+    assert convolution.pays_off(conv, x) and not convolution.quick(torch.bfloat16, 128)
     processor("DEFAULT")
-    assert not convolution.pays(conv, x)
+    assert not convolution.pays_off(conv, x)
     monkeypatch.undo()
     convolution._vectors.cache_clear()
     convolution._matrices.cache_clear()
@@ -258,11 +257,36 @@ def test_small_convolutions_other_types_and_other_processors_keep_torchs(monkeyp
 @pytest.mark.parametrize("features", ["+avx2,+avx,+fma,+sse4.2,+ssse3", "+sse4.2,+ssse3"])
 def test_narrower_vectors_and_no_cache_folder_give_the_same(features):
     """In a process that compiles for another processor, and has nowhere to keep what it compiles."""
-    if "avx2" in features and "avx2" not in _features():
+    if "avx2" in features and "avx2" not in features_of_this_cpu():
         pytest.skip("this processor has no such vectors")
-    code = "from tests.test_convolution import *\nfrom ccnet_cli.ops.cpu import simd\n"
+    code = "from test_convolution import *\nfrom ccnet_cli.ops.cpu import simd\n"
     code += f"assert simd.LANES == {8 if 'avx' in features else 4}\nfor shape in SHAPES[1:6]:\n"
     code += "    test_the_kernels_are_torchs_convolution_and_so_are_their_gradients(shape)\n"
     code += "    test_bfloat16_is_rounded_once_at_the_end_and_the_filters_gradient_never(shape)\n"
     environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": os.devnull}
+    environment["PYTHONPATH"] = path_of_tests()
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | environment)
+
+
+def test_a_network_is_accelerated_in_place_without_another_random_number_or_key():
+    def network() -> nn.Sequential:
+        torch.manual_seed(3)
+        layers = nn.Conv2d(64, 96, 3, padding=1), nn.BatchNorm2d(96), nn.Conv2d(96, 64, 1), Narrow(64, 64, 3, padding=1)
+        return nn.Sequential(*layers, nn.Sequential(nn.Conv2d(64, 32, 3, padding=2, dilation=2, bias=False)))
+
+    plain, fast = network(), network()
+    convs, parameters, state = list(fast.modules()), list(fast.parameters()), torch.get_rng_state()
+    fast[0].register_forward_hook(lambda *_: None)
+    assert ops.accelerate(fast) is fast and torch.equal(torch.get_rng_state(), state)
+    assert [type(module) for module in fast.modules() if isinstance(module, nn.Conv2d)] == [
+        *(ops.Conv2d, nn.Conv2d, Narrow, ops.Conv2d)
+    ]
+    assert all(a is b for a, b in zip(fast.modules(), convs, strict=True))
+    assert all(a is b for a, b in zip(fast.parameters(), parameters, strict=True)) and len(fast[0]._forward_hooks) == 1
+    assert list(plain.state_dict()) == list(fast.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), fast.state_dict().values(), strict=True))
+    assert type(ops.accelerate(nn.Conv2d(32, 32, 3, padding=1))) is ops.Conv2d
+
+
+class Narrow(nn.Conv2d):
+    """Somebody's own convolution."""

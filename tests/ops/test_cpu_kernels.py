@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tensors import LAYOUTS, by_threads, poison
+from tensors import LAYOUTS, by_threads, features_of_this_cpu, path_of_tests, poison
 from torch import Tensor
 
 from ccnet_cli import ops
@@ -178,16 +178,11 @@ def test_auto_takes_them_for_large_maps_in_float32_alone(monkeypatch):
 @pytest.mark.parametrize("features", ["+avx2,+avx,+fma,+sse4.2,+ssse3", "+sse4.2,+ssse3"])
 def test_narrower_vectors_and_no_cache_folder_give_the_same(features):
     """In a process that compiles for another processor, and has nowhere to keep what it compiles."""
-    if "avx2" in features and "avx2" not in _features():
+    if "avx2" in features and "avx2" not in features_of_this_cpu():
         pytest.skip("this processor has no such vectors")
-    code = "from tests.test_cpu_kernels import *\nfrom ccnet_cli.ops.cpu import kernels\n"
+    code = "from test_cpu_kernels import *\nfrom ccnet_cli.ops.cpu import kernels\n"
     code += f"assert kernels.LANES == {8 if 'avx' in features else 4}\nfor shape in SHAPES[3:]:\n"
     code += "    test_the_sum_with_the_input_is_the_definition_and_so_are_its_gradients(shape)\n"
     environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": os.devnull}
+    environment["PYTHONPATH"] = path_of_tests()
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | environment)
-
-
-def _features() -> str:
-    from llvmlite import binding
-
-    return str(binding.get_host_cpu_features().flatten())

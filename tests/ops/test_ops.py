@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet_cli import ops
 from ccnet_cli.errors import InputError
-from ccnet_cli.ops import gemm, reference
+from ccnet_cli.ops import composed, gemm, reference
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (2, 3), (5, 6)]
 OPERATORS = {name: getattr(ops, name) for name in ("affinity", "aggregate", "scatter", "criss_cross")}
@@ -202,7 +202,7 @@ def total_flops(function) -> int:
 @every_implementation
 def test_flops_are_those_that_torch_counts_in_the_definition(implementation):
     query, key, value = qkv(5, 6)
-    spelled_out = total_flops(lambda: reference.criss_cross(query, key, value))
+    spelled_out = total_flops(lambda: composed.criss_cross(reference, query, key, value))
     assert spelled_out == 2 * 2 * 30 * 11 * (3 + 4)
     assert total_flops(lambda: ops.criss_cross(query, key, value, implementation)) == spelled_out
     parts = total_flops(lambda: ops.affinity(query, key, implementation)) + total_flops(
@@ -214,11 +214,11 @@ def test_flops_are_those_that_torch_counts_in_the_definition(implementation):
 @every_implementation
 def test_backward_flops_are_those_that_torch_counts_in_the_definition(implementation):
     query, key, value = qkv(5, 6)
-    attention = reference.criss_cross(query, key, value)[1]
+    attention = composed.criss_cross(reference, query, key, value)[1]
     inputs = [x.requires_grad_() for x in (query, key, value)]
     out = ops.criss_cross(*inputs, implementation)
     counted = total_flops(lambda: out.backward(torch.ones_like(out)))
-    assert counted == total_flops(lambda: reference.criss_cross_backward(value, query, key, value, attention))
+    assert counted == total_flops(lambda: composed.criss_cross_backward(reference, value, query, key, value, attention))
 
 
 @every_implementation

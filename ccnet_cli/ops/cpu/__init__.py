@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ccnet_cli.errors import InputError
-from ccnet_cli.ops.cpu.layout import pixel_step, pixels
 from ccnet_cli.ops.cpu.threads import together
+from ccnet_cli.ops.layout import pixel_step, pixels
 
 # multiply-adds of a pass from which on the kernels repay their start: Numba's import, and the first time compilation
 WORTH = 1 << 25
 
 
-def pays(query_BCHW: Tensor, value_BCHW: Tensor) -> bool:
+def pays_off(query_BCHW: Tensor, value_BCHW: Tensor) -> bool:
     """Whether the kernels take these tensors, and the map is large enough for them."""
     B, c, H, W = query_BCHW.shape
     fits = query_BCHW.dtype == value_BCHW.dtype == torch.float32

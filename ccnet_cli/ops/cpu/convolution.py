@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ccnet_cli.ops.cpu.layout import pixel_step, pixels
 from ccnet_cli.ops.cpu.threads import together
+from ccnet_cli.ops.layout import pixel_step, pixels
 
 # B batch, H height, W width, C input channels, K output channels, Y and X the taps
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops.cuda import steps
 from ccnet_cli.ops.cuda.steps import Buffer, Grid, Step
+from ccnet_cli.ops.layout import pixel_step, pixels
 
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -38,7 +39,7 @@ def compiles(arch: tuple[int, int]) -> str:
 
 def affinity(query_BCHW: Tensor, key_BCHW: Tensor, mask: bool) -> Tensor:
     """Energies of each pixel over its cross, not scaled: two (B, C, H, W) -> (B, P, H, W); own column entry -inf."""
-    query, key = _pixels(query_BCHW, key_BCHW)
+    query, key = map(pixels, (query_BCHW, key_BCHW))
     B, H, W, C = query.shape
     energy = query.new_empty(B, H, W, H + W, dtype=torch.float32)
     # vectors must not reach from one arm into the next
@@ -59,10 +60,10 @@ def scatter(attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
 
 
 def _weighted(form: str, attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
-    (attention,), (value,) = _pixels(attention_BPHW.float()), _pixels(value_BCHW)
+    attention, value = pixels(attention_BPHW.float()), pixels(value_BCHW)
     B, H, W, C = value.shape
     out = value.new_empty(B, H, W, C)
-    left = Buffer("left", _step(attention), H % 4 == 0 and _buffer("left", attention).aligned)
+    left = Buffer("left", pixel_step(attention), H % 4 == 0 and _buffer("left", attention).aligned)
     launches = _product(form, _grid(value, H), left, _buffer("right", value), _buffer("out", out), C, False)
     _run(launches, left=attention, right=value, out=out)
     return out.permute(0, 3, 1, 2)
@@ -75,7 +76,7 @@ def criss_cross(
 
     tensor: gather on tensor cores, in TF32 or bfloat16, from sm_80 on; no operator asks for it.
     """
-    query, key, value = _pixels(query_BCHW, key_BCHW, value_BCHW)
+    query, key, value = map(pixels, (query_BCHW, key_BCHW, value_BCHW))
     B, H, W, C = value.shape
     energy = query.new_empty(B, H, W, attention_width(H, W))
     out = value.new_empty(B, H, W, C)
@@ -88,7 +89,7 @@ def criss_cross_backward(
     grad_BCHW: Tensor, query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor, attention_BHWP: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value from the output's gradient and the saved attention."""
-    query, key, value, grad = _pixels(query_BCHW, key_BCHW, value_BCHW, grad_BCHW)
+    query, key, value, grad = map(pixels, (query_BCHW, key_BCHW, value_BCHW, grad_BCHW))
     H, C = value.shape[1], value.shape[-1]
     tensors = {"query": query, "key": key, "value": value, "energy": attention_BHWP, "grad": grad}
     tensors["pull"] = torch.empty_like(attention_BHWP)
@@ -105,26 +106,8 @@ _forward = lru_cache(maxsize=256)(steps.forward)
 _backward = lru_cache(maxsize=256)(steps.backward)
 
 
-def _pixels(*tensors_BCHW: Tensor) -> list[Tensor]:
-    """Views (B, H, W, C) with unit channel stride and evenly spaced pixels; copies of what is laid out otherwise."""
-    found = []
-    for x_BCHW in tensors_BCHW:
-        x_BHWC = x_BCHW.detach().permute(0, 2, 3, 1)
-        H, W, C = x_BHWC.shape[1:]
-        step = _step(x_BHWC)
-        expected = (H * W * step, W * step, step, 1)
-        even = all(n == 1 or a == b for n, a, b in zip(x_BHWC.shape, x_BHWC.stride(), expected, strict=True))
-        found.append(x_BHWC if even and step >= C else x_BHWC.contiguous())
-    return found
-
-
-def _step(x_BHWC: Tensor) -> int:
-    """From one pixel to the next; the stride of an axis of length 1 says nothing."""
-    return next((x_BHWC.stride(axis) for axis in (2, 1, 0) if x_BHWC.shape[axis] > 1), x_BHWC.shape[-1])
-
-
 def _buffer(name: str, x_BHWC: Tensor) -> Buffer:
-    C, stride = x_BHWC.shape[-1], _step(x_BHWC)
+    C, stride = x_BHWC.shape[-1], pixel_step(x_BHWC)
     return Buffer(name, stride, C % 4 == 0 and stride % 4 == 0 and x_BHWC.data_ptr() % (4 * x_BHWC.element_size()) == 0)
 
 

@@ -1,0 +1,154 @@
+"""The public operators: they check shapes, choose the implementation and call the registered operators."""
+
+import difflib
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ccnet_cli.errors import InputError
+from ccnet_cli.ops import IMPLEMENTATIONS, cpu, cuda, implementations, registered
+from ccnet_cli.ops.choice import CANDIDATES, Choices, describe, elapsed
+
+
+def affinity(query: Tensor, key: Tensor, implementation: str = "auto") -> Tensor:
+    """Energies of each pixel over its cross (ICCV 2019, section 3.2), not scaled.
+
+    query and key (B, C, H, W) -> (B, H + W, H, W): the column first, its own entry -inf, then the row. Half-precision
+    input gives float32 energies. Raises ValueError on shapes that do not fit and InputError on an unknown name.
+    """
+    _check(query, key)
+    name = resolve(implementation, query)
+    with _without_autocast(query):
+        result: Tensor = torch.ops.ccnet.affinity(_full(query), _full(key), True, name)
+    return result
+
+
+def aggregate(attention: Tensor, value: Tensor, implementation: str = "auto") -> Tensor:
+    """Gather each pixel's cross, weighted (ICCV 2019, section 3.2).
+
+    attention (B, H + W, H, W) and value (B, C, H, W) -> (B, C, H, W) in the dtype of value.
+    Raises ValueError on shapes that do not fit and InputError on an unknown name.
+    """
+    _check_weights(attention, value)
+    with _without_autocast(value):
+        result: Tensor = torch.ops.ccnet.aggregate(attention.to(value.dtype), value, resolve(implementation, value))
+    return result
+
+
+def scatter(attention: Tensor, value: Tensor, implementation: str = "auto") -> Tensor:
+    """Spread each pixel's value over its cross, weighted: the adjoint of aggregate in value, with its shapes."""
+    _check_weights(attention, value)
+    with _without_autocast(value):
+        result: Tensor = torch.ops.ccnet.scatter(attention.to(value.dtype), value, resolve(implementation, value))
+    return result
+
+
+def criss_cross(
+    query: Tensor, key: Tensor, value: Tensor, implementation: str = "auto", choices: Choices | None = None
+) -> Tensor:
+    """Affinity, softmax over the whole cross and aggregation as one operator with its own backward.
+
+    query and key (B, C', H, W), value (B, C, H, W) -> (B, C, H, W) in the dtype of value; energies and softmax are at
+    least float32. "auto" is "numba" for large maps in float32 on the CPU; on CUDA it is the fastest, measured once and
+    kept in choices; elsewhere, without choices, and in the parts above, it is "gemm". Raises ValueError on shapes that
+    do not fit and InputError on an unknown name.
+    """
+    _check(query, key)
+    if value.dim() != 4 or value.shape[0] != query.shape[0] or value.shape[2:] != query.shape[2:]:
+        raise ValueError(f"value {tuple(value.shape)} does not lie on the grid of query {tuple(query.shape)}")
+    name = resolve(implementation, query)
+    with _without_autocast(query):
+        query, key = _full(query), _full(key)
+        if implementation == "auto":
+            name = fastest(query, key, value, choices)
+        out: Tensor = torch.ops.ccnet.criss_cross(query, key, value, name)[0]
+    return out
+
+
+def residual(
+    projected_BCHW: Tensor,
+    x_BCHW: Tensor,
+    gamma: Tensor,
+    reduced: int,
+    implementation: str = "auto",
+    choices: Choices | None = None,
+) -> Tensor:
+    """Gamma times criss_cross, plus x: one operator on the CPU's "numba", which "auto" is as in criss_cross.
+
+    projected_BCHW is query, key (`reduced` channels each) and value in one tensor; gamma has one entry.
+    """
+    query, key, value = registered.split_projection(projected_BCHW, reduced)
+    name, on_cpu = resolve(implementation, value), value.device.type == "cpu"
+    if implementation == "auto" and on_cpu:
+        name = fastest(query, key, value, choices)
+    if name == "numba" and on_cpu and value.dtype == x_BCHW.dtype == gamma.dtype:
+        with _without_autocast(value):
+            out: Tensor = torch.ops.ccnet.residual(projected_BCHW, x_BCHW, gamma, reduced)[0]
+        return out
+    gathered = criss_cross(query, key, value, implementation, choices)
+    return gamma.to(gathered.dtype) * gathered + x_BCHW
+
+
+def resolve(implementation: str, x: Tensor) -> str:
+    """The implementation by its name in the table; "auto" is gemm. InputError if it has nothing for x's device."""
+    if implementation == "auto":
+        return "gemm"
+    available = implementations(x.device.type)
+    if implementation in available:
+        return implementation
+    fix = f"use auto, {', '.join(available)}"
+    if implementation in IMPLEMENTATIONS:
+        raise InputError(f"implementation {implementation}", f"it has no operators for {x.device.type} tensors", fix)
+    near = difflib.get_close_matches(implementation, available, n=1)
+    fix = f"did you mean {near[0]}? Otherwise {fix}" if near else fix
+    raise InputError(f"implementation {implementation}", "unknown", fix)
+
+
+def fastest(query: Tensor, key: Tensor, value: Tensor, choices: Choices | None) -> str:
+    """On the CPU by size alone; on CUDA the choice that was measured, or gemm where nothing may be measured.
+
+    That is while a graph is traced or captured, and where algorithms must be deterministic. Of several processes, each
+    evaluates other images than the rest, so that they only measure passes with gradients.
+    """
+    tensors = (query, key, value)
+    if not query.is_cuda:
+        return "numba" if query.device.type == "cpu" and cpu.pays_off(query, value) else "gemm"
+    # tensors of another type may be fake, with shapes alone
+    plain = all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+    if choices is None or torch.compiler.is_compiling() or not plain or value.dtype not in cuda.DTYPES:
+        return "gemm"
+    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    case = describe((query, value), choices.device or torch.cuda.get_device_name(query.device), gradients)
+    if case in choices.known:
+        return choices.known[case]
+    unshared = choices.share is not None and not gradients
+    if unshared or torch.cuda.is_current_stream_capturing() or torch.are_deterministic_algorithms_enabled():
+        return "gemm"
+    candidates = {name: partial(registered.run_once, name, *tensors, gradients) for name in CANDIDATES}
+    with torch.cuda.device(query.device):
+        return choices.choose(case, candidates, elapsed)
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    kind = x.device.type
+    # the meta device, on which sizes and costs are worked out, has no autocast to switch off
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _check(query: Tensor, key: Tensor) -> None:
+    if query.dim() != 4 or query.shape != key.shape:
+        raise ValueError(
+            f"query {tuple(query.shape)} and key {tuple(key.shape)} must have one and the same shape (B, C, H, W)"
+        )
+
+
+def _check_weights(attention: Tensor, value: Tensor) -> None:
+    B, _, H, W = value.shape
+    if attention.shape != (B, H + W, H, W):
+        raise ValueError(f"attention {tuple(attention.shape)} must be (B, H + W, H, W) = {(B, H + W, H, W)}")
