@@ -125,7 +125,7 @@ def evaluate(
         "dataset": settled.data.dataset,
         "data": settled.data.root,
         "split": split,
-        "list": None if source.listing is None else str(source.listing),
+        "list": None if source.samples.listing is None else str(source.samples.listing),
         "limit": limit,
     }
     return result(matrix, source, restored.path, settings)
@@ -228,7 +228,7 @@ def _labelled(source: Source, split: str, save: Path | None) -> bool:
     if len(missing) < count:
         why = f"has no label, as {len(missing)} of {count} images of split {split}"
         fix = "label every image or none; --list FILE can name those with a label"
-        raise InputError(f"{source.where(first)}image {first.image}", why, fix)
+        raise InputError(f"{source.samples.where(first)}image {first.image}", why, fix)
     if save is None:
         why = "has no labels, so there is nothing to score"
         raise InputError(f"split {split}", why, "add --save DIR to segment its images, or choose a split with labels")

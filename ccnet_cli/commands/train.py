@@ -111,7 +111,7 @@ def _prepared(make: Callable[..., Plan]) -> tuple[Plan, datasets.Source]:
     distributed.remember("run", str(plan.run))
     preset = plan.preset
     if plan.weights:
-        loading.check(plan.weights, preset.model, len(datasets.classes(preset.data)), plan.partial)
+        loading.check(plan.weights, preset.model, len(datasets.classes_of(preset.data)), plan.partial)
     source, _ = (datasets.open_source(preset.data, split) for split in ("train", "val"))
     processes = f"{plan.processes} process{'es' if plan.processes > 1 else ''}"
     batch = f"global batch {preset.train.batch} = {processes} x {plan.micro_batch} images"

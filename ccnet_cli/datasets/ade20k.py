@@ -1,10 +1,8 @@
 """ADE20K, the scene parsing challenge's 150 classes: images/SPLIT and annotations/SPLIT, value 0 ignored."""
 
-from pathlib import Path
-
-from ccnet_cli import config
-from ccnet_cli.datasets.listing import beside, find_list, folder, folder_name, home, pair, read_list
-from ccnet_cli.datasets.source import IGNORED, Classes, Source, coloured, lookup
+from ccnet_cli.datasets.dataset import DataSet, Split, holds
+from ccnet_cli.datasets.listing import Samples, find_home, pair
+from ccnet_cli.media.classes import Classes, parse_colours
 
 # by label value, 1 first: name and RGB
 TABLE = """
@@ -30,22 +28,26 @@ screen 00ccff, blanket 1400ff, sculpture ffff00, hood 0099ff, sconce 0029ff, vas
 tray 29ff00, ashcan ad00ff, fan 00f5ff, pier 4700ff, crt screen 7a00ff, plate 00ffb8, monitor 005cff,
 bulletin board b8ff00, shower 0085ff, radiator ffd600, glass 19c2c2, clock 66ff00, flag 5c00ff
 """
-NAMES, PALETTE = coloured(TABLE)
+NAMES, PALETTE = parse_colours(TABLE)
 CLASSES = Classes(NAMES, PALETTE, tuple(range(1, len(NAMES) + 1)))
-LOOKUP = lookup({value: value - 1 for value in CLASSES.label_ids}, [0, IGNORED])
-SPLITS = {"train": "training", "val": "validation"}
 
 
-def open_ade20k(data: config.Data, root: Path, split: str, labels_required: bool) -> Source:
-    """The split of a list file, or of ADEChallengeData2016's folders, in the root or the root itself."""
-    if listing := find_list(data, root, split):
-        samples = read_list(listing, root, unique=split != "train", labels_required=labels_required)
-        return Source(data.dataset, samples, CLASSES, LOOKUP, listing=listing)
-    name = folder_name(data, split)
-    name = SPLITS.get(name, name)
-    top = home(root, "images", ("ADEChallengeData2016",))
-    images = folder(top / "images" / name, "images/training and images/validation")
-    labels = top / "annotations" / name
-    if labels_required:
-        folder(labels, "annotations/training and annotations/validation")
-    return Source(data.dataset, pair(images, labels, beside), CLASSES, LOOKUP)
+def list_files(split: Split) -> Samples:
+    """The folders of ADEChallengeData2016, in the root or the root itself."""
+    top = find_home(split.root, "images", ("ADEChallengeData2016",))
+    images = split.images(top / "images" / split.folder, "images/training and images/validation")
+    labels = split.labels(top / "annotations" / split.folder, "annotations/training and annotations/validation")
+    return pair(images, labels)
+
+
+DATASET = DataSet(
+    CLASSES,
+    list_files,
+    ignored=(0,),
+    folders={"train": "training", "val": "validation"},
+    recognise=holds(
+        ("ADEChallengeData2016",),
+        ("images/training", "annotations/training"),
+        ("images/validation", "annotations/validation"),
+    ),
+)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ccnet_cli import config
-from ccnet_cli.datasets.listing import beside, find_list, folder, folder_name, pair, read_list
-from ccnet_cli.datasets.source import IGNORED, Classes, Source, lookup
+from ccnet_cli.datasets.dataset import DataSet, Split
+from ccnet_cli.datasets.listing import Samples, pair
+from ccnet_cli.media.classes import Classes
 
 VOID = 11
 # by label value: name, RGB
@@ -22,17 +22,19 @@ TABLE = (
     ("bicyclist", (0, 128, 192)),
 )
 CLASSES = Classes(*zip(*((name, colour, value) for value, (name, colour) in enumerate(TABLE)), strict=True))
-LOOKUP = lookup({value: value for value in range(len(TABLE))}, [VOID, IGNORED])
 
 
-def open_camvid(data: config.Data, root: Path, split: str, labels_required: bool) -> Source:
-    """The split of a list file, or of the folders SPLIT and SPLITannot where none is given."""
-    if listing := find_list(data, root, split):
-        samples = read_list(listing, root, unique=split != "train", labels_required=labels_required)
-        return Source(data.dataset, samples, CLASSES, LOOKUP, listing=listing)
-    name = folder_name(data, split)
-    images = folder(root / name, "SPLIT/NAME.png")
-    labels = root / f"{name}annot"
-    if labels_required:
-        folder(labels, "SPLITannot/NAME.png")
-    return Source(data.dataset, pair(images, labels, beside), CLASSES, LOOKUP)
+def list_files(split: Split) -> Samples:
+    """The folders SPLIT and SPLITannot."""
+    images = split.images(split.root / split.folder, "SPLIT/NAME.png")
+    return pair(images, split.labels(split.root / f"{split.folder}annot", "SPLITannot/NAME.png"))
+
+
+def recognise(folder: Path) -> bool:
+    """Whether a folder SPLIT lies beside a folder SPLITannot."""
+    return any(
+        path.is_dir() and path.with_name(path.name.removesuffix("annot")).is_dir() for path in folder.glob("*annot")
+    )
+
+
+DATASET = DataSet(CLASSES, list_files, ignored=(VOID,), recognise=recognise)

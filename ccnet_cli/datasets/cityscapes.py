@@ -1,10 +1,8 @@
 """Cityscapes: leftImg8bit/SPLIT/CITY and gtFine/SPLIT/CITY, or the official two-column lists."""
 
-from pathlib import Path
-
-from ccnet_cli import config
-from ccnet_cli.datasets.listing import find_list, folder, folder_name, lists_train_ids, pair, read_list, scan
-from ccnet_cli.datasets.source import IGNORED, LABEL_IDS, TRAIN_IDS, Classes, Source, lookup
+from ccnet_cli.datasets.dataset import LABEL_IDS, DataSet, Split, holds
+from ccnet_cli.datasets.listing import Samples, label_suffix, pair
+from ccnet_cli.media.classes import Classes
 
 # train id, in order: name, labelId, RGB
 TABLE = (
@@ -30,29 +28,22 @@ TABLE = (
 )
 CLASSES = Classes(*zip(*((name, colour, label_id) for name, label_id, colour in TABLE), strict=True))
 LAST_LABEL_ID = 33
-LOOKUPS = {
-    # 255 is the licence plate, -1, in eight bits
-    LABEL_IDS: lookup(
-        {label_id: train_id for train_id, (_, label_id, _) in enumerate(TABLE)}, [*range(LAST_LABEL_ID + 1), 255]
-    ),
-    TRAIN_IDS: lookup({train_id: train_id for train_id in range(len(TABLE))}, [IGNORED]),
-}
 
 
-def open_cityscapes(data: config.Data, root: Path, split: str, labels_required: bool) -> Source:
-    """The split of a list file, or of the official folders where none is given; labelIds, or train ids if so named."""
-    if listing := find_list(data, root, split):
-        samples = read_list(listing, root, unique=split != "train", labels_required=labels_required)
-        kind = TRAIN_IDS if lists_train_ids(listing, samples) else LABEL_IDS
-        return Source(data.dataset, samples, CLASSES, LOOKUPS[kind], label_kind=kind, listing=listing)
-    name = folder_name(data, split)
-    images = folder(root / "leftImg8bit" / name, "leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png")
-    labels = root / "gtFine" / name
-    if labels_required:
-        folder(labels, "gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png")
-    found = scan(labels, ("_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"))
-    only_train_ids = bool(found) and not any(path.endswith("_labelIds.png") for path in found)
-    kind = TRAIN_IDS if only_train_ids else LABEL_IDS
-    suffix = "_gtFine_labelTrainIds.png" if only_train_ids else "_gtFine_labelIds.png"
-    samples = pair(images, labels, lambda image: image.rpartition(".")[0].removesuffix("_leftImg8bit") + suffix)
-    return Source(data.dataset, samples, CLASSES, LOOKUPS[kind], label_kind=kind)
+def list_files(split: Split) -> Samples:
+    """The official folders; labelIds, or labelTrainIds where only these lie there."""
+    images = split.images(split.root / "leftImg8bit" / split.folder, "leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png")
+    labels = split.labels(split.root / "gtFine" / split.folder, "gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png")
+    suffix = label_suffix(labels, "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png")
+    return pair(images, labels, lambda stem: stem.removesuffix("_leftImg8bit") + suffix)
+
+
+DATASET = DataSet(
+    CLASSES,
+    list_files,
+    # 255, which data.ignore_index adds, is the licence plate, -1, in eight bits
+    ignored=tuple(range(LAST_LABEL_ID + 1)),
+    label_kind=LABEL_IDS,
+    converted=True,
+    recognise=holds(("leftImg8bit",)),
+)

@@ -1,19 +1,8 @@
 """COCO-Stuff 164k, 171 classes: images/SPLIT2017 and annotations/SPLIT2017, the stuff and thing maps; 255 ignored."""
 
-from pathlib import Path
-
-from ccnet_cli import config
-from ccnet_cli.datasets.listing import (
-    beside,
-    find_list,
-    folder,
-    folder_name,
-    lists_train_ids,
-    pair,
-    read_list,
-    scan,
-)
-from ccnet_cli.datasets.source import IGNORED, Classes, Source, coloured, lookup
+from ccnet_cli.datasets.dataset import DataSet, Split, holds
+from ccnet_cli.datasets.listing import Samples, label_suffix, pair
+from ccnet_cli.media.classes import Classes, parse_colours
 
 # in the order of the train ids: name and RGB
 TABLE = """
@@ -45,29 +34,26 @@ wall-wood 804060, water-other c02040, waterdrops c04080, window-blind 40c060, wi
 """
 # things that COCO meant to have and never labelled, from street sign to hair brush
 UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
-NAMES, PALETTE = coloured(TABLE)
+NAMES, PALETTE = parse_colours(TABLE)
 CLASSES = Classes(NAMES, PALETTE, tuple(value for value in range(182) if value not in UNUSED))
-LOOKUP = lookup({value: train_id for train_id, value in enumerate(CLASSES.label_ids)}, [IGNORED])
-# mmsegmentation's conversion
-CONVERTED = "_labelTrainIds.png"
-CONVERTED_LOOKUP = lookup({train_id: train_id for train_id in range(len(CLASSES))}, [IGNORED])
-SPLITS = {"train": "train2017", "val": "val2017"}
 
 
-def open_cocostuff(data: config.Data, root: Path, split: str, labels_required: bool) -> Source:
-    """The split of a list file, or of the folders; the maps as published, or train ids where all are named so."""
-    if listing := find_list(data, root, split):
-        samples = read_list(listing, root, unique=split != "train", labels_required=labels_required)
-        table = CONVERTED_LOOKUP if lists_train_ids(listing, samples) else LOOKUP
-        return Source(data.dataset, samples, CLASSES, table, listing=listing)
-    name = folder_name(data, split)
-    name = SPLITS.get(name, name)
-    images = folder(root / "images" / name, "images/train2017 and images/val2017")
-    labels = root / "annotations" / name
-    if labels_required:
-        folder(labels, "annotations/train2017 and annotations/val2017, PNG maps")
-    found = scan(labels, (".png",))
-    if found and all(path.endswith(CONVERTED) for path in found):
-        samples = pair(images, labels, lambda image: beside(image).removesuffix(".png") + CONVERTED)
-        return Source(data.dataset, samples, CLASSES, CONVERTED_LOOKUP)
-    return Source(data.dataset, pair(images, labels, beside), CLASSES, LOOKUP)
+def list_files(split: Split) -> Samples:
+    """The folders of the maps as published, or of mmsegmentation's conversion where all maps are converted."""
+    images = split.images(split.root / "images" / split.folder, "images/train2017 and images/val2017")
+    expected = "annotations/train2017 and annotations/val2017, PNG maps"
+    labels = split.labels(split.root / "annotations" / split.folder, expected)
+    suffix = label_suffix(labels, ".png", "_labelTrainIds.png")
+    return pair(images, labels, lambda stem: stem + suffix)
+
+
+DATASET = DataSet(
+    CLASSES,
+    list_files,
+    converted=True,
+    folders={"train": "train2017", "val": "val2017"},
+    recognise=holds(
+        ("images/train2017", "annotations/train2017"),
+        ("images/val2017", "annotations/val2017"),
+    ),
+)

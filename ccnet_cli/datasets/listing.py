@@ -1,27 +1,70 @@
 """Which files a data set has: list files and folders, checked before the first image is read."""
 
-import dataclasses
 import hashlib
 import os
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
-from ccnet_cli import config
-from ccnet_cli.datasets.source import Samples, Source
 from ccnet_cli.errors import InputError
-from ccnet_cli.media.images import IMAGE_SUFFIXES, read_bytes
+from ccnet_cli.media import IMAGE_SUFFIXES
 
 # IMAGE, LABEL or None, NAME, LINE; paths relative to the root
 Row = tuple[str, str | None, str, int]
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
-# one of these is somewhere in a text with an entry that is absolute or has an empty, . or .. part
+# a text holds one of these if any of its entries is absolute or has an empty, . or .. part
 UNTIDY = ("\n/", " /", "\t/", "//", "./", ".\n", ".\r", ". ", ".\t")
 
 
-def folder(path: Path, expected: str) -> Path:
+@dataclass(frozen=True)
+class Sample:
+    """An image and its label map; name is relative, without suffix and unique; line is that in a list file, or 0."""
+
+    image: Path
+    label: Path | None
+    name: str
+    line: int = 0
+
+
+class Samples(Sequence[Sample]):
+    """Rows (IMAGE, LABEL or None, NAME, LINE) of paths below a root, from a list file if listing names one.
+
+    A row becomes a Sample only when it is asked for: lists can be long.
+    """
+
+    def __init__(self, root: Path, rows: Sequence[Row], listing: Path | None = None) -> None:
+        self.root = root
+        self.rows = rows
+        self.listing = listing
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Samples": ...
+    def __getitem__(self, index: int | slice) -> "Sample | Samples":
+        if isinstance(index, slice):
+            return Samples(self.root, self.rows[index], self.listing)
+        image, label, name, line = self.rows[index]
+        return Sample(self.root / image, None if label is None else self.root / label, name, line)
+
+    def where(self, sample: Sample) -> str:
+        """ "LIST line N: " for a sample of a list file, else nothing."""
+        return f"{self.listing} line {sample.line}: " if self.listing and sample.line else ""
+
+    def fingerprint(self) -> str:
+        """sha256 of the names of images and labels in their order, whatever their folders."""
+        lines = (f"{name}\t{label and posixpath.basename(label)}\n" for _, label, name, _ in self.rows)
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def require_folder(path: Path, expected: str) -> Path:
     """The path, if it is a folder; InputError says what was expected there."""
     if not path.is_dir():
         why = "is not a folder" if path.exists() else "does not exist"
@@ -29,33 +72,19 @@ def folder(path: Path, expected: str) -> Path:
     return path
 
 
-def find_list(data: config.Data, root: Path, split: str) -> Path | None:
-    """The split's list file, if one is set: relative to the data root or, where it is not there, the working folder."""
-    name = {"train": data.train_list, "val": data.val_list, "test": data.test_list}.get(split)
-    if name is None:
-        return None
-    inside = root / name
-    return inside if inside.exists() or not Path(name).exists() else Path(name)
-
-
-def folder_name(data: config.Data, split: str) -> str:
-    """What the folders of a split are called: data.train_split, data.val_split, and any other split by its own name."""
-    return {"train": data.train_split, "val": data.val_split}.get(split, split)
-
-
-def home(root: Path, holds: str, below: Sequence[str]) -> Path:
-    """The root, or the first of its folders `below` where it lacks what they hold; the root where all do."""
-    return next((place for place in (root, *(root / name for name in below)) if (place / holds).exists()), root)
+def find_home(root: Path, name: str, folders: Sequence[str]) -> Path:
+    """The root or the first of its folders that holds a file or folder of this name; the root if none does."""
+    return next((home for home in (root, *(root / each for each in folders)) if (home / name).exists()), root)
 
 
 def read_list(path: Path, root: Path, unique: bool, labels_required: bool) -> Samples:
-    """Samples of a list file, a line each: IMAGE LABEL or, without labels, IMAGE.
+    """The samples of a list file, whose lines are IMAGE LABEL or, if labels are not required, IMAGE.
 
     Columns are separated by blanks, or by tabs alone where names hold blanks. InputError opens with the list and line.
-    unique refuses an image that comes twice: it would count twice.
+    unique refuses an image that comes twice.
     """
-    text = _text(path)
-    # lists can be long: most need no look at the single entry
+    text = _read_text(path)
+    # lists can be long: most need no check of every single entry
     untidy = any(mark in f"\n{text}\n" for mark in UNTIDY)
     top = posixpath.normpath(root.absolute()).rstrip("/") + "/"
     first: dict[str, int] = {}
@@ -78,22 +107,24 @@ def read_list(path: Path, root: Path, unique: bool, labels_required: bool) -> Sa
         rows.append((image, columns[1] if len(columns) == 2 else None, name, number))
     if not rows:
         raise InputError(f"list {path}", "names no image", "write a line IMAGE LABEL for each")
-    return Samples(root, rows)
+    return Samples(root, rows, path)
 
 
-def lists_train_ids(listing: Path, samples: Samples) -> bool:
-    """Whether the label files of a list are named labelTrainIds; InputError where some are and some are not."""
-    kinds = {"labelTrainIds" in label for _, label, _, _ in samples.rows if label is not None}
-    if len(kinds) == 2:
-        raise InputError(f"list {listing}", "names labelTrainIds files and others", "list one kind of label")
+def holds_train_ids(samples: Samples) -> bool:
+    """Whether the label files are named labelTrainIds; InputError where some of a list are and some are not."""
+    # entries of a list count with their folders
+    labels = (label if samples.listing else posixpath.basename(label) for _, label, *_ in samples.rows if label)
+    kinds = {"labelTrainIds" in label for label in labels}
+    if len(kinds) == 2 and samples.listing:
+        raise InputError(f"list {samples.listing}", "names labelTrainIds files and others", "list one kind of label")
     return kinds == {True}
 
 
 def read_names(path: Path, unique: bool) -> list[tuple[str, int]]:
-    """The bare names in a list, one a line, each with its line number; unique refuses one that comes twice."""
+    """The names in a list, one a line, each with its line number; unique refuses one that comes twice."""
     first: dict[str, int] = {}
     names: list[tuple[str, int]] = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
         if not (name := line.strip()):
             continue
         if "/" in name or name in (".", ".."):
@@ -107,25 +138,30 @@ def read_names(path: Path, unique: bool) -> list[tuple[str, int]]:
     return names
 
 
-def named(names: Sequence[tuple[str, int]], images: Path, labels: Sequence[Path]) -> Samples:
-    """Samples of the JPEGs of these names below a folder, with these labels."""
+def name_pairs(
+    names: Sequence[tuple[str, int]], images: Path, labels: Sequence[Path], listing: Path | None = None
+) -> Samples:
+    """Samples of the JPEGs of these names (and line numbers) below a folder, with these labels."""
     top = os.fspath(images.absolute())
     rows = [
         (f"{top}/{name}.jpg", os.fspath(label.absolute()), name, line)
         for (name, line), label in zip(names, labels, strict=True)
     ]
-    return Samples(Path("/"), rows)
+    return Samples(Path("/"), rows, listing)
 
 
-def _text(path: Path) -> str:
-    """A list file's text; bytes that are not UTF-8 stay what they are, as the names of files may hold them."""
+def _read_text(path: Path) -> str:
+    """A list file's text; bytes that are not UTF-8 are preserved, as the names of files may hold them."""
+    # OpenCV comes with it, and a preset is read without
+    from ccnet_cli.media.images import read_bytes
+
     content = read_bytes(path, "list")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"list {path}", "is UTF-16 text", "save it as UTF-8")
     text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    if wrong := CONTROL.search(text):
-        number = text.count("\n", 0, wrong.start()) + 1
-        raise InputError(f"{path} line {number}", f"holds the character {wrong[0]!r}", "save it as plain UTF-8 text")
+    if match := CONTROL.search(text):
+        number = text.count("\n", 0, match.start()) + 1
+        raise InputError(f"{path} line {number}", f"holds the character {match[0]!r}", "save it as plain UTF-8 text")
     return text
 
 
@@ -138,9 +174,9 @@ def _inside(entry: str, top: str, where: str) -> str:
 
 
 def scan(top: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[str]:
-    """Sorted relative paths of the files below a folder that end in a suffix, in any case; hidden ones are left out."""
+    """Sorted relative paths of the files below a folder that end in a suffix, in any case, without hidden files."""
     endings = tuple(suffix.lower() for suffix in suffixes)
-    found: list[str] = []
+    paths: list[str] = []
     seen: set[str] = set()
     for base, folders, files in os.walk(top, followlinks=True):
         real = os.path.realpath(base)
@@ -151,19 +187,20 @@ def scan(top: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[str]:
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(base).relative_to(top)
-        found += [
+        paths += [
             (below / name).as_posix() for name in files if name.lower().endswith(endings) and not name.startswith(".")
         ]
-    return sorted(found)
+    return sorted(paths)
 
 
-def beside(image: str) -> str:
-    """The label's relative path where it is the image's, as a PNG."""
-    return f"{posixpath.splitext(image)[0]}.png"
+def label_suffix(labels: Path, published: str, converted: str) -> str:
+    """The suffix of the label files below a folder: converted if all that end in one of the two end in it."""
+    names = scan(labels, (published, converted))
+    return converted if names and all(name.endswith(converted) for name in names) else published
 
 
-def pair(images: Path, labels: Path | None, label_of: Callable[[str], str] = beside) -> Samples:
-    """Samples of the images below a folder; label_of gives a label's path below labels from its image's."""
+def pair(images: Path, labels: Path, label_of: Callable[[str], str] = "{}.png".format) -> Samples:
+    """Samples of all images below a folder; label_of makes a label's path of its image's, both relative, no suffix."""
     rows: list[Row] = []
     first: dict[str, str] = {}
     for relative in scan(images):
@@ -171,22 +208,15 @@ def pair(images: Path, labels: Path | None, label_of: Callable[[str], str] = bes
         if first.setdefault(name, relative) != relative:
             why = f"has the same name as {first[name]} beside it: their results would overwrite each other"
             raise InputError(f"image {images / relative}", why, "rename or remove one")
-        label = None if labels is None else os.fspath((labels / label_of(relative)).absolute())
+        label = os.fspath((labels / label_of(name)).absolute())
         rows.append((os.fspath((images / relative).absolute()), label, name, 0))
     if not rows:
         raise InputError(f"folder {images}", "holds no image", f"put {' '.join(IMAGE_SUFFIXES)} files there")
     return Samples(Path("/"), rows)
 
 
-def fingerprint(source: Source) -> str:
-    """sha256 of the names of a split's images and labels in their order, wherever they lie."""
-    assert isinstance(source.samples, Samples)
-    lines = (f"{name}\t{label and posixpath.basename(label)}\n" for _, label, name, _ in source.samples.rows)
-    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-
-
 def existing(paths: Iterable[str]) -> Iterator[bool]:
-    """For each path whether it exists, each folder listed once: lists may name a million files."""
+    """For each path whether it exists; every folder is listed once, as lists may name a million files."""
     contents: dict[str, set[str]] = {}
     for path in paths:
         parent, _, name = path.rpartition("/")
@@ -199,29 +229,24 @@ def existing(paths: Iterable[str]) -> Iterator[bool]:
         yield name in contents[parent]
 
 
-def complete(source: Source, labels_required: bool) -> Source:
-    """The source, once every file is known to exist; without labels_required a label that does not becomes None."""
-    samples = source.samples
-    assert isinstance(samples, Samples)
+def require_files(samples: Samples, labels_required: bool) -> Samples:
+    """The samples, once every file is known to exist; without labels_required a missing label becomes None."""
     top = os.fspath(samples.root.absolute()).rstrip("/") + "/"
-    for index, there in enumerate(existing(_below(top, image) for image, *_ in samples.rows)):
-        if not there:
+    for index, exists in enumerate(existing(_below(top, image) for image, *_ in samples.rows)):
+        if not exists:
             sample = samples[index]
-            raise InputError(f"{source.where(sample)}image {sample.image}", "does not exist", "check data.root")
-    rows: list[Row] = []
+            raise InputError(f"{samples.where(sample)}image {sample.image}", "does not exist", "check data.root")
     labelled = list(existing(_below(top, label or "") for _, label, *_ in samples.rows))
     if all(labelled) and all(label is not None for _, label, *_ in samples.rows):
-        return source
-    for row, there in zip(samples.rows, labelled, strict=True):
-        if row[1] is not None and there:
-            rows.append(row)
-        elif labels_required:
-            sample = samples[len(rows)]
-            why = "has no label" if sample.label is None else f"has no label {sample.label}"
-            raise InputError(f"{source.where(sample)}image {sample.image}", why, "give a label for every image")
-        else:
-            rows.append((row[0], None, *row[2:]))
-    return dataclasses.replace(source, samples=Samples(samples.root, rows))
+        return samples
+    rows: list[Row] = []
+    for index, ((image, label, name, line), exists) in enumerate(zip(samples.rows, labelled, strict=True)):
+        if labels_required and (label is None or not exists):
+            sample = samples[index]
+            why = "has no label" if label is None else f"has no label {sample.label}"
+            raise InputError(f"{samples.where(sample)}image {sample.image}", why, "give a label for every image")
+        rows.append((image, label if exists else None, name, line))
+    return Samples(samples.root, rows, samples.listing)
 
 
 def _below(top: str, path: str) -> str:

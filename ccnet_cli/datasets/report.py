@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ccnet_cli.datasets.source import IGNORED, LABEL_IDS, Source, load_image, load_pair
+from ccnet_cli.datasets.dataset import LABEL_IDS
+from ccnet_cli.datasets.settings import IGNORED
+from ccnet_cli.datasets.source import Source, load_image, load_pair
 from ccnet_cli.errors import InputError
 
 
@@ -45,11 +47,11 @@ def check(source: Source) -> Report:
         try:
             if sample.label is None:
                 image, label = load_image(sample), None
-                problems.append(f"{source.where(sample)}image {sample.image}: has no label")
+                problems.append(f"{source.samples.where(sample)}image {sample.image}: has no label")
             else:
                 image, label = load_pair(source, sample)
         except InputError as error:
-            problems.append(f"{source.where(sample)}{error}")
+            problems.append(f"{source.samples.where(sample)}{error}")
             continue
         sizes[f"{image.shape[1]}x{image.shape[0]}"] += 1
         if label is not None:

@@ -1,80 +1,87 @@
-"""What a data set is once opened: its samples, its classes, and how its files' values become train ids."""
+"""Open a split of a data set, and read its images and its labels as train ids."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ccnet_cli.errors import InputError
+from ccnet_cli.datasets import DATASETS, classes_of
+from ccnet_cli.datasets.dataset import LABEL_IDS, OWN_IDS, TRAIN_IDS, Split
+from ccnet_cli.datasets.listing import Sample, Samples, holds_train_ids, read_list, require_files
+from ccnet_cli.datasets.settings import IGNORED, Data
+from ccnet_cli.errors import InputError, detail
 from ccnet_cli.media import images
-from ccnet_cli.media.classes import Classes as Classes
-from ccnet_cli.media.images import cv2
+from ccnet_cli.media.classes import Classes
+from ccnet_cli.media.images import Pixels, cv2
 
-IGNORED = 255
 REFUSED = -1
-# what a data set's label files may hold; it decides which mix-up can be told from the values
-LABEL_IDS, TRAIN_IDS, OWN_IDS = "labelIds", "trainIds", "ids"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An image and its label map; name is relative, without suffix and unique; line is that in a list file, or 0."""
-
-    image: Path
-    label: Path | None
-    name: str
-    line: int = 0
-
-
-class Samples(Sequence[Sample]):
-    """Rows (IMAGE, LABEL or None, NAME, LINE) below a root, made into a Sample when asked: lists can be long."""
-
-    def __init__(self, root: Path, rows: Sequence[tuple[str, str | None, str, int]]) -> None:
-        self.root = root
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Samples": ...
-    def __getitem__(self, index: int | slice) -> "Sample | Samples":
-        if isinstance(index, slice):
-            return Samples(self.root, self.rows[index])
-        image, label, name, line = self.rows[index]
-        return Sample(self.root / image, None if label is None else self.root / label, name, line)
+Values = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A split, opened; lookup (65536,) int16 gives the train id of a file's value: 255 ignored, -1 not allowed."""
+    """An open split; lookup (65536,) int16 gives the train id of a label file's value: 255 ignored, -1 refused."""
 
     dataset: str
-    samples: Sequence[Sample]
+    samples: Samples
     classes: Classes
-    lookup: np.ndarray
-    ignore_index: int = IGNORED
+    lookup: npt.NDArray[np.int16]
     label_kind: str = OWN_IDS
-    listing: Path | None = None
-
-    def where(self, sample: Sample) -> str:
-        """ "LIST line N: " for a sample that a list file named, else nothing."""
-        return f"{self.listing} line {sample.line}: " if self.listing and sample.line else ""
+    read_label: Callable[[Path], images.Labels] = images.read_label
+    ignore_index: int = IGNORED
 
 
-def coloured(table: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """The names and RGB colours of a table "NAME RRGGBB, NAME RRGGBB, ..."."""
-    entries = [entry.strip().rpartition(" ") for entry in table.split(",")]
-    colours = [bytes.fromhex(colour) for _, _, colour in entries]
-    return tuple(name for name, _, _ in entries), tuple((red, green, blue) for red, green, blue in colours)
+def open_source(data: Data, split: str, labels_required: bool = True, verify: bool = True) -> Source:
+    """The images of a split, train, val or another folder's name, each with its label unless labels are not required.
+
+    InputError names the first file that does not exist; verify=False leaves those for check to report.
+    """
+    dataset = DATASETS[data.dataset]
+    root = _find_root(data)
+    classes = classes_of(data)
+    if listing := _find_list(data, root, split):
+        samples = read_list(listing, root, unique=split != "train", labels_required=labels_required)
+    else:
+        name = {"train": data.train_split, "val": data.val_split}.get(split, split)
+        folder = dataset.folders.get(name, name)
+        samples = dataset.files(Split(data, root, split, folder, labels_required))
+    if verify:
+        samples = require_files(samples, labels_required)
+    kind, values, ignored = dataset.label_kind, enumerate(classes.label_ids), dataset.ignored
+    train_ids = {value: index for index, value in values} | dict(dataset.values)
+    if dataset.converted and holds_train_ids(samples):
+        kind, train_ids, ignored = TRAIN_IDS, {index: index for index in range(len(classes))}, ()
+    detail(f"{len(samples)} images of {data.dataset} in {split}, {len(classes)} classes")
+    lookup = label_lookup(train_ids, (*ignored, data.ignore_index))
+    return Source(data.dataset, samples, classes, lookup, kind, dataset.read_label or images.read_label)
 
 
-def lookup(train_ids: Mapping[int, int], ignored: Sequence[int]) -> np.ndarray:
-    """The table (65536,) int16 of file value -> train id; ignored values give 255, all others -1."""
+def _find_root(data: Data) -> Path:
+    if data.root is None and (built_in := DATASETS[data.dataset].root):
+        return built_in()
+    fix = f"give the folder of {data.dataset} with --data DIR"
+    if data.root is None:
+        raise InputError("preset key data.root", "missing", fix)
+    root = Path(data.root).expanduser()
+    if not root.is_dir():
+        raise InputError(f"folder {root}", "is not a folder" if root.exists() else "does not exist", fix)
+    return root
+
+
+def _find_list(data: Data, root: Path, split: str) -> Path | None:
+    """The split's list file, if one is set: relative to the data root or, if it is not there, the working folder."""
+    name = {"train": data.train_list, "val": data.val_list, "test": data.test_list}.get(split)
+    if name is None:
+        return None
+    inside = root / name
+    return inside if inside.exists() or not Path(name).exists() else Path(name)
+
+
+def label_lookup(train_ids: Mapping[int, int], ignored: Iterable[int]) -> npt.NDArray[np.int16]:
+    """The table (65536,) of file value -> train id; ignored values give 255, all others -1."""
     table = np.full(65536, REFUSED, np.int16)
     table[list(ignored)] = IGNORED
     for value, train_id in train_ids.items():
@@ -82,34 +89,34 @@ def lookup(train_ids: Mapping[int, int], ignored: Sequence[int]) -> np.ndarray:
     return table
 
 
-def load_image(sample: Sample) -> np.ndarray:
-    """The image as uint8 BGR (H, W, 3), not rotated by EXIF: its label is not either."""
+def load_image(sample: Sample) -> Pixels:
+    """The image as uint8 BGR (H, W, 3), not rotated by EXIF, as its label is not either."""
     return images.read_image(sample.image)
 
 
-def load_label(source: Source, sample: Sample) -> np.ndarray:
-    """Train ids (H, W) uint8, 255 ignored; InputError names the file and the values that are no class, or the sizes."""
+def load_label(source: Source, sample: Sample) -> Pixels:
+    """Train ids (H, W) uint8, 255 ignored; InputError names values that are no class, or sizes that differ."""
     label = _read_label(source, sample)
-    _same_size(sample, images.size(sample.image), label)
+    _require_same_size(sample, images.size(sample.image), label)
     return label
 
 
-def load_pair(source: Source, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Image and label as load_image and load_label give them, the image read once."""
+def load_pair(source: Source, sample: Sample) -> tuple[Pixels, Pixels]:
+    """The image of load_image and the label of load_label."""
     image = load_image(sample)
     label = _read_label(source, sample)
-    _same_size(sample, image.shape[:2], label)
+    _require_same_size(sample, image.shape[:2], label)
     return image, label
 
 
-def _read_label(source: Source, sample: Sample) -> np.ndarray:
+def _read_label(source: Source, sample: Sample) -> Pixels:
     if sample.label is None:
         raise InputError(f"image {sample.image}", "has no label", "give a label for every image")
-    values = images.read_label(sample.label)
+    values = source.read_label(sample.label)
     present = _present(values)
     refused = present[source.lookup[present] == REFUSED]
     if len(refused):
-        raise _wrong_values(source, sample.label, refused)
+        raise _describe_wrong_values(source, sample.label, refused)
     if source.label_kind == LABEL_IDS and looks_like_train_ids(present):
         why = "its values look like train ids (255 beside 0 to 6, nothing from 19 to 33) where labelIds are expected"
         raise InputError(f"label {sample.label}", why, "use *_labelIds.png, or list files named *_labelTrainIds.png")
@@ -119,7 +126,7 @@ def _read_label(source: Source, sample: Sample) -> np.ndarray:
     return source.lookup[values].astype(np.uint8)
 
 
-def _present(values: np.ndarray) -> np.ndarray:
+def _present(values: Values) -> Values:
     """The distinct values of a label map, ascending."""
     if values.dtype == np.uint8:
         # an order of magnitude faster than unique or bincount; its float counts only lose exactness, not presence
@@ -127,18 +134,17 @@ def _present(values: np.ndarray) -> np.ndarray:
     return np.unique(values)
 
 
-def looks_like_train_ids(present: np.ndarray) -> bool:
+def looks_like_train_ids(present: Values) -> bool:
     """Whether file values taken for Cityscapes labelIds are train ids: void beside 255, and no common class."""
     # labelIds call void 0 to 6 and hardly ever 255; sky, vegetation, cars and people are 19 to 33
     common = ((present >= 19) & (present <= 33)).any()
     return bool((present == 255).any() and (present <= 6).any() and not common)
 
 
-def _wrong_values(source: Source, label: Path, refused: np.ndarray) -> InputError:
+def _describe_wrong_values(source: Source, label: Path, refused: Values) -> InputError:
     listed = ", ".join(str(value) for value in refused[:8]) + (", ..." if len(refused) > 8 else "")
-    fix = "correct the file, or " + (
-        "data.classes and data.ignore_index" if source.dataset == "folder" else "data.dataset"
-    )
+    own_classes = isinstance(DATASETS[source.dataset].classes, Classes)
+    fix = f"correct the file, or {'data.dataset' if own_classes else 'data.classes and data.ignore_index'}"
     if refused.max() >= 1000:
         fix = "these look like instance ids: use the *_labelIds.png files"
     elif source.label_kind == TRAIN_IDS and refused.max() <= 33:
@@ -150,13 +156,13 @@ def _wrong_values(source: Source, label: Path, refused: np.ndarray) -> InputErro
     return InputError(f"label {label}", why, fix)
 
 
-def _ranges(values: np.ndarray) -> str:
+def _ranges(values: Values) -> str:
     """Ascending integers in words: 0 to 18, 255."""
     runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
-def _same_size(sample: Sample, size: tuple[int, ...], label: np.ndarray) -> None:
+def _require_same_size(sample: Sample, size: tuple[int, ...], label: Pixels) -> None:
     if size != label.shape:
         why = f"is {label.shape[1]} x {label.shape[0]} pixels, its image {sample.image} {size[1]} x {size[0]}"
         raise InputError(f"label {sample.label}", why, "give image and label of one size")

@@ -47,3 +47,10 @@ class Classes:
         names = tuple(str(name) for name in mapping["names"])
         mirrored = tuple((int(one), int(other)) for one, other in mapping.get("mirrored", ()))
         return cls(names, tuple(colours), tuple(int(value) for value in mapping["label_ids"]), mirrored)
+
+
+def parse_colours(table: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """The names and RGB colours of a table "NAME RRGGBB, NAME RRGGBB, ..."."""
+    entries = [entry.strip().rpartition(" ") for entry in table.split(",")]
+    colours = [bytes.fromhex(colour) for _, _, colour in entries]
+    return tuple(name for name, _, _ in entries), tuple((red, green, blue) for red, green, blue in colours)

@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, InputError
+from ccnet_cli.media import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 
 # 16384 x 8192, about 400 MB as a decoded image: larger ones are refused from their header
 PIXEL_LIMIT = 1 << 27
 BYTE_LIMIT = 1 << 30
 # what opencv-python is linked to
 SYSTEM_PACKAGES = "libgl1 libglib2.0-0 libxcb1"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 # OpenCV reads this once, while it is loaded
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(PIXEL_LIMIT))

@@ -166,7 +166,7 @@ class Trainer:
 
     @cached_property
     def _list_sha256(self) -> str:
-        return datasets.fingerprint(self.source)
+        return self.source.samples.fingerprint()
 
     def restore(self, content: dict[str, Any], path: Path, strict: bool = False) -> None:
         """Continue from a checkpoint's content; InputError where it does not fit this run.

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ccnet_cli import config
-from ccnet_cli.datasets import CLASSES
+from ccnet_cli.datasets import known_classes
 from ccnet_cli.errors import InputError
 from ccnet_cli.models.backbones.resnet import RESNETS, Bottleneck
 
@@ -326,7 +326,7 @@ def _trunk(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
 
 def _dataset(found: Foreign) -> str | None:
     """The data set whose classes the file has, by their names, or their number where it tells no names."""
-    for name, classes in CLASSES.items():
+    for name, classes in known_classes().items():
         same = found.names is None or [_letters(n) for n in found.names] == [_letters(n) for n in classes.names]
         if len(classes) == found.classes and same:
             return name

@@ -51,7 +51,7 @@ def understand(
         why = f"{found.what}, a backbone without a head: its scores would mean nothing"
         raise InputError(path, why, "train with it first (ccnet train --weights)")
     settings = weights.preset(found, preset, overrides)
-    classes = datasets.classes(settings.data)
+    classes = datasets.classes_of(settings.data)
     if found.classes is not None and len(classes) != found.classes:
         why = f"has {found.classes} classes, preset {settings.name} {len(classes)}"
         raise InputError(path, why, "choose a --preset with as many classes")

@@ -148,7 +148,7 @@ def test_a_checkpoint_of_persons_knows_what_a_mirror_exchanges(tmp_path):
     test = ["eval.flip=true", "eval.fit=[40, 32]", "eval.every=0"]
     run = train(preset(tmp_path / "LIP", *keys, *test, "schedule.steps=1"), run=tmp_path / "run")
     restored = loading.restore(run / "last.pt")
-    assert restored.classes == datasets.CLASSES["lip"]
+    assert restored.classes == datasets.lip.CLASSES
     assert evaluate(run / "last.pt", device="cpu").miou == pytest.approx(restored.metrics["miou"])
 
 

@@ -9,7 +9,7 @@ import torch
 
 import ccnet_cli
 from ccnet_cli import config
-from ccnet_cli.datasets import CLASSES
+from ccnet_cli.datasets import known_classes
 from ccnet_cli.errors import InputError
 from ccnet_cli.weights import layouts as weights
 from ccnet_cli.weights import load as loading
@@ -241,7 +241,7 @@ def test_the_preset_is_inferred_by_the_classes(tmp_path, classes, dataset):
 
 def test_classes_are_known_by_their_names_however_they_are_spelt(tmp_path):
     state = peers.mmseg(depth=50, width=8, channels=16, classes=20)
-    names = [name.replace(" ", "-").capitalize() for name in CLASSES["lip"].names]
+    names = [name.replace(" ", "-").capitalize() for name in known_classes()["lip"].names]
     names[5], names[0] = "UpperClothes", "Background "
     for spelt, dataset in ((names, "lip"), ([*names[1:], names[0]], "folder")):
         path = save({"state_dict": state, "meta": {"CLASSES": spelt}}, tmp_path / "m.pth")
