@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ccnet_cli import config, datasets, files
@@ -25,16 +25,12 @@ from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFin
 from ccnet_cli.figures import report
 from ccnet_cli.figures.report import Example, Worst, worst_of
 from ccnet_cli.inference.scoring import evaluate_model
-from ccnet_cli.losses import CrossEntropy, Ohem
-from ccnet_cli.losses import objective as objectives
-from ccnet_cli.losses.objective import Objective
 from ccnet_cli.media import images
-from ccnet_cli.models.network import CCNet, share
+from ccnet_cli.models.network import share
 from ccnet_cli.parallel import group as distributed
 from ccnet_cli.parallel import supervisor as launch
 from ccnet_cli.parallel.group import Limits
 from ccnet_cli.parallel.supervisor import Machines
-from ccnet_cli.parts import Outputs, Term
 from ccnet_cli.progress import Progress
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs import folder as runfolder
@@ -169,7 +165,7 @@ def _train(plan: Plan, device: torch.device, asked: Callable[[], int], opened: d
             if main and resume.parent == plan.run / "checkpoints":
                 # a kill may have come between the checkpoint and its names
                 _name(plan, trainer, resume)
-        record = Record(plan.run, trainer.step, preset.log.tensorboard) if main else None
+        record = Record(plan.run, trainer.step, preset.log.tensorboard, trainer.loss_names) if main else None
         owed = distributed.broadcast(record is not None and _owed(plan, resume, trainer.step, record))
         if trainer.step >= preset.schedule.steps and not owed:
             if main:
@@ -212,33 +208,6 @@ def _owed(plan: Plan, resume: Path | None, step: int, record: Record) -> bool:
     return own and _due(plan.preset, step) and not any("miou" in row for row in record.rows if row["step"] == step)
 
 
-class _Network(nn.Module):
-    """Images and labels -> loss: one module, so that the processes' gradients meet in one place."""
-
-    def __init__(self, model: CCNet, objective: Objective) -> None:
-        super().__init__()
-        self.model = model
-        self.objective = objective
-
-    def forward(self, image_BCHW: Tensor, label_BHW: Tensor) -> Tensor:
-        main_BKhw, auxiliary_BKhw = self.model.with_auxiliary(image_BCHW)
-        further = {} if auxiliary_BKhw is None else {"auxiliary": auxiliary_BKhw}
-        loss: Tensor = self.objective(Outputs(main_BKhw, further, main_BKhw), label_BHW)[0]
-        return loss
-
-
-def _terms(preset: config.Preset) -> dict[str, Term]:
-    """The loss's terms as the preset's keys of before describe them."""
-    loss, average = preset.loss, preset.loss.average
-    mining = loss.ohem.model_dump(exclude={"enabled"})
-    terms: dict[str, Term] = {"cross_entropy": CrossEntropy(average=average)}
-    if loss.ohem.enabled:
-        terms = {"ohem": Ohem(average=average, **mining)}
-    if preset.model.auxiliary:
-        terms["auxiliary"] = CrossEntropy(output="auxiliary", weight=loss.auxiliary, average=average)
-    return terms
-
-
 class _Waited:
     """The same batches, and the seconds that they were waited for."""
 
@@ -272,8 +241,7 @@ def _loop(
 ) -> None:
     preset, model = plan.preset, trainer.model
     steps = preset.schedule.steps
-    objective = objectives.build(_terms(preset), source.ignore_index, model.align_corners)
-    network = distributed.replicate(_Network(model, objective), trainer.device)
+    network = distributed.replicate(trainer.network, trainer.device)
     arrived = datasets.to_device(
         datasets.raise_worker_errors(_loader(plan, source, trainer.step, trainer.seen)),
         model.normalisation.mean,
@@ -285,7 +253,7 @@ def _loop(
     progress = Progress(steps, trainer.step)
     val = datasets.open_source(preset.data, "val")
     model.train()
-    losses: list[float] = []
+    losses: list[dict[str, float]] = []
     busy = logged = 0.0
     try:
         number = distributed.largest(asked(), trainer.device)
@@ -305,12 +273,11 @@ def _loop(
             if record and (trainer.step % preset.log.every == 0 or trainer.step == steps):
                 rate = len(losses) * preset.train.batch / (busy - logged)
                 stall = batches.spent() / (busy - logged)
-                finite = [loss for loss in losses if math.isfinite(loss)]
-                loss = sum(finite) / len(finite) if finite else math.nan
+                means = _means(losses, trainer.loss_names)
                 lr, epoch = trainer.optimizer.param_groups[0]["lr"], trainer.epoch
                 speed = {"images_per_second": rate, "stall": stall}
-                record.add(step=trainer.step, epoch=epoch, loss=loss, lr=lr, seconds=busy, **speed)
-                text = f"loss {loss:.4f}  lr {lr:.2e}  {rate:.1f} images/s, {stall:.0%} of it waiting for data"
+                record.add(step=trainer.step, epoch=epoch, **means, lr=lr, seconds=busy, **speed)
+                text = f"loss {means['loss']:.4f}  lr {lr:.2e}  {rate:.1f} images/s, {stall:.0%} of it waiting for data"
                 progress.show(trainer.step, text)
                 losses, logged = [], busy
             number = distributed.largest(asked(), trainer.device)
@@ -331,15 +298,23 @@ def _loop(
         progress.close()
 
 
-def _step(plan: Plan, trainer: Trainer, network: nn.Module, batches: Iterator[Any], record: Record | None) -> float:
-    """One optimiser step over all its micro-batches; the mean loss. With a record, a run's first batch is drawn."""
+def _means(losses: list[dict[str, float]], names: list[str]) -> dict[str, float]:
+    """The mean of each loss over the steps that were not skipped for it; nan where all were."""
+    finite = [each for each in losses if math.isfinite(each["loss"])]
+    return {name: sum(each[name] for each in finite) / len(finite) if finite else math.nan for name in names}
+
+
+def _step(
+    plan: Plan, trainer: Trainer, network: nn.Module, batches: Iterator[Any], record: Record | None
+) -> dict[str, float]:
+    """One optimiser step over all its micro-batches; its losses. With a record, a run's first batch is drawn."""
     train, schedule = plan.preset.train, plan.preset.schedule
     trainer.set_rate(
         learning_rate(trainer.step, schedule.steps, schedule.lr, schedule.power, schedule.warmup, schedule.minimum)
     )
     trainer.optimizer.zero_grad(set_to_none=True)
     buffers, samples = trainer.buffers(), []
-    total = torch.zeros((), device=trainer.device)
+    losses = torch.zeros(len(trainer.loss_names), device=trainer.device)
     for index in range(plan.accumulation):
         image, label, names = next(batches)
         samples += names
@@ -351,19 +326,20 @@ def _step(plan: Plan, trainer: Trainer, network: nn.Module, batches: Iterator[An
         apart = index + 1 < plan.accumulation and distributed.world() > 1
         with network.no_sync() if apart else nullcontext():
             with torch.autocast(trainer.device.type, DTYPES.get(train.precision), train.precision in DTYPES):
-                loss = network(image, label) / plan.accumulation
+                loss, terms = network(image, label)
+                loss = loss / plan.accumulation
             trainer.scaler.scale(loss).backward()
-        total += loss.detach()
-    if not trainer.update(total, buffers):
+        losses += torch.stack([loss.detach(), *(term / plan.accumulation for term in terms.values())])
+    if not trainer.update(losses, buffers):
         _skipped(plan, trainer, samples, record)
-    return trainer.loss
+    return trainer.losses
 
 
 def _skipped(plan: Plan, trainer: Trainer, samples: list[str], record: Record | None) -> None:
     """Tell of a step that was skipped; NonFiniteError where too many were in a row, or a run would end on several."""
     ranks = [
         {"loss": str(loss), "gradient_norm": str(norm), "samples": names}
-        for loss, norm, names in distributed.gather((trainer.loss, trainer.norm, samples))
+        for loss, norm, names in distributed.gather((trainer.losses["loss"], trainer.norm, samples))
     ]
     worst = next((each for each in ranks if not math.isfinite(float(each["loss"]))), ranks[0])
     why = f"loss {worst['loss']}, gradient norm {worst['gradient_norm']}"

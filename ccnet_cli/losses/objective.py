@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,14 @@ class Weighted(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Weighted terms by name, added up in their order; terms that are modules become submodules."""
+    """Weighted terms by name, added up in their order; a term that is a module becomes the submodule NAME_term."""
 
     def __init__(self, terms: Mapping[str, Weighted]) -> None:
         super().__init__()
         self.terms = dict(terms)
-        computes: list[Any] = [term.compute for term in terms.values()]
-        self.learned = nn.ModuleList(compute for compute in computes if isinstance(compute, nn.Module))
+        for name, term in terms.items():
+            if isinstance(term.compute, nn.Module):
+                self.add_module(f"{name}_term", term.compute)
 
     def forward(self, outputs: Outputs, label_BHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, 0-d, and each term's value by name, before its weight and outside of the graph.

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -64,12 +64,15 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
 class Record:
     """The log of one run folder; rows of earlier attempts after `step` are dropped, since they are run again.
 
-    A full disk is told once and stops no run: what could not be written follows when there is space again.
+    losses are the names of the loss and its terms; the table has a column for each, and for those of earlier rows. A
+    full disk is reported once and stops no run: what could not be written follows when there is space again.
     """
 
-    def __init__(self, folder: Path, step: int = 0, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, step: int = 0, tensorboard: bool = False, losses: Sequence[str] = ()) -> None:
         self.folder = folder
         self.rows = [row for row in _read_log(folder / "log.jsonl") if row["step"] <= step]
+        before = [key for row in self.rows for key in row if key.startswith("loss/")]
+        self.columns = tuple(dict.fromkeys([*COLUMNS, *before, *losses]))
         self.behind = False
         self._rewrite()
         self.board: Any = None
@@ -125,15 +128,15 @@ class Record:
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         with (self.folder / "metrics.csv").open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerow([row.get(column, "") for column in COLUMNS])
+            csv.writer(file).writerow([row.get(column, "") for column in self.columns])
 
     def _rewrite(self) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
         files.write_bytes(self.folder / "log.jsonl", lines.encode())
         table = io.StringIO(newline="")
         writer = csv.writer(table)
-        writer.writerow(COLUMNS)
-        writer.writerows([row.get(column, "") for column in COLUMNS] for row in self.rows)
+        writer.writerow(self.columns)
+        writer.writerows([row.get(column, "") for column in self.columns] for row in self.rows)
         files.write_bytes(self.folder / "metrics.csv", table.getvalue().encode())
 
 

@@ -16,9 +16,13 @@ from torch import Tensor, nn
 
 from ccnet_cli import config, datasets, ops
 from ccnet_cli.errors import InputError, notice
+from ccnet_cli.losses import CrossEntropy, Ohem
+from ccnet_cli.losses import objective as objectives
+from ccnet_cli.losses.objective import Objective
 from ccnet_cli.models import network as models
 from ccnet_cli.models.network import CCNet
 from ccnet_cli.parallel import group as distributed
+from ccnet_cli.parts import Outputs, Term
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.weights import load as loading
 
@@ -26,17 +30,34 @@ from ccnet_cli.weights import load as loading
 SHARES = ("world_size", "global_batch")
 
 
+class Network(nn.Module):
+    """Images and labels -> total loss and its terms: one module, so that gradients are reduced over ranks at once."""
+
+    def __init__(self, model: CCNet, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, image_BCHW: Tensor, label_BHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total, and each term before its weight by name."""
+        main_BKhw, auxiliary_BKhw = self.model.with_auxiliary(image_BCHW)
+        further = {} if auxiliary_BKhw is None else {"auxiliary": auxiliary_BKhw}
+        losses: tuple[Tensor, dict[str, Tensor]] = self.objective(Outputs(main_BKhw, further, main_BKhw), label_BHW)
+        return losses
+
+
 @dataclass
 class Trainer:
     """All that changes while training; `state` and `restore` name every part of it.
 
     step counts batches, those skipped too; epoch and offset are where in the data the next batch begins. nonfinite
-    counts the skipped steps in a row, failed_saves the checkpoints that the disk refused in a row.
+    counts the skipped steps in a row, failed_saves the checkpoints that the disk refused in a row. losses are those of
+    the last step on this rank: `loss`, and each term before its weight as `loss/NAME`.
     """
 
     preset: config.Preset
     source: datasets.Source
-    model: CCNet
+    network: Network
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averaged: CCNet | None
@@ -48,12 +69,17 @@ class Trainer:
     offset: int = 0
     nonfinite: int = 0
     failed_saves: int = 0
-    loss: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
     norm: float = 0.0
     best: float = -1.0
     best_step: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
     before: list[Tensor] = field(default_factory=list)
+
+    @property
+    def model(self) -> CCNet:
+        """The model that is trained."""
+        return self.network.model
 
     @property
     def inference_model(self) -> CCNet:
@@ -71,43 +97,51 @@ class Trainer:
         return self.epoch * len(self.source.samples) + self.offset
 
     def buffers(self) -> list[Tensor]:
-        """A copy of the model's buffers, for update to put back: a forward pass alone moves the running statistics.
+        """A copy of the network's buffers, for update to put back: a forward pass alone moves the running statistics.
 
         It lies in the same memory each time.
         """
-        buffers = list(self.model.buffers())
+        buffers = list(self.network.buffers())
         if not self.before:
             self.before = [torch.empty_like(buffer) for buffer in buffers]
         _copy(buffers, self.before)
         return self.before
 
-    def update(self, loss: Tensor, buffers: list[Tensor]) -> bool:
+    @property
+    def loss_names(self) -> list[str]:
+        """The names of the total loss and of its terms, as they are logged."""
+        return ["loss", *(f"loss/{name}" for name in self.network.objective.terms)]
+
+    def update(self, losses: Tensor, buffers: list[Tensor]) -> bool:
         """Step the optimiser with the gradients at hand, unless on any rank these or the loss are not finite.
+
+        losses (1 + terms,) are the total and its terms, as in loss_names.
 
         False for a step that every rank skipped: it leaves the model, its buffers as given, the moving average and the
         optimiser as they were, but takes its place in the schedule and its batch from the data. With fp16 it lowers the
         scale; as long as that can help it does not count in nonfinite.
 
-        Here alone a step waits for the device, and once: loss, norm and the verdict of all ranks come in one piece. To
-        read them a step later would mean schedule, moving average and checkpoint that do not know of the last step.
+        A step waits for the device here alone, and once: losses, norm and the verdict of all ranks come in one piece.
+        Read a step later, schedule, moving average and checkpoint would not know of the last step.
         """
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         lowers = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        verdict = torch.maximum(2 * _unsound(loss), (1 if lowers else 2) * _unsound(norm))
-        told = torch.stack([loss, norm, distributed.all_reduce_max(verdict)])
-        self.loss, self.norm, bad = told.tolist()
+        verdict = torch.maximum(2 * _unsound(losses[0]), (1 if lowers else 2) * _unsound(norm))
+        measured = torch.cat([losses, torch.stack([norm, distributed.all_reduce_max(verdict)])])
+        *values, self.norm, bad = measured.tolist()
+        self.losses = dict(zip(self.loss_names, values, strict=True))
         self.step += 1
         self.epoch, self.offset = divmod(self.seen + self.preset.train.batch, len(self.source.samples))
         if bad:
             self.nonfinite += bad == 2
-            _copy(buffers, list(self.model.buffers()))
+            _copy(buffers, list(self.network.buffers()))
             if self.scaler.is_enabled():
                 self.scaler.update()
             return False
         self.nonfinite = 0
         if self.preset.train.clip_norm:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.preset.train.clip_norm, norm)
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), self.preset.train.clip_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not None:
@@ -117,6 +151,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """The content of a checkpoint; every rank must call it."""
+        objective = self.network.objective.state_dict()
         return {
             "format": checkpoint.FORMAT,
             "model": self.inference_model.state_dict(),
@@ -137,7 +172,8 @@ class Trainer:
                 "nonfinite": self.nonfinite,
                 "random": distributed.gather(_random_state(self.device)),
                 "circumstances": self.circumstances(),
-            },
+            }
+            | ({"objective": objective} if objective else {}),
         }
 
     def facts(self) -> dict[str, Any]:
@@ -183,6 +219,7 @@ class Trainer:
         if self.averaged:
             loading.load_weights(self.model, training["model"] or content["model"], path)
         try:
+            self.network.objective.load_state_dict(training.get("objective", {}))
             self.optimizer.load_state_dict(training["optimizer"])
             # how the passes are made is this version's to say, not the file's
             for group in self.optimizer.param_groups:
@@ -238,9 +275,12 @@ def build(
     ops.use(model, choices)
     if train.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    objective = objectives.build(_terms(preset), source.ignore_index, model.align_corners).to(device)
+    objective.check({"main", "auxiliary"} if model.auxiliary else {"main"})
+    network = Network(model, objective)
     averaged = copy.deepcopy(model).eval().requires_grad_(False) if train.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
-    return Trainer(preset, source, model, make_optimizer(model, preset), scaler, averaged, device, choices, origin)
+    return Trainer(preset, source, network, make_optimizer(network, preset), scaler, averaged, device, choices, origin)
 
 
 def _choices(device: torch.device) -> ops.Choices:
@@ -251,8 +291,20 @@ def _choices(device: torch.device) -> ops.Choices:
     return ops.Choices(distributed.broadcast, distributed.broadcast(name), quiet=distributed.rank() > 0)
 
 
+def _terms(preset: config.Preset) -> dict[str, Term]:
+    """The loss's terms as the preset's keys of before describe them."""
+    loss, average = preset.loss, preset.loss.average
+    mining = loss.ohem.model_dump(exclude={"enabled"})
+    terms: dict[str, Term] = {"cross_entropy": CrossEntropy(average=average)}
+    if loss.ohem.enabled:
+        terms = {"ohem": Ohem(average=average, **mining)}
+    if preset.model.auxiliary:
+        terms["auxiliary"] = CrossEntropy(output="auxiliary", weight=loss.auxiliary, average=average)
+    return terms
+
+
 def make_optimizer(model: nn.Module, preset: config.Preset) -> torch.optim.Optimizer:
-    """The preset's optimiser of a model's parameters."""
+    """The preset's optimiser of a module's parameters."""
     train, lr = preset.train, preset.schedule.lr
     if train.optimizer == "sgd":
         # fused: one pass over the weights in place of five

@@ -28,6 +28,24 @@ def test_rows_after_the_resumed_step_are_dropped(tmp_path):
     ]
 
 
+def test_every_term_of_the_loss_has_a_column(tmp_path):
+    """Behind the fixed ones; a folder of before gets them when it is resumed, and keeps those of a term that went."""
+    fixed = "step,epoch,loss,lr,images_per_second,stall,seconds,miou,pixel_accuracy,mean_accuracy"
+    record = Record(tmp_path)
+    record.add(step=1, loss=1.5, lr=0.1)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == [fixed, "1,,1.5,0.1,,,,,,"]
+    record = Record(tmp_path, step=1, losses=["loss", "loss/ohem"])
+    record.add(step=2, loss=1.25, **{"loss/ohem": 1.0})
+    record = Record(tmp_path, step=2, losses=["loss", "loss/plain"])
+    record.add(step=3, loss=0.5, **{"loss/plain": 0.25})
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == [
+        f"{fixed},loss/ohem,loss/plain",
+        "1,,1.5,0.1,,,,,,,,",
+        "2,,1.25,,,,,,,,1.0,",
+        "3,,0.5,,,,,,,,,0.25",
+    ]
+
+
 def test_a_full_disk_is_told_once_and_made_up_for(tmp_path, monkeypatch, capsys):
     record = Record(tmp_path)
     record.add(step=1, loss=1.0)

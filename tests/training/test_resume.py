@@ -351,30 +351,30 @@ def spoil(kind, first, times, rank=0):
 
     Each entry is the step, whether it was skipped, and whether it left weights, buffers and optimiser as they were.
     """
-    forward, update = training._Network.forward, trainers.Trainer.update
+    forward, update = trainers.Network.forward, trainers.Trainer.update
     happened, current = [], [0]
 
     def bad():
         return first <= current[0] < first + times and distributed.rank() == rank
 
     def spoilt_forward(self, image, label):
-        loss = forward(self, image, label)
-        return loss * math.nan if kind == "loss" and bad() else loss
+        loss, terms = forward(self, image, label)
+        return loss * math.nan if kind == "loss" and bad() else loss, terms
 
-    def watched_update(self, loss, buffers):
+    def watched_update(self, losses, buffers):
         if kind == "gradient" and bad():
             next(self.model.parameters()).grad[0] = math.inf
         everything = [self.model.state_dict(), self.averaged.state_dict(), self.optimizer.state_dict()]
         before = copy.deepcopy(everything)
         names = [name for name, _ in self.model.named_buffers()]
         before[0].update(zip(names, (buffer.clone() for buffer in buffers), strict=True))
-        applied = update(self, loss, buffers)
+        applied = update(self, losses, buffers)
         after = [self.model.state_dict(), self.averaged.state_dict(), self.optimizer.state_dict()]
         happened.append((self.step, not applied, canonical(after) == canonical(before)))
         current[0] = self.step + 1
         return applied
 
-    training._Network.forward, trainers.Trainer.update = spoilt_forward, watched_update
+    trainers.Network.forward, trainers.Trainer.update = spoilt_forward, watched_update
     current[0] = 1
     return happened
 
@@ -382,7 +382,7 @@ def spoil(kind, first, times, rank=0):
 @pytest.fixture
 def mended(monkeypatch):
     """Whatever spoil replaces is put back."""
-    monkeypatch.setattr(training._Network, "forward", training._Network.forward)
+    monkeypatch.setattr(trainers.Network, "forward", trainers.Network.forward)
     monkeypatch.setattr(trainers.Trainer, "update", trainers.Trainer.update)
 
 
@@ -493,7 +493,7 @@ def scaled_step(trainer, spoilt):
     trainer.scaler.scale(loss).backward()
     if spoilt:
         next(trainer.model.parameters()).grad[0] = math.inf
-    return trainer.update(loss.detach(), trainer.buffers())
+    return trainer.update(loss.detach().repeat(len(trainer.loss_names)), trainer.buffers())
 
 
 def test_half_precision_lowers_its_scale_and_the_schedule_goes_on(data, tmp_path):
@@ -543,7 +543,7 @@ def test_a_step_waits_for_the_device_once(data, monkeypatch):
             assert scaled_step(trainer, spoilt) is not spoilt
         # the loss is sent along; nothing but the gradients' clipping may look again
         assert asked == ["list"]
-    assert trainer.loss > 0 and not math.isfinite(trainer.norm)
+    assert trainer.losses["loss"] > 0 and not math.isfinite(trainer.norm)
 
 
 def test_the_copy_of_the_buffers_takes_memory_once(data):

@@ -257,15 +257,22 @@ def test_pixels_without_a_class_train_without_harm(data, tmp_path):
 
 
 def test_the_loss_is_the_preset_s(data, tmp_path, monkeypatch):
+    """Its terms are built as it says, and logged by name: the total is their weighted sum."""
     made = []
     build = objectives.build
     monkeypatch.setattr(objectives, "build", lambda *given: made.append(given) or build(*given))
     mining = ("enabled=true", "threshold=0.6", "min_kept=77", "rule=mmseg")
     chosen = ("model.auxiliary=true", "loss.auxiliary=0.3", "loss.average=all", *(f"loss.ohem.{key}" for key in mining))
-    train(preset(data, "schedule.steps=1", *chosen), run=tmp_path / "run")
+    run = train(preset(data, "log.every=2", "train.micro_batch=2", *chosen), run=tmp_path / "run")
     ohem = Ohem(threshold=0.6, min_kept=77, rule="mmseg", average="all")
     auxiliary = CrossEntropy(output="auxiliary", weight=0.3, average="all")
     assert made == [({"ohem": ohem, "auxiliary": auxiliary}, 255, True)]
+    rows = [row for row in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if "loss" in row]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    for row in rows:
+        assert list(row)[2:5] == ["loss", "loss/ohem", "loss/auxiliary"] and row["loss/ohem"] != row["loss/auxiliary"]
+        assert row["loss"] == pytest.approx(row["loss/ohem"] + 0.3 * row["loss/auxiliary"], rel=1e-6)
+    assert (run / "metrics.csv").read_text().splitlines()[0].endswith("mean_accuracy,loss/ohem,loss/auxiliary")
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
