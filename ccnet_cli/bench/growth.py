@@ -1,13 +1,11 @@
 """How the cores of criss-cross and non-local attention, without their projections, grow with the feature map."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,17 +13,14 @@ from ccnet_cli import ops
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.measure import Sheet
 from ccnet_cli.errors import InputError, notice
+from ccnet_cli.figures import charts
 from ccnet_cli.media import images
-from ccnet_cli.media.images import cv2
 from ccnet_cli.models import network as models
 
 # B batch, C channels, H height, W width
 
 SIZES = ((33, 33), (49, 49), (65, 65), (97, 97), (129, 129), (129, 257))
 CRISS_CROSS, NON_LOCAL = "criss-cross", "non-local"
-# BGR, told apart by any eye
-COLOURS = {CRISS_CROSS: (178, 114, 0), NON_LOCAL: (0, 94, 213)}
-PANEL = (360, 480)
 # milliseconds of a turn: a small map's pass alone would measure how threads wake
 LEAST = 100.0
 
@@ -166,50 +161,12 @@ def non_local(query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor) -> Tenso
 
 def plot(report: Report) -> images.Pixels:
     """Time and memory against the number of pixels, both axes logarithmic, as a picture (BGR)."""
-    panels = [
-        _panel("milliseconds", [(row.name, math.prod(row.size), row.time.median) for row in report.rows]),
-        _panel("MiB", [(row.name, math.prod(row.size), row.memory) for row in report.rows]),
-    ]
-    return np.hstack(panels)
-
-
-def _panel(unit: str, points: list[tuple[str, int, float]]) -> images.Pixels:
-    height, width = PANEL
-    canvas = np.full((height, width, 3), 255, np.uint8)
-    left, top, right, bottom = 64, 40, width - 20, height - 50
-    spans = []
-    for values in ([x for _, x, _ in points], [max(y, 1e-3) for *_, y in points]):
-        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-        spans.append((low, max(high, low + 1)))
-
-    def at(x: float, y: float) -> tuple[int, int]:
-        across, up = (
-            (math.log10(max(value, 1e-3)) - low) / (high - low)
-            for value, (low, high) in zip((x, y), spans, strict=True)
-        )
-        return round(left + across * (right - left)), round(bottom - up * (bottom - top))
-
-    for power in range(spans[0][0], spans[0][1] + 1):
-        x, _ = at(10.0**power, 1)
-        cv2.line(canvas, (x, top), (x, bottom), (225, 225, 225), 1)
-        _write(canvas, f"1e{power}", (x - 14, bottom + 18))
-    for power in range(spans[1][0], spans[1][1] + 1):
-        _, y = at(1, 10.0**power)
-        cv2.line(canvas, (left, y), (right, y), (225, 225, 225), 1)
-        _write(canvas, f"{10.0**power:g}", (8, y + 5))
-    _write(canvas, unit, (8, 27))
-    _write(canvas, "pixels of the feature map", (left + 90, height - 12))
-    for number, (name, colour) in enumerate(COLOURS.items()):
-        places = [at(x, y) for own, x, y in points if own == name]
-        for one, other in itertools.pairwise(places):
-            cv2.line(canvas, one, other, colour, 2, cv2.LINE_AA)
-        for place in places:
-            cv2.circle(canvas, place, 4, colour, -1, cv2.LINE_AA)
-        if places:
-            cv2.circle(canvas, (left + 130 + 130 * number, 22), 5, colour, -1, cv2.LINE_AA)
-            _write(canvas, name, (left + 142 + 130 * number, 27))
-    return canvas
-
-
-def _write(canvas: np.ndarray, text: str, place: tuple[int, int]) -> None:
-    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (60, 60, 60), 1, cv2.LINE_AA)
+    columns = {
+        "milliseconds": [(row.name, math.prod(row.size), row.time.median) for row in report.rows],
+        "MiB": [(row.name, math.prod(row.size), max(row.memory, 1e-3)) for row in report.rows],
+    }
+    panels = []
+    for unit, points in columns.items():
+        lines = {name: [(x, y) for own, x, y in points if own == name] for name in (CRISS_CROSS, NON_LOCAL)}
+        panels.append(charts.Panel(unit, lines, "pixels of the feature map", log=True))
+    return charts.line_charts(panels)

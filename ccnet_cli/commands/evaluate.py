@@ -11,13 +11,13 @@ import torch
 from ccnet_cli import config
 from ccnet_cli.datasets import Sample, Source, open_source
 from ccnet_cli.errors import InputError, notice
+from ccnet_cli.figures import charts
 from ccnet_cli.inference import engine
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.runtime import runner
 from ccnet_cli.inference.scoring import evaluate_model
 from ccnet_cli.media import background as pipeline
 from ccnet_cli.media import images, outputs
-from ccnet_cli.media.images import cv2
 from ccnet_cli.models import network as models
 from ccnet_cli.parallel import group as distributed
 from ccnet_cli.parallel import supervisor as launch
@@ -28,8 +28,6 @@ from ccnet_cli.weights import load as loading
 EVERY = 20
 # splits that are there to be learnt from and scored: a label that is missing is a mistake
 LABELLED = ("train", "val")
-# pixels of a cell of the drawn matrix
-CELL = 44
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def evaluate(
     if scored and not matrix.matrix.any():
         _tell(f"the labels of split {split} are all void: there is no score")
     if confusion is not None and distributed.rank() == 0:
-        images.write_image(confusion, draw(matrix, source.classes.names))
+        images.write_image(confusion, charts.confusion_matrix(matrix.matrix.numpy(), source.classes.names))
     settings = {
         **settled.eval.model_dump(mode="json", include={"mode", "tile", "fit", "scales", "flip", "batch"}),
         "precision": precision,
@@ -174,38 +172,6 @@ def with_choices(preset: config.Preset, data: str | None = None, **choices: Any)
         mapping["data"]["root"] = data
     mapping["eval"].update({key: value for key, value in choices.items() if value is not None})
     return config.from_mapping(mapping)
-
-
-def draw(confusion: Confusion, names: Sequence[str]) -> np.ndarray:
-    """The matrix as a picture, BGR: each row is a true class, in percent of its pixels; grey where it has none."""
-    counts = confusion.matrix.double().numpy()
-    total = counts.sum(1, keepdims=True)
-    share = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
-    cell, font, ink = CELL, cv2.FONT_HERSHEY_SIMPLEX, (40, 40, 40)
-    plain = [name.encode("ascii", "replace").decode() for name in names]
-    margin = 20 + max(cv2.getTextSize(name, font, 0.5, 1)[0][0] for name in [*plain, "truth / prediction"])
-    side = cell * len(names)
-    # OpenCV writes from left to right only: the columns' names are the rows', turned
-    head = np.full((side, margin, 3), 255, np.uint8)
-    for index, name in enumerate(plain):
-        cv2.putText(head, name, (10, index * cell + cell // 2 + 5), font, 0.5, ink, 1, cv2.LINE_AA)
-    picture = np.full((margin + side + 10, margin + side + 10, 3), 255, np.uint8)
-    # shows between the cells as a grid
-    picture[margin : margin + side, margin : margin + side] = 235
-    picture[margin : margin + side, :margin] = head
-    picture[:margin, margin : margin + side] = np.rot90(head)
-    cv2.putText(picture, "truth / prediction", (10, margin - 12), font, 0.5, ink, 1, cv2.LINE_AA)
-    for (row, column), value in np.ndenumerate(share):
-        x, y = margin + column * cell, margin + row * cell
-        # from white to a dark blue
-        color = (225, 225, 225) if np.isnan(value) else 255 - value * np.array([115, 185, 225])
-        picture[y : y + cell - 1, x : x + cell - 1] = np.round(color)
-        if value >= 0.005:
-            text = f"{100 * value:.0f}"
-            width = cv2.getTextSize(text, font, 0.5, 1)[0][0]
-            at = (x + (cell - width) // 2, y + cell // 2 + 5)
-            cv2.putText(picture, text, at, font, 0.5, (255, 255, 255) if value > 0.5 else ink, 1, cv2.LINE_AA)
-    return picture
 
 
 def _check(source: Source, restored: loading.Restored) -> None:

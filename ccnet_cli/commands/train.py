@@ -20,9 +20,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ccnet_cli import config, datasets, files
-from ccnet_cli.commands.evaluate import draw
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFiniteError, notice
-from ccnet_cli.figures import report
+from ccnet_cli.figures import charts, report
 from ccnet_cli.figures.report import Example, Worst, worst_of
 from ccnet_cli.inference.scoring import evaluate_model
 from ccnet_cli.media import images
@@ -455,7 +454,8 @@ def _evaluate(
         kept = distributed.gather(worst)
         if record:
             record.draw()
-            _report(record, val.classes, draw(confusion, val.classes.names), worst_of(kept, WORST))
+            matrix = charts.confusion_matrix(confusion.matrix.numpy(), val.classes.names)
+            _report(record, val.classes, matrix, worst_of(kept, WORST))
     return 0, better
 
 

@@ -19,8 +19,8 @@ import torch
 
 from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, notice
+from ccnet_cli.figures import charts
 from ccnet_cli.media import images
-from ccnet_cli.media.images import cv2
 
 COLUMNS = (
     *("step", "epoch", "loss", "lr", "images_per_second", "stall", "seconds"),
@@ -104,12 +104,8 @@ class Record:
 
     def draw(self) -> None:
         """Write curves.png from all rows so far."""
-        loss = [(row["step"], row["loss"]) for row in self.rows if "loss" in row]
-        rate = [(row["step"], row["lr"]) for row in self.rows if "lr" in row]
-        miou = [(row["step"], row["miou"]) for row in self.rows if "miou" in row]
-        panels = [curve("training loss", loss), curve("learning rate", rate), curve("validation mIoU", miou)]
         with self._forbearing():
-            images.write_image(self.folder / "curves.png", np.hstack(panels))
+            images.write_image(self.folder / "curves.png", charts.training_curves(self.rows))
 
     @contextmanager
     def _forbearing(self) -> Iterator[None]:
@@ -153,37 +149,6 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and "step" in row:
             rows.append(row)
     return rows
-
-
-def curve(title: str, points: list[tuple[float, float]], size: tuple[int, int] = (300, 400)) -> images.Pixels:
-    """A line plot of (step, value) points, BGR uint8 of size (H, W), axes labelled with their extremes."""
-    H, W = size
-    left, right, top, bottom = 62, W - 14, 34, H - 34
-    picture = np.full((H, W, 3), 255, np.uint8)
-    _write(picture, title, (left, 22), 0.5)
-    cv2.rectangle(picture, (left, top), (right, bottom), (190, 190, 190), 1)
-    finite = np.array([point for point in points if np.isfinite(point).all()], np.float64).reshape(-1, 2)
-    if not len(finite):
-        _write(picture, "no data", (W // 2 - 30, H // 2), 0.45)
-        return picture
-    low, high = finite.min(0), finite.max(0)
-    span = np.where(high > low, high - low, 1.0)
-    unit = (finite - low) / span
-    places = np.stack([left + unit[:, 0] * (right - left), bottom - unit[:, 1] * (bottom - top)], axis=1)
-    line = np.rint(places).astype(np.int32)
-    cv2.polylines(picture, [line[:, None]], False, (160, 80, 20), 2, cv2.LINE_AA)
-    for x, y in line if len(line) < 40 else line[-1:]:
-        cv2.circle(picture, (int(x), int(y)), 3, (160, 80, 20), -1, cv2.LINE_AA)
-    _write(picture, f"{high[1]:.3g}", (6, top + 6), 0.4)
-    _write(picture, f"{low[1]:.3g}", (6, bottom), 0.4)
-    _write(picture, f"{low[0]:.0f}", (left, H - 14), 0.4)
-    _write(picture, f"step {high[0]:.0f}", (right - 74, H - 14), 0.4)
-    _write(picture, f"last {finite[-1, 1]:.4g}", (right - 96, 22), 0.4)
-    return picture
-
-
-def _write(picture: images.Pixels, text: str, at: tuple[int, int], scale: float) -> None:
-    cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (40, 40, 40), 1, cv2.LINE_AA)
 
 
 def mosaic(

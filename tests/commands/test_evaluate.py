@@ -20,7 +20,6 @@ from ccnet_cli.commands import evaluate as evaluation
 from ccnet_cli.datasets import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.inference import engine, scoring
-from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.views import class_scores
 from ccnet_cli.media import outputs
 from ccnet_cli.models import network as models
@@ -445,18 +444,6 @@ def test_the_confusion_matrix_is_drawn(saved, data, tmp_path):
     evaluate(saved, data, confusion=tmp_path / "matrix.png")
     drawn = cv2.imdecode(np.frombuffer((tmp_path / "matrix.png").read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     assert min(drawn.shape[:2]) > 11 * 40
-
-
-def test_a_drawn_row_is_dark_where_the_truth_goes():
-    confusion = Confusion(3)
-    confusion.matrix[:] = torch.tensor([[1, 9, 0], [0, 5, 0], [0, 0, 0]])
-    picture = evaluation.draw(confusion, ["a", "b", "c"])
-    size = evaluation.CELL
-    corner = picture[-10 - 3 * size : -10, -10 - 3 * size : -10]
-    shade = [[int(corner[row * size + 2, column * size + 2].sum()) for column in range(3)] for row in range(3)]
-    assert shade[0][1] < shade[0][0] < shade[0][2] == 3 * 255
-    assert shade[1][1] < shade[0][1]
-    assert shade[2] == [3 * 225] * 3
 
 
 def test_the_preset_of_a_checkpoint_is_not_changed_by_choices(saved):

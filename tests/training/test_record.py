@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ccnet_cli.training.record import Record, curve, mosaic
+from ccnet_cli.training.record import Record, mosaic
 
 
 def test_rows_after_the_resumed_step_are_dropped(tmp_path):
@@ -68,22 +68,6 @@ def test_a_full_disk_is_told_once_and_made_up_for(tmp_path, monkeypatch, capsys)
         {"step": 4, "loss": 0.25},
     ]
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 5
-
-
-def test_curves_rise_where_values_rise():
-    rising = curve("", [(0, 0.0), (1, 1.0), (2, 2.0)])
-    falling = curve("", [(0, 2.0), (1, 1.0), (2, 0.0)])
-    line = np.array([160, 80, 20])
-
-    def left_height(picture):
-        return np.argwhere((picture == line).all(2))[:, 0][np.argwhere((picture == line).all(2))[:, 1] < 80].mean()
-
-    assert left_height(rising) > 200 > 100 > left_height(falling)
-
-
-def test_curves_do_without_data():
-    for points in ([], [(1, float("nan"))], [(1, 2.0)], [(1, 2.0), (1, 2.0)]):
-        assert curve("loss", points).shape == (300, 400, 3)
 
 
 def test_the_mosaic_shows_image_and_label_as_they_were():

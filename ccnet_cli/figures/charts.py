@@ -1,0 +1,179 @@
+"""Charts as pictures, BGR uint8 (H, W, 3): curves, confusion matrix, growth; the only user of matplotlib.
+
+matplotlib draws ticks, legends and names in any alphabet; loading it takes half a second, a chart a tenth of one.
+It is used through its objects, never pyplot, and a user's own style is set aside: the same numbers, the same pixels.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ccnet_cli.media.images import Pixels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Line = Sequence[tuple[float, float]]
+
+DPI = 100
+# pixels of a panel of lines and of a cell of the confusion matrix
+PANEL_WIDTH, PANEL_HEIGHT, CELL = 480, 360, 44
+# up to so many points each gets a dot
+MAX_DOTS = 40
+# colours that colour-blind eyes tell apart (Okabe and Ito, 2008)
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+INK, EDGE, MISSING = "#333333", "#bbbbbb", "#e1e1e1"
+STYLE = {
+    "text.parse_math": False,
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": EDGE,
+    "xtick.color": EDGE,
+    "ytick.color": EDGE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.grid": True,
+    "grid.color": "#eeeeee",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A plot of named lines of (x, y) points; not finite ones are skipped, and log makes both axes logarithmic."""
+
+    title: str
+    lines: Mapping[str, Line]
+    x_label: str = "step"
+    log: bool = False
+
+
+def training_curves(rows: Sequence[Mapping[str, Any]]) -> Pixels:
+    """Training loss with its terms, learning rate and validation mIoU of a log's rows, side by side."""
+    losses = sorted({key for row in rows for key in row if key == "loss" or key.startswith("loss/")})
+    columns = {"training loss": losses or ["loss"], "learning rate": ["lr"], "validation mIoU": ["miou"]}
+    return line_charts(
+        [
+            Panel(title, {key: [(row["step"], row[key]) for row in rows if key in row] for key in keys})
+            for title, keys in columns.items()
+        ]
+    )
+
+
+def line_charts(panels: Sequence[Panel]) -> Pixels:
+    """Panels side by side; a panel of several lines has a legend, and the last value of one line stands beside it."""
+    with _style():
+        figure = _figure(PANEL_WIDTH * len(panels), PANEL_HEIGHT, layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            _draw_panel(axes, panel)
+        return _pixels(figure)
+
+
+def confusion_matrix(counts_KK: npt.NDArray[Any], names: Sequence[str]) -> Pixels:
+    """Each row is a true class, in percent of its pixels, and grey if it has none; columns are predicted classes."""
+    import matplotlib
+
+    counts = np.asarray(counts_KK, np.float64)
+    total = counts.sum(1, keepdims=True)
+    fraction = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
+    count = len(names)
+    with _style():
+        side, margin = count * CELL, _text_width(names) + 40
+        size = side + margin + 10
+        figure = _figure(size, size)
+        axes = figure.add_axes((margin / size, 10 / size, side / size, side / size))
+        colours = matplotlib.colormaps["Blues"].with_extremes(bad=MISSING)
+        cells = np.ma.masked_invalid(fraction)
+        axes.pcolormesh(cells, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1)
+        axes.invert_yaxis()
+        axes.xaxis.set_label_position("top")
+        axes.set(xlabel="prediction", ylabel="truth")
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        axes.set_xticks(np.arange(count) + 0.5, names, rotation=90)
+        axes.set_yticks(np.arange(count) + 0.5, names)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        for row, column in np.argwhere(fraction >= 0.005):
+            value = fraction[row, column]
+            ink = "white" if value > 0.5 else INK
+            axes.text(column + 0.5, row + 0.5, f"{100 * value:.0f}", ha="center", va="center", color=ink)
+        return _pixels(figure)
+
+
+def _draw_panel(axes: "Axes", panel: Panel) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_title(panel.title)
+    axes.set_xlabel(panel.x_label)
+    axes.margins(x=0.02)
+    if panel.log:
+        axes.set(xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
+    last: list[float] = []
+    for name, line in panel.lines.items():
+        points = np.array(line, np.float64).reshape(-1, 2)
+        x, y = points[np.isfinite(points).all(1)].T
+        if len(y):
+            colour = COLOURS[len(last) % len(COLOURS)]
+            axes.plot(x, y, color=colour, label=name, marker="o" if len(y) <= MAX_DOTS else "", markersize=4)
+            last.append(y[-1])
+    if not last:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "no data", ha="center", va="center", transform=axes.transAxes)
+    elif len(last) == 1:
+        axes.set_title(f"last {last[0]:.4g}", loc="right", fontsize="medium")
+    else:
+        axes.legend()
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Our style, and none of matplotlib's messages (a font cache is built, a font lacks a letter)."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from matplotlib import style
+
+            with style.context(["default", STYLE]):
+                yield
+    finally:
+        logger.setLevel(level)
+
+
+def _figure(width: int, height: int, layout: Any = None) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((width / DPI, height / DPI), DPI, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _text_width(texts: Sequence[str]) -> int:
+    """Pixels of the longest text."""
+    from matplotlib.font_manager import FontProperties
+
+    renderer = _figure(1, 1).canvas.get_renderer()  # type: ignore[attr-defined]
+    font = FontProperties(size=STYLE["font.size"])
+    return max(round(renderer.get_text_width_height_descent(text, font, False)[0]) for text in texts)
+
+
+def _pixels(figure: "Figure") -> Pixels:
+    figure.canvas.draw()
+    rgba = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
+    return np.ascontiguousarray(rgba[..., 2::-1])
