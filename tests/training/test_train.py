@@ -53,7 +53,7 @@ def test_a_run_folder_holds_all_of_the_run(data, tmp_path, capsys):
     assert len(table) == 1 + len(rows) and table[0].startswith("step,epoch,loss,lr")
     assert config.load(str(run / "preset.yaml")) == preset(data)
     assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
-    assert cv2.imdecode(np.fromfile(run / "curves.png", np.uint8), cv2.IMREAD_COLOR).shape == (300, 1200, 3)
+    assert cv2.imdecode(np.fromfile(run / "curves.png", np.uint8), cv2.IMREAD_COLOR).shape == (360, 1440, 3)
     assert cv2.imdecode(np.fromfile(run / "batch.jpg", np.uint8), cv2.IMREAD_COLOR).shape == (64, 192, 3)
     names = [path.name for path in checkpoint.list_checkpoints(run / "checkpoints")]
     assert names == ["step_00000006.pt", "step_00000004.pt"]
