@@ -16,7 +16,7 @@ from ccnet_cli.bench import measure
 from ccnet_cli.bench.measure import Sheet
 from ccnet_cli.inference import scores
 from ccnet_cli.inference.metrics import Confusion
-from ccnet_cli.inference.views import batch_scores, starts, stride
+from ccnet_cli.inference.views import Views, batch_scores, tile_starts, tile_stride
 
 MODES = ("whole", "sliding")
 # of a network that sees an image of 769 x 769 as 97 x 97
@@ -120,8 +120,8 @@ def official(
     down, across = tile or (height, width)
     total = np.zeros((1, height, width, classes))
     count = np.zeros((1, height, width, 1))
-    for y in starts(height, down, stride(down)) if tile else [0]:
-        for x in starts(width, across, stride(across)) if tile else [0]:
+    for y in tile_starts(height, down, tile_stride(down)) if tile else [0]:
+        for x in tile_starts(width, across, tile_stride(across)) if tile else [0]:
             part = image_1CHW[:, :, y : y + down, x : x + across]
             seen = part.shape[2:]
             padded = F.pad(part, (0, across - seen[1], 0, down - seen[0]))
@@ -142,8 +142,8 @@ def _rows(size: tuple[int, int], mode: str, classes: int, tile: tuple[int, int],
 
     def ours(implementation: str) -> np.ndarray:
         confusion = Confusion(classes)
-        (found,) = batch_scores(network, image, CPU, mode, tile)
-        confusion.merge(found.compared(label, 255, implementation)[1])
+        (found,) = batch_scores(network, image, Views(mode, tile), CPU)
+        confusion.merge(found.compare(label, 255, implementation)[1])
         return confusion.matrix.numpy()
 
     ways: dict[str, Callable[[], np.ndarray]] = {

@@ -15,7 +15,8 @@ from ccnet_cli.figures import charts
 from ccnet_cli.inference import engine
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.runtime import runner
-from ccnet_cli.inference.scoring import evaluate_model
+from ccnet_cli.inference.scoring import score_network
+from ccnet_cli.inference.views import Views
 from ccnet_cli.media import background as pipeline
 from ccnet_cli.media import images, outputs
 from ccnet_cli.models import network as models
@@ -112,7 +113,8 @@ def evaluate(
             if done % EVERY == 0 and done < shard:
                 _tell(f"{done} of {shard} images evaluated")
 
-        matrix = evaluate_model(prepared, source, settled.eval, place, on_image)
+        views = Views.of(settled.eval, source.classes)
+        matrix = score_network(prepared, source, views, place, on_image)
     if scored and not matrix.matrix.any():
         _tell(f"the labels of split {split} are all void: there is no score")
     if confusion is not None and distributed.rank() == 0:

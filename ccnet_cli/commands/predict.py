@@ -18,8 +18,8 @@ from ccnet_cli.commands.evaluate import with_choices
 from ccnet_cli.errors import InputError, Interrupted, notice
 from ccnet_cli.inference import engine
 from ccnet_cli.inference.runtime import runner
-from ccnet_cli.inference.scores import Scores
-from ccnet_cli.inference.views import batch_scores, host_input
+from ccnet_cli.inference.scores import Predictor, Scores
+from ccnet_cli.inference.views import Views, batch_scores, host_input
 from ccnet_cli.media import background as pipeline
 from ccnet_cli.media import images, outputs, sources, video
 from ccnet_cli.media.classes import Classes
@@ -36,7 +36,7 @@ READ_BACK = ("color", "train-id")
 NPZ = "npz"
 
 Targets = dict[str, Path]
-Score = Callable[[Tensor], list[Scores]]
+Predict = Callable[[Tensor], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -130,16 +130,18 @@ def predict(
 
     with _signals() as asked:
         restored = loading.runnable(checkpoint, preset, overrides)
-        s = with_choices(restored.preset, mode=mode, tile=tile, scales=scales, flip=flip).eval
-        views = {"mode": s.mode, "tile": s.tile, "scales": s.scales, "flip": s.flip, "fit": s.fit, "batch": s.batch}
-        mirrored = restored.classes.mirrored
+        settings = with_choices(restored.preset, mode=mode, tile=tile, scales=scales, flip=flip)
+        views, predictor = Views.of(settings.eval, restored.classes), Predictor()
         count = sum(films[source].frames if source in films else 1 for source in plan if source not in kept)
         model = runner(restored, place, precision, compile, count, len(kept))
-        score = partial(batch_scores, model, device=place, mirrored=mirrored, **views)
+        score = partial(batch_scores, model, views=views, device=place)
         prepare = partial(host_input, normalisation=model.normalisation, device=place)
         result = Prediction(restored.path, restored.classes)
         measured: dict[Path, Area] = {}
         done = len(kept)
+
+        def predict_input(input_1CHW: Tensor) -> np.ndarray:
+            return predictor.predict(score(input_1CHW)[0])
 
         def halt() -> None:
             if asked:
@@ -162,11 +164,13 @@ def predict(
                 if source in films:
                     # two bars do not fit on a terminal
                     progress.close()
-                    measured[source] = _film(films[source], plan[source], score, prepare, restored.classes, halt)
+                    measured[source] = _film(
+                        films[source], plan[source], predict_input, prepare, restored.classes, halt
+                    )
                 else:
                     image, input_1CHW = next(photographs)
                     (scores,) = score(input_1CHW)
-                    hand(write, source, image, scores.labels(), scores)
+                    hand(write, source, image, predictor.predict(scores), scores)
                 done += 1
                 result.files += plan[source].values()
                 progress.show(done, "segmented")
@@ -267,7 +271,7 @@ def _inspect(paths: Iterable[Path]) -> dict[Path, Video]:
 def _film(
     film: Video,
     targets: Targets,
-    score: Score,
+    predict: Predict,
     prepare: Callable[[np.ndarray], Tensor],
     classes: Classes,
     halt: Callable[[], None],
@@ -296,7 +300,7 @@ def _film(
         read_ahead = stack.enter_context(closing(pipeline.ahead(read, itertools.count())))
         for count, (frame, input_1CHW) in enumerate(iter(read_ahead.__next__, None), start=1):
             halt()
-            ids = score(input_1CHW)[0].labels()
+            ids = predict(input_1CHW)
             pixels += np.bincount(ids.ravel(), minlength=len(classes))
             hand(write, frame, ids)
             progress.show(count, "segmented")

@@ -23,7 +23,8 @@ from ccnet_cli import config, datasets, files
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFiniteError, notice
 from ccnet_cli.figures import charts, report
 from ccnet_cli.figures.report import Example, Worst, worst_of
-from ccnet_cli.inference.scoring import evaluate_model
+from ccnet_cli.inference.scoring import score_network
+from ccnet_cli.inference.views import Views
 from ccnet_cli.media import images
 from ccnet_cli.models.network import share
 from ccnet_cli.parallel import group as distributed
@@ -430,14 +431,9 @@ def _evaluate(
 
     final = trainer.step == trainer.preset.schedule.steps
     try:
-        confusion = evaluate_model(
-            trainer.inference_model,
-            val,
-            trainer.preset.eval,
-            trainer.device,
-            look if final else None,
-            asked=asked,
-        )
+        views = Views.of(trainer.preset.eval, val.classes)
+        on_image = look if final else None
+        confusion = score_network(trainer.inference_model, val, views, trainer.device, on_image, asked)
     except Interrupted as stop:
         return stop.number, False
     miou, accuracy, mean = confusion.miou(), confusion.pixel_accuracy(), confusion.mean_accuracy()

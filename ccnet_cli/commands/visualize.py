@@ -15,10 +15,11 @@ from ccnet_cli.errors import InputError, NonFiniteError, notice
 from ccnet_cli.figures import viewer
 from ccnet_cli.figures.figure import Attended, Point, Share, cross_of, figure
 from ccnet_cli.inference.runtime import network
-from ccnet_cli.inference.views import interpolation, to_input, upsampled
+from ccnet_cli.inference.views import to_input, upsampled
 from ccnet_cli.media import images, outputs
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.images import cv2
+from ccnet_cli.media.resampling import interpolation
 from ccnet_cli.models import network as models
 from ccnet_cli.models.attention import attention_map
 from ccnet_cli.weights import find
@@ -270,7 +271,7 @@ def _page(
             names=classes.names,
             palette=classes.palette,
             cells=cells.astype(np.uint8),
-            prediction=upsampled(sight.scores, size, model.align_corners).labels(),
+            prediction=upsampled(sight.scores, size, model.align_corners).predict(),
             label=label,
             weights_NP=[] if smaller else [attention[0].flatten(1).T.cpu().numpy() for attention in sight.passes],
             projections_CN=_projections(model, picture, place) if smaller else [],

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ccnet_cli.inference.views import interpolation
 from ccnet_cli.media.images import cv2
+from ccnet_cli.media.resampling import interpolation
 
 # H, W the image; h, w the grid of cells on which the network attends; points and cells are (x, y)
 

@@ -40,12 +40,12 @@ def test_the_official_way_counts_every_valid_pixel_once(tile):
 
 
 def test_a_way_that_counts_otherwise_is_not_timed(monkeypatch):
-    compared = scores.Scores.compared
+    compared = scores.Scores.compare
 
     def wrong(self, label, *rest):
         return compared(self, np.roll(label, 1), *rest)
 
-    monkeypatch.setattr(scores.Scores, "compared", wrong)
+    monkeypatch.setattr(scores.Scores, "compare", wrong)
     with pytest.raises(RuntimeError, match="torch counts otherwise"):
         bench.evaluation(**SMALL)
 

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from calls import class_scores
 from torch.utils.data import DistributedSampler
 
 from ccnet_cli import config
@@ -20,7 +21,7 @@ from ccnet_cli.commands import evaluate as evaluation
 from ccnet_cli.datasets import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.inference import engine, scoring
-from ccnet_cli.inference.views import class_scores
+from ccnet_cli.inference.views import Views
 from ccnet_cli.media import outputs
 from ccnet_cli.models import network as models
 from ccnet_cli.parallel import group as distributed
@@ -168,11 +169,11 @@ def test_any_number_of_processes_and_any_batch_give_the_same_matrix(saved, thirt
     restored = loading.restore(saved)
     source = open_source(restored.preset.data.model_copy(update={"root": str(thirteen)}), "val")
     source = replace(source, samples=source.samples[:count])
-    settings, place = restored.preset.eval, torch.device("cpu")
-    alone = scoring.evaluate_model(restored.model, source, settings, place)
+    views, cpu = Views.of(restored.preset.eval, source.classes), torch.device("cpu")
+    alone = scoring.score_network(restored.model, source, views, cpu)
     models = [copy.deepcopy(restored.model) for _ in range(world)]
-    settings = settings.model_copy(update={"batch": batch})
-    found = in_ranks(world, lambda rank: scoring.evaluate_model(models[rank], source, settings, place), monkeypatch)
+    views = replace(views, batch=batch)
+    found = in_ranks(world, lambda rank: scoring.score_network(models[rank], source, views, cpu), monkeypatch)
     assert all(torch.equal(confusion.matrix, alone.matrix) for confusion in found)
 
 
@@ -181,13 +182,13 @@ def test_the_network_sees_pictures_and_tiles_of_one_size_together(saved, thirtee
     source = open_source(config.load("camvid", [f"data.root={thirteen}"]).data, "val")
     seen = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    scoring.evaluate_model(model, source, config.Eval(batch=2), torch.device("cpu"))
+    scoring.score_network(model, source, Views(batch=2), torch.device("cpu"))
     # runs of 3, 1, 2, 5, 1 and 1
     assert seen == [2, 1, 1, 2, 2, 2, 1, 1, 1]
     seen.clear()
     # two rows of three tiles
     picture = torch.zeros(1, 3, 40, 56)
-    class_scores(model.eval(), picture, "sliding", (24, 30), batch=4)
+    class_scores(model.eval(), picture, mode="sliding", tile=(24, 30), batch=4)
     assert seen == [4, 2]
 
 
@@ -238,14 +239,13 @@ def test_the_command_line_scores_with_several_processes(saved, data, ccnet):
 def test_images_are_scored_at_the_size_they_fit_and_with_sides_exchanged(saved, data):
     model = loading.restore(saved).model
     source = open_source(config.load("camvid", [f"data.root={data}"]).data, "val")
-    paired = replace(source, classes=replace(source.classes, mirrored=((0, 1), (2, 5))))
-    settings, cpu = config.Eval(fit=(64, 40), flip=True), torch.device("cpu")
+    views, cpu = Views(fit=(64, 40), flip=True, mirrored=((0, 1), (2, 5))), torch.device("cpu")
     answers = {}
 
     def keep(sample, image, ids, _):
         answers[sample.name] = (image, ids)
 
-    scoring.evaluate_model(model, paired, settings, cpu, keep)
+    scoring.score_network(model, source, views, cpu, keep)
     for image, ids in answers.values():
         height, width = image.shape[:2]
         factor = min(64 / max(height, width), 40 / min(height, width))
@@ -254,13 +254,15 @@ def test_images_are_scored_at_the_size_they_fit_and_with_sides_exchanged(saved, 
         picture = torch.from_numpy(pixels.transpose(2, 0, 1)[None])
         picture = F.interpolate(picture, size=size, mode="bilinear", align_corners=True)
         with torch.no_grad():
-            views = [model(picture), model(picture.flip(3))]
-        scores = [F.interpolate(view, size=(height, width), mode="bilinear", align_corners=True)[0] for view in views]
+            both = [model(picture), model(picture.flip(3))]
+        scores = [F.interpolate(view, size=(height, width), mode="bilinear", align_corners=True)[0] for view in both]
         # left is right in the mirror: as a class and as a side
         scores[1] = scores[1][[1, 0, 5, 3, 4, 2, *range(6, 11)]].flip(2)
         assert ((scores[0] + scores[1]).argmax(0).numpy() != ids).mean() < 0.002
-    unpaired = scoring.evaluate_model(model, source, settings, cpu).matrix
-    assert not torch.equal(unpaired, scoring.evaluate_model(model, paired, settings, cpu).matrix)
+    paired, unpaired = (
+        scoring.score_network(model, source, each, cpu) for each in (views, replace(views, mirrored=()))
+    )
+    assert not torch.equal(unpaired.matrix, paired.matrix)
     assert evaluate(saved, data, overrides=["eval.fit=64,40"]).settings["fit"] == [64, 40]
 
 
@@ -268,7 +270,7 @@ def test_the_modes_of_the_model_are_kept(saved, data):
     model = loading.restore(saved).model.train()
     model.backbone.eval()
     before = [module.training for module in model.modules()]
-    with pytest.raises(ZeroDivisionError), scoring.evaluating(model):
+    with pytest.raises(ZeroDivisionError), scoring.evaluation_mode(model):
         assert not any(module.training for module in model.modules())
         raise ZeroDivisionError
     assert [module.training for module in model.modules()] == before

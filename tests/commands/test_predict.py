@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from calls import class_scores, segment
 
 from ccnet_cli import cli
 from ccnet_cli.commands import predict as prediction
 from ccnet_cli.errors import InputError, Interrupted
 from ccnet_cli.inference import engine
-from ccnet_cli.inference.views import class_scores, segment, to_input
+from ccnet_cli.inference.views import to_input
 from ccnet_cli.media import images, sources, video
 from ccnet_cli.models import network as models
 from ccnet_cli.runs import checkpoint

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from calls import class_scores, segment
 from torch import nn
 
 from ccnet_cli.errors import EnvironmentFailure, NonFiniteError
 from ccnet_cli.inference import views as inference
 from ccnet_cli.models.network import Normalisation
 
+CPU = torch.device("cpu")
 REPOSITORY = Path(__file__).parents[2]
 # landscape, portrait, smaller than the tile in one side or both, one pixel wide or high, square
 SHAPES = [(40, 70), (70, 40), (20, 70), (70, 20), (17, 23), (33, 1), (1, 33), (1, 1), (24, 24)]
@@ -149,10 +151,10 @@ def agree(scores_KHW, expected_KHW):
 
 
 VIEWS = {
-    "one": ((1.0,), False),
-    "flip": ((1.0,), True),
-    "scales": ((0.75, 1.0, 1.25), False),
-    "scales and flip": ((0.5, 1.0, 1.75), True),
+    "one": {"scales": (1.0,), "flip": False},
+    "flip": {"scales": (1.0,), "flip": True},
+    "scales": {"scales": (0.75, 1.0, 1.25), "flip": False},
+    "scales and flip": {"scales": (0.5, 1.0, 1.75), "flip": True},
 }
 
 
@@ -162,16 +164,16 @@ VIEWS = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_scores_and_labels_match_the_oracle(shape, mode, views, align_corners):
     model, image = Strided(align_corners), snapshot(*shape)
-    cpu, settings = torch.device("cpu"), (mode, TILE, *VIEWS[views])
-    expected = oracle(model, normalised(image, model.normalisation), *settings)
-    scores = inference.class_scores(model, inference.to_input(image, model.normalisation, cpu), *settings)
+    settings = {"mode": mode, "tile": TILE, **VIEWS[views]}
+    expected = oracle(model, normalised(image, model.normalisation), **settings)
+    scores = class_scores(model, inference.to_input(image, model.normalisation, CPU), **settings)
     assert scores.dtype == torch.float32
     agree(scores.numpy(), expected)
     second, first = np.sort(expected, axis=0)[-2:]
     # by more than both may be off
     decided = first - second > 2e-5 * np.ptp(expected)
     assert decided.mean() > 0.99
-    labels = inference.segment(model, image, cpu, *settings)
+    labels = segment(model, image, CPU, **settings)
     np.testing.assert_array_equal(labels[decided], expected.argmax(0)[decided])
 
 
@@ -202,10 +204,10 @@ DEFECTS = {
 def test_a_defect_would_be_noticed(defect, align_corners):
     model = Strided(align_corners)
     picture = normalised(snapshot(40, 70), model.normalisation)
-    settings = ("sliding", TILE, *VIEWS["scales and flip"])
-    scores = inference.class_scores(model, torch.from_numpy(picture).float()[None], *settings).numpy()
-    agree(scores, oracle(model, picture, *settings))
-    bad = oracle(model, picture, *settings, **DEFECTS[defect])
+    settings = {"mode": "sliding", "tile": TILE, **VIEWS["scales and flip"]}
+    scores = class_scores(model, torch.from_numpy(picture).float()[None], **settings).numpy()
+    agree(scores, oracle(model, picture, **settings))
+    bad = oracle(model, picture, **settings, **DEFECTS[defect])
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         agree(scores, bad)
     # and not by a hair
@@ -235,7 +237,7 @@ def test_upsampling_in_blocks_equals_interpolate_on_the_full_map(size, align_cor
 def test_every_pixel_is_covered_and_no_tile_leaves_the_picture(length, overlap):
     tile = 769 if length > 1000 else 24
     step = max(1, tile * overlap[0] // overlap[1])
-    begins = inference.starts(length, tile, step)
+    begins = inference.tile_starts(length, tile, step)
     counts = np.zeros(length, int)
     for begin in begins:
         counts[begin : begin + tile] += 1
@@ -245,17 +247,17 @@ def test_every_pixel_is_covered_and_no_tile_leaves_the_picture(length, overlap):
     axis = inference.Axis(length, length, tile, step)
     total = torch.zeros(length)
     for begin in begins:
-        taps = inference.placement(axis, begin, 7, True)
+        taps = inference.tile_taps(axis, begin, 7, True)
         total[taps.start : taps.start + len(taps)] += taps.weights.sum(0)
     # a constant stays constant
     torch.testing.assert_close(total, torch.ones(length))
 
 
 def test_the_official_tiles_of_a_cityscapes_image():
-    assert inference.stride(769) == 513
-    assert inference.starts(1024, 769, 513) == [0, 255]
-    assert inference.starts(2048, 769, 513) == [0, 513, 1026, 1279]
-    assert [inference.stride(n) for n in (1, 2, 3, 9)] == [1, 2, 2, 6]
+    assert inference.tile_stride(769) == 513
+    assert inference.tile_starts(1024, 769, 513) == [0, 255]
+    assert inference.tile_starts(2048, 769, 513) == [0, 513, 1026, 1279]
+    assert [inference.tile_stride(n) for n in (1, 2, 3, 9)] == [1, 2, 2, 6]
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (23, 29), (25, 31), (55, 67)])
@@ -263,7 +265,7 @@ def test_sliding_equals_whole_for_a_pointwise_network(shape):
     model, image = Pointwise(), photo(*shape)
     expected = F.conv2d(image, model.weight.detach())[0]
     for mode, flip in product(("whole", "sliding"), (False, True)):
-        scores = inference.class_scores(model, image, mode, TILE, (1.0,), flip)
+        scores = class_scores(model, image, mode=mode, tile=TILE, flip=flip)
         torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
 
 
@@ -274,13 +276,13 @@ def test_scaled_tiles_of_a_constant_picture_are_constant(shape, scale):
     model = Pointwise()
     expected = model.weight.detach().sum(1).view(-1, 1, 1).expand(5, *shape)
     for tile in ((1, 1), (7, 11), TILE):
-        scores = inference.class_scores(model, image, "sliding", tile, (scale,), True)
+        scores = class_scores(model, image, mode="sliding", tile=tile, scales=(scale,), flip=True)
         torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="slidng"):
-        inference.class_scores(Pointwise(), photo(4, 4), "slidng")
+        inference.Views("slidng")
 
 
 class Failing(Pointwise):
@@ -304,8 +306,8 @@ OUT_OF_MEMORY = [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()]
 @pytest.mark.parametrize("at", [0, 2, 5])
 def test_memory_that_runs_out_once_changes_nothing(at, error):
     image = photo(40, 70)
-    expected = inference.class_scores(Pointwise(), image, "sliding", TILE)
-    scores = inference.class_scores(Failing({at}, error), image, "sliding", TILE)
+    expected = class_scores(Pointwise(), image, mode="sliding", tile=TILE)
+    scores = class_scores(Failing({at}, error), image, mode="sliding", tile=TILE)
     assert torch.equal(scores, expected)
 
 
@@ -313,19 +315,19 @@ def test_memory_that_runs_out_once_changes_nothing(at, error):
 @pytest.mark.parametrize(("mode", "advice"), [("whole", "sliding"), ("sliding", "smaller tiles")])
 def test_memory_that_stays_short_is_told_in_one_line(mode, advice, error):
     with pytest.raises(EnvironmentFailure, match=advice):
-        inference.class_scores(Failing(range(100), error), photo(40, 70), mode, TILE)
+        class_scores(Failing(range(100), error), photo(40, 70), mode=mode, tile=TILE)
 
 
 def test_other_errors_are_not_tried_again():
     model = Failing(range(100), RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes"):
-        inference.class_scores(model, photo(4, 4))
+        class_scores(model, photo(4, 4))
     assert model.calls == 1
 
 
 def test_label_map_is_the_argmax():
     scores = photo(150, 9)[0]
-    labels = inference.upsampled(scores, (150, 9), True).labels()
+    labels = inference.upsampled(scores, (150, 9), True).predict()
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, scores.numpy().argmax(0))
 
@@ -335,7 +337,7 @@ def test_scores_that_are_not_finite_are_refused(value):
     scores = torch.zeros(3, 100, 4)
     scores[1, 99, 2] = value
     with pytest.raises(NonFiniteError, match="not finite"):
-        inference.upsampled(scores, (100, 4), True).labels()
+        inference.upsampled(scores, (100, 4), True).predict()
 
 
 def test_input_is_normalised_in_the_order_of_the_channels():
@@ -352,7 +354,7 @@ def test_input_is_normalised_in_the_order_of_the_channels():
 def test_autocast_is_for_the_network_alone():
     model, image = Pointwise(), photo(30, 40)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        scores = inference.class_scores(model, image, "sliding", (7, 9))
+        scores = class_scores(model, image, mode="sliding", tile=(7, 9))
         expected = model(image).float()[0]
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
 
@@ -375,13 +377,12 @@ def peak():
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
-model, image = Stub(), torch.randn(1, 3, 1024, 2048)
-inference.class_scores(model, image[:, :, :64, :64], "sliding", (32, 32), (1.0, 1.5), True)
+model, image, cpu, Views = Stub(), torch.randn(1, 3, 1024, 2048), torch.device("cpu"), inference.Views
+inference.batch_scores(model, image[:, :, :64, :64], Views("sliding", (32, 32), (1.0, 1.5), True), cpu)[0].dense()
 before = peak()
-cpu = torch.device("cpu")
 for mode in ("sliding", "whole"):
-    (scores,) = inference.batch_scores(model, image, cpu, mode, (769, 769), (1.0, 1.5), True)
-    scores.labels()
+    (scores,) = inference.batch_scores(model, image, Views(mode, (769, 769), (1.0, 1.5), True), cpu)
+    scores.predict()
 print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
@@ -410,21 +411,21 @@ def test_a_picture_made_to_fit_is_scored_at_its_own_size(shape, fit, scale, size
     fitted = enlarged(image, size, align_corners)
     with torch.no_grad():
         expected = enlarged(model(fitted), shape, align_corners)[0]
-    scores = inference.class_scores(model, image, "whole", scales=(scale,), fit=fit)
+    scores = class_scores(model, image, scales=(scale,), fit=fit)
     torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
     # averaging tiles and then resizing back are two steps here, and one there
-    tiled = inference.class_scores(model, fitted, "sliding", TILE)[None]
-    scores = inference.class_scores(model, image, "sliding", TILE, (scale,), fit=fit)
+    tiled = class_scores(model, fitted, mode="sliding", tile=TILE)[None]
+    scores = class_scores(model, image, mode="sliding", tile=TILE, scales=(scale,), fit=fit)
     torch.testing.assert_close(scores, enlarged(tiled, shape, align_corners)[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["whole", "sliding"])
 def test_classes_that_a_mirror_exchanges_are_exchanged_back(mode):
     model, image = Strided(), photo(40, 70)
-    plain = inference.class_scores(model, image, mode, TILE)
-    flipped = inference.class_scores(model, image.flip(3), mode, TILE).flip(2)
-    scores = inference.class_scores(model, image, mode, TILE, flip=True, mirrored=((0, 3), (1, 2)))
+    plain = class_scores(model, image, mode=mode, tile=TILE)
+    flipped = class_scores(model, image.flip(3), mode=mode, tile=TILE).flip(2)
+    scores = class_scores(model, image, mode=mode, tile=TILE, flip=True, mirrored=((0, 3), (1, 2)))
     torch.testing.assert_close(scores, (plain + flipped[[3, 2, 1, 0]]) / 2, atol=1e-4, rtol=1e-4)
     assert (scores - (plain + flipped) / 2).abs().max() > 0.1
     # what is not mirrored is left as it is
-    assert torch.equal(inference.class_scores(model, image, mode, TILE, mirrored=((0, 3),)), plain)
+    assert torch.equal(class_scores(model, image, mode=mode, tile=TILE, mirrored=((0, 3),)), plain)

@@ -78,7 +78,7 @@ RESIDENT = """
 import torch, resource
 from ccnet_cli.inference import scoring
 from ccnet_cli.inference import views as inference
-from ccnet_cli.config import Eval
+from ccnet_cli.inference.views import Views
 from ccnet_cli.datasets import open_source
 from ccnet_cli import config
 from ccnet_cli.ops import labels
@@ -102,7 +102,7 @@ def on_image(*_):
     time.sleep(0.2)
     line = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
     resident.append(int(line.split()[1]) / 1024)
-scoring.evaluate_model(Stub(), source, Eval(), torch.device("cpu"), on_image)
+scoring.score_network(Stub(), source, Views(), torch.device("cpu"), on_image)
 # the image that is read ahead comes and goes
 print(json.dumps(min(resident[-3:]) - min(resident[2:5])))
 """

@@ -10,7 +10,7 @@ import torch
 from ccnet_cli.errors import NonFiniteError
 from ccnet_cli.inference import scores
 from ccnet_cli.inference import views as inference
-from ccnet_cli.inference.scores import Scores, Share, Taps
+from ccnet_cli.inference.scores import Predictor, Scores, Taps, Tile
 from ccnet_cli.ops import labels
 
 BOTH = pytest.mark.parametrize("implementation", scores.IMPLEMENTATIONS)
@@ -29,7 +29,7 @@ def random_taps(random, start, pixels, logits, taps):
 def random_scores(size, classes, seed):
     """Overlapping tiles of odd sizes with one to four taps, some mirrored; and the sum of them in float64."""
     random = np.random.default_rng(seed)
-    total, shares = np.zeros((classes, *size)), []
+    total, tiles = np.zeros((classes, *size)), []
     for number in range(5):
         axes, where = [], []
         for length in size:
@@ -45,8 +45,8 @@ def random_scores(size, classes, seed):
             columns, across = columns.mirrored(size[1]), across[::-1]
             where[1] = slice(size[1] - where[1].stop, size[1] - where[1].start)
         total[:, where[0], where[1]] += np.einsum("yi,kij,xj->kyx", down, logits, across)
-        shares.append(Share(torch.from_numpy(logits), rows, columns))
-    return Scores(size, shares), total
+        tiles.append(Tile(torch.from_numpy(logits), rows, columns))
+    return Scores(size, tiles), total
 
 
 @pytest.mark.parametrize("classes", [1, 2, 19, 150, 255])
@@ -57,7 +57,7 @@ def test_both_implementations_agree_to_the_last_bit_and_with_the_sums(size, clas
     random = np.random.default_rng(classes)
     label = random.integers(0, classes, size, dtype=np.uint8)
     label[random.random(size) < 0.2] = 255
-    results = [found.compared(label, 255, name) for name in scores.IMPLEMENTATIONS]
+    results = [found.compare(label, 255, name) for name in scores.IMPLEMENTATIONS]
     best = np.sort(expected, axis=0)[-2:]
     decided = best[-1] - best[0] > 1e-4 if classes > 1 else np.ones(size, bool)
     for ids, confusion in results:
@@ -69,7 +69,7 @@ def test_both_implementations_agree_to_the_last_bit_and_with_the_sums(size, clas
         counts = np.bincount(label[valid].astype(int) * classes + ids[valid], minlength=classes**2)
         np.testing.assert_array_equal(confusion.matrix.numpy().ravel(), counts)
     for name in scores.IMPLEMENTATIONS:
-        np.testing.assert_array_equal(found.labels(name), results[0][0])
+        np.testing.assert_array_equal(found.predict(name), results[0][0])
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -84,15 +84,15 @@ def test_the_implementations_agree_on_a_network_s_tiles(mode, scale, flip, align
     model = Eighth()
     model.align_corners = align_corners
     image = torch.randn(1, 3, 75, 131, generator=torch.Generator().manual_seed(4))
-    (found,) = inference.batch_scores(model, image, torch.device("cpu"), mode, (41, 57), scale, flip)
-    np.testing.assert_array_equal(found.labels("numba"), found.labels("torch"))
-    assert len(np.unique(found.labels("numba"))) > 2
+    (found,) = inference.batch_scores(model, image, inference.Views(mode, (41, 57), scale, flip), torch.device("cpu"))
+    np.testing.assert_array_equal(found.predict("numba"), found.predict("torch"))
+    assert len(np.unique(found.predict("numba"))) > 2
 
 
 @BOTH
 def test_equal_scores_are_the_lowest_class_s(implementation):
     logits = torch.tensor([0.0, 2, 2, 1, 2])[:, None, None].expand(5, 3, 4).contiguous()
-    assert (inference.upsampled(logits, (20, 30), True).labels(implementation) == 1).all()
+    assert (inference.upsampled(logits, (20, 30), True).predict(implementation) == 1).all()
 
 
 @BOTH
@@ -101,19 +101,19 @@ def test_equal_scores_are_the_lowest_class_s(implementation):
 def test_what_is_not_finite_is_met_anywhere(place, value, implementation):
     logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     found = inference.upsampled(logits, (70, 290), False)
-    found.labels(implementation)
+    found.predict(implementation)
     logits[place] = value
     with pytest.raises(NonFiniteError, match="not finite"):
-        found.labels(implementation)
+        found.predict(implementation)
 
 
 @BOTH
 def test_sums_that_overflow_are_met(implementation):
     found = inference.upsampled(torch.full((2, 4, 5), 3e38), (20, 30), True)
-    twice = Scores(found.size, [found.shares[0], found.shares[0]])
-    found.labels(implementation)
+    twice = Scores(found.size, [found.tiles[0], found.tiles[0]])
+    found.predict(implementation)
     with pytest.raises(NonFiniteError):
-        twice.labels(implementation)
+        twice.predict(implementation)
 
 
 @BOTH
@@ -122,45 +122,49 @@ def test_labels_that_are_no_class_are_refused_unless_they_do_not_count(implement
     label = np.zeros((20, 30), np.uint8)
     label[19, 29] = 3
     with pytest.raises(ValueError, match=r"label outside 0\.\.2"):
-        found.compared(label, 255, implementation)
-    assert found.compared(label, 3, implementation)[1].matrix.sum() == 599
+        found.compare(label, 255, implementation)
+    assert found.compare(label, 3, implementation)[1].matrix.sum() == 599
     with pytest.raises(ValueError, match="a label of"):
-        found.compared(label.T, 255, implementation)
+        found.compare(label.T, 255, implementation)
 
 
 def test_an_unknown_implementation_is_refused():
     with pytest.raises(ValueError, match="fastest"):
-        inference.upsampled(torch.randn(3, 4, 5), (20, 30), True).labels("fastest")
+        inference.upsampled(torch.randn(3, 4, 5), (20, 30), True).predict("fastest")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_any_number_of_threads_gives_the_same(threads, monkeypatch):
     found, _ = random_scores((61, 90), 7, 3)
     label = np.random.default_rng(1).integers(0, 7, (61, 90), dtype=np.uint8)
-    ids, confusion = found.compared(label, 255, "torch")
+    ids, confusion = found.compare(label, 255, "torch")
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    again, counted = found.compared(label, 255, "numba")
+    again, counted = found.compare(label, 255, "numba")
     np.testing.assert_array_equal(again, ids)
     assert torch.equal(counted.matrix, confusion.matrix)
 
 
 def test_the_compiled_way_is_taken_once_it_pays(monkeypatch):
     found = inference.upsampled(torch.randn(3, 4, 5), (20, 30), True)
-    monkeypatch.setattr(scores, "_waited", 0)
-    monkeypatch.setattr(scores, "PATIENCE", 2 * 3 * 20 * 30)
-    used, compiled = [], scores._compiled
-    monkeypatch.setattr(scores, "_compiled", lambda *rest: (used.append(1), compiled(*rest))[1])
+    monkeypatch.setattr(scores, "MIN_SCORES_TO_COMPILE", 2 * 3 * 20 * 30)
+    used, compiled = [], scores._predict_compiled
+    monkeypatch.setattr(scores, "_predict_compiled", lambda *rest: (used.append(1), compiled(*rest))[1])
+    predictor, label = Predictor(), np.zeros((20, 30), np.uint8)
     for expected in (0, 0, 1, 2):
-        found.labels()
+        predictor.predict(found)
         assert len(used) == expected
+    predictor.compare(found, label, 255)
+    assert len(used) == 3
+    # another one begins anew
+    Predictor().predict(found)
+    assert len(used) == 3
 
 
 def test_a_compiler_that_fails_is_done_without(monkeypatch):
     found = inference.upsampled(torch.randn(3, 4, 5), (20, 30), True)
-    expected = found.labels("torch")
-    monkeypatch.setattr(scores, "_waited", scores.PATIENCE)
-    monkeypatch.setattr(scores, "_refused", False)
-    calls = []
+    expected = found.predict("torch")
+    monkeypatch.setattr(scores, "MIN_SCORES_TO_COMPILE", 0)
+    predictor, calls = Predictor(), []
 
     def fail():
         calls.append(1)
@@ -168,11 +172,11 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch):
 
     monkeypatch.setattr(labels, "compiled", fail)
     for _ in range(3):
-        np.testing.assert_array_equal(found.labels(), expected)
+        np.testing.assert_array_equal(predictor.predict(found), expected)
     assert len(calls) == 1
     # asked for by name it is refused
     with pytest.raises(OSError, match="no room"):
-        found.labels("numba")
+        found.predict("numba")
 
 
 def test_without_a_folder_to_keep_it_in_the_kernel_is_compiled_all_the_same(monkeypatch):
