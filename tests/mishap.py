@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from ccnet_cli import cli
 from ccnet_cli.commands import train
-from ccnet_cli.datasets import Training
+from ccnet_cli.datasets.training import TrainingSet
 from ccnet_cli.inference import scoring
 from ccnet_cli.parallel import group as distributed
 from ccnet_cli.parallel import supervisor as launch
@@ -49,14 +49,14 @@ def slowly(owner, name, seconds, when=lambda *_: True):
 
 def fail_in_worker(how):
     """Let the worker that meets image 3 fail, once."""
-    load = Training.__getitem__
+    load = TrainingSet.__getitem__
 
     def item(self, key):
         if key[1] == 3 and here():
             how()
         return load(self, key)
 
-    Training.__getitem__ = item
+    TrainingSet.__getitem__ = item
 
 
 def at_steps(steps, how):
@@ -98,7 +98,7 @@ WHAT = {
     "train": lambda: slowly(Trainer, "update", 0.2, lambda trainer, *_: trainer.step >= 2),
     "eval": lambda: slowly(scoring, "batch_scores", 1.5),
     "save": lambda: slowly(checkpoint, "save", 0.5),
-    "first batch": lambda: slowly(Training, "__getitem__", 0.3),
+    "first batch": lambda: slowly(TrainingSet, "__getitem__", 0.3),
     "loader": lambda: slowly(train, "_quiet_worker", 0.5),
     "worker SIGKILL": lambda: fail_in_worker(die(signal.SIGKILL)),
     "worker SIGSEGV": lambda: fail_in_worker(die(signal.SIGSEGV)),
@@ -116,7 +116,7 @@ if WITHOUT == "deaf workers":
 if WITHOUT == "signals":
     launch.signals = lambda: contextlib.nullcontext(int)
 if WITHOUT == "loader timeout":
-    Training.__getitems__ = lambda self, keys: [self[key] for key in keys]
+    TrainingSet.__getitems__ = lambda self, keys: [self[key] for key in keys]
     DataLoader.timeout = property(lambda _: 0, lambda *_: None)
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from ccnet_cli import config
-from ccnet_cli.datasets import Classes, camvid, cityscapes
+from ccnet_cli.datasets import camvid, cityscapes
+from ccnet_cli.media.classes import Classes
 from ccnet_cli.models.network import build
 from ccnet_cli.runs import checkpoint
 

@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from ccnet_cli import config, datasets
+from ccnet_cli import config
 from ccnet_cli.bench import measure
 from ccnet_cli.bench.measure import Sheet, Timing
 from ccnet_cli.datasets import transforms
+from ccnet_cli.datasets.sampling import Batches
+from ccnet_cli.datasets.source import Source, load_pair, open_source
+from ccnet_cli.datasets.training import Augmentation, TrainingSet, collate, raise_worker_errors, to_device
 from ccnet_cli.media import images, pixels
 from ccnet_cli.media.images import cv2
 from ccnet_cli.models import network as models
@@ -185,7 +188,7 @@ def photograph(random: np.random.Generator, size: tuple[int, int]) -> tuple[imag
 
 
 def _table(preset: config.Preset, workers: Sequence[int], batch: int, repeats: int, device: torch.device) -> Table:
-    source = datasets.open_source(preset.data, "train")
+    source = open_source(preset.data, "train")
     ways = _ways(preset, source, device)
     for key in _keys(source, 2):
         _same(ways["whole"](key), ways["arrived"](key), 1 / min(preset.model.std))
@@ -211,24 +214,20 @@ def _table(preset: config.Preset, workers: Sequence[int], batch: int, repeats: i
     )
 
 
-def _keys(source: datasets.Source, count: int) -> list[tuple[int, int]]:
+def _keys(source: Source, count: int) -> list[tuple[int, int]]:
     """Keys of samples, (epoch, index), as training meets them."""
-    return [key for (key,) in datasets.Batches(len(source.samples), 1, seed=0, steps=count)]
+    return [key for (key,) in Batches(len(source.samples), 1, seed=0, steps=count)]
 
 
-def _training(preset: config.Preset, source: datasets.Source) -> datasets.Training:
-    keys = ("scale_min", "scale_max", "scale_step", "mirror", "fit", "category_ratio", "photometric")
-    chosen = {key: getattr(preset.data, key) for key in keys}
-    order = preset.model.channel_order
-    return datasets.Training(source, preset.data.crop, channel_order=order, seed=preset.seed, **chosen)
+def _training(preset: config.Preset, source: Source) -> TrainingSet:
+    augmentation = Augmentation.from_settings(preset.data)
+    return TrainingSet(source, augmentation, preset.model.channel_order, preset.seed)
 
 
-def _ways(
-    preset: config.Preset, source: datasets.Source, device: torch.device
-) -> dict[str, Callable[[tuple[int, int]], Any]]:
+def _ways(preset: config.Preset, source: Source, device: torch.device) -> dict[str, Callable[[tuple[int, int]], Any]]:
     """What a sample of a key costs each way: the result is to be timed or compared."""
     training = _training(preset, source)
-    model = preset.model
+    recipe, model = training.augmentation, preset.model
 
     def plain(key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         sample = source.samples[key[1]]
@@ -236,29 +235,29 @@ def _ways(
 
     def official_way(key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         random = transforms.generator(preset.seed, *key)
-        scale = transforms.random_scale(*training.scales, random)
+        scale = recipe.random_scale(random)
         return official(*plain(key), scale, preset.data.crop, random, model.mean, preset.data.mirror)
 
     def whole(key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        image, label = datasets.load_pair(source, source.samples[key[1]])
+        image, label = load_pair(source, source.samples[key[1]])
         random = transforms.generator(preset.seed, *key)
-        image, label = transforms.resize(image, label, transforms.random_scale(*training.scales, random), training.fit)
+        image, label = transforms.resize(image, label, recipe.random_scale(random), recipe.fit)
         size = (label.shape[0], label.shape[1])
-        ratio, ignored = training.category_ratio, source.ignore_index
-        image, label = transforms.cut(image, label, size, training.crop, random, ratio, ignored)
-        if training.photometric:
+        ignored = source.ignore_index
+        image, label = transforms.cut(image, label, size, recipe.crop, random, recipe.category_ratio, ignored)
+        if recipe.photometric:
             image = transforms.distort(image, random)
         planes = pixels.normalise(image, model.channel_order, model.mean, model.std)
-        below, right = (whole - part for whole, part in zip(training.crop, label.shape, strict=True))
+        below, right = (whole - part for whole, part in zip(recipe.crop, label.shape, strict=True))
         planes = np.pad(planes, ((0, 0), (0, below), (0, right)))
         label = np.pad(label, ((0, below), (0, right)), constant_values=ignored)
-        if training.mirror and random.integers(2):
+        if recipe.mirror and random.integers(2):
             planes, (_, label) = planes[..., ::-1].copy(), transforms.mirror(image, label, source.classes.mirrored)
         return torch.from_numpy(planes), torch.from_numpy(label.astype(np.int64))
 
     def arrived(key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        batches = datasets.raise_worker_errors([datasets.collate([training[key]])])
-        image, label, _ = next(datasets.to_device(batches, model.mean, model.std, device))
+        batches = raise_worker_errors([collate([training[key]])])
+        image, label, _ = next(to_device(batches, model.mean, model.std, device))
         return image[0], label[0]
 
     ways = (official_way, whole, training.__getitem__, arrived, plain)
@@ -300,7 +299,7 @@ def _same(whole: tuple[torch.Tensor, torch.Tensor], arrived: tuple[torch.Tensor,
 
 
 def _rates(
-    preset: config.Preset, source: datasets.Source, workers: Sequence[int], batch: int, device: torch.device
+    preset: config.Preset, source: Source, workers: Sequence[int], batch: int, device: torch.device
 ) -> Iterator[Rate]:
     """Rates of a loader that does nothing else than to be waited for."""
     training = _training(preset, source)
@@ -308,15 +307,15 @@ def _rates(
         before, measured = BEFORE * max(count, 1), MEASURED * max(count, 1)
         loader = DataLoader(
             training,
-            batch_sampler=datasets.Batches(len(source.samples), batch, preset.seed, steps=before + measured),
+            batch_sampler=Batches(len(source.samples), batch, preset.seed, steps=before + measured),
             num_workers=count,
-            collate_fn=datasets.collate,
+            collate_fn=collate,
             pin_memory=device.type == "cuda",
             multiprocessing_context="fork" if count and sys.platform == "linux" else None,
         )
         mean, std = preset.model.mean, preset.model.std
         arrivals = []
-        for _ in datasets.to_device(datasets.raise_worker_errors(loader), mean, std, device):
+        for _ in to_device(raise_worker_errors(loader), mean, std, device):
             arrivals.append(time.perf_counter())
         # over as many batches as there are workers, which come together
         pace = max(count, 1)

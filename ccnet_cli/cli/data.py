@@ -99,17 +99,20 @@ def data_check(
 
     Every pair must exist, sizes must match, and labels be in range.
     """
-    from ccnet_cli import config, datasets
+    from ccnet_cli import config
+    from ccnet_cli.datasets import recognise
+    from ccnet_cli.datasets.report import check
+    from ccnet_cli.datasets.source import open_source
 
     if dataset is None and preset is None:
-        dataset = datasets.recognise(folder)
+        dataset = recognise(folder)
         detail(f"{folder}: the folders of {dataset}")
     chosen = [] if dataset is None else [f"data.dataset={dataset}"]
     settings = config.load(preset or "quickstart", [*chosen, *(overrides or ()), *path_of("data.root", folder)])
     reports = {}
     for name in split or ("train", "val"):
-        source = datasets.open_source(settings.data, name, labels_required=False, verify=False)
-        reports[name] = datasets.check(source).to_mapping()
+        source = open_source(settings.data, name, labels_required=False, verify=False)
+        reports[name] = check(source).to_mapping()
     if not write_json(reports, json_file):
         for name, report in reports.items():
             rows = [*report["pixels"].items(), ("(ignored)", report["ignored"])]

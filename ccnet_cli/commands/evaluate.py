@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ccnet_cli import config
-from ccnet_cli.datasets import Sample, Source, open_source
+from ccnet_cli.datasets.listing import Sample
+from ccnet_cli.datasets.source import Source, open_source
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.figures import charts
 from ccnet_cli.inference import engine

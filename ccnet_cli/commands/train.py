@@ -373,19 +373,8 @@ def _loader(plan: Plan, source: datasets.Source, start: int, first: int | None =
     )
     micro = plan.micro_batch
     data = preset.data
-    training = datasets.Training(
-        source,
-        data.crop,
-        data.scale_min,
-        data.scale_max,
-        data.scale_step,
-        data.mirror,
-        preset.model.channel_order,
-        preset.seed,
-        data.fit,
-        data.category_ratio,
-        data.photometric,
-    )
+    augmentation = datasets.Augmentation.from_settings(data)
+    training = datasets.TrainingSet(source, augmentation, preset.model.channel_order, preset.seed)
     return DataLoader(
         training,
         batch_sampler=(batch[at : at + micro] for batch in batches for at in range(0, len(batch), micro)),

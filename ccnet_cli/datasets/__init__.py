@@ -76,7 +76,14 @@ def recognise(folder: Path) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    for module in ("source", "training", "sampling", "report"):
-        if not name.startswith("_") and hasattr(found := import_module(f"ccnet_cli.datasets.{module}"), name):
-            return getattr(found, name)
+    if module := _MODULES.get(name):
+        return getattr(import_module(f"ccnet_cli.datasets.{module}"), name)
     raise AttributeError(name)
+
+
+_MODULES = {
+    **dict.fromkeys(("Sample", "Source", "load_image", "load_label", "load_pair", "open_source"), "source"),
+    **dict.fromkeys(("Augmentation", "Batch", "Item", "TrainingSet", "collate", "raise_worker_errors"), "training"),
+    **dict.fromkeys(("to_device", "watch_workers"), "training"),
+    **{"Batches": "sampling", "Report": "report", "check": "report"},
+}

@@ -1,35 +1,35 @@
-"""Training samples for torch's DataLoader: read, augmented and padded as bytes, normalised where they arrive."""
+"""Training samples for torch's DataLoader: read, augmented and padded as bytes, normalised on the device."""
 
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, fields
+from typing import NamedTuple, Self
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
 
+from ccnet_cli.datasets import transforms
+from ccnet_cli.datasets.settings import Data
 from ccnet_cli.datasets.source import Source, load_pair
-from ccnet_cli.datasets.transforms import cut, distort, generator, mirror, pad, random_scale
 from ccnet_cli.errors import CCNetError, EnvironmentFailure
-from ccnet_cli.media.images import cv2
+from ccnet_cli.media.images import Pixels, cv2
 from ccnet_cli.media.pixels import normalised_bytes, scaled_size
-
-# torch takes seconds to load, and checking a data set does without it
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 # B batch, h and w the crop
 
 
 class Item(NamedTuple):
-    """A sample as it travels: image (h, w, 3) and label (h, w), uint8, a fifth of the bytes that the network takes.
+    """A sample as bytes: image (h, w, 3) and label (h, w), uint8, a fifth of the size that the network takes.
 
-    extent is where the picture lies in the crop, (bottom, left, right): the rest is padding.
+    extent is where the picture lies in the crop, (bottom, left, right); the rest is padding.
     """
 
-    image: np.ndarray
-    label: np.ndarray
+    image: Pixels
+    label: Pixels
     extent: tuple[int, int, int]
     name: str
 
@@ -37,42 +37,47 @@ class Item(NamedTuple):
 class Batch(NamedTuple):
     """Items, stacked: images (B, h, w, 3) and labels (B, h, w)."""
 
-    images: "Tensor"
-    labels: "Tensor"
+    images: Tensor
+    labels: Tensor
     extents: list[tuple[int, int, int]]
     names: list[str]
 
 
-class Training:
+@dataclass(frozen=True)
+class Augmentation:
+    """How a picture becomes a training sample; the keys of the preset's section data that say so."""
+
+    crop: tuple[int, int]
+    fit: tuple[int, int] | None = None
+    scale_min: float = 0.7
+    scale_max: float = 2.1
+    scale_step: float = 0.1
+    category_ratio: float = 1.0
+    mirror: bool = True
+    photometric: bool = False
+
+    @classmethod
+    def from_settings(cls, data: Data) -> Self:
+        """The augmentation of a preset."""
+        return cls(**{field.name: getattr(data, field.name) for field in fields(cls)})
+
+    def random_scale(self, random: np.random.Generator) -> float:
+        """A scale for one sample."""
+        return transforms.random_scale(self.scale_min, self.scale_max, self.scale_step, random)
+
+
+class TrainingSet:
     """A map-style data set of (epoch, index) -> Item.
 
-    Only (seed, epoch, index) decide the augmentation, whichever worker or rank it runs in.
+    Only (seed, epoch, index) decide the augmentation, on whatever worker or rank it runs.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        crop: tuple[int, int],
-        scale_min: float = 0.7,
-        scale_max: float = 2.1,
-        scale_step: float = 0.1,
-        mirror: bool = True,
-        channel_order: str = "bgr",
-        seed: int = 0,
-        fit: tuple[int, int] | None = None,
-        category_ratio: float = 1.0,
-        photometric: bool = False,
-    ) -> None:
+    def __init__(self, source: Source, augmentation: Augmentation, channel_order: str = "bgr", seed: int = 0) -> None:
         self.source = source
-        self.crop = crop
-        self.scales = (scale_min, scale_max, scale_step)
-        self.fit = fit
-        self.category_ratio = category_ratio
-        self.photometric = photometric
-        self.mirror = mirror
+        self.augmentation = augmentation
         self.channel_order = channel_order
         self.seed = seed
-        # OpenCV's threads do not survive the fork into workers, and these are the parallelism here
+        # OpenCV's threads do not survive the fork into workers, which run in parallel themselves
         cv2.setNumThreads(0)
 
     def __len__(self) -> int:
@@ -80,30 +85,29 @@ class Training:
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
+        recipe, ignored = self.augmentation, self.source.ignore_index
         sample = self.source.samples[index]
         image, label = load_pair(self.source, sample)
-        random = generator(self.seed, epoch, index)
-        size = scaled_size((label.shape[0], label.shape[1]), random_scale(*self.scales, random), self.fit)
-        image, label = cut(image, label, size, self.crop, random, self.category_ratio, self.source.ignore_index)
-        if self.photometric:
-            image = distort(image, random)
+        random = transforms.generator(self.seed, epoch, index)
+        size = scaled_size((label.shape[0], label.shape[1]), recipe.random_scale(random), recipe.fit)
+        image, label = transforms.cut(image, label, size, recipe.crop, random, recipe.category_ratio, ignored)
+        if recipe.photometric:
+            image = transforms.distort(image, random)
         if self.channel_order == "rgb":
             image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         height, width = label.shape
         left = 0
-        if self.mirror and random.integers(2):
-            image, label = mirror(image, label, self.source.classes.mirrored)
-            # what was padded at the right moves with the rest
-            left = self.crop[1] - width
-        image, label = pad(image, label, self.crop, left, self.source.ignore_index)
-        # views would keep the scaled pictures in memory until the batch is whole
+        if recipe.mirror and random.integers(2):
+            image, label = transforms.mirror(image, label, self.source.classes.mirrored)
+            # the padding at the right is mirrored too
+            left = recipe.crop[1] - width
+        image, label = transforms.pad(image, label, recipe.crop, left, ignored)
+        # views would keep the scaled pictures in memory until the batch is complete
         image, label = np.ascontiguousarray(image), np.ascontiguousarray(label)
         return Item(image, label, (height, left, left + width), sample.name)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item] | CCNetError:
-        """A batch's items or the error that one of them met: raised in a worker, it would arrive as a RuntimeError."""
-        import torch
-
+        """A batch's items, or the first error: raised in a worker, it would reach the process as a RuntimeError."""
         items: list[Item] = []
         for key in keys:
             try:
@@ -111,8 +115,8 @@ class Training:
             except CCNetError as error:
                 return error
             except Exception as error:
-                # in the process itself, anything else is a bug and shows where
-                if torch.utils.data.get_worker_info() is None:
+                # in the process itself, anything else is a bug and needs its traceback
+                if get_worker_info() is None:
                     raise
                 image, why = self.source.samples[key[1]].image, f"a worker failed on it ({error!r})"
                 return EnvironmentFailure(f"image {image}", why, "see that it can be read, and resume")
@@ -120,9 +124,7 @@ class Training:
 
 
 def collate(items: list[Item] | CCNetError) -> Batch | CCNetError:
-    """The batch of the items, for DataLoader's collate_fn; an error passes."""
-    import torch
-
+    """Stack items into a batch, for DataLoader's collate_fn; return an error as it is."""
     if isinstance(items, CCNetError):
         return items
     images, labels, extents, names = zip(*items, strict=True)
@@ -142,16 +144,14 @@ def to_device(
     batches: Iterable[Batch],
     mean: Sequence[float],
     std: Sequence[float],
-    device: "torch.device",
+    device: torch.device,
     channels_last: bool = True,
-) -> "Iterator[tuple[Tensor, Tensor, list[str]]]":
+) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     """Yield what the network takes, on its device: images float32 (B, 3, h, w), labels int64 (B, h, w), names.
 
     Images are (image - mean) / std, their padding exactly 0. Batches in pinned memory are copied while the device
     computes.
     """
-    import torch
-
     table = torch.from_numpy(normalised_bytes(mean, std)).flatten().to(device)
     for images, labels, extents, names in batches:
         width = images.shape[2]
@@ -181,8 +181,8 @@ def watch_workers() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for worker in workers:
                 worker.kill()
-        lost = isinstance(error, RuntimeError) and "DataLoader" in str(error)
-        if not lost and not isinstance(error, ConnectionError | EOFError):
+        from_loader = isinstance(error, RuntimeError) and "DataLoader" in str(error)
+        if not from_loader and not isinstance(error, ConnectionError | EOFError):
             raise
         why = str(error).partition("\n")[0].rstrip(". ")
         fix = "see if memory or /dev/shm ran out, raise data.timeout, or set data.workers=0, and resume"

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli.datasets import Sample, Source, load_image, load_pair
+from ccnet_cli.datasets.listing import Sample
+from ccnet_cli.datasets.source import Source, load_image, load_pair
 from ccnet_cli.errors import Interrupted
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.scores import Predictor

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli import config, datasets, ops
+from ccnet_cli import config, ops
+from ccnet_cli.datasets.source import Source
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.losses import CrossEntropy, Ohem
 from ccnet_cli.losses import objective as objectives
@@ -56,7 +57,7 @@ class Trainer:
     """
 
     preset: config.Preset
-    source: datasets.Source
+    source: Source
     network: Network
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -259,7 +260,7 @@ class Trainer:
 
 def build(
     preset: config.Preset,
-    source: datasets.Source,
+    source: Source,
     device: torch.device,
     weights: Path | None = None,
     partial: bool = False,

@@ -9,9 +9,10 @@ import torch
 from bad_inputs import photograph
 from runs import make_horizons, preset
 
-from ccnet_cli import cli, datasets
+from ccnet_cli import cli
 from ccnet_cli.bench import data as bench
 from ccnet_cli.datasets import transforms
+from ccnet_cli.datasets.training import Item, collate, to_device
 from ccnet_cli.media import pixels
 
 SMALL = {"sizes": ((40, 64),), "crop": (33, 49), "workers": (0, 1), "batch": 2, "repeats": 2, "device": "cpu"}
@@ -62,8 +63,8 @@ def test_the_authors_way_is_ours_where_sizes_come_out_even(scale, crop, tmp_path
             part, expected = transforms.mirror(part, expected)
             left = crop[1] - width
         part, expected = transforms.pad(part, expected, crop, left, 255)
-        item = datasets.Item(part, expected, (height, left, left + width), "")
-        wanted, _, _ = next(datasets.to_device([datasets.collate([item])], mean, (1, 1, 1), torch.device("cpu")))
+        item = Item(part, expected, (height, left, left + width), "")
+        wanted, _, _ = next(to_device([collate([item])], mean, (1, 1, 1), torch.device("cpu")))
         np.testing.assert_array_equal(ids, expected)
         np.testing.assert_allclose(got, wanted[0], atol=1e-4)
 

@@ -18,7 +18,7 @@ from torch.utils.data import DistributedSampler
 
 from ccnet_cli import config
 from ccnet_cli.commands import evaluate as evaluation
-from ccnet_cli.datasets import open_source
+from ccnet_cli.datasets.source import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.inference import engine, scoring
 from ccnet_cli.inference.views import Views

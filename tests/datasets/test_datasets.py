@@ -9,10 +9,13 @@ import pytest
 from bad_inputs import jpeg, photograph, png
 
 from ccnet_cli import config, datasets
-from ccnet_cli.datasets import cityscapes, folder, listing
+from ccnet_cli.datasets import cityscapes, folder, listing, recognise
 from ccnet_cli.datasets.listing import Samples
+from ccnet_cli.datasets.report import check
+from ccnet_cli.datasets.source import load_label, load_pair, open_source
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import images
+from ccnet_cli.media.classes import Classes
 
 CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
 
@@ -71,16 +74,16 @@ def listed(own, text, name="val.lst"):
 
 
 def test_cityscapes_folders_are_read_in_order(streets):
-    source = datasets.open_source(settings(streets, "cityscapes"), "train")
+    source = open_source(settings(streets, "cityscapes"), "train")
     assert [sample.name for sample in source.samples] == [
         "bonn/bonn_000000_leftImg8bit",
         "ulm/ulm_000000_leftImg8bit",
         "ulm/ulm_000001_leftImg8bit",
     ]
     assert source.samples[1].label == streets / "gtFine/train/ulm/ulm_000000_gtFine_labelIds.png"
-    assert len(datasets.open_source(settings(streets, "cityscapes"), "val").samples) == 2
+    assert len(open_source(settings(streets, "cityscapes"), "val").samples) == 2
     assert len(source.classes) == 19
-    image, label = datasets.load_pair(source, source.samples[0])
+    image, label = load_pair(source, source.samples[0])
     assert image.shape == (*label.shape, 3)
 
 
@@ -88,38 +91,38 @@ def test_cityscapes_label_ids_become_train_ids(streets):
     every = np.arange(34, dtype=np.uint8).reshape(2, 17)
     put(streets / "leftImg8bit/one/ulm/a_leftImg8bit.png", picture(every))
     put(streets / "gtFine/one/ulm/a_gtFine_labelIds.png", png(every))
-    source = datasets.open_source(settings(streets, "cityscapes", val_split="one"), "val")
-    label = datasets.load_label(source, source.samples[0])
+    source = open_source(settings(streets, "cityscapes", val_split="one"), "val")
+    label = load_label(source, source.samples[0])
     assert label.dtype == np.uint8
     assert label.ravel().tolist() == [LABEL_TO_TRAIN.get(value, 255) for value in range(34)]
     assert dict(zip(source.classes.label_ids, range(19), strict=True)) == LABEL_TO_TRAIN
 
 
 def test_the_official_lists_give_the_same_as_the_folders(streets):
-    by_folder = datasets.open_source(settings(streets, "cityscapes"), "train")
+    by_folder = open_source(settings(streets, "cityscapes"), "train")
     lines = [f"{s.image.relative_to(streets)}\t{s.label.relative_to(streets)}" for s in by_folder.samples]
     put(streets / "train.lst", "\n".join(lines).encode())
-    by_list = datasets.open_source(settings(streets, "cityscapes", train_list="train.lst"), "train")
+    by_list = open_source(settings(streets, "cityscapes", train_list="train.lst"), "train")
     assert [(s.image, s.label) for s in by_list.samples] == [(s.image, s.label) for s in by_folder.samples]
 
 
 def test_a_test_list_has_one_column(streets):
     put(streets / "test.lst", b"leftImg8bit/val/jena/jena_000000_leftImg8bit.png\n")
     data = settings(streets, "cityscapes", val_list="test.lst")
-    source = datasets.open_source(data, "val", labels_required=False)
+    source = open_source(data, "val", labels_required=False)
     assert source.samples[0].label is None
     with pytest.raises(InputError, match=r"test\.lst line 1: two columns expected, found 1; write IMAGE LABEL"):
-        datasets.open_source(data, "val")
+        open_source(data, "val")
     with pytest.raises(InputError, match="no label"):
-        datasets.load_label(source, source.samples[0])
+        load_label(source, source.samples[0])
 
 
 def test_a_split_without_labels_can_be_opened_for_prediction(streets):
     put(streets / "leftImg8bit/test/rom/a_leftImg8bit.png", picture(STREET))
-    source = datasets.open_source(settings(streets, "cityscapes"), "test", labels_required=False)
+    source = open_source(settings(streets, "cityscapes"), "test", labels_required=False)
     assert [sample.label for sample in source.samples] == [None]
     with pytest.raises(InputError, match="gtFine/test"):
-        datasets.open_source(settings(streets, "cityscapes"), "test")
+        open_source(settings(streets, "cityscapes"), "test")
 
 
 def train_ids(streets):
@@ -136,12 +139,12 @@ def test_files_named_train_ids_are_taken_as_they_are(streets):
         streets / "val.lst",
         b"leftImg8bit/val/jena/jena_000000_leftImg8bit.png " + os.fsencode(path.relative_to(streets)),
     )
-    source = datasets.open_source(settings(streets, "cityscapes", val_list="val.lst"), "val")
-    np.testing.assert_array_equal(datasets.load_label(source, source.samples[0]), values)
+    source = open_source(settings(streets, "cityscapes", val_list="val.lst"), "val")
+    np.testing.assert_array_equal(load_label(source, source.samples[0]), values)
     for label in (streets / "gtFine").rglob("*_labelIds.png"):
         label.unlink()
-    source = datasets.open_source(settings(streets, "cityscapes"), "val", labels_required=False)
-    np.testing.assert_array_equal(datasets.load_label(source, source.samples[0]), values)
+    source = open_source(settings(streets, "cityscapes"), "val", labels_required=False)
+    np.testing.assert_array_equal(load_label(source, source.samples[0]), values)
 
 
 def test_one_list_does_not_mix_label_ids_and_train_ids(streets):
@@ -149,21 +152,21 @@ def test_one_list_does_not_mix_label_ids_and_train_ids(streets):
     image = "leftImg8bit/val/jena/jena_00000{0}_leftImg8bit.png gtFine/val/jena/jena_00000{0}_gtFine_label{1}.png\n"
     put(streets / "val.lst", (image.format(0, "TrainIds") + image.format(1, "Ids")).encode())
     with pytest.raises(InputError, match="labelTrainIds"):
-        datasets.open_source(settings(streets, "cityscapes", val_list="val.lst"), "val")
+        open_source(settings(streets, "cityscapes", val_list="val.lst"), "val")
 
 
 def test_train_ids_under_the_name_of_label_ids_are_noticed(streets):
     path, _ = train_ids(streets)
     path.rename(path.with_name("jena_000000_gtFine_labelIds.png"))
-    source = datasets.open_source(settings(streets, "cityscapes"), "val")
+    source = open_source(settings(streets, "cityscapes"), "val")
     with pytest.raises(InputError, match="look like train ids"):
-        datasets.load_label(source, source.samples[0])
+        load_label(source, source.samples[0])
 
 
 def test_train_ids_without_a_void_pixel_are_noticed_over_the_whole_set(streets):
     for label in (streets / "gtFine/val").rglob("*_labelIds.png"):
         label.write_bytes(png(STREET % 19))
-    report = datasets.check(datasets.open_source(settings(streets, "cityscapes"), "val"))
+    report = check(open_source(settings(streets, "cityscapes"), "val"))
     assert ["train ids" in problem for problem in report.problems] == [True]
 
 
@@ -174,29 +177,29 @@ def test_label_ids_under_the_name_of_train_ids_are_refused(streets):
         streets / "val.lst",
         b"leftImg8bit/val/jena/jena_000000_leftImg8bit.png " + os.fsencode(path.relative_to(streets)),
     )
-    source = datasets.open_source(settings(streets, "cityscapes", val_list="val.lst"), "val")
+    source = open_source(settings(streets, "cityscapes", val_list="val.lst"), "val")
     with pytest.raises(InputError, match=r"value 23, 24, 26, 29, 31, 33 .*look like labelIds"):
-        datasets.load_label(source, source.samples[0])
+        load_label(source, source.samples[0])
 
 
 def test_instance_ids_and_strange_values_are_refused(streets):
-    source = datasets.open_source(settings(streets, "cityscapes"), "val")
+    source = open_source(settings(streets, "cityscapes"), "val")
     label = source.samples[0].label
     label.write_bytes(png(STREET.astype(int) * 1000, 16))
     with pytest.raises(InputError, match="instance ids"):
-        datasets.load_label(source, source.samples[0])
+        load_label(source, source.samples[0])
     label.write_bytes(png(STREET + 1))
     with pytest.raises(InputError, match="value 34 is no label"):
-        datasets.load_label(source, source.samples[0])
+        load_label(source, source.samples[0])
     # void and licence plate beside things that are no train ids: label ids for sure
     label.write_bytes(png(np.array([[0, 255, 26, 7], [3, 255, 26, 7], [3, 255, 26, 7]])))
-    assert datasets.load_label(source, source.samples[0])[0].tolist() == [255, 255, 13, 0]
+    assert load_label(source, source.samples[0])[0].tolist() == [255, 255, 13, 0]
     label.write_bytes(png(np.full_like(STREET, 255)))
-    assert (datasets.load_label(source, source.samples[0]) == 255).all()
+    assert (load_label(source, source.samples[0]) == 255).all()
 
 
 def test_toyscapes_uses_the_reader_and_classes_of_cityscapes(streets):
-    source = datasets.open_source(settings(streets, "toyscapes"), "val")
+    source = open_source(settings(streets, "toyscapes"), "val")
     assert (source.dataset, source.classes) == ("toyscapes", cityscapes.CLASSES)
 
 
@@ -209,21 +212,21 @@ def drives(tmp_path):
 
 
 def test_camvid_ignores_value_eleven(drives):
-    source = datasets.open_source(settings(drives, "camvid"), "val")
-    label = datasets.load_label(source, source.samples[0])
+    source = open_source(settings(drives, "camvid"), "val")
+    label = load_label(source, source.samples[0])
     assert label.ravel().tolist() == [*range(11), 255]
     assert source.classes.names[2:5] == ("pole", "road", "pavement")
     put(drives / "valannot/a.png", png(np.full((2, 6), 12)))
     with pytest.raises(InputError, match="value 12 "):
-        datasets.load_label(source, source.samples[0])
+        load_label(source, source.samples[0])
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="the CamVid photographs are not here")
 def test_the_camvid_photographs_are_read():
     for split, count in (("train", 160), ("val", 60)):
-        source = datasets.open_source(settings(CAMVID, "camvid"), split)
+        source = open_source(settings(CAMVID, "camvid"), split)
         assert len(source.samples) == count
-        report = datasets.check(dataclasses.replace(source, samples=source.samples[:12]))
+        report = check(dataclasses.replace(source, samples=source.samples[:12]))
         assert report.problems == ()
         assert report.sizes == {"480x360": 12}
         # a street: mostly road, building and sky
@@ -231,43 +234,43 @@ def test_the_camvid_photographs_are_read():
 
 
 def test_own_folders_are_read_at_any_depth(own):
-    source = datasets.open_source(settings(own), "val")
+    source = open_source(settings(own), "val")
     assert [sample.name for sample in source.samples] == ["deep/y", "x"]
     assert source.samples[0].label == own / "labels/val/deep/y.png"
     assert source.classes.names == ("a", "b", "c")
     assert len(set(source.classes.palette)) == 3
-    assert datasets.load_label(source, source.samples[0]).ravel().tolist() == [value % 3 for value in range(48)]
+    assert load_label(source, source.samples[0]).ravel().tolist() == [value % 3 for value in range(48)]
 
 
 def test_own_folders_may_have_any_name(own):
     (own / "images/val").rename(own / "photos")
     (own / "labels/val").rename(own / "masks")
-    source = datasets.open_source(settings(own, val_images="photos", val_labels=str(own / "masks")), "val")
+    source = open_source(settings(own, val_images="photos", val_labels=str(own / "masks")), "val")
     assert source.samples[1].label == own / "masks/x.png"
     (own / "images/train").rename(own / "images/day")
     (own / "labels/train").rename(own / "labels/day")
-    assert len(datasets.open_source(settings(own, train_split="day"), "train").samples) == 2
+    assert len(open_source(settings(own, train_split="day"), "train").samples) == 2
 
 
 def test_the_ignored_value_of_own_data_becomes_255(own):
     path = put(own / "labels/val/x.png", png(np.where(np.arange(48).reshape(6, 8) < 9, 7, 2)))
-    source = datasets.open_source(settings(own, ignore_index=7), "val")
-    assert np.bincount(datasets.load_label(source, source.samples[1]).ravel()).tolist() == [0, 0, 39, *[0] * 252, 9]
+    source = open_source(settings(own, ignore_index=7), "val")
+    assert np.bincount(load_label(source, source.samples[1]).ravel()).tolist() == [0, 0, 39, *[0] * 252, 9]
     path.write_bytes(png(np.full((6, 8), 255)))
     with pytest.raises(InputError, match=r"value 255 is no label of folder \(0 to 2, 7\); .*data\.ignore_index"):
-        datasets.load_label(source, source.samples[1])
+        load_label(source, source.samples[1])
     for value in (256 + 1, 65_535):
         path.write_bytes(png(np.full((6, 8), value), 16))
         with pytest.raises(InputError, match=f"{path}.*value {value} "):
-            datasets.load_label(source, source.samples[1])
+            load_label(source, source.samples[1])
     path.write_bytes(png(np.full((6, 8), 2), 16))
-    assert (datasets.load_label(source, source.samples[1]) == 2).all()
+    assert (load_label(source, source.samples[1]) == 2).all()
 
 
 def test_image_and_label_of_different_sizes_are_refused(own):
     path = put(own / "labels/val/x.png", png(np.zeros((8, 6), int)))
-    source = datasets.open_source(settings(own), "val")
-    for load in (datasets.load_label, datasets.load_pair):
+    source = open_source(settings(own), "val")
+    for load in (load_label, load_pair):
         with pytest.raises(InputError, match=f"{path}: is 6 x 8 pixels, its image .*x.jpg 8 x 6"):
             load(source, source.samples[1])
 
@@ -276,33 +279,33 @@ def test_a_missing_label_is_refused_before_anything_is_read(own, monkeypatch):
     (own / "labels/val/x.png").unlink()
     monkeypatch.setattr(images, "read_image", None)
     with pytest.raises(InputError, match=r"x\.jpg: has no label .*labels/val/x\.png"):
-        datasets.open_source(settings(own), "val")
-    source = datasets.open_source(settings(own), "val", labels_required=False)
+        open_source(settings(own), "val")
+    source = open_source(settings(own), "val", labels_required=False)
     assert [sample.label is None for sample in source.samples] == [False, True]
 
 
 def test_what_is_not_there_is_named(own, tmp_path):
     with pytest.raises(InputError, match=r"data\.root: missing"):
-        datasets.open_source(settings(None), "val")
+        open_source(settings(None), "val")
     with pytest.raises(InputError, match="nowhere: does not exist"):
-        datasets.open_source(settings(own / "nowhere"), "val")
+        open_source(settings(own / "nowhere"), "val")
     with pytest.raises(InputError, match="is not a folder"):
-        datasets.open_source(settings(own / "images/val/x.jpg"), "val")
+        open_source(settings(own / "images/val/x.jpg"), "val")
     with pytest.raises(InputError, match="images/holdout: does not exist"):
-        datasets.open_source(settings(own), "holdout")
+        open_source(settings(own), "holdout")
     (own / "images/none").mkdir()
     (own / "labels/none").mkdir()
     with pytest.raises(InputError, match="holds no image"):
-        datasets.open_source(settings(own), "none")
+        open_source(settings(own), "none")
     for dataset in ("cityscapes", "camvid"):
         with pytest.raises(InputError, match="does not exist"):
-            datasets.open_source(settings(own, dataset), "val")
+            open_source(settings(own, dataset), "val")
 
 
 def test_two_images_of_one_name_are_refused(own):
     put(own / "images/val/x.png", picture(np.zeros((6, 8))))
     with pytest.raises(InputError, match="same name"):
-        datasets.open_source(settings(own), "val")
+        open_source(settings(own), "val")
 
 
 def test_hidden_files_and_links_that_lead_back_are_left_out(own):
@@ -310,7 +313,7 @@ def test_hidden_files_and_links_that_lead_back_are_left_out(own):
     put(own / "images/val/.cache/z.jpg", b"")
     put(own / "images/val/notes.txt", b"")
     (own / "images/val/again").symlink_to(own / "images/val")
-    assert len(datasets.open_source(settings(own), "val").samples) == 2
+    assert len(open_source(settings(own), "val").samples) == 2
 
 
 @pytest.mark.parametrize(
@@ -324,7 +327,7 @@ def test_hidden_files_and_links_that_lead_back_are_left_out(own):
     ],
 )
 def test_list_files_of_every_style_are_read(own, text):
-    source = datasets.open_source(listed(own, text), "val")
+    source = open_source(listed(own, text), "val")
     assert [sample.name for sample in source.samples] == ["images/val/x", "images/val/deep/y"]
     assert [sample.label for sample in source.samples] == [own / "labels/val/x.png", own / "labels/val/deep/y.png"]
 
@@ -333,19 +336,19 @@ def test_absolute_names_inside_the_root_and_names_with_blanks_work(own):
     name = os.fsdecode(b"images/val/two words caf\xe9.jpg")
     put(own / name, jpeg(photograph(6, 8)))
     text = os.fsencode(f"{name}\tlabels/val/x.png\n{own}/images/val/x.jpg {own}/labels/val/x.png\n")
-    source = datasets.open_source(listed(own, text), "val")
+    source = open_source(listed(own, text), "val")
     assert [sample.name for sample in source.samples] == [name.removesuffix(".jpg"), "images/val/x"]
     for sample in source.samples:
-        datasets.load_pair(source, sample)
+        load_pair(source, sample)
 
 
 def test_the_root_may_be_written_in_any_way(own, monkeypatch):
     put(own / "val.lst", f"./images/val/x.jpg {own}/labels/val/x.png\n".encode())
     monkeypatch.chdir(own / "images")
     for root in ("..", f"{own}/images/../", "../labels/val/../.."):
-        source = datasets.open_source(settings(root, val_list="val.lst"), "val")
+        source = open_source(settings(root, val_list="val.lst"), "val")
         assert source.samples[0].name == "images/val/x"
-        datasets.load_pair(source, source.samples[0])
+        load_pair(source, source.samples[0])
 
 
 BAD_LISTS = {
@@ -380,20 +383,20 @@ BAD_LISTS = {
 def test_a_bad_list_is_refused_at_its_line(own, case):
     text, message = BAD_LISTS[case]
     with pytest.raises(InputError, match=message) as error:
-        datasets.open_source(listed(own, text.replace(b"%(root)s", os.fsencode(own.name))), "val")
+        open_source(listed(own, text.replace(b"%(root)s", os.fsencode(own.name))), "val")
     assert str(error.value).isprintable()
 
 
 def test_training_may_repeat_an_image(own):
     data = listed(own, "images/val/x.jpg labels/val/x.png\n" * 2)
-    assert len(datasets.open_source(data, "train").samples) == 2
+    assert len(open_source(data, "train").samples) == 2
 
 
 def test_lists_that_are_not_there_or_not_files_are_refused(own):
     os.mkfifo(own / "pipe.lst")
     for name in ("none.lst", "pipe.lst", "images"):
         with pytest.raises(InputError, match=f"list .*{name}"):
-            datasets.open_source(settings(own, val_list=name), "val")
+            open_source(settings(own, val_list=name), "val")
 
 
 def test_a_list_may_lie_outside_the_root(own, tmp_path_factory, monkeypatch):
@@ -401,7 +404,7 @@ def test_a_list_may_lie_outside_the_root(own, tmp_path_factory, monkeypatch):
     put(elsewhere / "mine.lst", b"images/val/x.jpg labels/val/x.png\n")
     monkeypatch.chdir(elsewhere)
     for name in ("mine.lst", str(elsewhere / "mine.lst")):
-        assert len(datasets.open_source(settings(own, val_list=name), "val").samples) == 1
+        assert len(open_source(settings(own, val_list=name), "val").samples) == 1
 
 
 def test_a_million_lines_start_quickly(own):
@@ -417,7 +420,7 @@ def test_a_million_lines_start_quickly(own):
 
 
 def test_samples_are_a_sequence_and_travel_to_workers(own):
-    source = datasets.open_source(settings(own), "val")
+    source = open_source(settings(own), "val")
     assert [sample.name for sample in source.samples[1:]] == ["x"]
     assert isinstance(source.samples[:1], Samples)
     again = pickle.loads(pickle.dumps(source))
@@ -425,7 +428,7 @@ def test_samples_are_a_sequence_and_travel_to_workers(own):
 
 
 def test_check_counts_every_pixel(own):
-    report = datasets.check(datasets.open_source(settings(own), "val"))
+    report = check(open_source(settings(own), "val"))
     assert report.problems == ()
     assert (report.images, report.labels, report.sizes) == (2, 2, {"8x6": 2})
     assert report.pixels == {"a": 32, "b": 32, "c": 32}
@@ -440,7 +443,7 @@ def test_check_collects_every_problem(own):
     put(own / "labels/val/wide.png", png(np.zeros((6, 8), int)))
     put(own / "images/val/value.jpg", jpeg(photograph(6, 8)))
     put(own / "labels/val/value.png", png(np.full((6, 8), 33)))
-    report = datasets.check(datasets.open_source(settings(own), "val", verify=False))
+    report = check(open_source(settings(own), "val", verify=False))
     problems = "\n".join(report.problems)
     assert len(report.problems) == 4
     for words in ("broken.jpg: truncated", "lonely.png: does not exist", "wide.png: is 8 x 6", "value 33"):
@@ -450,17 +453,17 @@ def test_check_collects_every_problem(own):
 
 def test_check_names_the_line_of_a_list(own):
     data = listed(own, "images/val/x.jpg labels/val/x.png\nimages/val/gone.jpg labels/val/x.png\n")
-    report = datasets.check(datasets.open_source(data, "val", verify=False))
+    report = check(open_source(data, "val", verify=False))
     assert [problem.partition("val.lst")[2].partition("image")[0] for problem in report.problems] == [" line 2: "]
 
 
 def test_check_of_images_without_labels_says_so(own):
     (own / "labels/val/x.png").unlink()
-    report = datasets.check(datasets.open_source(settings(own), "val", labels_required=False))
+    report = check(open_source(settings(own), "val", labels_required=False))
     assert [problem.endswith("has no label") for problem in report.problems] == [True]
     for label in (own / "labels/val").rglob("*.png"):
         label.write_bytes(png(np.full((6, 8), 255)))
-    report = datasets.check(datasets.open_source(settings(own), "val", labels_required=False))
+    report = check(open_source(settings(own), "val", labels_required=False))
     assert (report.ignored, len(report.problems)) == (48, 2)
 
 
@@ -474,22 +477,22 @@ def test_generated_colours_differ():
 
 def test_a_preset_s_palette_replaces_the_data_set_s_own(drives):
     colours = [(index, 2, 3) for index in range(11)]
-    source = datasets.open_source(settings(drives, "camvid", palette=colours), "val")
+    source = open_source(settings(drives, "camvid", palette=colours), "val")
     assert source.classes.palette == tuple(colours)
     with pytest.raises(InputError, match="3 colours for 11"):
-        datasets.open_source(settings(drives, "camvid", palette=colours[:3]), "val")
+        open_source(settings(drives, "camvid", palette=colours[:3]), "val")
     with pytest.raises(InputError, match="classes of its own"):
-        datasets.open_source(settings(drives, "camvid", classes=["a"]), "val")
+        open_source(settings(drives, "camvid", classes=["a"]), "val")
 
 
 def test_classes_survive_a_checkpoint():
     classes = cityscapes.CLASSES
     mapping = classes.to_mapping()
-    assert datasets.Classes.from_mapping(mapping) == classes
+    assert Classes.from_mapping(mapping) == classes
     assert type(mapping["palette"][0]) is list
     for key, value in (("names", ["a"]), ("palette", [[1, 2]] * 19), ("label_ids", [256] * 19), ("palette", None)):
         with pytest.raises((ValueError, TypeError)):
-            datasets.Classes.from_mapping({**mapping, key: value})
+            Classes.from_mapping({**mapping, key: value})
 
 
 def test_checking_data_needs_no_torch():
@@ -512,13 +515,13 @@ def test_checking_data_needs_no_torch():
     ],
 )
 def test_a_data_set_is_told_by_its_folders(made, name, request):
-    assert datasets.recognise(request.getfixturevalue(made)) == name
+    assert recognise(request.getfixturevalue(made)) == name
 
 
 def test_folders_of_no_known_data_set_are_not_guessed(own, tmp_path):
     for place, words in ((own, "known by its folders"), (tmp_path / "missing", "not a folder")):
         with pytest.raises(InputError, match=words):
-            datasets.recognise(place)
+            recognise(place)
 
 
 # facts of the published sets, written down a second time: their number of classes, and some of them by train id
@@ -596,55 +599,55 @@ def test_the_classes_are_the_published_ones(name):
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_published_set_is_sound_as_it_is_unpacked(made, name, split, request):
     root = request.getfixturevalue(made)
-    report = datasets.check(datasets.open_source(settings(root, name), split))
+    report = check(open_source(settings(root, name), split))
     assert report.problems == ()
     assert report.labels == report.images > 0
 
 
 def test_ade20k_ignores_value_zero_and_numbers_its_classes_from_one(scenes):
-    source = datasets.open_source(settings(scenes, "ade20k"), "val")
+    source = open_source(settings(scenes, "ade20k"), "val")
     assert [sample.name for sample in source.samples] == ["ADE_00000001"]
-    label = datasets.load_label(source, source.samples[0])
+    label = load_label(source, source.samples[0])
     assert label.ravel().tolist() == [255, *range(150), 255, 0, 1]
     assert source.classes.label_ids == tuple(range(1, 151))
-    inside = datasets.open_source(settings(scenes / "ADEChallengeData2016", "ade20k"), "val")
+    inside = open_source(settings(scenes / "ADEChallengeData2016", "ade20k"), "val")
     assert list(inside.samples) == list(source.samples)
     put(source.samples[0].label, png(np.full((7, 22), 151)))
     with pytest.raises(
         InputError, match=r"value 151 is no label of ade20k \(0 to 150, 255\); correct the file, or data\.dataset"
     ):
-        datasets.load_label(source, source.samples[0])
+        load_label(source, source.samples[0])
 
 
 def test_voc_trains_on_the_augmented_set_where_it_lies(objects):
     data = settings(objects, "voc")
-    source = datasets.open_source(data, "train")
+    source = open_source(data, "train")
     assert [(sample.name, sample.label.parent.name) for sample in source.samples] == [
         ("a", "SegmentationClass"),
         ("e", "SegmentationClassAug"),
         ("b", "SegmentationClass"),
         ("d", "SegmentationClassAug"),
     ]
-    assert [int(datasets.load_label(source, sample)[-1, -1]) for sample in source.samples] == [0, 4, 1, 3]
-    assert (datasets.load_label(source, source.samples[0])[0, :3] == 255).all()
+    assert [int(load_label(source, sample)[-1, -1]) for sample in source.samples] == [0, 4, 1, 3]
+    assert (load_label(source, source.samples[0])[0, :3] == 255).all()
     sets = objects / "VOCdevkit/VOC2012/ImageSets/Segmentation"
     (sets / "trainaug.txt").unlink()
-    source = datasets.open_source(data, "train")
+    source = open_source(data, "train")
     assert [sample.name for sample in source.samples] == ["a", "b", "e", "d"]
     (sets / "aug.txt").unlink()
     with pytest.raises(InputError, match=r"aug\.txt: does not exist"):
-        datasets.open_source(data, "train")
+        open_source(data, "train")
     (objects / "VOCdevkit/VOC2012/SegmentationClassAug").rename(objects / "elsewhere")
-    assert [sample.name for sample in datasets.open_source(data, "train").samples] == ["a", "b"]
+    assert [sample.name for sample in open_source(data, "train").samples] == ["a", "b"]
 
 
 def test_voc_reads_its_own_lists_from_any_of_its_folders(objects):
     for root in (objects, objects / "VOCdevkit", objects / "VOCdevkit/VOC2012"):
-        source = datasets.open_source(settings(root, "voc"), "val")
+        source = open_source(settings(root, "voc"), "val")
         assert [(sample.name, sample.line) for sample in source.samples] == [("c", 1)]
-        assert datasets.open_source(settings(root, "voc", train_split="aug"), "train").samples[0].name == "e"
+        assert open_source(settings(root, "voc", train_split="aug"), "train").samples[0].name == "e"
     with pytest.raises(InputError, match=r"test\.txt line 1: image .*f\.jpg: does not exist"):
-        datasets.open_source(settings(objects, "voc"), "test", labels_required=False)
+        open_source(settings(objects, "voc"), "test", labels_required=False)
 
 
 @pytest.mark.parametrize(
@@ -663,26 +666,26 @@ def test_voc_reads_its_own_lists_from_any_of_its_folders(objects):
 def test_a_bad_list_of_names_is_refused_at_its_line(objects, text, message):
     put(objects / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt", text)
     if message is None:
-        assert len(datasets.open_source(settings(objects, "voc"), "val").samples) == 2
+        assert len(open_source(settings(objects, "voc"), "val").samples) == 2
         return
     with pytest.raises(InputError, match=message):
-        datasets.open_source(settings(objects, "voc"), "val")
+        open_source(settings(objects, "voc"), "val")
 
 
 def test_lip_follows_its_lists_or_takes_all(persons):
     data = settings(persons, "lip")
-    assert [sample.name for sample in datasets.open_source(data, "train").samples] == ["77_2", "77_1"]
+    assert [sample.name for sample in open_source(data, "train").samples] == ["77_2", "77_1"]
     put(persons / "train_id.txt", b"77_1\n")
-    assert [sample.name for sample in datasets.open_source(data, "train").samples] == ["77_1"]
+    assert [sample.name for sample in open_source(data, "train").samples] == ["77_1"]
     (persons / "train_id.txt").unlink()
-    source = datasets.open_source(data, "train")
+    source = open_source(data, "train")
     assert [sample.name for sample in source.samples] == ["77_1", "77_2"]
-    assert datasets.load_label(source, source.samples[0]).ravel().tolist() == list(range(20))
+    assert load_label(source, source.samples[0]).ravel().tolist() == list(range(20))
 
 
 def test_lip_is_read_as_it_was_packed(persons):
-    source = datasets.open_source(settings(persons, "lip"), "val")
-    before = datasets.load_label(source, source.samples[0])
+    source = open_source(settings(persons, "lip"), "val")
+    before = load_label(source, source.samples[0])
     packed = persons / "packed"
     for inner in ("TrainVal_images", "TrainVal_parsing_annotations/TrainVal_parsing_annotations"):
         (packed / inner).mkdir(parents=True)
@@ -690,9 +693,9 @@ def test_lip_is_read_as_it_was_packed(persons):
         if path != packed:
             inner = "TrainVal_parsing_annotations/" * 2 if "segmentations" in path.name else "TrainVal_images"
             path.rename(packed / inner / path.name)
-    source = datasets.open_source(settings(packed, "lip"), "val")
-    np.testing.assert_array_equal(datasets.load_label(source, source.samples[0]), before)
-    assert datasets.recognise(packed) == "lip"
+    source = open_source(settings(packed, "lip"), "val")
+    np.testing.assert_array_equal(load_label(source, source.samples[0]), before)
+    assert recognise(packed) == "lip"
 
 
 def test_lip_pairs_left_and_right():
@@ -703,23 +706,23 @@ def test_lip_pairs_left_and_right():
     ]
     mapping = classes.to_mapping()
     assert mapping["mirrored"] == [[14, 15], [16, 17], [18, 19]]
-    assert datasets.Classes.from_mapping(mapping) == classes
+    assert Classes.from_mapping(mapping) == classes
     # a checkpoint of classes that know no left and right is what it always was
     assert "mirrored" not in cityscapes.CLASSES.to_mapping()
     for bad in ([[14, 20]], [[14, 14]], [[14, 15], [15, 16]], [[-1, 3]], [[1, 2, 3]], 4):
         with pytest.raises((ValueError, TypeError)):
-            datasets.Classes.from_mapping({**mapping, "mirrored": bad})
+            Classes.from_mapping({**mapping, "mirrored": bad})
 
 
 def test_coco_stuff_leaves_out_the_eleven_values_that_nothing_has(stuff):
-    source = datasets.open_source(settings(stuff, "cocostuff"), "val")
-    assert datasets.check(source).problems == ()
-    assert datasets.load_label(source, source.samples[0]).ravel().tolist() == [*range(171), 255]
+    source = open_source(settings(stuff, "cocostuff"), "val")
+    assert check(source).problems == ()
+    assert load_label(source, source.samples[0]).ravel().tolist() == [*range(171), 255]
     assert (source.classes.label_ids[11], source.classes.label_ids[170]) == (12, 181)
     for value in (11, 90, 182):
         put(source.samples[0].label, png(np.full((4, 43), value)))
         with pytest.raises(InputError, match=f"value {value} "):
-            datasets.load_label(source, source.samples[0])
+            load_label(source, source.samples[0])
 
 
 def test_coco_stuff_takes_maps_that_are_converted_as_they_are(stuff):
@@ -729,18 +732,18 @@ def test_coco_stuff_takes_maps_that_are_converted_as_they_are(stuff):
     data = settings(stuff, "cocostuff", val_list="val.lst")
     for label in (raw, converted):
         put(stuff / "val.lst", f"images/val2017/000000000009.jpg {label}\n".encode())
-        source = datasets.open_source(data, "val")
-        assert datasets.load_label(source, source.samples[0]).ravel().tolist() == [*range(171), 255]
+        source = open_source(data, "val")
+        assert load_label(source, source.samples[0]).ravel().tolist() == [*range(171), 255]
     mixed = zip(("val", "train"), (raw, converted), strict=True)
     put(stuff / "val.lst", "".join(f"images/{s}2017/000000000009.jpg {label}\n" for s, label in mixed).encode())
     with pytest.raises(InputError, match="labelTrainIds"):
-        datasets.open_source(data, "val")
+        open_source(data, "val")
     # beside the published maps the converted ones are not used
-    assert datasets.open_source(settings(stuff, "cocostuff"), "val").samples[0].label == raw
+    assert open_source(settings(stuff, "cocostuff"), "val").samples[0].label == raw
     raw.unlink()
-    source = datasets.open_source(settings(stuff, "cocostuff"), "val")
+    source = open_source(settings(stuff, "cocostuff"), "val")
     assert source.samples[0].label == converted
-    assert datasets.load_label(source, source.samples[0]).ravel().tolist() == [*range(171), 255]
+    assert load_label(source, source.samples[0]).ravel().tolist() == [*range(171), 255]
 
 
 @pytest.mark.parametrize(
@@ -756,20 +759,20 @@ def test_list_files_name_the_pairs_of_every_set(name, made, image, label, reques
     top = next(request.getfixturevalue(made).rglob(image)).parents[image.count("/")]
     put(top / "mine.lst", f"{image} {label}\n".encode() * 2)
     data = settings(top, name, train_list="mine.lst", val_list="mine.lst")
-    source = datasets.open_source(data, "train")
+    source = open_source(data, "train")
     assert [(sample.image, sample.label) for sample in source.samples] == [(top / image, top / label)] * 2
-    datasets.load_pair(source, source.samples[0])
+    load_pair(source, source.samples[0])
     with pytest.raises(InputError, match=r"mine\.lst line 2: names .* again"):
-        datasets.open_source(data, "val")
+        open_source(data, "val")
 
 
 @pytest.mark.parametrize("name", ["ade20k", "voc", "lip", "cocostuff"])
 def test_a_published_set_that_is_not_there_is_told_with_what_was_expected(name, tmp_path):
     with pytest.raises(InputError, match=r"does not exist; expected .*NAME|does not exist; expected images/"):
-        datasets.open_source(settings(tmp_path, name), "val")
+        open_source(settings(tmp_path, name), "val")
     (tmp_path / "images/validation").mkdir(parents=True)
     (tmp_path / "images/val2017").mkdir()
     (tmp_path / "JPEGImages").mkdir()
     (tmp_path / "val_images").mkdir()
     with pytest.raises(InputError, match=r"(annotations|SegmentationClass|segmentations).*: does not exist; expected "):
-        datasets.open_source(settings(tmp_path, name), "val")
+        open_source(settings(tmp_path, name), "val")

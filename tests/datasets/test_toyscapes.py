@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ccnet_cli import config, datasets
+from ccnet_cli import config
 from ccnet_cli.datasets import cityscapes, street, toyscapes
+from ccnet_cli.datasets.source import load_label, open_source
 from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.media import images
 from ccnet_cli.models import network as model
@@ -142,10 +143,10 @@ def test_the_real_reader_opens_what_was_made(tmp_path):
     root = toyscapes.make(tmp_path / "toys", train=5, val=2)
     assert [path.name for path in tmp_path.iterdir()] == ["toys"]
     data = config.Data(dataset="toyscapes", root=str(root), crop=toyscapes.SIZE)
-    source = datasets.open_source(data, "train")
+    source = open_source(data, "train")
     assert len(source.samples) == 5
-    assert len(datasets.open_source(data, "val").samples) == 2
-    present = [set(np.unique(datasets.load_label(source, sample))) & {13, 14, 15, 17, 18} for sample in source.samples]
+    assert len(open_source(data, "val").samples) == 2
+    present = [set(np.unique(load_label(source, sample))) & {13, 14, 15, 17, 18} for sample in source.samples]
     assert present == [{13}, {14}, {15}, {17}, {18}]
     assert images.read_image(source.samples[0].image).shape == (*toyscapes.SIZE, 3)
 

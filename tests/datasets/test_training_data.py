@@ -7,9 +7,12 @@ import torch
 from bad_inputs import photograph, png
 from torch.utils.data import DataLoader
 
-from ccnet_cli import config, datasets
+from ccnet_cli import config
 from ccnet_cli.commands.train import _quiet_worker
 from ccnet_cli.datasets import transforms
+from ccnet_cli.datasets.sampling import Batches
+from ccnet_cli.datasets.source import load_pair, open_source
+from ccnet_cli.datasets.training import Augmentation, Item, TrainingSet, collate, raise_worker_errors, to_device
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import pixels
 
@@ -25,16 +28,21 @@ def source(tmp_path):
         (tmp_path / f"images/train/{index}.png").write_bytes(png(image, colour=2))
         (tmp_path / f"labels/train/{index}.png").write_bytes(png(image[:, :, 0] // 86))
     data = config.Data(dataset="folder", root=str(tmp_path), classes=["a", "b", "c"], crop=(24, 24))
-    return datasets.open_source(data, "train")
+    return open_source(data, "train")
 
 
 def training(source, **keys):
-    return datasets.Training(source, (24, 26), channel_order="rgb", **{"seed": 3, **keys})
+    seed = keys.pop("seed", 3)
+    return TrainingSet(source, Augmentation((24, 26), **keys), "rgb", seed)
+
+
+def plain(source, crop, **keys):
+    return TrainingSet(source, Augmentation(crop, **keys))
 
 
 def arrive(item, mean=MEAN, std=STD):
     """One sample as the network gets it: image, label and name."""
-    images, labels, names = next(datasets.to_device([datasets.collate([item])], mean, std, torch.device("cpu")))
+    images, labels, names = next(to_device([collate([item])], mean, std, torch.device("cpu")))
     return images[0], labels[0], names[0]
 
 
@@ -45,7 +53,7 @@ def test_a_sample_is_the_steps_of_the_recipe_in_order(source, epoch):
     assert image.shape == (3, 24, 26)
     assert label.shape == (24, 26)
 
-    pixels, ids = datasets.load_pair(source, source.samples[2])
+    pixels, ids = load_pair(source, source.samples[2])
     random = transforms.generator(3, epoch, 2)
     scales = [0.7 + k / 10 for k in range(15)]
     pixels, ids = transforms.resize(pixels, ids, scales[random.integers(15)])
@@ -66,7 +74,7 @@ def test_a_sample_is_the_steps_of_the_recipe_in_order(source, epoch):
 def test_mmsegmentation_s_steps_come_between_the_authors(source, epoch):
     keys = {"scale_min": 0.5, "scale_max": 2.0, "scale_step": 0, "fit": (40, 24), "category_ratio": 0.4}
     image, label, _ = arrive(training(source, photometric=True, **keys)[epoch, 2])
-    pixels, ids = datasets.load_pair(source, source.samples[2])
+    pixels, ids = load_pair(source, source.samples[2])
     random = transforms.generator(3, epoch, 2)
     # 20 x 30 fits within 40 x 24 as 24 x 36, before the scale
     factor = random.uniform(0.5, 2.0) * 1.2
@@ -96,15 +104,15 @@ def test_a_mirrored_person_s_left_is_right(source):
             assert torch.equal(exchanged, torch.tensor([2, 1, 0] + [255] * 253)[label])
     assert 4 < mirrored < 16
     for epoch in range(5):
-        plain, kept = (training(each, mirror=False)[epoch, 1].label for each in (source, paired))
-        assert (plain == kept).all()
+        unpaired, same = (training(each, mirror=False)[epoch, 1].label for each in (source, paired))
+        assert (unpaired == same).all()
 
 
 def test_mirror_can_be_turned_off(source):
-    plain = datasets.Training(source, (20, 30), 1.0, 1.0, mirror=False)
-    pixels, _ = datasets.load_pair(source, source.samples[0])
+    data = plain(source, (20, 30), scale_min=1.0, scale_max=1.0, mirror=False)
+    pixels, _ = load_pair(source, source.samples[0])
     for epoch in range(20):
-        assert (plain[epoch, 0].image == pixels).all()
+        assert (data[epoch, 0].image == pixels).all()
 
 
 def test_opencv_starts_no_threads_that_a_fork_would_lose(source):
@@ -114,11 +122,11 @@ def test_opencv_starts_no_threads_that_a_fork_would_lose(source):
 
 
 def test_workers_start_no_threads(source):
-    class Counts(datasets.Training):
+    class Counts(TrainingSet):
         def __getitems__(self, keys):
             return torch.get_num_threads(), cv2.getNumThreads()
 
-    data = Counts(source, (8, 8))
+    data = Counts(source, Augmentation((8, 8)))
     threads = torch.get_num_threads()
     # as in a process that was spawned: what its parent set does not reach it
     cv2.setNumThreads(3)
@@ -126,7 +134,7 @@ def test_workers_start_no_threads(source):
     try:
         loader = DataLoader(
             data,
-            batch_sampler=datasets.Batches(5, 4, 3),
+            batch_sampler=Batches(5, 4, 3),
             num_workers=1,
             collate_fn=tuple,
             worker_init_fn=_quiet_worker,
@@ -143,9 +151,9 @@ def test_what_arrives_is_the_table_s_value_of_every_byte(layout):
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (2, 16, 48, 3)).astype(np.uint8)
     labels = random.integers(0, 256, (2, 16, 48)).astype(np.uint8)
-    items = [datasets.Item(*each, (16, 0, 48), "") for each in zip(images, labels, strict=True)]
+    items = [Item(*each, (16, 0, 48), "") for each in zip(images, labels, strict=True)]
     mean, std = (104.00698793, 116.66876762, 122.67891434), (58.395, 1.0, 57.375)
-    arrived = datasets.to_device([datasets.collate(items)] * 2, mean, std, torch.device("cpu"), layout)
+    arrived = to_device([collate(items)] * 2, mean, std, torch.device("cpu"), layout)
     for image, label, _ in arrived:
         assert (image.dtype, label.dtype) == (torch.float32, torch.int64)
         for got, wanted in zip(image, images, strict=True):
@@ -175,15 +183,15 @@ def test_a_sample_keeps_no_larger_picture_alive(source):
     def held(array):
         return held(array.base) if isinstance(array.base, np.ndarray) else array.nbytes
 
-    data = datasets.Training(source, (9, 10))
+    data = plain(source, (9, 10))
     for epoch in range(12):
         item = data[epoch, 0]
         assert held(item.image) == 9 * 10 * 3 and held(item.label) == 9 * 10
 
 
 def test_half_of_the_samples_are_mirrored(source):
-    data = datasets.Training(source, (20, 30), 1.0, 1.0)
-    pixels, ids = datasets.load_pair(source, source.samples[0])
+    data = plain(source, (20, 30), scale_min=1.0, scale_max=1.0)
+    pixels, ids = load_pair(source, source.samples[0])
     mirrored = 0
     for epoch in range(100):
         item = data[epoch, 0]
@@ -210,7 +218,7 @@ def test_seed_epoch_and_index_decide_the_sample(source):
 def test_a_tiny_image_is_padded(source):
     source.samples[0].image.write_bytes(png(np.full((1, 1, 3), 9), colour=2))
     source.samples[0].label.write_bytes(png(np.array([[2]])))
-    item = datasets.Training(source, (8, 8), scale_min=1.0, scale_max=1.0, mirror=False)[0, 0]
+    item = plain(source, (8, 8), scale_min=1.0, scale_max=1.0, mirror=False)[0, 0]
     image, label, _ = arrive(item, (0, 0, 0), (1, 1, 1))
     assert image.shape == (3, 8, 8)
     assert (image[:, 0, 0].tolist(), int(image.count_nonzero())) == ([9, 9, 9], 3)
@@ -219,10 +227,10 @@ def test_a_tiny_image_is_padded(source):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_arrive_the_same_with_and_without_workers(source, workers):
-    batches = datasets.Batches(5, 4, 3, steps=3)
+    batches = Batches(5, 4, 3, steps=3)
     data = training(source)
-    loader = DataLoader(data, batch_sampler=batches, num_workers=workers, collate_fn=datasets.collate)
-    for keys, (images, labels, extents, names) in zip(batches, datasets.raise_worker_errors(loader), strict=True):
+    loader = DataLoader(data, batch_sampler=batches, num_workers=workers, collate_fn=collate)
+    for keys, (images, labels, extents, names) in zip(batches, raise_worker_errors(loader), strict=True):
         assert images.shape == (4, 24, 26, 3)
         for row, key in enumerate(keys):
             item = data[key]
@@ -234,8 +242,6 @@ def test_batches_arrive_the_same_with_and_without_workers(source, workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_in_a_worker_arrives_as_itself(source, workers):
     source.samples[3].image.write_bytes(b"gone")
-    loader = DataLoader(
-        training(source), batch_sampler=datasets.Batches(5, 5, 0), num_workers=workers, collate_fn=datasets.collate
-    )
+    loader = DataLoader(training(source), batch_sampler=Batches(5, 5, 0), num_workers=workers, collate_fn=collate)
     with pytest.raises(InputError, match=r"3\.png"):
-        list(datasets.raise_worker_errors(loader))
+        list(raise_worker_errors(loader))

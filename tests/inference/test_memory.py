@@ -79,7 +79,7 @@ import torch, resource
 from ccnet_cli.inference import scoring
 from ccnet_cli.inference import views as inference
 from ccnet_cli.inference.views import Views
-from ccnet_cli.datasets import open_source
+from ccnet_cli.datasets.source import open_source
 from ccnet_cli import config
 from ccnet_cli.ops import labels
 # what is loaded once is no leak

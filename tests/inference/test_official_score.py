@@ -12,7 +12,8 @@ import torch
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as scorer
 
 from ccnet_cli import cli, config
-from ccnet_cli.datasets import cityscapes, load_label, open_source
+from ccnet_cli.datasets import cityscapes
+from ccnet_cli.datasets.source import load_label, open_source
 from ccnet_cli.inference.metrics import Confusion
 
 SIZES = [(40, 56), (56, 41), (17, 23), (1, 37), (33, 1), (1, 1), (9, 64)]

@@ -8,7 +8,7 @@ import torch
 from runs import make_horizons, preset
 
 from ccnet_cli import ops
-from ccnet_cli.datasets import open_source
+from ccnet_cli.datasets.source import open_source
 from ccnet_cli.errors import InputError
 from ccnet_cli.models.attention import CrissCrossAttention
 from ccnet_cli.ops import choice, operators, registered

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccnet_cli.commands import train as training
 from ccnet_cli.commands.train import train
-from ccnet_cli.datasets import Batches, open_source
+from ccnet_cli.datasets.sampling import Batches
+from ccnet_cli.datasets.source import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.parallel import group as distributed
 from ccnet_cli.parallel import supervisor as launch
@@ -203,9 +204,9 @@ def test_a_resume_at_an_epoch_s_end_repeats_and_skips_none(step):
 
 def test_another_global_batch_continues_where_the_data_were_left(whole, data, tmp_path, capsys, monkeypatch):
     seen, middle = [], str(whole(*RICH) / "checkpoints/step_00000010.pt")
-    item = training.datasets.Training.__getitem__
+    item = training.datasets.TrainingSet.__getitem__
     monkeypatch.setattr(
-        training.datasets.Training, "__getitem__", lambda self, key: (seen.append(key), item(self, key))[1]
+        training.datasets.TrainingSet, "__getitem__", lambda self, key: (seen.append(key), item(self, key))[1]
     )
     run = train(preset(data, *LONG, *RICH, "train.batch=2", "eval.every=0"), run=tmp_path / "run", resume=middle)
     told = capsys.readouterr().err

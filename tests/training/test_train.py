@@ -120,17 +120,10 @@ def test_the_preset_s_augmentation_reaches_the_samples(data, tmp_path):
     loaded = preset(data, *(f"data.{key}" for key in keys), "seed=4")
     source = datasets.open_source(loaded.data, "train")
     loader = _loader(plan.make(loaded, tmp_path / "run", None, None, 1, None, "cpu"), source, 0)
-    expected = datasets.Training(
-        source,
-        crop=(32, 48),
-        scale_min=0.5,
-        scale_max=1.5,
-        scale_step=0,
-        seed=4,
-        fit=(80, 60),
-        category_ratio=0.8,
-        photometric=True,
+    augmentation = datasets.Augmentation(
+        crop=(32, 48), scale_min=0.5, scale_max=1.5, scale_step=0, fit=(80, 60), category_ratio=0.8, photometric=True
     )
+    expected = datasets.TrainingSet(source, augmentation, seed=4)
     for index in range(6):
         for ours, theirs in zip(loader.dataset[2, index], expected[2, index], strict=True):
             np.testing.assert_array_equal(ours, theirs)
