@@ -15,8 +15,7 @@ from ccnet_cli import cli
 from ccnet_cli.commands import train
 from ccnet_cli.datasets.training import TrainingSet
 from ccnet_cli.inference import scoring
-from ccnet_cli.parallel import group as distributed
-from ccnet_cli.parallel import supervisor as launch
+from ccnet_cli.parallel import supervisor
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.training.trainer import Trainer
 
@@ -66,7 +65,7 @@ def at_steps(steps, how):
     def then(self, loss, before):
         done = update(self, loss, before)
         mark = MARK.with_name(f"{MARK.name}-{self.step}")
-        if self.step in steps and distributed.rank() == distributed.world() - 1 and not mark.exists():
+        if self.step in steps and self.group.rank == self.group.world_size - 1 and not mark.exists():
             mark.touch()
             here()
             how()
@@ -88,7 +87,7 @@ def lose_checkpoints():
     read = checkpoint.read
 
     def gone(path):
-        return read(path if distributed.rank() == 0 else path.with_name("elsewhere.pt"))
+        return read(path if os.environ["RANK"] == "0" else path.with_name("elsewhere.pt"))
 
     checkpoint.read = gone
 
@@ -112,9 +111,9 @@ WHAT[MISHAP]()
 # the twin of a test: without its guard, what it promises does not hold
 WITHOUT = os.environ.get("CCNET_WITHOUT")
 if WITHOUT == "deaf workers":
-    train._quiet_worker = lambda _: signal.pthread_sigmask(signal.SIG_UNBLOCK, launch.ANSWERED)
+    train._quiet_worker = lambda _: signal.pthread_sigmask(signal.SIG_UNBLOCK, supervisor.SIGNALS)
 if WITHOUT == "signals":
-    launch.signals = lambda: contextlib.nullcontext(int)
+    supervisor.Worker.signals = lambda *_: contextlib.nullcontext(int)
 if WITHOUT == "loader timeout":
     TrainingSet.__getitems__ = lambda self, keys: [self[key] for key in keys]
     DataLoader.timeout = property(lambda _: 0, lambda *_: None)

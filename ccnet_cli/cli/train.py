@@ -86,7 +86,7 @@ def train(
     detail(f"preset {settings.name} of {config.find(preset)}")
     from ccnet_cli.commands.train import train as start
     from ccnet_cli.parallel.group import Limits
-    from ccnet_cli.parallel.supervisor import machines
+    from ccnet_cli.parallel.supervisor import parse_nodes
 
     folder = start(
         settings,
@@ -98,7 +98,7 @@ def train(
         device=device,
         partial=partial,
         strict=strict,
-        machines=machines(nodes, node_rank, rendezvous),
+        nodes=parse_nodes(nodes, node_rank, rendezvous),
         restarts=max_restarts,
         limits=Limits(join_timeout, timeout, shutdown_timeout),
     )

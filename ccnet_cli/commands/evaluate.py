@@ -21,8 +21,9 @@ from ccnet_cli.inference.views import Views
 from ccnet_cli.media import background as pipeline
 from ccnet_cli.media import images, outputs
 from ccnet_cli.models import network as models
-from ccnet_cli.parallel import group as distributed
-from ccnet_cli.parallel import supervisor as launch
+from ccnet_cli.parallel import supervisor
+from ccnet_cli.parallel.group import Group, joined, read_launch
+from ccnet_cli.parallel.supervisor import Worker
 from ccnet_cli.weights import find
 from ccnet_cli.weights import load as loading
 
@@ -68,6 +69,7 @@ def evaluate(
     save: Path | None = None,
     save_formats: Sequence[str] = ("color",),
     overwrite: bool = False,
+    group: Group | None = None,
 ) -> Result:
     """Score a checkpoint or other people's weights; of several processes each takes its share, all return the same.
 
@@ -81,8 +83,9 @@ def evaluate(
     pass for that of the whole.
     """
     place = models.device(device)
+    group = group or Group(place)
     formats = outputs.check_formats(save_formats)
-    precision = models.precision(loading.precision(precision, checkpoint), place, _tell)
+    precision = models.precision(loading.precision(precision, checkpoint), place, notice)
     engine.compiles(compile, place, 0)
     if confusion is not None and confusion.suffix.lower() != ".png":
         raise InputError(confusion, "the confusion matrix is drawn as a PNG", "end the name in .png")
@@ -92,11 +95,11 @@ def evaluate(
     _check(source, restored)
     scored = _labelled(source, split, save)
     source = replace(source, samples=source.samples[:limit])
-    planned = {} if save is None else _plan(source, save, formats, overwrite)
+    planned = {} if save is None else _plan(source, save, formats, overwrite, group)
     if not scored:
-        _tell(f"split {split} has no labels: its images are segmented into {save}, not scored")
+        notice(f"split {split} has no labels: its images are segmented into {save}, not scored")
 
-    shard = len(distributed.shard(len(source.samples)))
+    shard = len(group.shard(len(source.samples)))
     done = 0
 
     def write(sample: Sample, image: np.ndarray, ids: np.ndarray) -> None:
@@ -112,13 +115,13 @@ def evaluate(
             if save is not None:
                 hand(write, sample, image, ids)
             if done % EVERY == 0 and done < shard:
-                _tell(f"{done} of {shard} images evaluated")
+                notice(f"{done} of {shard} images evaluated")
 
         views = Views.of(settled.eval, source.classes)
-        matrix = score_network(prepared, source, views, place, on_image)
+        matrix = score_network(prepared, source, views, group, on_image)
     if scored and not matrix.matrix.any():
-        _tell(f"the labels of split {split} are all void: there is no score")
-    if confusion is not None and distributed.rank() == 0:
+        notice(f"the labels of split {split} are all void: there is no score")
+    if confusion is not None and group.rank == 0:
         images.write_image(confusion, charts.confusion_matrix(matrix.matrix.numpy(), source.classes.names))
     settings = {
         **settled.eval.model_dump(mode="json", include={"mode", "tile", "fit", "scales", "flip", "batch"}),
@@ -136,22 +139,22 @@ def score(
     checkpoint: Path | None = None, gpus: int | None = None, processes: int = 1, device: str = "auto", **choices: Any
 ) -> Result | None:
     """What `evaluate` returns, of so many processes; None on all but the first that torchrun or SLURM started."""
-    place = distributed.place()
-    if place is not None and (gpus or processes > 1):
-        why = f"{place.world} processes are started already, by torchrun or SLURM"
+    launch = read_launch()
+    if launch is not None and (gpus or processes > 1):
+        why = f"{launch.world_size} processes are started already, by torchrun or SLURM"
         raise InputError("option --gpus" if gpus else "option --processes", why, "leave it to them")
     kind = models.share(gpus, processes, loading.device(device, checkpoint))
-    if place is None and (gpus or processes) > 1:
-        found: Result = launch.run(_score, (checkpoint, kind, choices), gpus or processes)
+    if launch is None and (gpus or processes) > 1:
+        found: Result = supervisor.run(_score, (checkpoint, kind, choices), gpus or processes)
         return found
-    found = _score(checkpoint, kind, choices)
-    return found if place is None or place.rank == 0 else None
+    found = _score(Worker(), checkpoint, kind, choices)
+    return found if launch is None or launch.rank == 0 else None
 
 
-def _score(checkpoint: Path | None, device: torch.device, choices: dict[str, Any]) -> Result:
+def _score(worker: Worker, checkpoint: Path | None, device: torch.device, choices: dict[str, Any]) -> Result:
     """One process's part of an evaluation."""
-    with distributed.joined(device) as own:
-        return evaluate(checkpoint, device=str(own), **choices)
+    with joined(device, supervised=worker.supervised) as group:
+        return evaluate(checkpoint, device=str(group.device), group=group, **choices)
 
 
 def result(confusion: Confusion, source: Source, checkpoint: Path, settings: dict[str, Any]) -> Result:
@@ -204,7 +207,9 @@ def _labelled(source: Source, split: str, save: Path | None) -> bool:
     return False
 
 
-def _plan(source: Source, folder: Path, formats: Sequence[str], overwrite: bool) -> dict[str, dict[str, Path]]:
+def _plan(
+    source: Source, folder: Path, formats: Sequence[str], overwrite: bool, group: Group
+) -> dict[str, dict[str, Path]]:
     """The files of each image of this process, by its name; InputError if one leaves the folder or replaces a file."""
     if folder.exists() and not folder.is_dir():
         raise InputError(folder, "is a file, not a folder", "name another folder to save to")
@@ -212,19 +217,13 @@ def _plan(source: Source, folder: Path, formats: Sequence[str], overwrite: bool)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"image name {twice}", "stands for two images", "rename one of them")
-    own = [names[index] for index in distributed.shard(len(names))]
+    own = [names[index] for index in group.shard(len(names))]
     planned = {name: outputs.destinations(folder, name, formats) for name in own}
     written = [path for paths in planned.values() for path in paths.values()]
     read = [path for sample in source.samples for path in (sample.image, sample.label) if path is not None]
     outputs.refuse_inputs(read, written)
     outputs.refuse_existing(written, overwrite)
     return planned
-
-
-def _tell(text: str) -> None:
-    """A notice by one of the processes."""
-    if distributed.rank() == 0:
-        notice(text)
 
 
 def _finite(value: float) -> float | None:

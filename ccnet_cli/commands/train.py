@@ -27,10 +27,9 @@ from ccnet_cli.inference.scoring import score_network
 from ccnet_cli.inference.views import Views
 from ccnet_cli.media import images
 from ccnet_cli.models.network import share
-from ccnet_cli.parallel import group as distributed
-from ccnet_cli.parallel import supervisor as launch
-from ccnet_cli.parallel.group import Limits
-from ccnet_cli.parallel.supervisor import Machines
+from ccnet_cli.parallel import supervisor
+from ccnet_cli.parallel.group import Group, Limits, joined, read_launch
+from ccnet_cli.parallel.supervisor import Nodes, Worker
 from ccnet_cli.progress import Progress
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs import folder as runfolder
@@ -59,7 +58,7 @@ def train(
     device: str = "auto",
     partial: bool = False,
     strict: bool = False,
-    machines: Machines | None = None,
+    nodes: Nodes | None = None,
     restarts: int = 0,
     limits: Limits | None = None,
 ) -> Path | None:
@@ -74,37 +73,37 @@ def train(
     written, NonFiniteError before the step that would spoil the weights, and Interrupted after a signal, its checkpoint
     written.
     """
-    machines, limits = machines or Machines(), limits or Limits()
-    place = distributed.place() if machines.count == 1 else None
-    if place is not None and (gpus or processes > 1 or restarts):
+    nodes, limits = nodes or Nodes(), limits or Limits()
+    launch = read_launch() if nodes.count == 1 else None
+    if launch is not None and (gpus or processes > 1 or restarts):
         option = "--gpus" if gpus else "--processes" if processes > 1 else "--max-restarts"
-        why = f"{place.world} processes are started already, by torchrun or SLURM"
+        why = f"{launch.world_size} processes are started already, by torchrun or SLURM"
         raise InputError(f"option {option}", why, "leave it to them")
     make = functools.partial(
         *(plans.make, preset, run, resume, gpus, processes, weights, device, partial, strict),
-        machines=machines.count,
-        started=place.world if place else None,
+        machines=nodes.count,
+        started=launch.world_size if launch else None,
     )
-    if place is not None:
-        return _work(make, share(gpus, processes, device), limits)
-    if machines.count > 1:
+    if launch is not None:
+        return _work(Worker(), make, share(gpus, processes, device), limits)
+    if nodes.count > 1:
         kind = share(gpus, processes, device)
-        folder: Path | None = launch.run(_work, (make, kind, limits), gpus or processes, machines, restarts, limits)
+        folder: Path | None = supervisor.run(_work, (make, kind, limits), gpus or processes, nodes, restarts, limits)
         return folder
-    plan, source = _prepared(make)
+    plan, source = _prepared(make, Group())
     with _folder(plan):
         if plan.processes > 1 or restarts:
-            launch.run(_work, (plan, plan.device, limits), plan.processes, restarts=restarts, limits=limits)
+            supervisor.run(_work, (plan, plan.device, limits), plan.processes, restarts=restarts, limits=limits)
         else:
-            _work(plan, plan.device, limits, source)
+            _work(Worker(), plan, plan.device, limits, source)
     return plan.run
 
 
-def _prepared(make: Callable[..., Plan]) -> tuple[Plan, datasets.Source]:
+def _prepared(make: Callable[..., Plan], group: Group) -> tuple[Plan, datasets.Source]:
     """The plan, checked and told, with its training data; of processes that were started anew, the plan of before."""
-    before = distributed.recall("run")
+    before = group.recall("run")
     plan = make(again=Path(before) if before else None)
-    distributed.remember("run", str(plan.run))
+    group.remember("run", str(plan.run))
     preset = plan.preset
     if plan.weights:
         loading.check(plan.weights, preset.model, len(datasets.classes_of(preset.data)), plan.partial)
@@ -133,40 +132,44 @@ def _folder(plan: Plan) -> Iterator[None]:
 
 
 def _work(
-    given: Plan | Callable[..., Plan], device: torch.device, limits: Limits, source: datasets.Source | None = None
+    worker: Worker,
+    given: Plan | Callable[..., Plan],
+    device: torch.device,
+    limits: Limits,
+    source: datasets.Source | None = None,
 ) -> Path | None:
     """One process of a run: of a plan, with its training data if they are open already, or of one by rank 0 for all."""
-    with distributed.joined(device, limits) as device, launch.signals() as asked:
-        main = distributed.rank() == 0
+    with joined(device, limits, worker.supervised) as group, worker.signals(group) as asked:
+        main = group.rank == 0
         if isinstance(given, Plan):
-            _train(given, device, asked, source)
+            _train(given, group, asked, source)
             return given.run
-        plan = distributed.agreed(lambda: _prepared(given)[0])
+        plan = group.decide_on_rank0(lambda: _prepared(given, group)[0])
         with _folder(plan) if main else nullcontext():
-            _train(plan, device, asked)
+            _train(plan, group, asked)
         return plan.run if main else None
 
 
-def _train(plan: Plan, device: torch.device, asked: Callable[[], int], opened: datasets.Source | None = None) -> None:
+def _train(plan: Plan, group: Group, asked: Callable[[], int], opened: datasets.Source | None = None) -> None:
     preset = plan.preset
-    main = distributed.rank() == 0
-    resume = distributed.agreed(lambda: _beginning(plan))
+    main = group.rank == 0
+    resume = group.decide_on_rank0(lambda: _beginning(plan, group))
     with ExitStack() as held:
-        distributed.agreed(lambda: _alone(plan, resume, held))
+        group.decide_on_rank0(lambda: _alone(plan, resume, held))
         torch.manual_seed(preset.seed)
-        source = distributed.together(lambda: opened or datasets.open_source(preset.data, "train"))
-        trainer = distributed.together(lambda: trainers.build(preset, source, device, plan.weights, plan.partial))
-        seed = preset.seed * 1000 + distributed.rank() + 1
+        source = group.run_on_all_ranks(lambda: opened or datasets.open_source(preset.data, "train"))
+        trainer = group.run_on_all_ranks(lambda: trainers.build(preset, source, group, plan.weights, plan.partial))
+        seed = preset.seed * 1000 + group.rank + 1
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         if resume:
-            distributed.together(lambda: trainer.restore(checkpoint.read(resume), resume, plan.strict))
+            group.run_on_all_ranks(lambda: trainer.restore(checkpoint.read(resume), resume, plan.strict))
             if main and resume.parent == plan.run / "checkpoints":
                 # a kill may have come between the checkpoint and its names
                 _name(plan, trainer, resume)
         record = Record(plan.run, trainer.step, preset.log.tensorboard, trainer.loss_names) if main else None
-        owed = distributed.broadcast(record is not None and _owed(plan, resume, trainer.step, record))
+        owed = group.broadcast(record is not None and _owed(plan, resume, trainer.step, record))
         if trainer.step >= preset.schedule.steps and not owed:
             if main:
                 notice(f"nothing to do: {plan.run} has done {trainer.step} of {preset.schedule.steps} steps")
@@ -174,7 +177,7 @@ def _train(plan: Plan, device: torch.device, asked: Callable[[], int], opened: d
         if main:
             # not before the checkpoint is known to fit: a refused resume leaves the run as it was
             files.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
-            text = json.dumps(environment(device, plan.processes), indent=1)
+            text = json.dumps(environment(group.device, plan.processes), indent=1)
             files.write_bytes(plan.run / "environment.json", text.encode())
         with datasets.watch_workers():
             _loop(plan, trainer, source, asked, record, owed)
@@ -191,9 +194,9 @@ def _alone(plan: Plan, resume: Path | None, held: ExitStack) -> None:
         held.enter_context(runfolder.count_attempt(resume))
 
 
-def _beginning(plan: Plan) -> Path | None:
+def _beginning(plan: Plan, group: Group) -> Path | None:
     """The checkpoint to continue from: processes that were started anew take the newest, if there is one by now."""
-    newest = checkpoint.read_newest(plan.run / "checkpoints") if distributed.attempt() else None
+    newest = checkpoint.read_newest(plan.run / "checkpoints") if group.attempt else None
     return newest[0] if newest else plan.resume
 
 
@@ -241,9 +244,9 @@ def _loop(
 ) -> None:
     preset, model = plan.preset, trainer.model
     steps = preset.schedule.steps
-    network = distributed.replicate(trainer.network, trainer.device)
+    network = trainer.group.replicate(trainer.network)
     arrived = datasets.to_device(
-        datasets.raise_worker_errors(_loader(plan, source, trainer.step, trainer.seen)),
+        datasets.raise_worker_errors(_loader(plan, source, trainer.group, trainer.step, trainer.seen)),
         model.normalisation.mean,
         model.normalisation.std,
         trainer.device,
@@ -256,7 +259,7 @@ def _loop(
     losses: list[dict[str, float]] = []
     busy = logged = 0.0
     try:
-        number = distributed.largest(asked(), trainer.device)
+        number = trainer.group.largest(asked())
         if owed and not number:
             number, better = _evaluate(trainer, val, record, asked)
             model.train()
@@ -280,7 +283,7 @@ def _loop(
                 text = f"loss {means['loss']:.4f}  lr {lr:.2e}  {rate:.1f} images/s, {stall:.0%} of it waiting for data"
                 progress.show(trainer.step, text)
                 losses, logged = [], busy
-            number = distributed.largest(asked(), trainer.device)
+            number = trainer.group.largest(asked())
             better, best = False, (trainer.best, trainer.best_step)
             if not number and _due(preset, trainer.step):
                 progress.close()
@@ -323,7 +326,7 @@ def _step(
             picture = mosaic(image, label, n.mean, n.std, n.channel_order, trainer.source.classes.palette)
             images.write_image(plan.run / "batch.jpg", picture)
         # gradients meet once per step, with the last micro-batch
-        apart = index + 1 < plan.accumulation and distributed.world() > 1
+        apart = index + 1 < plan.accumulation and trainer.group.world_size > 1
         with network.no_sync() if apart else nullcontext():
             with torch.autocast(trainer.device.type, DTYPES.get(train.precision), train.precision in DTYPES):
                 loss, terms = network(image, label)
@@ -339,7 +342,7 @@ def _skipped(plan: Plan, trainer: Trainer, samples: list[str], record: Record | 
     """Tell of a step that was skipped; NonFiniteError where too many were in a row, or a run would end on several."""
     ranks = [
         {"loss": str(loss), "gradient_norm": str(norm), "samples": names}
-        for loss, norm, names in distributed.gather((trainer.losses["loss"], trainer.norm, samples))
+        for loss, norm, names in trainer.group.gather((trainer.losses["loss"], trainer.norm, samples))
     ]
     worst = next((each for each in ranks if not math.isfinite(float(each["loss"]))), ranks[0])
     why = f"loss {worst['loss']}, gradient norm {worst['gradient_norm']}"
@@ -358,15 +361,15 @@ def _skipped(plan: Plan, trainer: Trainer, samples: list[str], record: Record | 
         raise NonFiniteError(f"step {number}", f"{why}, {row} steps in a row", fix)
 
 
-def _loader(plan: Plan, source: datasets.Source, start: int, first: int | None = None) -> DataLoader[Any]:
+def _loader(plan: Plan, source: datasets.Source, group: Group, start: int, first: int | None = None) -> DataLoader[Any]:
     """The batches of the steps from `start` on, from the position `first` of the stream of samples."""
     preset = plan.preset
     batches = datasets.Batches(
         len(source.samples),
         preset.train.batch,
         preset.seed,
-        rank=distributed.rank(),
-        world=distributed.world(),
+        rank=group.rank,
+        world=group.world_size,
         start_step=start,
         steps=preset.schedule.steps,
         first=first,
@@ -392,7 +395,7 @@ def _loader(plan: Plan, source: datasets.Source, start: int, first: int | None =
 
 def _quiet_worker(_: int) -> None:
     # a signal to the whole group is the main process's to answer
-    for number in launch.ANSWERED:
+    for number in supervisor.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # what kills it the process tells in one line: neither torch nor a thread of the worker has to
     for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
@@ -411,7 +414,7 @@ def _evaluate(
 ) -> tuple[int, bool]:
     """Score the model on the validation split; the signal that cut it short, or 0, and whether it is the best yet."""
     started = time.monotonic()
-    distributed.share_buffers(trainer.inference_model)
+    trainer.group.share_buffers(trainer.inference_model)
     worst = Worst(WORST, val.classes.palette, val.ignore_index)
 
     def look(sample: datasets.Sample, image: np.ndarray, ids: np.ndarray, label: np.ndarray | None) -> None:
@@ -422,7 +425,7 @@ def _evaluate(
     try:
         views = Views.of(trainer.preset.eval, val.classes)
         on_image = look if final else None
-        confusion = score_network(trainer.inference_model, val, views, trainer.device, on_image, asked)
+        confusion = score_network(trainer.inference_model, val, views, trainer.group, on_image, asked)
     except Interrupted as stop:
         return stop.number, False
     miou, accuracy, mean = confusion.miou(), confusion.pixel_accuracy(), confusion.mean_accuracy()
@@ -436,7 +439,7 @@ def _evaluate(
     if better:
         trainer.best, trainer.best_step = miou, trainer.step
     if final:
-        kept = distributed.gather(worst)
+        kept = trainer.group.gather(worst)
         if record:
             record.draw()
             matrix = charts.confusion_matrix(confusion.matrix.numpy(), val.classes.names)
@@ -459,7 +462,7 @@ def _report(record: Record, classes: datasets.Classes, matrix: images.Pixels, ex
 def _save(plan: Plan, trainer: Trainer, last: bool) -> bool:
     """Write a checkpoint; False where the disk refused it, which the run survives twice in a row before its end."""
     state = trainer.state()
-    if distributed.rank() == 0:
+    if trainer.group.rank == 0:
         run = plan.run
         try:
             keep = plan.preset.checkpoint.keep
@@ -471,7 +474,7 @@ def _save(plan: Plan, trainer: Trainer, last: bool) -> bool:
             if last or trainer.failed_saves == FAILED_SAVES:
                 raise
             notice(f"warning: {error}; training goes on without it")
-    return not distributed.broadcast(trainer.failed_saves)
+    return not trainer.group.broadcast(trainer.failed_saves)
 
 
 def _name(plan: Plan, trainer: Trainer, path: Path) -> None:

@@ -15,7 +15,7 @@ from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.scores import Predictor
 from ccnet_cli.inference.views import Views, batch_scores, host_input
 from ccnet_cli.media import background as pipeline
-from ccnet_cli.parallel import group as distributed
+from ccnet_cli.parallel.group import Group
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def score_network(
     network: nn.Module,
     source: Source,
     views: Views,
-    device: torch.device,
+    group: Group,
     on_image: OnImage | None = None,
     stop_signal: Callable[[], int] = int,
     predictor: Predictor | None = None,
@@ -50,16 +50,17 @@ def score_network(
     confusion = Confusion(len(source.classes))
     predictor = predictor or Predictor()
     images = pixels = 0
-    samples = [source.samples[index] for index in distributed.shard(len(source.samples))]
+    device = group.device
+    samples = [source.samples[index] for index in group.shard(len(source.samples))]
 
     def load(sample: Sample) -> LoadedImage:
         image, label = (load_image(sample), None) if sample.label is None else load_pair(source, sample)
         return LoadedImage(sample, image, label, host_input(image, network.normalisation, device))
 
     with evaluation_mode(network):
-        for group in _groups(pipeline.ahead(load, samples, views.batch), views.batch):
-            scored = batch_scores(network, torch.cat([loaded.input for loaded in group]), views, device)
-            for loaded, scores in zip(group, scored, strict=True):
+        for batch in _batches(pipeline.ahead(load, samples, views.batch), views.batch):
+            scored = batch_scores(network, torch.cat([loaded.input for loaded in batch]), views, device)
+            for loaded, scores in zip(batch, scored, strict=True):
                 images += 1
                 if loaded.label is None:
                     prediction = predictor.predict(scores)
@@ -70,15 +71,15 @@ def score_network(
                 if on_image is not None:
                     on_image(loaded.sample, loaded.image, prediction, loaded.label)
             if stop_signal():
-                distributed.pass_on(stop_signal())
-            if stop_signal() or distributed.passed_on():
+                group.announce_signal(stop_signal())
+            if stop_signal() or group.announced_signal():
                 break
-    if number := distributed.largest(stop_signal(), device):
+    if number := group.largest(stop_signal()):
         raise Interrupted(f"data set {source.dataset}", "not scored to the end", "start again", number)
     # on the device: NCCL sums on GPUs only
-    confusion.matrix = distributed.all_reduce_sum(confusion.matrix.to(device)).cpu()
+    confusion.matrix = group.all_reduce_sum(confusion.matrix.to(device)).cpu()
     counted = torch.tensor([images, pixels], device=device)
-    _check_counts(source, confusion, *distributed.all_reduce_sum(counted).tolist())
+    _check_counts(source, confusion, *group.all_reduce_sum(counted).tolist())
     return confusion
 
 
@@ -94,16 +95,16 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _groups(loaded: Iterable[LoadedImage], count: int) -> Iterator[list[LoadedImage]]:
+def _batches(loaded: Iterable[LoadedImage], count: int) -> Iterator[list[LoadedImage]]:
     """Runs of at most `count` images of one size."""
-    group: list[LoadedImage] = []
+    batch: list[LoadedImage] = []
     for each in loaded:
-        if group and (len(group) == count or each.image.shape != group[0].image.shape):
-            yield group
-            group = []
-        group.append(each)
-    if group:
-        yield group
+        if batch and (len(batch) == count or each.image.shape != batch[0].image.shape):
+            yield batch
+            batch = []
+        batch.append(each)
+    if batch:
+        yield batch
 
 
 def _check_counts(source: Source, confusion: Confusion, images: int, pixels: int) -> None:

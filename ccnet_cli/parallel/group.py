@@ -1,4 +1,4 @@
-"""Several processes: where each stands, how they meet, share work and combine their results."""
+"""The processes of a run as a group: how they join it, share work and combine results; one process is a group too."""
 
 import contextlib
 import os
@@ -19,19 +19,16 @@ from torch import Tensor, nn
 
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, PeerLost
 
-Value = TypeVar("Value")
+T = TypeVar("T")
 
-# where the processes leave word of a signal that only some of them got
-ASKED = "asked"
-# the variable that tells a process that `launch` started it
-SUPERVISED = "CCNET_SUPERVISED"
-# seconds that processes which torchrun or SLURM started take to hear who tells an error
-HEARING = 2.0
+CPU = torch.device("cpu")
+# seconds in which unsupervised processes find out which of them reports an error
+REPORT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds to wait: for all processes to come, for the others' part in a collective, for a run to end if asked."""
+    """Seconds to wait: for all processes to join, for the others in a collective, for a run to end after a signal."""
 
     join: float = 300
     collective: float = 600
@@ -39,51 +36,47 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Place:
-    """One process among all: its number, that on its machine, and where they meet.
+class Launch:
+    """How this process was started among others, and the address of the store where they meet.
 
-    hosts tells whether this process opens the meeting point itself; attempt counts how often the run was started anew.
+    opens_store is false where the launcher keeps the store; attempt counts the restarts of the run.
     """
 
     rank: int
-    world: int
+    world_size: int
     local_rank: int
-    local_world: int
+    local_world_size: int
     address: str
     port: int
-    hosts: bool
+    opens_store: bool
     attempt: int = 0
 
 
-def place(environment: Mapping[str, str] = os.environ) -> Place | None:
-    """What torchrun's or SLURM's variables tell of this process; None where it was started alone, or has joined."""
-    if dist.is_initialized():
-        return None
+def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
+    """The launch that torchrun's, SLURM's or our supervisor's variables describe; None for a process on its own."""
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & environment.keys():
-        numbers = {name: _number(environment, name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+        rank, world_size, port = (_number(environment, name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
         address = _variable(environment, "MASTER_ADDR")
-        local_rank = int(environment.get("LOCAL_RANK", numbers["RANK"]))
-        local_world = int(environment.get("LOCAL_WORLD_SIZE", 1))
+        local_rank = _number(environment, "LOCAL_RANK", rank)
+        local_world_size = _number(environment, "LOCAL_WORLD_SIZE", 1)
     elif "SLURM_PROCID" in environment and environment.get("SLURM_NTASKS", "1") != "1":
-        numbers = {"RANK": _number(environment, "SLURM_PROCID"), "WORLD_SIZE": _number(environment, "SLURM_NTASKS")}
-        # a port of its own for every job, where several share a machine
-        job = int(environment.get("SLURM_JOB_ID", 0))
-        numbers["MASTER_PORT"] = int(environment.get("MASTER_PORT", 20000 + job % 20000))
+        rank, world_size = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_NTASKS")
+        # jobs that share a machine need different ports
+        port = _number(environment, "MASTER_PORT", 20000 + _number(environment, "SLURM_JOB_ID", 0) % 20000)
         nodes = environment.get("SLURM_STEP_NODELIST") or _variable(environment, "SLURM_NODELIST", "SLURM_JOB_NODELIST")
         address = environment.get("MASTER_ADDR") or first_node(nodes)
         local_rank = _number(environment, "SLURM_LOCALID")
-        local_world = int(environment.get("SLURM_NTASKS_PER_NODE", 1))
+        local_world_size = _number(environment, "SLURM_NTASKS_PER_NODE", 1)
     else:
         return None
-    rank, world, port = numbers["RANK"], numbers["WORLD_SIZE"], numbers["MASTER_PORT"]
-    if rank >= world:
-        raise InputError(f"process {rank}", f"there are {world}, counted from 0", "correct RANK or WORLD_SIZE")
+    if rank >= world_size:
+        raise InputError(f"process {rank}", f"there are {world_size}, counted from 0", "correct RANK or WORLD_SIZE")
     if not 0 < port < 65536:
         raise InputError(f"variable MASTER_PORT {port}", "not a port", "use a number from 1024 to 65535")
-    # torchrun opens the meeting point itself, and keeps it when it starts the processes anew
-    hosts = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    attempt = int(environment.get("TORCHELASTIC_RESTART_COUNT", 0))
-    return Place(rank, world, local_rank, local_world, address, port, hosts, attempt)
+    # torchrun and our supervisor keep one store for all attempts
+    opens_store = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    attempt = _number(environment, "TORCHELASTIC_RESTART_COUNT", 0)
+    return Launch(rank, world_size, local_rank, local_world_size, address, port, opens_store, attempt)
 
 
 def _variable(environment: Mapping[str, str], *names: str) -> str:
@@ -94,7 +87,9 @@ def _variable(environment: Mapping[str, str], *names: str) -> str:
     raise InputError(f"variable {names[0]}", "missing beside the others of several processes", fix)
 
 
-def _number(environment: Mapping[str, str], name: str) -> int:
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    if default is not None and name not in environment:
+        return default
     text = _variable(environment, name)
     if not text.isdecimal():
         raise InputError(f"variable {name}: {text}", "not a number from 0", "start through torchrun or srun")
@@ -109,175 +104,206 @@ def first_node(nodes: str) -> str:
     return first[1] + (first[2] or "") + first[3]
 
 
-def rank() -> int:
-    """This process's number among all, 0 where there is only one."""
-    return dist.get_rank() if dist.is_initialized() else 0
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The processes of a run, seen from the one with this rank; by default one process, for which nothing has to meet.
 
+    All ranks must make the same calls in the same order, but for remember, recall and the two about signals.
+    store outlasts a restart where the launcher keeps it.
+    """
 
-def world() -> int:
-    """How many processes work together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    device: torch.device = CPU
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    attempt: int = 0
+    store: dist.Store | None = None
 
+    def shard(self, count: int) -> range:
+        """This rank's contiguous share of `count` items; over the ranks the sizes differ by at most 1."""
+        return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
-def shard(count: int) -> range:
-    """This process's contiguous part of `count` items: every item in exactly one part, sizes differ by at most 1."""
-    return part(count, rank(), world())
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
+        """The elementwise maximum over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
 
-def part(count: int, number: int, parts: int) -> range:
-    """Part `number` of `count` items cut into `parts`."""
-    return range(count * number // parts, count * (number + 1) // parts)
+    def largest(self, number: int) -> int:
+        """The largest of all ranks' numbers."""
+        return number if self.world_size == 1 else int(self.all_reduce_max(torch.tensor(number, device=self.device)))
 
+    def gather(self, value: T) -> list[T]:
+        """All ranks' values, in order of rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
-def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor)
-    return tensor
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
 
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()
 
-def all_reduce_max(tensor: Tensor) -> Tensor:
-    """The largest over all processes, in place."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return tensor
+    def decide_on_rank0(self, decide: Callable[[], T]) -> T:
+        """Rank 0's result of `decide`, which only rank 0 calls; its CCNetError is raised on every rank."""
+        answer: Any = None
+        if self.rank == 0:
+            try:
+                answer = decide()
+            except CCNetError as error:
+                answer = error
+        answer = self.broadcast(answer)
+        if isinstance(answer, CCNetError):
+            raise answer
+        return answer  # type: ignore[no-any-return]
 
+    def run_on_all_ranks(self, work: Callable[[], T]) -> T:
+        """This rank's result of `work`; the CCNetError of the lowest rank that has one is raised on every rank."""
+        failure: CCNetError | None = None
+        answer: Any = None
+        try:
+            answer = work()
+        except CCNetError as error:
+            failure = error
+        failures = [each for each in self.gather(failure) if each is not None]
+        if failures:
+            raise failures[0]
+        return answer  # type: ignore[no-any-return]
 
-def largest(number: int, device: torch.device) -> int:
-    """The largest of all processes' numbers, the same answer everywhere."""
-    if not dist.is_initialized():
-        return number
-    return int(all_reduce_max(torch.tensor(number, device=device)))
+    def replicate(self, module: nn.Module) -> nn.Module:
+        """The module with rank 0's parameters, whose gradients are averaged over the ranks; itself for one process."""
+        if self.world_size == 1:
+            return module
+        # the strides of a 1x1 convolution can be written in two ways, which DDP takes for two layouts
+        warnings.filterwarnings("ignore", "Grad strides do not match")
+        indices = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module, device_ids=indices)
 
+    def share_buffers(self, module: nn.Module) -> None:
+        """Copy rank 0's buffers to every rank: without SyncBN each has running statistics of its own images."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
 
-def gather(value: object) -> list[Any]:
-    """Every process's value, in order of rank."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] = [None] * world()
-    dist.all_gather_object(values, value)
-    return values
+    def remember(self, key: str, value: str) -> None:
+        """Store a value for the processes of a later attempt."""
+        if self.store is not None:
+            self.store.set(key, value)
 
+    def recall(self, key: str) -> str | None:
+        """The value that an earlier attempt stored, or None."""
+        if self.store is not None and self.attempt and self.store.check([key]):
+            return str(self.store.get(key).decode())
+        return None
 
-def broadcast(value: Any) -> Any:
-    """Rank 0's value, everywhere."""
-    if dist.is_initialized():
-        box = [value]
-        dist.broadcast_object_list(box)
-        return box[0]
-    return value
+    def announce_signal(self, number: int) -> None:
+        """Let the other ranks know of a signal before the next collective."""
+        if self.store is not None:
+            attempt_store(self.store, self.attempt).set("signal", str(number))
 
-
-def share_buffers(module: nn.Module) -> None:
-    """Give every process rank 0's buffers: without SyncBN each has running statistics of its own images."""
-    if dist.is_initialized():
-        for buffer in module.buffers():
-            dist.broadcast(buffer, 0)
-
-
-def barrier() -> None:
-    """Wait until every process is here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def replicate(module: nn.Module, device: torch.device) -> nn.Module:
-    """Gradients averaged over the processes, parameters equal from the start; the module itself where there is one."""
-    if world() == 1:
-        return module
-    # a 1x1 convolution's strides have two spellings, which DDP takes for two layouts
-    warnings.filterwarnings("ignore", "Grad strides do not match")
-    return nn.parallel.DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+    def announced_signal(self) -> int:
+        """The signal that a rank announced, or 0."""
+        if self.store is None:
+            return 0
+        store = attempt_store(self.store, self.attempt)
+        return int(store.get("signal")) if store.check(["signal"]) else 0
 
 
 @contextmanager
-def joined(device: torch.device, limits: Limits | None = None) -> Iterator[torch.device]:
-    """Meet the processes started with this one, and give its device of that kind; alone, the device itself.
+def joined(device: torch.device, limits: Limits | None = None, supervised: bool = False) -> Iterator[Group]:
+    """Join the processes started with this one, if any; the group's device is this rank's one of the kind.
 
-    A process that cannot meet the others, or loses touch with them, raises EnvironmentFailure.
+    Only rank 0 prints. EnvironmentFailure for a process that cannot join the others or loses them. Of an error that
+    all ranks raise, one report is enough: a supervisor chooses it; where there is none, rank 0 makes it.
     """
     limits = limits or Limits()
-    own = place()
-    if own is None:
-        yield device
+    launch = read_launch()
+    if launch is None:
+        yield Group(device)
         return
-    if device.type == "cuda":
-        if own.local_rank >= torch.cuda.device_count():
-            why = f"this machine has {torch.cuda.device_count()} GPUs"
-            raise InputError(f"process {own.local_rank} of this machine", why, "start as many processes as GPUs")
-        device = torch.device("cuda", own.local_rank)
-        torch.cuda.set_device(device)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // own.local_world))
+    device = _local_device(launch, device)
     try:
-        _meet(own, "nccl" if device.type == "cuda" else "gloo", limits)
+        store = _join(launch, "nccl" if device.type == "cuda" else "gloo", limits)
     except RuntimeError as error:
-        what = f"meeting of {own.world} processes at {own.address}:{own.port}"
+        what = f"meeting of {launch.world_size} processes at {launch.address}:{launch.port}"
         why = f"not all came within {limits.join:.0f} s ({_first_line(error)})"
         raise EnvironmentFailure(what, why, "see that all are started and reach that address") from None
-    # after an error the group stays: closing it would make the other processes fail before this one has told why
+    group = Group(device, launch.rank, launch.world_size, launch.local_rank, launch.attempt, store)
+    # an error leaves the group open: closing it would make the other ranks fail before this one has reported
     try:
-        with contextlib.nullcontext() if own.rank == 0 else _silence():
-            yield device
+        with contextlib.nullcontext() if group.rank == 0 else _silence():
+            yield group
     except RuntimeError as error:
-        if not _about_peers(error):
+        if not _is_lost_peer(error):
             raise
         fix = "see what became of them, and resume"
-        lost = PeerLost(f"process {own.rank}", f"lost the other processes ({_first_line(error)})", fix)
-        _speak_once(own, lost)
+        lost = PeerLost(f"process {group.rank}", f"lost the other processes ({_first_line(error)})", fix)
+        if not supervised:
+            _report_once(group, launch, lost)
         raise lost from error
     except CCNetError as error:
-        _speak_once(own, error)
+        if not supervised:
+            _report_once(group, launch, error)
         raise
     dist.destroy_process_group()
 
 
-def _meet(own: Place, backend: str, limits: Limits) -> None:
+def _local_device(launch: Launch, device: torch.device) -> torch.device:
+    """This process's GPU; or the CPU, whose cores the processes of this machine share."""
+    if device.type == "cuda":
+        if launch.local_rank >= torch.cuda.device_count():
+            why = f"this machine has {torch.cuda.device_count()} GPUs"
+            raise InputError(f"process {launch.local_rank} of this machine", why, "start as many processes as GPUs")
+        device = torch.device("cuda", launch.local_rank)
+        torch.cuda.set_device(device)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launch.local_world_size))
+    return device
+
+
+def _join(launch: Launch, backend: str, limits: Limits) -> dist.Store:
     """Form the group; only its first steps wait for limits.join, every later collective for limits.collective."""
-    global _memory, _board, _attempt
-    if own.hosts:
-        refuse_taken(own.port)
+    if launch.opens_store:
+        refuse_taken(launch.port)
     else:
-        reach(own.address, own.port, limits.join)
-    _memory = dist.PrefixStore("ccnet", store(own.address, own.port, own.hosts, limits.join))
-    _board, _attempt = dist.PrefixStore(f"attempt-{own.attempt}", _memory), own.attempt
-    _board.set(f"here-{own.rank}", "")
-    _board.wait([f"here-{rank}" for rank in range(own.world)])
+        wait_for_store(launch.address, launch.port, limits.join)
+    store = dist.PrefixStore("ccnet", open_store(launch.address, launch.port, launch.opens_store, limits.join))
+    own = attempt_store(store, launch.attempt)
+    own.set(f"here-{launch.rank}", "")
+    own.wait([f"here-{rank}" for rank in range(launch.world_size)])
     collective = timedelta(seconds=limits.collective)
-    dist.init_process_group(backend, store=_board, rank=own.rank, world_size=own.world, timeout=collective)
+    dist.init_process_group(backend, store=own, rank=launch.rank, world_size=launch.world_size, timeout=collective)
+    return store
 
 
-# what outlasts an attempt where the meeting point does, and what belongs to this attempt alone
-_memory: dist.Store | None = None
-_board: dist.Store | None = None
-_attempt = 0
+def attempt_store(store: dist.Store, attempt: int) -> dist.Store:
+    """The part of a store that one attempt alone uses."""
+    return dist.PrefixStore(f"attempt-{attempt}", store)
 
 
-def attempt() -> int:
-    """How often the processes of this run were started anew."""
-    return _attempt if dist.is_initialized() else 0
-
-
-def remember(key: str, value: str) -> None:
-    """Leave word for the processes that are started when these have failed."""
-    if _memory is not None and dist.is_initialized():
-        _memory.set(key, value)
-
-
-def recall(key: str) -> str | None:
-    """The word that an earlier attempt left, if there was one."""
-    if _memory is not None and attempt() and _memory.check([key]):
-        return str(_memory.get(key).decode())
-    return None
-
-
-def store(address: str, port: int, hosts: bool, patience: float) -> Any:
-    """The key-value store at address:port, opened here where hosts; port 0 takes a free one, its .port."""
-    return dist.TCPStore(address, port, None, hosts, timedelta(seconds=patience), wait_for_workers=False)
+def open_store(address: str, port: int, opens: bool, seconds: float) -> dist.TCPStore:
+    """The key-value store at address:port, created here if `opens`; port 0 takes a free one, its .port."""
+    return dist.TCPStore(address, port, None, opens, timedelta(seconds=seconds), wait_for_workers=False)
 
 
 def refuse_taken(port: int) -> None:
-    """EnvironmentFailure where another process listens on the port: torch would tell it in many lines."""
+    """EnvironmentFailure if another process listens on the port: torch would report it in many lines."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -286,15 +312,15 @@ def refuse_taken(port: int) -> None:
             raise EnvironmentFailure(f"port {port}", os.strerror(error.errno or 0), "use another port") from None
 
 
-def reach(address: str, port: int, patience: float, given_up: Callable[[], bool] = lambda: False) -> None:
-    """Wait until somebody listens at address:port; EnvironmentFailure after `patience` seconds."""
-    deadline = time.monotonic() + patience
+def wait_for_store(address: str, port: int, seconds: float, cancelled: Callable[[], bool] = lambda: False) -> None:
+    """Wait until a process listens at address:port; EnvironmentFailure after `seconds`, or once cancelled."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
             socket.create_connection((address, port), timeout=2).close()
             return
         except OSError as error:
-            if time.monotonic() > deadline or given_up():
+            if time.monotonic() > deadline or cancelled():
                 what, why = f"meeting point {address}:{port}", f"nobody answers ({error.strerror or error})"
                 raise EnvironmentFailure(what, why, "start the first process, and check the address") from None
         time.sleep(0.2)
@@ -302,7 +328,7 @@ def reach(address: str, port: int, patience: float, given_up: Callable[[], bool]
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """One process speaks for all; what another has to tell it raises."""
+    """Discard what this process prints; its errors are raised."""
     with (
         Path(os.devnull).open("w") as nowhere,
         contextlib.redirect_stdout(nowhere),
@@ -311,70 +337,29 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _speak_once(own: Place, error: CCNetError) -> None:
-    """Mark what rank 0 tells as well; one that `launch` started reports to it and needs no mark."""
-    if SUPERVISED in os.environ or _board is None:
-        return
-    end = time.monotonic() + HEARING
+def _report_once(group: Group, launch: Launch, error: CCNetError) -> None:
+    """Mark an error as told if rank 0 reports the same one, or if this rank has merely lost the others."""
+    assert group.store is not None
+    store = attempt_store(group.store, group.attempt)
+    deadline = time.monotonic() + REPORT_SECONDS
     with contextlib.suppress(RuntimeError):
-        if own.rank == 0:
-            _board.set("told", str(error))
-            # where it keeps the board it stays until all have read
-            while own.hosts and _board.add("heard", 0) < own.world - 1 and time.monotonic() < end:
+        if group.rank == 0:
+            store.set("report", str(error))
+            # the store ends with this process, so wait until all have read
+            while launch.opens_store and store.add("readers", 0) < group.world_size - 1 and time.monotonic() < deadline:
                 time.sleep(0.05)
             return
-        while not _board.check(["told"]) and time.monotonic() < end:
+        while not store.check(["report"]) and time.monotonic() < deadline:
             time.sleep(0.05)
-        said = _board.get("told").decode() if _board.check(["told"]) else ""
-        error.told = said == str(error) or (bool(said) and isinstance(error, PeerLost))
-        _board.add("heard", 1)
+        report = store.get("report").decode() if store.check(["report"]) else ""
+        error.told = report == str(error) or (bool(report) and isinstance(error, PeerLost))
+        store.add("readers", 1)
 
 
-def _about_peers(error: RuntimeError) -> bool:
+def _is_lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "/gloo/" in str(error) or "NCCL" in str(error)
 
 
 def _first_line(error: Exception) -> str:
-    # torch opens with the place in its source: [/pytorch/third_party/gloo/...:123]
+    # torch begins with its source's line: [/pytorch/third_party/gloo/...:123]
     return re.sub(r"^(\[[^\]]*\]\s*)+", "", str(error).strip()).partition("\n")[0][:160]
-
-
-def agreed(decide: Callable[[], Value]) -> Value:
-    """What `decide` returns on rank 0, everywhere; the CCNetError that it raises there is raised everywhere."""
-    answer: Any = None
-    if rank() == 0:
-        try:
-            answer = decide()
-        except CCNetError as error:
-            answer = error
-    answer = broadcast(answer)
-    if isinstance(answer, CCNetError):
-        raise answer
-    return answer
-
-
-def together(work: Callable[[], Value]) -> Value:
-    """What `work` returns on each process; where it raises a CCNetError on any, the first of them is raised on all."""
-    answer: Any = None
-    try:
-        answer = work()
-    except CCNetError as error:
-        answer = error
-    failed = gather(answer if isinstance(answer, CCNetError) else None)
-    for error in failed:
-        if error is not None:
-            raise error
-    return answer
-
-
-def pass_on(number: int) -> None:
-    """Let the other processes know of a signal before they next meet in a collective."""
-    if _board is not None and dist.is_initialized():
-        _board.set(ASKED, str(number))
-
-
-def passed_on() -> int:
-    """The signal that some process passed on, or 0."""
-    if _board is not None and dist.is_initialized() and _board.check([ASKED]):
-        return int(_board.get(ASKED))
-    return 0

@@ -1,8 +1,9 @@
-"""Start the processes of a run on this machine, watch over them, and start them anew, together with other machines."""
+"""Start the processes of a run on this node, watch them, and restart them, together with the run's other nodes."""
 
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import struct
@@ -13,221 +14,249 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
-from typing import Any
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
 
-from ccnet_cli import errors
+from ccnet_cli import errors, parts
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, Interrupted, PeerLost, notice
-from ccnet_cli.parallel import group as distributed
-from ccnet_cli.parallel.group import Limits
+from ccnet_cli.parallel import group as groups
+from ccnet_cli.parallel.group import Group, Limits
 
-ANSWERED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-# after the first failure the other processes have so many seconds to tell theirs, which may be the cause
-GRACE = 3.0
-# a launcher that signals a whole group passes the signal on as well: within so many seconds two are one
-ECHO = 0.5
+# the signals that a run answers with a checkpoint
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# after the first failure the other workers have this many seconds to report theirs, which may be the cause
+GRACE_SECONDS = 3.0
+# a launcher that signals a process group forwards the signal as well: signals closer together than this count as one
+ECHO_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Machines:
-    """The machines of a run: how many, which of them this is, and where they meet."""
+class Nodes:
+    """The machines of a run: how many, which of them this is, and the address of their store."""
 
     count: int = 1
-    number: int = 0
+    rank: int = 0
     address: str = "127.0.0.1"
     port: int = 0
 
 
-def machines(count: int | None, number: int | None, rendezvous: str | None) -> Machines:
-    """The machines that the options --nodes, --node-rank and --rendezvous describe."""
+def parse_nodes(count: int | None, rank: int | None, rendezvous: str | None) -> Nodes:
+    """The nodes that the options --nodes, --node-rank and --rendezvous describe."""
     if count is None or count == 1:
-        if number or rendezvous:
+        if rank or rendezvous:
             raise InputError("option --nodes", "missing", "give the number of machines, such as --nodes 2")
-        return Machines()
-    if number is None or rendezvous is None:
-        missing = "--node-rank" if number is None else "--rendezvous"
+        return Nodes()
+    if rank is None or rendezvous is None:
+        missing = "--node-rank" if rank is None else "--rendezvous"
         raise InputError(f"option {missing}", "missing", "give --node-rank K and --rendezvous HOST:PORT too")
-    if number >= count:
-        raise InputError(f"option --node-rank {number}", f"there are {count}, counted from 0", "correct it or --nodes")
+    if rank >= count:
+        raise InputError(f"option --node-rank {rank}", f"there are {count}, counted from 0", "correct it or --nodes")
     host, _, port = rendezvous.rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port[:6]) < 65536):
         raise InputError(f"option --rendezvous {rendezvous}", "not HOST:PORT", "write for example 10.0.0.1:29500")
-    return Machines(count, number, host, int(port))
+    return Nodes(count, rank, host, int(port))
 
 
-class _Member:
-    """One process of this machine; told is its last word, (kind, content, time), or None."""
+class Outcome(NamedTuple):
+    """The last message of a worker: what its work returned or raised, and when."""
 
-    def __init__(self, rank: int, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    time: float
+    answer: Any = None
+    # see _encode
+    failure: tuple[str, list[Any]] | None = None
+
+
+def _encode(error: BaseException) -> tuple[str, list[Any]]:
+    """An error as the name of its class and its arguments; any but a CCNetError as "" and its traceback."""
+    if isinstance(error, CCNetError):
+        return type(error).__name__, [part if isinstance(part, int) else str(part) for part in error.args]
+    return "", ["".join(traceback.format_exception(error))]
+
+
+def _decode(name: str, arguments: list[Any]) -> Exception:
+    error: Exception = getattr(errors, name)(*arguments) if name else RuntimeError(*arguments)
+    return error
+
+
+class _Process:
+    """A worker as the supervisor sees it; ready once it has sent a message."""
+
+    def __init__(self, rank: int, pipe: Connection, process: BaseProcess) -> None:
         self.rank = rank
-        self.begun = False
-        self.told: tuple[str, Any, float] | None = None
-        context = multiprocessing.get_context("spawn")
-        self.wire, far = context.Pipe()
-        self.process = context.Process(target=target, args=(far, *arguments))
-        self.process.start()
-        far.close()
+        self.pipe = pipe
+        self.process = process
+        self.ready = False
+        self.outcome: Outcome | None = None
+        self.error: Exception | None = None
 
-    def listen(self) -> None:
-        """Take in what the process has said."""
+    def receive(self) -> None:
+        """Read the messages that have arrived."""
         with suppress(EOFError, OSError):
-            while self.wire.poll():
-                word = self.wire.recv()
-                self.begun = True
-                if word is not None:
-                    self.told = word
+            while self.pipe.poll():
+                message = self.pipe.recv()
+                self.ready = True
+                if isinstance(message, Outcome):
+                    self.outcome = message
+                    self.error = _decode(*message.failure) if message.failure else None
+
+    @property
+    def alive(self) -> bool:
+        return self.process.exitcode is None
 
     @property
     def done(self) -> bool:
-        return self.told is not None and self.told[0] == "done"
+        return self.outcome is not None and self.error is None
 
     @property
     def failed(self) -> bool:
-        return not self.done and (self.told is not None or self.process.exitcode is not None)
+        return not self.done and (self.outcome is not None or not self.alive)
 
 
 def run(
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
     processes: int,
-    team: Machines | None = None,
+    nodes: Nodes | None = None,
     restarts: int = 0,
     limits: Limits | None = None,
 ) -> Any:
-    """Run `work(*arguments)` in so many processes of each machine; rank 0's answer, None on other machines.
+    """Run `work(worker, *arguments)` in N processes on each node; rank 0's answer, None on the other nodes.
 
-    What went wrong first is raised here: a process's own CCNetError, EnvironmentFailure for one that was killed or is
-    silent, RuntimeError with its traceback for any other. Up to `restarts` times an EnvironmentFailure starts all
-    processes of all machines anew instead. A signal is passed on to the processes, which `signals` tells of it.
+    The first failure is raised: the CCNetError of a worker, EnvironmentFailure for one that was killed or does not
+    answer, RuntimeError with the traceback for any other error. Up to `restarts` times an EnvironmentFailure restarts
+    the workers of all nodes instead. Signals are forwarded to the workers; see Worker.signals.
     """
-    team, limits = team or Machines(), limits or Limits()
-    with _supervising() as asked:
-        board = _Board(team, limits, asked)
+    nodes, limits = nodes or Nodes(), limits or Limits()
+    with _supervise() as received:
+        store = _RunStore(nodes, limits, received)
         try:
             while True:
-                members = _start(work, arguments, processes, team, board)
-                cause = _watch(members, board, asked, limits)
+                workers = _start(work, arguments, processes, nodes, store)
+                cause = _watch(workers, store, received, limits)
                 if cause is None:
-                    return members[0].told[1] if members[0].told and team.number == 0 else None
-                if asked or restarts == 0 or not isinstance(cause, EnvironmentFailure):
+                    return workers[0].outcome.answer if workers[0].outcome and nodes.rank == 0 else None
+                if received or restarts == 0 or not isinstance(cause, EnvironmentFailure):
                     raise cause
                 notice(f"warning: {cause.what}: {cause.why}; starting anew, {restarts} restarts left")
                 restarts -= 1
-                board.next_attempt()
+                store.next_attempt()
         finally:
-            board.leave()
+            store.leave()
 
 
-class _Board:
-    """Where the machines of a run leave word for each other; the first machine keeps it."""
+class _RunStore:
+    """The store through which the nodes of a run tell each other how an attempt failed; node 0 keeps it."""
 
-    def __init__(self, team: Machines, limits: Limits, asked: list[int]) -> None:
-        self.team = team
-        host = team.number == 0
-        if host and team.port:
-            distributed.refuse_taken(team.port)
-        elif not host:
-            distributed.reach(team.address, team.port, limits.join, lambda: bool(asked))
-        self.store = distributed.store(team.address, team.port, host, limits.join)
+    def __init__(self, nodes: Nodes, limits: Limits, received: list[int]) -> None:
+        self.nodes = nodes
+        first = nodes.rank == 0
+        if first and nodes.port:
+            groups.refuse_taken(nodes.port)
+        elif not first:
+            groups.wait_for_store(nodes.address, nodes.port, limits.join, lambda: bool(received))
+        self.store = groups.open_store(nodes.address, nodes.port, first, limits.join)
         self.attempt = self.store.add("attempt", 0)
-        if self.store.add(f"attempt-{self.attempt}/machine-{team.number}", 1) > 1:
-            self.fail(EnvironmentFailure(f"machine {team.number}", "was started again", "resume"))
+        if self.store.add(f"attempt-{self.attempt}/machine-{nodes.rank}", 1) > 1:
+            self.fail(EnvironmentFailure(f"machine {nodes.rank}", "was started again", "resume"))
             self.next_attempt()
 
     def next_attempt(self) -> None:
-        """Let the processes of the next attempt meet apart from those of this one."""
+        """Let the workers of the next attempt meet apart from those of this one."""
         self.attempt += 1
         self.store.set("attempt", str(self.attempt))
-        self.store.add(f"attempt-{self.attempt}/machine-{self.team.number}", 1)
+        self.store.add(f"attempt-{self.attempt}/machine-{self.nodes.rank}", 1)
 
     def fail(self, error: Exception) -> Exception:
-        """Tell the other machines why this attempt ends here; what was told first is the answer."""
-        if self.team.count == 1:
+        """Store why this attempt ends on this node; the cause that a node stored first."""
+        if self.nodes.count == 1:
             return error
         if isinstance(error, PeerLost):
-            # the machine of the process that was lost knows more
-            end = time.monotonic() + GRACE
-            while time.monotonic() < end and self.failure() is None:
+            # the node of the lost process knows more
+            deadline = time.monotonic() + GRACE_SECONDS
+            while time.monotonic() < deadline and self.failure() is None:
                 time.sleep(0.1)
-        parts = [part if isinstance(part, int) else str(part) for part in error.args]
-        name = type(error).__name__ if isinstance(error, CCNetError) else ""
+        name, arguments = _encode(error) if isinstance(error, CCNetError) else ("", [str(error)])
         with suppress(RuntimeError):
-            self.store.compare_set(f"attempt-{self.attempt}/failure", "", json.dumps([name, parts]))
+            self.store.compare_set(f"attempt-{self.attempt}/failure", "", json.dumps([name, arguments]))
         return self.failure() or error
 
     def failure(self) -> Exception | None:
-        """Why another machine ended this attempt, or None."""
-        if self.team.count == 1:
+        """Why another node ended this attempt, or None."""
+        if self.nodes.count == 1:
             return None
         key = f"attempt-{self.attempt}/failure"
         try:
-            if not self.store.check([key]):
-                return None
-            name, parts = json.loads(self.store.get(key))
+            return _decode(*json.loads(self.store.get(key))) if self.store.check([key]) else None
         except RuntimeError:
-            where = f"machine 0 at {self.team.address}:{self.team.port}"
+            where = f"machine 0 at {self.nodes.address}:{self.nodes.port}"
             return EnvironmentFailure(where, "does not answer", "start all machines again with --resume")
-        return _revived(name, parts)
 
     def leave(self) -> None:
-        """The first machine stays until the others have read what they need, or for a few seconds."""
-        if self.team.count > 1:
+        """Close the store; node 0 waits a few seconds until the others have read what they need."""
+        if self.nodes.count > 1:
             with suppress(RuntimeError):
                 gone = self.store.add("left", 1)
-                end = time.monotonic() + 2 * GRACE
-                while self.team.number == 0 and gone < self.team.count and time.monotonic() < end:
+                deadline = time.monotonic() + 2 * GRACE_SECONDS
+                while self.nodes.rank == 0 and gone < self.nodes.count and time.monotonic() < deadline:
                     time.sleep(0.1)
                     gone = self.store.add("left", 0)
-        # an error's traceback would keep its thread, which must not be there when this process forks
+        # the traceback of an error would keep the store's thread, which must not run when this process forks
         del self.store
 
 
-def _revived(name: str, parts: list[Any]) -> Exception:
-    error: Exception = getattr(errors, name)(*parts) if name else RuntimeError(*parts)
-    return error
-
-
 def _start(
-    work: Callable[..., Any], arguments: tuple[Any, ...], processes: int, team: Machines, board: _Board
-) -> list[_Member]:
+    work: Callable[..., Any], arguments: tuple[Any, ...], processes: int, nodes: Nodes, store: _RunStore
+) -> list[_Process]:
+    context = multiprocessing.get_context("spawn")
+    # the worker unpickles it once it has imported the extensions
+    payload = pickle.dumps((work, arguments))
     resource_tracker.ensure_running()
-    # a process is born with these blocked, and hears of one that came too early when it is ready for it
-    signal.pthread_sigmask(signal.SIG_BLOCK, ANSWERED)
+    # children inherit the mask, so early signals stay pending
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        members = []
-        for local in range(processes):
-            rank = team.number * processes + local
-            environment = {
-                "RANK": rank,
-                "WORLD_SIZE": processes * team.count,
-                "LOCAL_RANK": local,
-                "LOCAL_WORLD_SIZE": processes,
-                "MASTER_ADDR": team.address,
-                "MASTER_PORT": board.store.port,
-                "TORCHELASTIC_USE_AGENT_STORE": True,
-                "TORCHELASTIC_RESTART_COUNT": board.attempt,
-                "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
-                distributed.SUPERVISED: 1,
-            }
-            words = {name: str(value) for name, value in environment.items()}
-            if team.count > 1 and (interface := _interface(team.address, board.store.port)):
-                words |= {
-                    name: os.environ.get(name, interface) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-                }
-            members.append(_Member(rank, _live, (words, work, arguments)))
+        workers = []
+        for local_rank in range(processes):
+            environment = _environment(local_rank, processes, nodes, store)
+            pipe, far_end = context.Pipe()
+            process = context.Process(target=_run_worker, args=(far_end, environment, payload))
+            process.start()
+            far_end.close()
+            workers.append(_Process(nodes.rank * processes + local_rank, pipe, process))
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ANSWERED)
-    return members
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    return workers
+
+
+def _environment(local_rank: int, processes: int, nodes: Nodes, store: _RunStore) -> dict[str, str]:
+    """torchrun's variables for one worker, which `read_launch` reads, and settings of torch's libraries."""
+    port = store.store.port
+    variables = {
+        "RANK": nodes.rank * processes + local_rank,
+        "WORLD_SIZE": processes * nodes.count,
+        "LOCAL_RANK": local_rank,
+        "LOCAL_WORLD_SIZE": processes,
+        "MASTER_ADDR": nodes.address,
+        "MASTER_PORT": port,
+        "TORCHELASTIC_USE_AGENT_STORE": True,
+        "TORCHELASTIC_RESTART_COUNT": store.attempt,
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+    }
+    if nodes.count > 1 and (interface := _interface(nodes.address, port)):
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            variables[name] = os.environ.get(name, interface)
+    return {name: str(value) for name, value in variables.items()}
 
 
 def _interface(address: str, port: int) -> str | None:
-    """The network interface through which this machine reaches the meeting point."""
+    """The network interface through which this node reaches the store."""
     import fcntl
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((address, port))
         own = probe.getsockname()[0]
         for _, name in socket.if_nameindex():
-            # SIOCGIFADDR: the interface's address, from the 20th byte on
+            # SIOCGIFADDR: the interface's address, from byte 20 on
             with suppress(OSError):
                 answer = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))
                 if socket.inet_ntoa(answer[20:24]) == own:
@@ -235,156 +264,145 @@ def _interface(address: str, port: int) -> str | None:
     return None
 
 
-def _watch(members: list[_Member], board: _Board, asked: list[int], limits: Limits) -> Exception | None:
-    """Wait for the processes to end; None where all did their work, else why not."""
-    deadline, passed, elsewhere = float("inf"), False, None
-    while True:
-        alive = [member for member in members if member.process.exitcode is None]
-        connection.wait([member.process.sentinel for member in alive], timeout=0.2)
-        for member in members:
-            member.listen()
-        if not alive:
-            break
-        now = time.monotonic()
-        if asked and not passed:
-            passed = True
-            # before all have begun there is nothing that could be saved
-            deadline = min(deadline, now + (limits.shutdown if all(member.begun for member in members) else 0))
-            for member in members:
+def _watch(workers: list[_Process], store: _RunStore, received: list[int], limits: Limits) -> Exception | None:
+    """Wait until all workers have ended, and kill those that miss the deadline; None for success, or the cause."""
+    deadline, forwarded, elsewhere = float("inf"), False, None
+    while any(worker.alive for worker in workers) and time.monotonic() <= deadline:
+        connection.wait([worker.process.sentinel for worker in workers if worker.alive], timeout=0.2)
+        for worker in workers:
+            worker.receive()
+        if received and not forwarded:
+            forwarded = True
+            # until all are ready there is nothing to save
+            seconds = limits.shutdown if all(worker.ready for worker in workers) else 0
+            deadline = min(deadline, time.monotonic() + seconds)
+            for worker in workers:
                 with suppress(OSError):
-                    member.wire.send(asked[0])
-        elsewhere = elsewhere or board.failure()
-        failures = [member for member in members if member.failed]
-        if failures or elsewhere:
-            stopping = any(member.told and member.told[0] == Interrupted.__name__ for member in failures)
-            stopping = stopping or isinstance(elsewhere, Interrupted)
-            deadline = min(deadline, now + (limits.shutdown if stopping else GRACE))
-        if now > deadline:
-            break
-    silent = [member for member in members if member.process.exitcode is None]
-    for member in silent:
-        member.process.kill()
-    for member in members:
-        member.process.join()
-        member.listen()
-    if all(member.done for member in members):
+                    worker.pipe.send(received[0])
+        elsewhere = elsewhere or store.failure()
+        if elsewhere or any(worker.failed for worker in workers):
+            stopping = any(isinstance(error, Interrupted) for error in [elsewhere, *(w.error for w in workers)])
+            deadline = min(deadline, time.monotonic() + (limits.shutdown if stopping else GRACE_SECONDS))
+    silent = [worker for worker in workers if worker.alive]
+    for worker in silent:
+        worker.process.kill()
+    for worker in workers:
+        worker.process.join()
+        worker.receive()
+    if all(worker.done for worker in workers):
         return None
-    if elsewhere is not None:
-        return elsewhere
-    return board.fail(_cause(members, silent, asked, limits))
+    return elsewhere or store.fail(_cause(workers, silent, received, limits))
 
 
-def _cause(members: list[_Member], silent: list[_Member], asked: list[int], limits: Limits) -> Exception:
-    """What to raise for processes that failed: the first of them is the cause, the others lost their partner."""
-    told = [member.told for member in sorted(members, key=lambda m: m.told[2] if m.told else 0) if member.told]
-    failures = [(name, parts) for name, parts, _ in told if name != "done"]
-    for name, parts in failures:
-        if name == Interrupted.__name__:
-            return _revived(name, parts)
-    if asked:
-        name = signal.Signals(asked[0]).name
-        if all(member.begun for member in members) and silent and not failures:
+def _cause(workers: list[_Process], silent: list[_Process], received: list[int], limits: Limits) -> Exception:
+    """The error to raise for failed workers: the first one; that a peer was lost is only a consequence."""
+    reported = sorted((w.outcome.time, w.rank, w.error) for w in workers if w.outcome and w.error)
+    failures = [error for _, _, error in reported]
+    for error in failures:
+        if isinstance(error, Interrupted):
+            return error
+    if received and not failures:
+        name = signal.Signals(received[0]).name
+        if silent and all(worker.ready for worker in workers):
             why = f"did not end within {limits.shutdown:.0f} s of {name}"
             return EnvironmentFailure("this run", why, "give it more time with --shutdown-timeout")
-        if not failures:
-            return Interrupted("this run", f"stopped by {name} before its first step", "start it again", asked[0])
-    for member in members:
-        code = member.process.exitcode or 0
-        if code < 0 and member not in silent:
+        return Interrupted("this run", f"stopped by {name} before its first step", "start it again", received[0])
+    for worker in workers:
+        code = worker.process.exitcode or 0
+        if code < 0 and worker not in silent:
             why = f"killed by {signal.Signals(-code).name}"
-            return EnvironmentFailure(f"process {member.rank} of this run", why, "see if memory ran out, and resume")
-    for name, parts in failures:
-        if name != PeerLost.__name__:
-            return _revived(name, parts)
-    for member in members:
-        if member.told is None and (member not in silent or any("time" in parts[1].lower() for _, parts in failures)):
-            why = "does not answer" if member in silent else "ended without a word"
-            return EnvironmentFailure(f"process {member.rank} of this run", why, "see what held it up, and resume")
-    return _revived(*failures[0])
+            return EnvironmentFailure(f"process {worker.rank} of this run", why, "see if memory ran out, and resume")
+    for error in failures:
+        if not isinstance(error, PeerLost):
+            return error
+    timed_out = any("time" in error.why.lower() for error in failures if isinstance(error, PeerLost))
+    for worker in workers:
+        if worker.outcome is None and (timed_out or worker not in silent):
+            why = "does not answer" if worker in silent else "ended without a word"
+            return EnvironmentFailure(f"process {worker.rank} of this run", why, "see what held it up, and resume")
+    return failures[0]
 
 
-def _live(wire: Any, environment: Mapping[str, str], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """A process's whole life: do the work and tell how it ended."""
-    global _wire
+class Worker:
+    """This process as its supervisor's worker; without a pipe it has no supervisor, and tells nobody."""
+
+    def __init__(self, pipe: Connection | None = None) -> None:
+        self.pipe = pipe
+        self.forwarded: list[int] = []
+        if pipe is not None:
+            threading.Thread(target=self._receive, args=(pipe,), daemon=True).start()
+
+    def _receive(self, pipe: Connection) -> None:
+        try:
+            while True:
+                self.forwarded.append(pipe.recv())
+        except (EOFError, OSError):
+            # the supervisor is gone
+            os._exit(1)
+
+    @property
+    def supervised(self) -> bool:
+        """Whether a supervisor waits for this process."""
+        return self.pipe is not None
+
+    @contextmanager
+    def signals(self, group: Group) -> Iterator[Callable[[], int]]:
+        """Record SIGINT, SIGTERM and SIGUSR1 instead of dying of them; yields a function: the first one's number, or 0.
+
+        The supervisor learns that this process is ready. A second signal ends it at once.
+        """
+        with _record_signals(ECHO_SECONDS if group.world_size > 1 and not self.supervised else 0) as received:
+            if self.pipe is not None:
+                self.pipe.send(None)
+            yield lambda: next(iter([*received, *self.forwarded]), 0)
+
+
+def _run_worker(pipe: Connection, environment: Mapping[str, str], payload: bytes) -> None:
+    """Entry of a worker: run the work and report its outcome."""
     os.environ.update(environment)
-    _wire = wire
-    threading.Thread(target=_listen, args=(wire,), daemon=True).start()
+    worker = Worker(pipe)
     try:
-        answer = work(*arguments)
+        parts.extend_from_environment()
+        work, arguments = pickle.loads(payload)
+        outcome = Outcome(0.0, work(worker, *arguments))
     except Exception as error:
-        kind, parts = "", [traceback.format_exc()]
-        if isinstance(error, CCNetError):
-            kind, parts = type(error).__name__, [p if isinstance(p, int) else str(p) for p in error.args]
-        _end(wire, (kind, parts, time.time()), 1)
-    _end(wire, ("done", answer, time.time()), 0)
-
-
-def _end(wire: Any, word: tuple[str, Any, float], code: int) -> None:
-    wire.send(word)
+        outcome = Outcome(0.0, failure=_encode(error))
+    pipe.send(outcome._replace(time=time.time()))
     # a loader's workers ignore SIGTERM, and an orderly exit would wait for them
     for child in multiprocessing.active_children():
         child.kill()
-    os._exit(code)
-
-
-_wire: Any = None
-_passed: list[int] = []
-
-
-def _listen(wire: Any) -> None:
-    try:
-        while True:
-            _passed.append(wire.recv())
-    except (EOFError, OSError):
-        # nobody is left to answer to
-        os._exit(1)
-
-
-def begun() -> None:
-    """Tell the process that started this one that from now on a signal is answered with a checkpoint."""
-    if _wire is not None:
-        _wire.send(None)
+    os._exit(1 if outcome.failure else 0)
 
 
 @contextmanager
-def signals() -> Iterator[Callable[[], int]]:
-    """Note SIGINT, SIGTERM and SIGUSR1 instead of dying of them; inside, a call tells the number of the first, or 0.
-
-    A second signal ends the process at once.
-    """
-    with _noted(ECHO if distributed.world() > 1 and _wire is None else 0) as asked:
-        begun()
-        yield lambda: next(iter([*asked, *_passed]), 0)
-
-
-@contextmanager
-def _supervising() -> Iterator[list[int]]:
+def _supervise() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield []
         return
-    with _noted(0) as asked:
-        yield asked
+    with _record_signals(0) as received:
+        yield received
 
 
 @contextmanager
-def _noted(echo: float) -> Iterator[list[int]]:
-    asked: list[int] = []
+def _record_signals(echo_seconds: float) -> Iterator[list[int]]:
+    """Yield a list that gets the first signal's number; a second one, unless it is an echo, ends the process."""
+    received: list[int] = []
     first = 0.0
 
-    def note(number: int, _: object) -> None:
+    def record(number: int, _: object) -> None:
         nonlocal first
-        if not asked:
+        if not received:
             first = time.monotonic()
-            asked.append(number)
-        elif time.monotonic() - first > echo:
+            received.append(number)
+        elif time.monotonic() - first > echo_seconds:
             for child in multiprocessing.active_children():
                 child.kill()
             os._exit(128 + number)
 
-    before = {number: signal.signal(number, note) for number in ANSWERED}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ANSWERED)
+    handlers = {number: signal.signal(number, record) for number in SIGNALS}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
-        yield asked
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

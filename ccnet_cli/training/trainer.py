@@ -22,7 +22,7 @@ from ccnet_cli.losses import objective as objectives
 from ccnet_cli.losses.objective import Objective
 from ccnet_cli.models import network as models
 from ccnet_cli.models.network import CCNet
-from ccnet_cli.parallel import group as distributed
+from ccnet_cli.parallel.group import Group
 from ccnet_cli.parts import Outputs, Term
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.weights import load as loading
@@ -62,7 +62,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averaged: CCNet | None
-    device: torch.device
+    group: Group
     choices: ops.Choices
     origin: str = ""
     step: int = 0
@@ -81,6 +81,11 @@ class Trainer:
     def model(self) -> CCNet:
         """The model that is trained."""
         return self.network.model
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's device."""
+        return self.group.device
 
     @property
     def inference_model(self) -> CCNet:
@@ -129,7 +134,7 @@ class Trainer:
         norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         lowers = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         verdict = torch.maximum(2 * _unsound(losses[0]), (1 if lowers else 2) * _unsound(norm))
-        measured = torch.cat([losses, torch.stack([norm, distributed.all_reduce_max(verdict)])])
+        measured = torch.cat([losses, torch.stack([norm, self.group.all_reduce_max(verdict)])])
         *values, self.norm, bad = measured.tolist()
         self.losses = dict(zip(self.loss_names, values, strict=True))
         self.step += 1
@@ -171,7 +176,7 @@ class Trainer:
                 "epoch": self.epoch,
                 "offset": self.offset,
                 "nonfinite": self.nonfinite,
-                "random": distributed.gather(_random_state(self.device)),
+                "random": self.group.gather(_random_state(self.device)),
                 "circumstances": self.circumstances(),
             }
             | ({"objective": objective} if objective else {}),
@@ -186,7 +191,7 @@ class Trainer:
         mapping = config.to_mapping(self.preset)
         cudnn = torch.backends.cudnn
         return {
-            "world_size": distributed.world(),
+            "world_size": self.group.world_size,
             "global_batch": self.preset.train.batch,
             "num_threads": torch.get_num_threads(),
             "precision": self.preset.train.precision,
@@ -214,8 +219,7 @@ class Trainer:
         for what in self._differences(content):
             if strict:
                 raise InputError(path, f"was trained with {what}", "resume without --strict-resume, or as before")
-            if distributed.rank() == 0:
-                notice(f"warning: resumed with {what}")
+            notice(f"warning: resumed with {what}")
         loading.load_weights(self.inference_model, content["model"], path)
         if self.averaged:
             loading.load_weights(self.model, training["model"] or content["model"], path)
@@ -237,8 +241,8 @@ class Trainer:
         self.epoch, self.offset = training.get("epoch", position[0]), training.get("offset", position[1])
         self.nonfinite, self.best_step = training.get("nonfinite", 0), training.get("best_step", -1)
         states = training["random"]
-        if len(states) == distributed.world():
-            _set_random_state(states[distributed.rank()], self.device)
+        if len(states) == self.group.world_size:
+            _set_random_state(states[self.group.rank], self.device)
 
     def _differences(self, content: dict[str, Any]) -> Iterator[str]:
         """What a run that continues from a checkpoint's content would do otherwise than before, a phrase each."""
@@ -261,16 +265,16 @@ class Trainer:
 def build(
     preset: config.Preset,
     source: Source,
-    device: torch.device,
+    group: Group,
     weights: Path | None = None,
     partial: bool = False,
 ) -> Trainer:
     """Model, optimiser and the rest at step 0; weights is a file to begin with, partial as loading.begin takes it."""
-    train = preset.train
-    choices = _choices(device)
+    train, device = preset.train, group.device
+    choices = _choices(group)
     model = models.build(preset.model, len(source.classes), train.checkpoint_activations)
     origin = loading.begin(model, weights, preset.model, partial) if weights else ""
-    if train.sync_bn and device.type == "cuda" and distributed.world() > 1:
+    if train.sync_bn and device.type == "cuda" and group.world_size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device)
     ops.use(model, choices)
@@ -281,15 +285,15 @@ def build(
     network = Network(model, objective)
     averaged = copy.deepcopy(model).eval().requires_grad_(False) if train.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
-    return Trainer(preset, source, network, make_optimizer(network, preset), scaler, averaged, device, choices, origin)
+    return Trainer(preset, source, network, make_optimizer(network, preset), scaler, averaged, group, choices, origin)
 
 
-def _choices(device: torch.device) -> ops.Choices:
+def _choices(group: Group) -> ops.Choices:
     """What the attention measures: rank 0's choices hold for all ranks, under the name of its GPU."""
-    if distributed.world() == 1:
+    if group.world_size == 1:
         return ops.Choices()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return ops.Choices(distributed.broadcast, distributed.broadcast(name), quiet=distributed.rank() > 0)
+    name = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else None
+    return ops.Choices(group.broadcast, group.broadcast(name), quiet=group.rank > 0)
 
 
 def _terms(preset: config.Preset) -> dict[str, Term]:

@@ -12,7 +12,6 @@ from ccnet_cli.errors import InputError, notice
 from ccnet_cli.inference import onnx as onnxfile
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.models.network import CCNet, Normalisation, build
-from ccnet_cli.parallel import group as distributed
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.weights import layouts as weights
 
@@ -151,7 +150,7 @@ def begin(model: CCNet, path: Path, settings: config.Model, partial: bool = Fals
     own = model.state_dict()
     model.load_state_dict(own | match(own, found, path, partial, settings))
     unlike = weights.unlike(found.model, settings)
-    if unlike and distributed.rank() == 0:
+    if unlike:
         notice(f"warning: {path} was trained with other values of {', '.join(unlike)}")
     return f"{path.name}: {found}"
 

@@ -522,7 +522,7 @@ def test_eval_leaves_to_the_checkpoint_what_was_not_asked(scored: dict[str, obje
 def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     from ccnet_cli.commands import train
     from ccnet_cli.parallel.group import Limits
-    from ccnet_cli.parallel.supervisor import Machines
+    from ccnet_cli.parallel.supervisor import Nodes
 
     asked: list[object] = []
 
@@ -548,7 +548,7 @@ def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: 
         "device": "auto",
         "partial": False,
         "strict": True,
-        "machines": Machines(3, 1, "a", 1),
+        "nodes": Nodes(3, 1, "a", 1),
         "restarts": 2,
         "limits": Limits(join=4, collective=5, shutdown=6),
     }

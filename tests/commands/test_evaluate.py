@@ -24,7 +24,7 @@ from ccnet_cli.inference import engine, scoring
 from ccnet_cli.inference.views import Views
 from ccnet_cli.media import outputs
 from ccnet_cli.models import network as models
-from ccnet_cli.parallel import group as distributed
+from ccnet_cli.parallel.group import Group
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.weights import load as loading
 
@@ -128,25 +128,25 @@ def test_modes_change_the_score_and_overrides_reach_it(saved, data):
     assert evaluate(saved, data, limit=2).images == 2
 
 
-def in_ranks(world, work, monkeypatch):
-    """Run work(rank) in `world` threads that reduce with each other as processes would; what each returned."""
-    here = threading.local()
+def in_ranks(world, work):
+    """Run work(group) in `world` threads that reduce with each other as processes would; what each returned."""
     meeting = threading.Barrier(world, timeout=60)
     parts, results = {}, [None] * world
 
-    def reduce(tensor):
-        parts[here.rank] = tensor
-        meeting.wait()
-        total = sum(parts[rank] for rank in range(world))
-        meeting.wait()
-        return total
+    class Threads(Group):
+        def all_reduce_sum(self, tensor):
+            parts[self.rank] = tensor
+            meeting.wait()
+            total = sum(parts[rank] for rank in range(world))
+            meeting.wait()
+            return total
+
+        def largest(self, number):
+            return number
 
     def run(rank):
-        here.rank = rank
-        results[rank] = work(rank)
+        results[rank] = work(Threads(rank=rank, world_size=world))
 
-    monkeypatch.setattr(distributed, "shard", lambda count: distributed.part(count, here.rank, world))
-    monkeypatch.setattr(distributed, "all_reduce_sum", reduce)
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
     for thread in threads:
         thread.start()
@@ -165,15 +165,15 @@ def thirteen(tmp_path_factory):
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 8, 13])
 @pytest.mark.parametrize("batch", [1, 2, 3])
-def test_any_number_of_processes_and_any_batch_give_the_same_matrix(saved, thirteen, world, count, batch, monkeypatch):
+def test_any_number_of_processes_and_any_batch_give_the_same_matrix(saved, thirteen, world, count, batch):
     restored = loading.restore(saved)
     source = open_source(restored.preset.data.model_copy(update={"root": str(thirteen)}), "val")
     source = replace(source, samples=source.samples[:count])
-    views, cpu = Views.of(restored.preset.eval, source.classes), torch.device("cpu")
-    alone = scoring.score_network(restored.model, source, views, cpu)
+    views = Views.of(restored.preset.eval, source.classes)
+    alone = scoring.score_network(restored.model, source, views, Group())
     models = [copy.deepcopy(restored.model) for _ in range(world)]
     views = replace(views, batch=batch)
-    found = in_ranks(world, lambda rank: scoring.score_network(models[rank], source, views, cpu), monkeypatch)
+    found = in_ranks(world, lambda group: scoring.score_network(models[group.rank], source, views, group))
     assert all(torch.equal(confusion.matrix, alone.matrix) for confusion in found)
 
 
@@ -182,7 +182,7 @@ def test_the_network_sees_pictures_and_tiles_of_one_size_together(saved, thirtee
     source = open_source(config.load("camvid", [f"data.root={thirteen}"]).data, "val")
     seen = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    scoring.score_network(model, source, Views(batch=2), torch.device("cpu"))
+    scoring.score_network(model, source, Views(batch=2), Group())
     # runs of 3, 1, 2, 5, 1 and 1
     assert seen == [2, 1, 1, 2, 2, 2, 1, 1, 1]
     seen.clear()
@@ -195,7 +195,7 @@ def test_the_network_sees_pictures_and_tiles_of_one_size_together(saved, thirtee
 def test_a_sampler_that_repeats_images_is_noticed(saved, data, monkeypatch):
     # as torch's DistributedSampler does to give every rank equally many
     parts = [DistributedSampler(range(5), 2, rank, shuffle=False) for rank in range(2)]
-    monkeypatch.setattr(distributed, "shard", lambda count: [index for part in parts for index in part])
+    monkeypatch.setattr(Group, "shard", lambda self, count: [index for part in parts for index in part])
     with pytest.raises(AssertionError, match="6 of 5 images"):
         evaluate(saved, data)
 
@@ -214,7 +214,7 @@ def test_any_number_of_processes_writes_every_image_once(saved, tmp_path, world,
     alone = evaluate(saved, data, save=tmp_path / "alone", **options)
     written, write = [], outputs.write
     monkeypatch.setattr(outputs, "write", lambda path, *rest: (written.append(path.name), write(path, *rest)))
-    results = in_ranks(world, lambda _: evaluate(saved, data, save=tmp_path / "out", **options), monkeypatch)
+    results = in_ranks(world, lambda group: evaluate(saved, data, save=tmp_path / "out", group=group, **options))
     assert results == [alone] * world
     assert sorted(written) == ["000.png", "001.png", "002.png"]
     read = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("out", "alone")]
@@ -239,13 +239,13 @@ def test_the_command_line_scores_with_several_processes(saved, data, ccnet):
 def test_images_are_scored_at_the_size_they_fit_and_with_sides_exchanged(saved, data):
     model = loading.restore(saved).model
     source = open_source(config.load("camvid", [f"data.root={data}"]).data, "val")
-    views, cpu = Views(fit=(64, 40), flip=True, mirrored=((0, 1), (2, 5))), torch.device("cpu")
+    views, group = Views(fit=(64, 40), flip=True, mirrored=((0, 1), (2, 5))), Group()
     answers = {}
 
     def keep(sample, image, ids, _):
         answers[sample.name] = (image, ids)
 
-    scoring.score_network(model, source, views, cpu, keep)
+    scoring.score_network(model, source, views, group, keep)
     for image, ids in answers.values():
         height, width = image.shape[:2]
         factor = min(64 / max(height, width), 40 / min(height, width))
@@ -260,7 +260,7 @@ def test_images_are_scored_at_the_size_they_fit_and_with_sides_exchanged(saved, 
         scores[1] = scores[1][[1, 0, 5, 3, 4, 2, *range(6, 11)]].flip(2)
         assert ((scores[0] + scores[1]).argmax(0).numpy() != ids).mean() < 0.002
     paired, unpaired = (
-        scoring.score_network(model, source, each, cpu) for each in (views, replace(views, mirrored=()))
+        scoring.score_network(model, source, each, group) for each in (views, replace(views, mirrored=()))
     )
     assert not torch.equal(unpaired.matrix, paired.matrix)
     assert evaluate(saved, data, overrides=["eval.fit=64,40"]).settings["fit"] == [64, 40]
@@ -409,13 +409,6 @@ def test_a_split_with_some_labels_is_refused(saved, tmp_path, limit):
 def test_labels_that_are_all_void_are_told(saved, tmp_path, capfd):
     evaluate(saved, tiny.make_camvid(tmp_path, [(8, 8)], "test", void=2), split="test")
     assert capfd.readouterr().err == "ccnet: the labels of split test are all void: there is no score\n"
-
-
-def test_notices_come_from_one_process(saved, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(distributed, "shard", range)
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
-    evaluate(saved, bare(tmp_path), split="test", save=tmp_path / "out")
-    assert capfd.readouterr().err == ""
 
 
 def test_saved_files_never_replace_what_is_read(saved, data, tmp_path):

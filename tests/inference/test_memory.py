@@ -77,6 +77,7 @@ def test_the_command_takes_less_than_600_MiB_for_a_cityscapes_image(streets, opt
 RESIDENT = """
 import torch, resource
 from ccnet_cli.inference import scoring
+from ccnet_cli.parallel.group import Group
 from ccnet_cli.inference import views as inference
 from ccnet_cli.inference.views import Views
 from ccnet_cli.datasets.source import open_source
@@ -102,7 +103,7 @@ def on_image(*_):
     time.sleep(0.2)
     line = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
     resident.append(int(line.split()[1]) / 1024)
-scoring.score_network(Stub(), source, Views(), torch.device("cpu"), on_image)
+scoring.score_network(Stub(), source, Views(), Group(), on_image)
 # the image that is read ahead comes and goes
 print(json.dumps(min(resident[-3:]) - min(resident[2:5])))
 """

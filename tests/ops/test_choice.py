@@ -12,7 +12,7 @@ from ccnet_cli.datasets.source import open_source
 from ccnet_cli.errors import InputError
 from ccnet_cli.models.attention import CrissCrossAttention
 from ccnet_cli.ops import choice, operators, registered
-from ccnet_cli.parallel import group as distributed
+from ccnet_cli.parallel.group import Group
 from ccnet_cli.training import trainer as trainers
 
 
@@ -180,7 +180,7 @@ def test_nothing_is_measured_where_it_must_not_be(fake_gpu, monkeypatch):
         assert fake_gpu.fastest(*plain) == "gemm"
     finally:
         torch.use_deterministic_algorithms(False)
-    fake_gpu.table.share = distributed.broadcast
+    fake_gpu.table.share = Group().broadcast
     assert fake_gpu.fastest(*inputs()) == "gemm"
     assert fake_gpu.fastest(*inputs(torch.float64, True)) == "gemm"
     assert fake_gpu.fastest(*(x.as_subclass(torch.Tensor) for x in inputs())) == "gemm"
@@ -193,7 +193,7 @@ def test_nothing_is_measured_where_it_must_not_be(fake_gpu, monkeypatch):
 
 def test_processes_name_one_device_however_their_gpus_differ(fake_gpu):
     # a checkpoint that rank 0 wrote on another GPU holds for all: a rank that measured alone would wait for ever
-    fake_gpu.table.share, fake_gpu.table.device = distributed.broadcast, "GPU of rank 0"
+    fake_gpu.table.share, fake_gpu.table.device = Group().broadcast, "GPU of rank 0"
     plain = inputs(gradients=True)
     fake_gpu.table.load({choice.describe((plain[0], plain[2]), "GPU of rank 0", True): "gemm"})
     assert fake_gpu.fastest(*plain) == "gemm" and fake_gpu.measured == []
@@ -223,7 +223,7 @@ def test_what_is_measured_leaves_the_caller_s_hooks_on_saved_tensors_alone():
 def test_a_resumed_run_makes_the_choices_of_before(tmp_path):
     made = preset(make_horizons(tmp_path / "data"))
     source = open_source(made.data, "train")
-    trainer = trainers.build(made, source, torch.device("cpu"))
+    trainer = trainers.build(made, source, Group())
     table = trainer.choices
     table.known["here"] = "numba"
     content = trainer.state()
@@ -240,11 +240,10 @@ def test_a_resumed_run_makes_the_choices_of_before(tmp_path):
 def test_the_processes_of_a_run_share_rank_0_s(tmp_path, monkeypatch):
     made = preset(make_horizons(tmp_path / "data"))
     source = open_source(made.data, "train")
-    monkeypatch.setattr(distributed, "world", lambda: 2)
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
-    monkeypatch.setattr(distributed, "broadcast", lambda own: "GPU of rank 0")
-    table = trainers.build(made, source, torch.device("cpu")).choices
-    assert table.share is distributed.broadcast and table.quiet and table.device == "GPU of rank 0"
+    group = Group(rank=1, world_size=2)
+    monkeypatch.setattr(Group, "broadcast", lambda *_: "GPU of rank 0")
+    table = trainers.build(made, source, group).choices
+    assert table.share == group.broadcast and table.quiet and table.device == "GPU of rank 0"
 
 
 @pytest.mark.gpu

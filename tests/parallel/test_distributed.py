@@ -6,51 +6,54 @@ import signal
 import pytest
 import torch
 
-from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError
+from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError, notice
 from ccnet_cli.models import network as models
-from ccnet_cli.parallel import group as distributed
-from ccnet_cli.parallel import supervisor as launch
+from ccnet_cli.parallel import supervisor
+from ccnet_cli.parallel.group import Group, first_node, joined
+from ccnet_cli.parallel.supervisor import Nodes, parse_nodes
 
 
 def test_every_item_falls_in_exactly_one_part():
     for count in range(0, 201):
         for parts in range(1, 17):
-            ranges = [distributed.part(count, number, parts) for number in range(parts)]
+            ranges = [Group(rank=rank, world_size=parts).shard(count) for rank in range(parts)]
             assert [item for part in ranges for item in part] == list(range(count))
             assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
 
 
 def test_alone_everything_is_this_process():
-    assert (distributed.rank(), distributed.world()) == (0, 1)
-    assert distributed.shard(5) == range(5)
-    assert distributed.gather("a") == ["a"] and distributed.broadcast("b") == "b"
-    assert distributed.largest(3, torch.device("cpu")) == 3
+    group = Group()
+    assert (group.rank, group.world_size) == (0, 1)
+    assert group.shard(5) == range(5)
+    assert group.gather("a") == ["a"] and group.broadcast("b") == "b"
+    assert group.largest(3) == 3
 
 
 def test_alone_the_device_is_the_one_asked_for():
-    with distributed.joined(torch.device("cuda", 1)) as device:
-        assert device == torch.device("cuda", 1)
+    with joined(torch.device("cuda", 1)) as group:
+        assert group.device == torch.device("cuda", 1)
 
 
-def _agree(start):
-    with distributed.joined(torch.device("cpu")) as device:
-        rank = distributed.rank()
-        counts = torch.tensor([2**40 + rank, len(distributed.shard(5))])
+def _agree(worker, start):
+    with joined(torch.device("cpu"), supervised=worker.supervised) as group:
+        notice(f"rank {group.rank}")
+        counts = torch.tensor([2**40 + group.rank, len(group.shard(5))])
         return (
-            distributed.all_reduce_sum(counts).tolist(),
-            distributed.largest(start + rank, device),
-            distributed.gather(rank * 10),
-            distributed.broadcast(f"from {rank}"),
+            group.all_reduce_sum(counts).tolist(),
+            group.largest(start + group.rank),
+            group.gather(group.rank * 10),
+            group.broadcast(f"from {group.rank}"),
         )
 
 
-def test_two_processes_agree():
-    assert launch.run(_agree, (7,), 2) == ([2**41 + 1, 5], 8, [0, 10], "from 0")
+def test_two_processes_agree_and_rank_0_alone_prints(capfd):
+    assert supervisor.run(_agree, (7,), 2) == ([2**41 + 1, 5], 8, [0, 10], "from 0")
+    assert capfd.readouterr().err == "ccnet: rank 0\n"
 
 
-def _fail(kind):
-    with distributed.joined(torch.device("cpu")):
-        if distributed.rank() == 1:
+def _fail(worker, kind):
+    with joined(torch.device("cpu"), supervised=worker.supervised) as group:
+        if group.rank == 1:
             if kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if kind == "bug":
@@ -58,7 +61,7 @@ def _fail(kind):
             if kind == "input":
                 raise InputError("x.png", "missing", "copy it")
             raise NonFiniteError("step 3", "loss nan", "lower the rate")
-        distributed.barrier()
+        group.barrier()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def _fail(kind):
 )
 def test_the_first_failure_is_the_one_told(kind, error, words):
     with pytest.raises(error, match=words):
-        launch.run(_fail, (kind,), 2)
+        supervisor.run(_fail, (kind,), 2)
 
 
 @pytest.mark.parametrize(
@@ -86,18 +89,18 @@ def test_the_first_failure_is_the_one_told(kind, error, words):
     ],
 )
 def test_the_first_of_slurm_s_nodes_is_where_all_meet(nodes, first):
-    assert distributed.first_node(nodes) == first
+    assert first_node(nodes) == first
 
 
 def test_a_list_without_a_node_is_refused():
     with pytest.raises(InputError, match=r"SLURM_NODELIST.*MASTER_ADDR"):
-        distributed.first_node("[1-3]")
+        first_node("[1-3]")
 
 
 def test_machines_are_what_the_options_say():
-    assert launch.machines(None, None, None) == launch.machines(1, 0, None) == launch.Machines()
-    assert launch.machines(3, 2, "10.0.0.1:29500") == launch.Machines(3, 2, "10.0.0.1", 29500)
-    assert launch.machines(2, 0, "::1:80").address == "::1"
+    assert parse_nodes(None, None, None) == parse_nodes(1, 0, None) == Nodes()
+    assert parse_nodes(3, 2, "10.0.0.1:29500") == Nodes(3, 2, "10.0.0.1", 29500)
+    assert parse_nodes(2, 0, "::1:80").address == "::1"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_machines_are_what_the_options_say():
 )
 def test_machines_that_cannot_be_are_refused(options, option):
     with pytest.raises(InputError) as caught:
-        launch.machines(*options)
+        parse_nodes(*options)
     assert str(caught.value).startswith(f"option {option}")
 
 

@@ -22,8 +22,8 @@ from ccnet_cli.commands.train import train
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
-from ccnet_cli.parallel import group as distributed
-from ccnet_cli.parallel import supervisor as launch
+from ccnet_cli.parallel import supervisor
+from ccnet_cli.parallel.group import Group, Limits
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.training import plan
 from ccnet_cli.training import trainer as trainers
@@ -356,7 +356,7 @@ def spoil(kind, first, times, rank=0):
     happened, current = [], [0]
 
     def bad():
-        return first <= current[0] < first + times and distributed.rank() == rank
+        return first <= current[0] < first + times and int(os.environ.get("RANK", 0)) == rank
 
     def spoilt_forward(self, image, label):
         loss, terms = forward(self, image, label)
@@ -445,11 +445,11 @@ def test_a_rate_beyond_all_measure_ends_the_run(data, tmp_path):
         )
 
 
-def _spoilt_work(made, kind, times, folder):
+def _spoilt_work(worker, made, kind, times, folder):
     """One of two processes, of which the second meets something that is not finite."""
     happened = spoil(kind, 5, times, rank=1)
     try:
-        training._work(made, made.device, distributed.Limits())
+        training._work(worker, made, made.device, Limits())
     finally:
         (folder / str(os.environ["RANK"])).write_text(json.dumps(happened))
 
@@ -458,10 +458,10 @@ def assert_skipped_by_two(data, folder, kind, times):
     made = plan.make(preset(data, *BAD), folder / "run", None, None, 2, None, "cpu")
     (folder / "run").mkdir()
     if times < 10:
-        launch.run(_spoilt_work, (made, kind, times, folder), 2)
+        supervisor.run(_spoilt_work, (made, kind, times, folder), 2)
     else:
         with pytest.raises(NonFiniteError, match=r"step 14: .* 10 steps in a row"):
-            launch.run(_spoilt_work, (made, kind, times, folder), 2)
+            supervisor.run(_spoilt_work, (made, kind, times, folder), 2)
         told = json.loads((folder / "run/nonfinite_step_14.json").read_text())
         assert [len(rank["samples"]) for rank in told["ranks"]] == [2, 2]
     for rank in "01":
@@ -482,7 +482,7 @@ def test_what_one_process_meets_all_skip_however_often(data, tmp_path, kind, tim
 def scaled_trainer(data, *options):
     made = preset(data, *options)
     torch.manual_seed(0)
-    trainer = trainers.build(made, open_source(made.data, "train"), torch.device("cpu"))
+    trainer = trainers.build(made, open_source(made.data, "train"), Group())
     trainer.scaler = torch.amp.GradScaler("cpu")
     return trainer
 
