@@ -13,7 +13,7 @@ from importlib import import_module, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ccnet_cli.errors import InputError
 
@@ -72,18 +72,105 @@ class Section(BaseModel):
 
 
 class Term(Section):
-    """Keys that every term of the loss has: its weight, and the network's output that it looks at."""
+    """Keys that every term of the loss has: its kind, its weight, and the network's output that it looks at."""
 
+    kind: Text
     weight: Float = 1.0
     output: Text = "main"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a table holds under a name: the class of its settings, and the function that builds it from them."""
+    """What a table holds under a name: the class of its settings, and the function that builds it from them.
+
+    first(settings), where a head has it, builds what is drawn at random before the auxiliary head; build gets it last.
+    """
 
     settings: type[Section]
     build: Callable[..., Any]
+    first: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class LatePart:
+    """A part whose module, with `Settings` and `build`, is imported when it is first needed: it may load torch."""
+
+    module: str
+
+    @property
+    def settings(self) -> type[Section]:
+        """The module's `Settings`."""
+        settings: type[Section] = import_module(self.module).Settings
+        return settings
+
+    @property
+    def build(self) -> Callable[..., Any]:
+        """The module's `build`."""
+        build: Callable[..., Any] = import_module(self.module).build
+        return build
+
+    @property
+    def first(self) -> Callable[..., Any] | None:
+        """The module's `first`, where it has one."""
+        return getattr(import_module(self.module), "first", None)
+
+
+class UnknownPart(InputError):
+    """A preset names a part that no table holds; `kind` is its name, `key` the preset's key."""
+
+    def __init__(self, key: str, kind: object, known: Iterable[str]) -> None:
+        why = f"must be one of {', '.join(known)}, found {kind}"
+        fix = "correct it, or give the file that defines it with --extend FILE"
+        super().__init__(f"preset key {key}", why, fix)
+        self.args = (key, kind, tuple(known))
+        self.key = key
+        self.kind = kind
+
+
+class PartError(ValueError):
+    """What is wrong with the settings of a part, for the section that holds it."""
+
+    def __init__(self, errors: list[Any]) -> None:
+        super().__init__("its settings are wrong")
+        self.errors = errors
+
+
+Table = Mapping[str, Part | LatePart]
+
+
+def part_of(table: Table, key: str, kind: object) -> Part | LatePart:
+    """The part of that name; UnknownPart, which tells the key, where there is none."""
+    if not isinstance(kind, str) or kind not in table:
+        raise UnknownPart(key, kind, table)
+    return table[kind]
+
+
+def chooser(
+    table: Table, key: str, optional: bool = False, default: str | None = None
+) -> Callable[[object], Section | None]:
+    """A validator of a mapping with a `kind`, or of the kind's name alone, by the settings of the table's part.
+
+    optional lets null pass; default is the kind of a mapping that names none.
+    """
+
+    def choose(value: object) -> Section | None:
+        if isinstance(value, Section) or (optional and value is None):
+            return value
+        if isinstance(value, str):
+            value = {"kind": value}
+        if not isinstance(value, dict):
+            raise ValueError("a group of keys with a kind expected")
+        if default is not None:
+            value = {"kind": default, **value}
+        if "kind" not in value:
+            raise PartError([{"type": "missing", "loc": ("kind",), "msg": "missing", "input": value}])
+        part = part_of(table, f"{key}.kind", value["kind"])
+        try:
+            return part.settings.model_validate(value)
+        except ValidationError as error:
+            raise PartError(list(error.errors(include_url=False))) from None
+
+    return choose
 
 
 class Outputs(NamedTuple):

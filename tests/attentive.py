@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from variants import variant
 
 from ccnet_cli import config
 from ccnet_cli.media.classes import Classes
@@ -23,7 +24,7 @@ def saved(
 ) -> Path:
     """A checkpoint of a random tiny network with clearly uneven attention."""
     preset = config.load("toyscapes-r2", [f"model.recurrence={recurrence}", "model.width=8", "model.channels=16"])
-    preset = preset.model_copy(update={"model": preset.model.model_copy(update=model)})
+    preset = preset.model_copy(update={"model": variant(preset.model, **model)})
     torch.manual_seed(0)
     network = build(preset.model, len(classes))
     if recurrence:

@@ -62,7 +62,7 @@ class OfficialNetwork(nn.Module):
         c3, c4 = self.model.backbone(x)
         head = self.model.head
         gathered = head.convb(self.attention(head.conva(c4)))
-        return head.bottleneck(torch.cat([c4, gathered], dim=1)), self.model.auxiliary(c3)
+        return head.bottleneck(torch.cat([c4, gathered], dim=1)), self.model.auxiliary([c3])
 
 
 class NonLocal(nn.Module):

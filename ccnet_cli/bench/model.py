@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from ccnet_cli import config
 from ccnet_cli.bench import alternatives, measure
 from ccnet_cli.bench.measure import Sheet, Timing
+from ccnet_cli.config import migration
 from ccnet_cli.errors import InputError
 from ccnet_cli.inference import engine, portable
 from ccnet_cli.inference import onnx as onnxfile
 from ccnet_cli.models import network as models
 from ccnet_cli.models.backbones.resnet import BasicBlock, Bottleneck
 from ccnet_cli.models.network import PRECISIONS, CCNet
+from ccnet_cli.models.settings import Model
 
 # B batch, H and W the image
 
@@ -153,9 +155,11 @@ def model(
         )
     native = ["fp32", "bf16"] if models.computes_bf16(place) else ["fp32"]
     precisions = [models.precision(name, place) for name in precisions or native]
-    settings = (settings or config.load("cityscapes-r2").model).model_copy(
-        update={"backbone": backbone, "recurrence": recurrence, "auxiliary": True}
-    )
+    mapping = config.to_mapping(config.load("cityscapes-r2"))
+    if settings is not None:
+        mapping["model"] = settings.model_dump(mode="json")
+    migration.assign(mapping, {"backbone": backbone, "recurrence": recurrence, "auxiliary": True})
+    settings = Model.model_validate(mapping["model"])
     with measure.threads(threads) as count:
         with torch.no_grad():
             network = _network(settings).to(place)

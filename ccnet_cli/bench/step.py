@@ -128,6 +128,11 @@ def step(
         return Report(preset.name, batch, repeats, str(place), count, torch.__version__, convolution, rows)
 
 
+def _scores(model: models.CCNet, x_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+    outputs = model.outputs(x_BCHW)
+    return outputs.main, outputs.auxiliary.get("auxiliary")
+
+
 class _Step:
     """A model with its optimiser, the authors' way or ours, and how it takes a step; the learning rate is 0."""
 
@@ -160,7 +165,7 @@ class _Step:
         self.optimizer.zero_grad(set_to_none=True)
         x_BCHW = x_BCHW.contiguous(memory_format=self.layout)
         with torch.autocast(x_BCHW.device.type, DTYPES[precision], enabled=precision != "fp32"):
-            loss = self.objective(*self.model.with_auxiliary(x_BCHW), label_BHW)
+            loss = self.objective(*_scores(self.model, x_BCHW), label_BHW)
         loss.backward()
         self.optimizer.step()
         return loss.detach()

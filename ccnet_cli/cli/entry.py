@@ -14,6 +14,7 @@ from pathlib import Path
 import typer
 from typer.exceptions import TyperException
 
+from ccnet_cli import files
 from ccnet_cli.cli.commands import ANYWHERE, app
 from ccnet_cli.errors import (
     VERBOSITY,
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     # what torch's C++ has to say about lost connections takes many lines, and ours says it in one
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # torch's own folder for compiled code is emptied when the machine starts
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(files.cache_folder() / "compiled"))
     try:
         if {"quiet", "verbose"} <= chosen:
             raise InputError("option --quiet", "--verbose is given too", "give one of them")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ccnet_cli import __version__, config, files
+from ccnet_cli.config import migration
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 from ccnet_cli.inference import onnx as onnxfile
 from ccnet_cli.inference import portable
@@ -122,12 +123,13 @@ def official(
         "activation": "leaky_relu",
         **({"auxiliary_bias": True} if model.auxiliary else {}),
     }
+    own = migration.flat(model.model_dump(mode="json"))
     for key, value in theirs.items():
-        if getattr(model, key) != value:
-            why = f"model.{key} is {getattr(model, key)}, the authors' network has {value}"
+        if own.get(key, value) != value:
+            why = f"model.{key} is {own[key]}, the authors' network has {value}"
             raise InputError(path, why, "use --format weights")
-    if model.backbone not in RESNETS or RESNETS[model.backbone][0] is not Bottleneck:
-        raise InputError(path, f"the authors have no {model.backbone}", "use --format weights")
+    if own["backbone"] not in RESNETS or RESNETS[own["backbone"]][0] is not Bottleneck:
+        raise InputError(path, f"the authors have no {own['backbone']}", "use --format weights")
     ours = {key: tensor.clone() for key, tensor in state.items()}
     rewritten = 0
     for key in [key for key in ours if weights.is_scale(key, ours)]:
@@ -136,14 +138,15 @@ def official(
     foreign = weights.Foreign("", {}, ours, weights.OFFICIAL)
     kept = [key for key in ours if counts or not key.endswith("num_batches_tracked")]
     written = {foreign.theirs(key): ours[key] for key in kept}
-    if not model.recurrence:
-        written |= _idle_attention(model)
+    if not own["recurrence"]:
+        written |= _idle_attention(own)
     return written, rewritten
 
 
-def _idle_attention(model: config.Model) -> dict[str, Tensor]:
+def _idle_attention(model: Mapping[str, Any]) -> dict[str, Tensor]:
     """The attention that the authors' R=0 network carries and never runs."""
-    channels, reduced = model.channels, model.query_channels or max(model.channels // 8, 1)
+    channels = model["channels"]
+    reduced = model["query_channels"] or max(channels // 8, 1)
     shapes = {"query_conv": reduced, "key_conv": reduced, "value_conv": channels}
     kernels = {f"head.cca.{name}.weight": torch.zeros(size, channels, 1, 1) for name, size in shapes.items()}
     biases = {f"head.cca.{name}.bias": torch.zeros(size) for name, size in shapes.items()}

@@ -260,7 +260,7 @@ def _page(
     middle = [(size[1] // 2, size[0] // 2)]
     drawn = _attended(sight, list(points[:1]) or middle, size)
     still = figure(picture, drawn.points, drawn.maps, clip, drawn.align_corners)
-    cells, channels = sight.classes, model.head.rcca.attention.query_conv.out_channels
+    cells, channels = sight.classes, model.head.attention.query_conv.out_channels
     # query and key in 16 bits, or the weights in somewhat more than 8: what is smaller is kept; query and key can be
     # made coarser where there are many of them
     smaller = 4 * channels <= sum(cells.shape) or cells.size > viewer.CELLS
@@ -288,15 +288,9 @@ def _page(
 
 def _projections(model: models.CCNet, picture: np.ndarray, place: torch.device) -> list[tuple[np.ndarray, np.ndarray]]:
     """The query and the key of each pass, each (C', h w)."""
-    attention = model.head.rcca.attention
-    found = []
     with torch.inference_mode():
-        features = model.head.conva(model.backbone(to_input(picture, model.normalisation, place))[1])
-        for _ in range(model.recurrence):
-            query, key, _ = (part[0].flatten(1).double().cpu().numpy() for part in attention.project(features))
-            found.append((query, key))
-            features = attention(features)
-    return found
+        pairs = model.head.projections(model.backbone(to_input(picture, model.normalisation, place)))
+    return [tuple(part[0].flatten(1).double().cpu().numpy() for part in pair) for pair in pairs]
 
 
 def _label(path: Path, size: tuple[int, int], classes: Classes) -> np.ndarray:

@@ -8,39 +8,34 @@ there is much to do, Winograd's minimal filtering takes the place of the 3x3 con
 import copy
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from functools import cache, cached_property, partial
+from collections.abc import Sequence
+from functools import cache, cached_property
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ccnet_cli import files, ops
+from ccnet_cli.devices import PRECISIONS
 from ccnet_cli.errors import InputError
-from ccnet_cli.models.attention import RecurrentCrissCross
-from ccnet_cli.models.backbones.resnet import BasicBlock, Bottleneck, ResNet, Tiny
-from ccnet_cli.models.network import PRECISIONS, CCNet, RCCAHead
+from ccnet_cli.models.network import CCNet
 from ccnet_cli.ops import convolution
 from ccnet_cli.ops.cpu import convolution as kernels
 
 # B batch, C channels, H height, W width
 
-# a float32 3x3 convolution over more channels is a fifth faster as a sum of convolutions over so many; in bfloat16 it
+# a float32 3x3 convolution over more channels is a fifth faster as a sum of convolutions over this many; in bfloat16 it
 # would gain a twentieth, and round each partial sum
-PART = 512
+MAX_CONV_CHANNELS = 512
 # images that are worth a compilation, which takes a minute or so
-LONG = 500
+MIN_IMAGES_TO_COMPILE = 500
 # images that are worth the start of the CPU's attention kernels: half a second, some seconds the first time of all
-SOME = 100
+MIN_IMAGES_FOR_KERNELS = 100
 # multiply-adds in 3x3 convolutions that are worth the start of their kernels, and their filters' transformation and
 # memory: a second's worth for two cores
-MUCH = 1 << 37
-# the trunk's pixels are as many times larger than the scores'
-STRIDE = 8
+MIN_MACS_FOR_WINOGRAD = 1 << 37
 COMPILE = ("off", "auto", "on")
-
-Make = Callable[..., "Convolution"]
 
 
 class Convolution(nn.Module):
@@ -61,7 +56,8 @@ class Convolution(nn.Module):
         super().__init__()
         weight, bias = (x.to(dtype) for x in folded(conv, norm))
         widths = widths or [conv.in_channels]
-        self.part = PART if fused and dtype == torch.float32 and conv.kernel_size != (1, 1) else max(widths)
+        split = fused and dtype == torch.float32 and conv.kernel_size != (1, 1)
+        self.part = MAX_CONV_CHANNELS if split else max(widths)
         parts = [part for own in weight.split(list(widths), dim=1) for part in own.split(self.part, dim=1)]
         self.weights = nn.ParameterList(nn.Parameter(part.contiguous(), requires_grad=False) for part in parts)
         self.bias = nn.Parameter(bias, requires_grad=False)
@@ -117,78 +113,25 @@ class Convolution(nn.Module):
         return _activate(onto, slope) if slope else onto
 
 
-class Residual(nn.Module):
-    """A ResNet's block, which writes its result over its input where no convolution stands in the shortcut."""
-
-    def __init__(self, block: BasicBlock | Bottleneck, make: Make) -> None:
-        super().__init__()
-        count = 3 if isinstance(block, Bottleneck) else 2
-        *first, last = (
-            make(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), block.relu) for i in range(1, count + 1)
-        )
-        self.first = nn.Sequential(*first)
-        self.last = last
-        self.shortcut = nn.Identity() if isinstance(block.downsample, nn.Identity) else make(*block.downsample)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
-        return self.last(self.first(x), onto=self.shortcut(x))
-
-
-class Passes(nn.Module):
-    """The recurrent attention with one projection; gamma, which does not change any more, is in the value's."""
-
-    def __init__(self, rcca: RecurrentCrissCross, make: Make) -> None:
-        super().__init__()
-        attention = rcca.attention
-        convs = (attention.query_conv, attention.key_conv, attention.value_conv)
-        scales = (1, 1, attention.gamma.double())
-        self.widths = [conv.out_channels for conv in convs]
-        joined = nn.utils.skip_init(nn.Conv2d, convs[0].in_channels, sum(self.widths), 1, dtype=torch.float64)
-        for name in ("weight", "bias"):
-            scaled = [getattr(conv, name).double() * scale for conv, scale in zip(convs, scales, strict=True)]
-            getattr(joined, name).copy_(torch.cat(scaled))
-        self.project = make(joined)
-        self.recurrence = rcca.recurrence
-        self.implementation, self.choices = attention.implementation, attention.choices
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        for _ in range(self.recurrence):
-            projected = self.project(x_BCHW).split(self.widths, dim=1)
-            x_BCHW = ops.criss_cross(*projected, self.implementation, self.choices).add_(x_BCHW)
-        return x_BCHW
-
-
-class Head(nn.Module):
-    """The attention head; nothing is concatenated, and the last convolution is float32."""
-
-    def __init__(self, head: RCCAHead, make: Make) -> None:
-        super().__init__()
-        self.conva = make(*head.conva)
-        self.rcca = nn.Identity() if head.rcca is None else Passes(head.rcca, make)
-        self.convb = make(*head.convb)
-        conv, norm, act, _, classify = head.bottleneck
-        self.bottleneck = make(conv, norm, act, widths=(head.conva[0].in_channels, head.convb[0].out_channels))
-        # class scores that lie close together would be equal in bfloat16
-        self.classify = make(classify, dtype=torch.float32)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Class scores at the features' size."""
-        return self.classify(self.bottleneck(x, self.convb(self.rcca(self.conva(x)))).float())
-
-
 class Engine(nn.Module):
-    """Normalised image (B, 3, H, W) -> class scores (B, K, h, w), float32: what the model given answers, faster."""
+    """Normalised image (B, 3, H, W) -> class scores (B, K, h, w), float32: what the model answers, faster.
+
+    A backbone or head without `fold` runs as it is, in the engine's type.
+    """
 
     def __init__(self, model: CCNet, dtype: torch.dtype, fused: bool, images: int = 0) -> None:
         super().__init__()
-        make = partial(Convolution, dtype=dtype, fused=fused)
-        self.trunk = nn.Sequential(*_trunk(model.backbone, make))
-        self.head = Head(model.head, make)
+
+        def make(*layers: Any, widths: Sequence[int] | None = None, dtype: str | None = None) -> Convolution:
+            return Convolution(*layers, widths=widths, dtype=PRECISIONS[dtype] if dtype else self.dtype, fused=fused)
+
         self.dtype = dtype
+        levels = getattr(model.head, "levels", len(model.backbone.channels))
+        self.backbone = _folded(model.backbone, dtype, make, levels)
+        self.head = _folded(model.head, dtype, make)
         self.normalisation = model.normalisation
         self.align_corners = model.align_corners
+        self.stride = model.stride
         # how many are expected, 0 where the kernels are out of the question
         self.images = images
 
@@ -196,12 +139,14 @@ class Engine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The main scores."""
         self._choose(x)
-        return self.head(self.trunk(x.to(self.dtype).contiguous(memory_format=torch.channels_last)))
+        features = self.backbone(x.to(self.dtype).contiguous(memory_format=torch.channels_last))
+        scores: Tensor = self.head(features)
+        return scores.float()
 
     def _choose(self, x: Tensor) -> None:
-        """Go by Winograd's filtering where so many images of this size are worth it, whatever came before."""
-        pixels = x.shape[2] * x.shape[3] // STRIDE**2
-        quick = self.images * pixels * sum(conv.worth for conv in self.convolutions) >= MUCH
+        """Use Winograd's filtering where that many images of this size are worth it, whatever came before."""
+        pixels = x.shape[2] * x.shape[3] // self.stride**2
+        quick = self.images * pixels * sum(conv.worth for conv in self.convolutions) >= MIN_MACS_FOR_WINOGRAD
         for conv in self.convolutions:
             conv.quick = quick and conv.worth > 0
 
@@ -211,9 +156,20 @@ class Engine(nn.Module):
         return [module for module in self.modules() if isinstance(module, Convolution)]
 
 
+def _folded(part: nn.Module, dtype: torch.dtype, *arguments: Any) -> nn.Module:
+    """A part for inference: folded by itself or, where it has no `fold`, a copy of it in the engine's type."""
+    fold = getattr(part, "fold", None)
+    module: nn.Module = copy.deepcopy(part).to(dtype) if fold is None else fold(*arguments)
+    return module
+
+
 @torch.no_grad()
 def prepare(
-    model: CCNet, device: torch.device, precision: str = "fp32", compiled: bool = False, images: int = SOME
+    model: CCNet,
+    device: torch.device,
+    precision: str = "fp32",
+    compiled: bool = False,
+    images: int = MIN_IMAGES_FOR_KERNELS,
 ) -> nn.Module:
     """A copy of a model for inference on the device, its weights folded in float64 and rounded once.
 
@@ -224,14 +180,12 @@ def prepare(
     here = device.type == "cpu"
     engine = Engine(model, dtype, here and fuses(dtype), images if here and not compiled else 0)
     engine = engine.to(device, memory_format=torch.channels_last).eval()
-    attention = engine.head.rcca
-    if here and images < SOME and getattr(attention, "implementation", None) == "auto":
-        attention.implementation = "gemm"
-    if not compiled:
-        return engine
-    # torch's own place for compiled code is emptied when the machine starts
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(files.cache_folder() / "compiled"))
-    return torch.compile(engine)
+    if here and images < MIN_IMAGES_FOR_KERNELS:
+        for module in engine.modules():
+            attends = hasattr(module, "implementation") and not isinstance(module, nn.Conv2d)
+            if attends and module.implementation == "auto":
+                module.implementation = "gemm"
+    return torch.compile(engine) if compiled else engine
 
 
 def compiles(choice: str, device: torch.device, images: int) -> bool:
@@ -246,7 +200,7 @@ def compiles(choice: str, device: torch.device, images: int) -> bool:
     why = _obstacle(device)
     if choice == "on" and why:
         raise InputError("option --compile on", why, "leave it out")
-    return not why and (choice == "on" or images >= LONG)
+    return not why and (choice == "on" or images >= MIN_IMAGES_TO_COMPILE)
 
 
 def _obstacle(device: torch.device) -> str | None:
@@ -295,15 +249,3 @@ def _activate(x: Tensor, slope: float | None) -> Tensor:
     if slope is None:
         return x
     return F.leaky_relu_(x, slope) if slope else x.relu_()
-
-
-def _trunk(backbone: nn.Module, make: Make) -> list[nn.Module]:
-    if isinstance(backbone, Tiny):
-        layers = [*backbone.stem, *backbone.layer3, *backbone.layer4]
-        return [make(*layers[at : at + 3]) for at in range(0, len(layers), 3)]
-    if not isinstance(backbone, ResNet):
-        raise TypeError(f"no engine for a {type(backbone).__name__}")
-    depth = range(1, backbone.stem_depth + 1)
-    stem = [make(getattr(backbone, f"conv{i}"), getattr(backbone, f"bn{i}"), backbone.relu) for i in depth]
-    layers = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
-    return [*stem, copy.copy(backbone.maxpool), *(Residual(block, make) for layer in layers for block in layer)]

@@ -41,9 +41,7 @@ class Network(nn.Module):
 
     def forward(self, image_BCHW: Tensor, label_BHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, and each term before its weight by name."""
-        main_BKhw, auxiliary_BKhw = self.model.with_auxiliary(image_BCHW)
-        further = {} if auxiliary_BKhw is None else {"auxiliary": auxiliary_BKhw}
-        losses: tuple[Tensor, dict[str, Tensor]] = self.objective(Outputs(main_BKhw, further, main_BKhw), label_BHW)
+        losses: tuple[Tensor, dict[str, Tensor]] = self.objective(self.model.outputs(image_BCHW), label_BHW)
         return losses
 
 
@@ -280,8 +278,8 @@ def build(
     ops.use(model, choices)
     if train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    objective = objectives.build(_terms(preset), source.ignore_index, model.align_corners).to(device)
-    objective.check({"main", "auxiliary"} if model.auxiliary else {"main"})
+    objective = objectives.build(preset.loss, source.ignore_index, model.align_corners).to(device)
+    objective.check(model.output_names)
     network = Network(model, objective)
     averaged = copy.deepcopy(model).eval().requires_grad_(False) if train.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
@@ -294,18 +292,6 @@ def _choices(group: Group) -> ops.Choices:
         return ops.Choices()
     name = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else None
     return ops.Choices(group.broadcast, group.broadcast(name), quiet=group.rank > 0)
-
-
-def _terms(preset: config.Preset) -> dict[str, Term]:
-    """The loss's terms as the preset's keys of before describe them."""
-    loss, average = preset.loss, preset.loss.average
-    mining = loss.ohem.model_dump(exclude={"enabled"})
-    terms: dict[str, Term] = {"cross_entropy": CrossEntropy(average=average)}
-    if loss.ohem.enabled:
-        terms = {"ohem": Ohem(average=average, **mining)}
-    if preset.model.auxiliary:
-        terms["auxiliary"] = CrossEntropy(output="auxiliary", weight=loss.auxiliary, average=average)
-    return terms
 
 
 def make_optimizer(model: nn.Module, preset: config.Preset) -> torch.optim.Optimizer:

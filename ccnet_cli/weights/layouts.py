@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ccnet_cli import config
+from ccnet_cli.config import migration
 from ccnet_cli.datasets import known_classes
 from ccnet_cli.errors import InputError
 from ccnet_cli.models.backbones.resnet import RESNETS, Bottleneck
@@ -129,7 +130,7 @@ def preset(found: Foreign, name: str | None = None, overrides: Sequence[str] = (
     dataset = _dataset(found)
     mapping = config.to_mapping(config.load(_recipe(found, dataset)))
     mapping |= {"name": "inferred", "description": found.what, "source": "", "published": None}
-    mapping["model"] |= found.model
+    migration.assign(mapping, found.model)
     if dataset is None and found.classes is not None:
         names = found.names or tuple(f"class {index}" for index in range(found.classes))
         palette = None if found.palette is None else [list(colour) for colour in found.palette]
@@ -147,8 +148,8 @@ def unlike(trained: Mapping[str, Any], settings: config.Model) -> list[str]:
     A backbone alone tells nothing of dilation, rounding and head: ImageNet networks are trained without any.
     """
     keys = ["channel_order", "std", *(["dilation", "pool", "activation"] if "channels" in trained else [])]
-    new = settings.model_dump(mode="json")
-    differing = [f"model.{key}" for key in keys if key in trained and trained[key] != new[key]]
+    new = migration.flat(settings.model_dump(mode="json"))
+    differing = [f"model.{key}" for key in keys if key in trained and trained[key] != new.get(key)]
     # a level or two apart is how recipes differ, and is made up for at once
     if any(abs(before - now) > 4 for before, now in zip(trained.get("mean", new["mean"]), new["mean"], strict=True)):
         differing.append("model.mean")
@@ -158,9 +159,9 @@ def unlike(trained: Mapping[str, Any], settings: config.Model) -> list[str]:
 def other_shapes(trained: Mapping[str, Any], settings: config.Model) -> list[str]:
     """The keys, as KEY=VALUE, that settings would need for a network's weights to fit."""
     keys = ("backbone", "width", "stem", "channels", "query_channels", "auxiliary_channels", "auxiliary_bias")
-    new = settings.model_dump(mode="json")
-    new["query_channels"] = new["query_channels"] or max(new["channels"] // 8, 1)
-    return [f"model.{key}={trained[key]}" for key in keys if key in trained and trained[key] != new[key]]
+    new = migration.flat(settings.model_dump(mode="json"))
+    new["query_channels"] = new.get("query_channels") or max(new.get("channels", 8) // 8, 1)
+    return [f"model.{key}={trained[key]}" for key in keys if key in trained and trained[key] != new.get(key)]
 
 
 def is_scale(key: str, state: Mapping[str, Tensor]) -> bool:

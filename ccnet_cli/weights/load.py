@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ccnet_cli import config, datasets
+from ccnet_cli.config import migration
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.inference import onnx as onnxfile
 from ccnet_cli.media.classes import Classes
@@ -169,7 +170,8 @@ def _beginning(path: Path, partial: bool) -> tuple[weights.Foreign, bool]:
     content = checkpoint.read_any(path)
     if checkpoint.is_checkpoint(content):
         preset = content["preset"]
-        return weights.Foreign(f"a checkpoint of {preset['name']}", preset["model"], content["model"], ()), partial
+        model = migration.flat(migration.migrate(preset)["model"])
+        return weights.Foreign(f"a checkpoint of {preset['name']}", model, content["model"], ()), partial
     found = weights.recognise(content, path)
     return found, partial or found.classes is None
 

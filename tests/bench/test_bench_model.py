@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from variants import variant
 
 from ccnet_cli import config
 from ccnet_cli.bench import measure
@@ -16,7 +17,7 @@ from ccnet_cli.inference import engine
 from ccnet_cli.models import network as models
 
 PAPER = config.load("cityscapes-r2").model
-SMALL = PAPER.model_copy(update={"width": 8, "channels": 16, "query_channels": None, "auxiliary_channels": 8})
+SMALL = variant(PAPER, **{"width": 8, "channels": 16, "query_channels": None, "auxiliary_channels": 8})
 CALL = {"sizes": [(41, 57), (33, 33)], "backbone": "resnet18", "repeats": 2, "threads": 1, "settings": SMALL}
 
 
@@ -52,10 +53,11 @@ def test_every_network_is_there_with_positive_figures():
 @pytest.mark.parametrize("recurrence", [0, 2])
 @torch.no_grad()
 def test_the_official_network_answers_as_ours_with_both_heads(recurrence):
-    network = bench._network(SMALL.model_copy(update={"backbone": "resnet18", "recurrence": recurrence}))
+    network = bench._network(variant(SMALL, **{"backbone": "resnet18", "recurrence": recurrence}))
     x = bench._image(2, (41, 57))
     main, auxiliary = OfficialNetwork(network)(x)
-    expected = network.with_auxiliary(x)
+    main, named, _ = network.outputs(x)
+    expected = main, named["auxiliary"]
     assert expected[0].std() > 0.1
     torch.testing.assert_close(main, expected[0])
     torch.testing.assert_close(auxiliary, expected[1])

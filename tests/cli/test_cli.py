@@ -713,3 +713,11 @@ def test_completing_loads_nothing_heavy(monkeypatch: pytest.MonkeyPatch):
     code += "assert not {'torch', 'numba', 'cv2', 'scipy', 'numpy', 'rich'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "quickstart"
+
+
+def test_compiled_code_is_kept_in_the_user_s_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("CCNET_CACHE", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    with pytest.raises(SystemExit):
+        cli.main(["presets", "show", "quickstart"])
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")

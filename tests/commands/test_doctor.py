@@ -152,7 +152,8 @@ def test_a_check_that_raises_is_a_failed_check():
 
 
 def test_a_damaged_preset_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(config, "folder", lambda: tmp_path)
+    for module in (config, config.presets):
+        monkeypatch.setattr(module, "folder", lambda: tmp_path)
     assert doctor._guarded(doctor._presets)[0].state == "fail"
     (tmp_path / "bad.yaml").write_text("name: [")
     (check,) = doctor._guarded(doctor._presets)
@@ -287,7 +288,7 @@ def test_without_numba_cuda_the_extra_that_fits_torch_is_named(monkeypatch: pyte
 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
 def test_a_kernel_that_does_not_compile_is_told():
-    code = "import json\nfrom ccnet_cli import doctor\nfrom ccnet_cli.ops import cuda\n"
+    code = "import json\nfrom ccnet_cli.commands import doctor\nfrom ccnet_cli.ops import cuda\n"
     code += "cuda.compiles = lambda arch: 'sm_10: too old; pip install other'\n"
     code += "print(json.dumps(doctor._numba_cuda()[0].__dict__))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -297,7 +298,8 @@ def test_a_kernel_that_does_not_compile_is_told():
 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
 def test_a_toolkit_that_is_missing_is_told():
-    code = "import json, numba.cuda.cuda_paths as paths\nfrom ccnet_cli import doctor\nfound = paths.get_cuda_paths()\n"
+    code = "import json, numba.cuda.cuda_paths as paths\nfrom ccnet_cli.commands import doctor\n"
+    code += "found = paths.get_cuda_paths()\n"
     code += "found['nvvm'] = None\npaths.get_cuda_paths = lambda: found\n"
     code += "print(json.dumps(doctor._numba_cuda()[0].__dict__))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

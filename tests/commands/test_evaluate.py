@@ -16,14 +16,13 @@ import torch.nn.functional as F
 from calls import class_scores
 from torch.utils.data import DistributedSampler
 
-from ccnet_cli import config
+from ccnet_cli import config, devices
 from ccnet_cli.commands import evaluate as evaluation
 from ccnet_cli.datasets.source import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.inference import engine, scoring
 from ccnet_cli.inference.views import Views
 from ccnet_cli.media import outputs
-from ccnet_cli.models import network as models
 from ccnet_cli.parallel.group import Group
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.weights import load as loading
@@ -100,7 +99,7 @@ def test_the_mapping_is_json_without_nan(saved, data):
 def test_precision_auto_is_settled_told_and_kept_in_the_settings(saved, data, monkeypatch, capsys, native):
     seen = []
     prepare = engine.prepare
-    monkeypatch.setattr(models, "computes_bf16", lambda device: native)
+    monkeypatch.setattr(devices, "computes_bf16", lambda device: native)
     monkeypatch.setattr(engine, "prepare", lambda *given: seen.append(given[2:]) or prepare(*given))
     taken = "bf16" if native else "fp32"
     result = evaluate(saved, data, precision="auto", compile="auto")

@@ -20,13 +20,12 @@ import tiny
 import torch
 from calls import class_scores, segment
 
-from ccnet_cli import cli
+from ccnet_cli import cli, devices
 from ccnet_cli.commands import predict as prediction
 from ccnet_cli.errors import InputError, Interrupted
 from ccnet_cli.inference import engine
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.media import images, sources, video
-from ccnet_cli.models import network as models
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.weights import load as loading
 
@@ -65,7 +64,7 @@ def read(path):
 def test_precision_auto_is_settled_and_told_once(saved, photos, tmp_path, monkeypatch, capsys, native):
     seen = []
     prepare = engine.prepare
-    monkeypatch.setattr(models, "computes_bf16", lambda device: native)
+    monkeypatch.setattr(devices, "computes_bf16", lambda device: native)
     monkeypatch.setattr(engine, "prepare", lambda *given: seen.append(given[2:]) or prepare(*given))
     taken = "bf16" if native else "fp32"
     predict([photos], tmp_path / "masks", saved, precision="auto", compile="auto")

@@ -2,11 +2,13 @@
 
 import copy
 import itertools
+from typing import Any
 
 import peers
 import pytest
 import torch
 from torch import Tensor, nn
+from variants import variant
 
 from ccnet_cli import config
 from ccnet_cli.errors import InputError
@@ -19,8 +21,8 @@ from ccnet_cli.weights.layouts import recognise
 
 CPU = torch.device("cpu")
 PAPER = config.load("cityscapes-r2").model
-SMALL = PAPER.model_copy(update={"width": 8, "channels": 16, "query_channels": None, "auxiliary_channels": 8})
-TINY = SMALL.model_copy(update={"backbone": "tiny", "width": 16})
+SMALL = variant(PAPER, **{"width": 8, "channels": 16, "query_channels": None, "auxiliary_channels": 8})
+TINY = variant(SMALL, **{"backbone": "tiny", "width": 16})
 MMSEG = {"stem": "v1c", "dilation": "contracted", "pool": "floor", "activation": "relu", "align_corners": False}
 VARIANTS = {
     "paper": {"backbone": "resnet50"},
@@ -40,7 +42,7 @@ VARIANTS = {
 def network(**changes: object) -> CCNet:
     """Statistics, scales and gamma away from where they begin, negative and zero scales among them."""
     torch.manual_seed(0)
-    model = build(SMALL.model_copy(update=changes), 5)
+    model = build(variant(SMALL, **changes), 5)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.3)
@@ -98,7 +100,7 @@ def test_winograds_filtering_answers_the_same_chosen_by_size_and_number_alone(ch
     fast = engine.prepare(model, CPU, precision, images=7)
     worth = sum(conv.worth for conv in fast.convolutions)
     assert worth > 0.5 * sum(p.numel() for p in fast.parameters())
-    monkeypatch.setattr(engine, "MUCH", 7 * (40 * 48 // 64) * worth)
+    monkeypatch.setattr(engine, "MIN_MACS_FOR_WINOGRAD", 7 * (40 * 48 // 64) * worth)
     plain = kernels.filtered
     monkeypatch.setattr(kernels, "filtered", lambda *given: seen.append(given) or plain(*given))
     for x, quick in ((image(1, 40, 47), False), (image(1, 40, 48), True), (image(2, 40, 47), False)):
@@ -123,7 +125,7 @@ def test_the_engine_is_the_authors_network():
     state = peers.authors(width=4, channels=16, classes=5, depth=50)
     found = recognise(state, "authors.pth")
     changes = {"backbone": "resnet50", "width": 4, "channels": 16}
-    model = build(PAPER.model_copy(update={**changes, "query_channels": None, "auxiliary_channels": 16}), 5)
+    model = build(variant(PAPER, **{**changes, "query_channels": None, "auxiliary_channels": 16}), 5)
     model.load_state_dict(model.state_dict() | dict(found.weights))
     x = image(1, 41, 57)
     expected = peers.authors_forward(state, x.double(), passes=2)[0]
@@ -217,15 +219,36 @@ def test_operators_that_are_missing_or_refuse_are_not_used(monkeypatch):
     assert not engine.fuses.__wrapped__(torch.float32)
 
 
-def test_a_network_that_the_engine_does_not_know_is_refused():
+def test_an_activation_that_the_engine_does_not_know_is_refused():
     model = network(backbone="tiny", width=16)
     model.head.convb[2] = nn.GELU()
     with pytest.raises(TypeError, match="GELU"):
         engine.prepare(model, CPU)
-    model = network(backbone="tiny", width=16)
-    model.backbone = nn.Sequential()
-    with pytest.raises(TypeError, match="Sequential"):
-        engine.prepare(model, CPU)
+
+
+class Plain(nn.Module):
+    """A part of another network, without fold; a head so wrapped takes all maps."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        self.channels, self.stride = getattr(part, "channels", None), 8
+
+    def forward(self, x: Any) -> Any:
+        return self.part(x)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("wrapped", [("backbone",), ("head",), ("backbone", "head")])
+@torch.no_grad()
+def test_a_part_that_cannot_fold_itself_runs_as_it_is(wrapped, dtype):
+    model, x = network(backbone="resnet18"), image(2, 65, 41)
+    expected = model(x)
+    for name in wrapped:
+        setattr(model, name, Plain(getattr(model, name)))
+    scores = engine.prepare(model, CPU, dtype)(x)
+    assert scores.dtype == torch.float32
+    assert error(scores, expected) < (2e-5 if dtype == "fp32" else 0.1)
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -246,7 +269,7 @@ def test_compilation_is_for_cuda_and_many_images(monkeypatch):
     cuda = torch.device("cuda")
     monkeypatch.setattr(engine, "find_spec", lambda name: object())
     monkeypatch.setattr(engine.shutil, "which", lambda name: f"/usr/bin/{name}")
-    for images, choice in itertools.product((1, engine.LONG), engine.COMPILE):
+    for images, choice in itertools.product((1, engine.MIN_IMAGES_TO_COMPILE), engine.COMPILE):
         assert engine.compiles(choice, cuda, images) == (choice == "on" or (choice == "auto" and images > 1))
         if choice != "on":
             assert not engine.compiles(choice, CPU, images)
@@ -264,16 +287,13 @@ def test_compilation_is_for_cuda_and_many_images(monkeypatch):
         engine.compiles("on", cuda, 1)
 
 
-def test_compiled_code_is_kept_in_the_user_s_cache(monkeypatch, tmp_path):
-    """What torch.compile is given; nothing is compiled here."""
-    seen = []
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    monkeypatch.setattr(torch, "compile", lambda module: seen.append(engine.os.environ["TORCHINDUCTOR_CACHE_DIR"]))
+def test_what_is_compiled_is_the_engine(monkeypatch):
+    """Nothing is compiled here."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", compiled.append)
     engine.prepare(network(backbone="tiny", width=16), CPU, compiled=True)
-    assert seen == [str(tmp_path / "ccnet" / "compiled")]
     engine.prepare(network(backbone="tiny", width=16), CPU)
-    assert len(seen) == 1
+    assert [type(module) for module in compiled] == [engine.Engine]
 
 
 @pytest.mark.gpu
@@ -288,7 +308,8 @@ def test_a_gpu_answers_as_the_cpu_does(precision):
 def test_few_images_do_without_the_kernels_that_take_time_to_start():
     for implementation, few in (("auto", "gemm"), ("reference", "reference")):
         model = network(backbone="tiny", width=16, implementation=implementation)
-        assert engine.prepare(model, CPU, images=engine.SOME - 1).head.rcca.implementation == few
-        assert engine.prepare(model, CPU, images=engine.SOME).head.rcca.implementation == implementation
+        least = engine.MIN_IMAGES_FOR_KERNELS
+        assert engine.prepare(model, CPU, images=least - 1).head.rcca.implementation == few
+        assert engine.prepare(model, CPU, images=least).head.rcca.implementation == implementation
         assert model.head.rcca.attention.implementation == implementation
     engine.prepare(network(backbone="tiny", width=16, recurrence=0), CPU, images=1)

@@ -3,17 +3,17 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from variants import variant
 
 from ccnet_cli import config
 from ccnet_cli.errors import InputError
-from ccnet_cli.models.backbones.resnet import BACKBONES, Tiny
+from ccnet_cli.models.backbones import BACKBONES
+from ccnet_cli.models.backbones.tiny import Tiny
 from ccnet_cli.models.network import CCNet, build, device
 
 PAPER = config.load("cityscapes-r2").model
-SMALL = PAPER.model_copy(
-    update={"width": 8, "channels": 16, "query_channels": None, "auxiliary_channels": 8, "dropout": 0.0}
-)
-TINY = SMALL.model_copy(update={"backbone": "tiny", "width": 16})
+SMALL = variant(PAPER, **{"width": 8, "channels": 16, "query_channels": None, "auxiliary_channels": 8, "dropout": 0.0})
+TINY = variant(SMALL, **{"backbone": "tiny", "width": 16})
 
 
 def on_meta(model: config.Model = PAPER) -> CCNet:
@@ -24,7 +24,7 @@ def on_meta(model: config.Model = PAPER) -> CCNet:
 def small(backbone: str, **changes: object) -> CCNet:
     torch.manual_seed(0)
     base = TINY if backbone == "tiny" else SMALL
-    network = build(base.model_copy(update={"backbone": backbone, **changes}), 5)
+    network = build(variant(base, **{"backbone": backbone, **changes}), 5)
     if network.recurrence:
         network.head.rcca.attention.gamma.data.fill_(0.5)
     return network.eval()
@@ -38,10 +38,10 @@ def test_the_paper_s_network_has_its_size():
     network = on_meta()
     assert round(parameters(network) / 1e6, 3) == 71.288
     assert network.recurrence == 2 and network.auxiliary is not None
-    without = on_meta(PAPER.model_copy(update={"auxiliary": False}))
+    without = on_meta(variant(PAPER, **{"auxiliary": False}))
     assert parameters(network) - parameters(without) == 9 * 1024 * 512 + 512 + 2 * 512 + 512 * 19 + 19
     # the passes share their weights
-    assert parameters(on_meta(PAPER.model_copy(update={"recurrence": 3}))) == parameters(network)
+    assert parameters(on_meta(variant(PAPER, **{"recurrence": 3}))) == parameters(network)
 
 
 def test_every_preset_builds_its_network():
@@ -52,11 +52,12 @@ def test_every_preset_builds_its_network():
     for preset in networks.values():
         with torch.device("meta"), torch.no_grad():
             network = build(preset.model, classes[preset.data.dataset])
-            main, auxiliary = network.with_auxiliary(torch.empty(2, 3, 65, 97))
+            main, named, _ = network.outputs(torch.empty(2, 3, 65, 97))
+            auxiliary = named.get("auxiliary")
         assert main.shape[:2] == (2, classes[preset.data.dataset])
-        assert (auxiliary is not None) == preset.model.auxiliary
+        assert (auxiliary is not None) == (preset.model.auxiliary is not None)
         if preset.model.auxiliary:
-            assert (network.auxiliary[0].bias is not None) == preset.model.auxiliary_bias
+            assert (network.auxiliary[0].bias is not None) == preset.model.auxiliary.bias
         assert network.align_corners == preset.model.align_corners
     assert len(networks) >= 12
 
@@ -65,14 +66,15 @@ def test_every_preset_builds_its_network():
 def test_the_paper_s_network_has_stride_8_and_rounds_up(size, grid):
     network = on_meta()
     with torch.no_grad():
-        main, auxiliary = network.with_auxiliary(torch.empty(1, 3, *size, device="meta"))
+        main, named, _ = network.outputs(torch.empty(1, 3, *size, device="meta"))
+        auxiliary = named.get("auxiliary")
     assert main.shape == auxiliary.shape == (1, 19, *grid)
 
 
 def test_the_paper_s_network_costs_what_was_measured():
     network = on_meta()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.with_auxiliary(torch.empty(1, 3, 769, 769, device="meta"))
+        network.outputs(torch.empty(1, 3, 769, 769, device="meta"))
     assert round(counter.get_total_flops() / 1e9) == 1396
 
 
@@ -95,7 +97,8 @@ def cells(side: int, backbone: str) -> int:
 @torch.no_grad()
 def test_every_backbone_takes_every_size(backbone, size):
     network, x = small(backbone), torch.randn(2, 3, *size)
-    main, auxiliary = network.with_auxiliary(x)
+    main, named, _ = network.outputs(x)
+    auxiliary = named.get("auxiliary")
     assert main.shape[:2] == auxiliary.shape[:2] == (2, 5) and main.shape == auxiliary.shape
     assert main.shape[2:] == tuple(cells(side, backbone) for side in size)
     torch.testing.assert_close(network(x), main)
@@ -137,10 +140,10 @@ def test_without_recurrence_there_is_no_attention():
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_names_begin_with_the_part(backbone):
     with torch.device("meta"):
-        network = build(SMALL.model_copy(update={"backbone": backbone}), 5)
+        network = build(variant(SMALL, **{"backbone": backbone}), 5)
     assert {name.partition(".")[0] for name in network.state_dict()} == {"backbone", "head", "auxiliary"}
     with torch.device("meta"):
-        network = build(SMALL.model_copy(update={"backbone": backbone, "auxiliary": False}), 5)
+        network = build(variant(SMALL, **{"backbone": backbone, "auxiliary": False}), 5)
     assert {name.partition(".")[0] for name in network.state_dict()} == {"backbone", "head"}
     assert network.auxiliary is None
 
@@ -161,9 +164,10 @@ def test_recomputing_activations_changes_no_gradient():
     results = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        network = build(SMALL.model_copy(update={"backbone": "resnet18"}), 5, recompute=recompute).train()
+        network = build(variant(SMALL, **{"backbone": "resnet18"}), 5, recompute=recompute).train()
         assert network.backbone.recompute == recompute
-        main, auxiliary = network.with_auxiliary(x)
+        main, named, _ = network.outputs(x)
+        auxiliary = named.get("auxiliary")
         (main.square().mean() + auxiliary.square().mean()).backward()
         results.append({name: parameter.grad for name, parameter in network.named_parameters()})
     for name, gradient in results[0].items():
@@ -187,7 +191,7 @@ def test_the_configuration_reaches_the_network():
     assert vars(network.normalisation) == {key: changes[key] for key in ("channel_order", "mean", "std")}
     assert network.head.rcca.attention.implementation == "reference"
     assert network.head.rcca.attention.query_conv.out_channels == 3
-    assert small("tiny").head.rcca.attention.query_conv.out_channels == SMALL.channels // 8
+    assert small("tiny").head.rcca.attention.query_conv.out_channels == SMALL.head.channels // 8
 
 
 def test_devices_are_checked_by_name():

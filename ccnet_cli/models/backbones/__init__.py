@@ -1,1 +1,47 @@
-"""Backbones: image (B, 3, H, W) -> feature maps."""
+"""Backbones: BACKBONES maps `model.backbone.kind` to the settings of a backbone and the function that builds it.
+
+A builder is called as build(settings, recompute): recompute trades time for training memory, where the backbone can.
+It returns a module from an image (B, 3, H, W) to a list of feature maps, the deepest last, with two attributes:
+`channels`, those of the maps in the same order, and `stride`, that of the deepest map.
+
+Optional: `fold(make, levels)`, itself for inference, answering with the `levels` deepest maps (see heads).
+
+This file loads no torch, so that a preset is checked in no time.
+"""
+
+from typing import Literal
+
+from ccnet_cli.parts import Channels, LatePart, Part, Section, late
+
+
+class ResNet(Section):
+    """A dilated ResNet of output stride 8; width is that of layer1, 64 in the paper.
+
+    stem: deep is three 3x3 convolutions of 64, 64, 128 channels (at width 64), v1c of 32, 32, 64, 7x7 one of 64.
+    dilation: the first block of layers 3 and 4 is dilated as the others are, or half as much (contracted).
+    pool: whether the max-pool rounds its size up or down.
+    """
+
+    kind: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+    width: Channels = 64
+    stem: Literal["deep", "v1c", "7x7"] = "deep"
+    dilation: Literal["dilated", "contracted"] = "dilated"
+    pool: Literal["ceil", "floor"] = "ceil"
+
+
+class Tiny(Section):
+    """Four 3x3 convolutions of output stride 8, for the built-in data."""
+
+    kind: Literal["tiny"] = "tiny"
+    width: Channels = 64
+
+
+_RESNET = Part(ResNet, late("ccnet_cli.models.backbones.resnet"))
+BACKBONES: dict[str, Part | LatePart] = {
+    "tiny": Part(Tiny, late("ccnet_cli.models.backbones.tiny")),
+    "resnet18": _RESNET,
+    "resnet34": _RESNET,
+    "resnet50": _RESNET,
+    "resnet101": _RESNET,
+    "resnet152": _RESNET,
+}

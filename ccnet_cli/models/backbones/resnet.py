@@ -1,15 +1,13 @@
-"""Dilated ResNets, and a tiny backbone: image (B, 3, H, W) -> (c3, c4) at stride 8."""
+"""Dilated ResNets: image (B, 3, H, W) -> [c3, c4] at stride 8."""
+
+import copy
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ccnet_cli import ops
-
-
-def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> list[nn.Module]:
-    """A convolution without bias that keeps the size at stride 1, and its batch normalisation."""
-    conv = ops.Conv2d(inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=False)
-    return [conv, nn.BatchNorm2d(outputs)]
+from ccnet_cli.models.backbones import ResNet as Settings
+from ccnet_cli.models.layers import Make, conv_norm, initialise
 
 
 class BasicBlock(nn.Module):
@@ -63,9 +61,11 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 class ResNet(nn.Module):
     """Strides 1, 2, 1, 1 and dilations 1, 1, 2, 4 in the four layers: output stride 8.
 
-    width is that of layer1 (64 in the paper); `channels` tells those of (c3, c4). stem, dilation and pool are the
-    choices of config.Model. With recompute, blocks keep only their input for backward and run again.
+    width is that of layer1 (64 in the paper); `channels` are those of c3 and c4. stem, dilation and pool are the keys
+    of the settings. With recompute, blocks keep only their input for backward and run again.
     """
+
+    stride = 8
 
     def __init__(
         self,
@@ -100,8 +100,8 @@ class ResNet(nn.Module):
         self.recompute = recompute
         initialise(self)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> (B, c3, h, w), (B, c4, h, w) at stride 8.
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> [(B, c3, h, w), (B, c4, h, w)] at stride 8.
 
         n pixels give (n + 1) // 2 // 4 + 1 cells, or ceil(n / 8) where the max-pool rounds down.
         """
@@ -109,13 +109,59 @@ class ResNet(nn.Module):
             x = self.relu(getattr(self, f"bn{index}")(getattr(self, f"conv{index}")(x)))
         x = self._run(self.layer2, self._run(self.layer1, self.maxpool(x)))
         c3 = self._run(self.layer3, x)
-        return c3, self._run(self.layer4, c3)
+        return [c3, self._run(self.layer4, c3)]
+
+    def fold(self, make: Make, levels: int = 2) -> nn.Module:
+        """Itself for inference; of its maps, the `levels` deepest."""
+        return FoldedResNet(self, make, levels)
 
     def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
         for block in layer.children():
             recompute = self.recompute and self.training
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
+
+
+class FoldedResNet(nn.Module):
+    """A ResNet of folded convolutions, for inference: image -> the deepest maps, as many as `levels` says."""
+
+    def __init__(self, backbone: ResNet, make: Make, levels: int) -> None:
+        super().__init__()
+        depth = range(1, backbone.stem_depth + 1)
+        stem = [make(getattr(backbone, f"conv{i}"), getattr(backbone, f"bn{i}"), backbone.relu) for i in depth]
+        self.stem = nn.Sequential(*stem, copy.copy(backbone.maxpool))
+        layers = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
+        self.layers = nn.ModuleList(nn.Sequential(*(Residual(block, make) for block in layer)) for layer in layers)
+        self.levels = levels
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> [..., (B, c4, h, w)] at stride 8."""
+        x, maps = self.stem(x), []
+        for layer in self.layers:
+            x = layer(x)
+            # what nobody takes is freed at once
+            maps = [*maps, x][-self.levels :]
+        return maps
+
+
+class Residual(nn.Module):
+    """A block of folded convolutions, which writes its result over its input where its shortcut has no convolution."""
+
+    def __init__(self, block: nn.Module, make: Make) -> None:
+        super().__init__()
+        count = 3 if hasattr(block, "conv3") else 2
+        *first, last = (
+            make(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), block.relu) for i in range(1, count + 1)
+        )
+        self.first = nn.Sequential(*first)
+        self.last = last
+        shortcut: Any = block.downsample
+        self.shortcut = nn.Identity() if isinstance(shortcut, nn.Identity) else make(*shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        result: Tensor = self.last(self.first(x), onto=self.shortcut(x))
+        return result
 
 
 def _stem(name: str, width: int) -> tuple[int, tuple[int, ...]]:
@@ -126,34 +172,6 @@ def _stem(name: str, width: int) -> tuple[int, tuple[int, ...]]:
     return 3, (width, width, 2 * width) if name == "deep" else (half, half, width)
 
 
-class Tiny(nn.Module):
-    """Four 3x3 convolutions for the built-in data: stride 8, and each output sees 31 x 31 pixels of the image."""
-
-    def __init__(self, width: int = 64) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(*_conv_norm_relu(3, width // 2, 2), *_conv_norm_relu(width // 2, width, 2))
-        self.layer3 = nn.Sequential(*_conv_norm_relu(width, 2 * width, 2))
-        self.layer4 = nn.Sequential(*_conv_norm_relu(2 * width, 2 * width, 1))
-        self.channels = (2 * width, 2 * width)
-        initialise(self)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> two of (B, 2 width, h, w) at stride 8, sizes rounded up."""
-        c3 = self.layer3(self.stem(x))
-        return c3, self.layer4(c3)
-
-
-def _conv_norm_relu(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-    return [*conv_norm(inputs, outputs, 3, stride), nn.ReLU(inplace=True)]
-
-
-def initialise(module: nn.Module) -> None:
-    """Kaiming normal convolutions for training from scratch (ICCV 2015, He et al., equation 14, fan out)."""
-    for conv in module.modules():
-        if isinstance(conv, nn.Conv2d):
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-
-
 RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
@@ -161,18 +179,9 @@ RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, in
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
-BACKBONES = ("tiny", *RESNETS)
 
 
-def build(
-    name: str,
-    width: int = 64,
-    stem: str = "deep",
-    dilation: str = "dilated",
-    pool: str = "ceil",
-    recompute: bool = False,
-) -> ResNet | Tiny:
-    """The backbone of that name, one of BACKBONES; tiny has no choices but its width."""
-    if name == "tiny":
-        return Tiny(width)
-    return ResNet(*RESNETS[name], width, stem, dilation, pool, recompute)
+def build(settings: Settings, recompute: bool = False) -> ResNet:
+    """The ResNet of these settings, freshly initialised."""
+    s = settings
+    return ResNet(*RESNETS[s.kind], s.width, s.stem, s.dilation, s.pool, recompute)

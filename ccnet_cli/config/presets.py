@@ -1,0 +1,277 @@
+"""How a preset is found, read, overridden, checked and written."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ccnet_cli.config import migration, text
+from ccnet_cli.config.schema import Preset
+from ccnet_cli.datasets import settings_of
+from ccnet_cli.errors import InputError, notice
+from ccnet_cli.losses import LOSSES
+from ccnet_cli.models.backbones import BACKBONES
+from ccnet_cli.models.heads import HEADS
+from ccnet_cli.parts import PartError, Section, Table
+
+MAX_FILE_BYTES = 1 << 20
+
+# words people bring from other projects, and what they are called here
+SYNONYMS = {
+    "learning_rate": "schedule.lr",
+    "base_lr": "schedule.lr",
+    "batch_size": "train.batch",
+    "iterations": "schedule.steps",
+    "max_iters": "schedule.steps",
+    "epochs": "schedule.steps",
+    "num_workers": "data.workers",
+    "crop_size": "data.crop",
+    "ignore_label": "data.ignore_index",
+    "amp": "train.precision",
+}
+# the keys whose groups are the settings of a part
+TABLES: dict[str, Table] = {"model.backbone": BACKBONES, "model.head": HEADS, "model.auxiliary": HEADS}
+
+
+def folder() -> Path:
+    """Where the presets lie: inside the package when installed, beside it in a checkout."""
+    installed = Path(__file__).parents[1] / "presets"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "presets"
+
+
+def names() -> list[str]:
+    """Names of the presets that come with ccnet, sorted."""
+    return sorted(path.stem for path in folder().glob("*.yaml"))
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
+    """Read a preset by name, or a file by path, and apply overrides, each "key=value"; InputError if any is wrong."""
+    mapping = _read(find(name_or_path))
+    for assignment in overrides:
+        override(mapping, assignment)
+    return from_mapping(mapping)
+
+
+def find(name_or_path: str) -> Path:
+    """The file of a preset name or path; InputError names the nearest preset."""
+    known = names()
+    if name_or_path in known:
+        return folder() / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        return path
+    near = difflib.get_close_matches(name_or_path, known, n=1, cutoff=0.5)
+    fix = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}, or give a .yaml file"
+    raise InputError(f"preset {name_or_path or '(empty)'}", "unknown", fix)
+
+
+def from_mapping(mapping: Mapping[str, Any]) -> Preset:
+    """Check a mapping of plain types, of this version or before, and make a preset of it.
+
+    InputError names the first key at fault.
+    """
+    try:
+        return Preset.model_validate(migration.migrate(mapping))
+    except ValidationError as error:
+        raise _refusal(_flattened(error), mapping) from None
+
+
+def to_mapping(preset: Preset) -> dict[str, Any]:
+    """The preset as dicts, lists and scalars, every key present."""
+    return preset.model_dump(mode="json")
+
+
+def dump(preset: Preset) -> str:
+    """The whole preset as YAML that load reads back to an equal preset."""
+    return text.dump(to_mapping(preset))
+
+
+def override(mapping: dict[str, Any], assignment: str) -> None:
+    """Set one key of a preset mapping in place from "key=value"; a mapping of before gets today's keys first."""
+    key, equals, word = assignment.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {assignment}", "KEY=VALUE expected", "write for example --set model.head.recurrence=1")
+    current = migration.migrate(mapping)
+    mapping.clear()
+    mapping.update(current)
+    known, new_term = _known_keys(mapping), re.fullmatch(r"loss\.\w+\.kind", key)
+    groups = _groups(known)
+    if key not in known and key not in groups and not new_term:
+        raise _unknown(key, mapping)
+    value = text.parse(word, f"--set {key}")
+    if migration.translate(mapping, key, value, notice):
+        return
+    removed = value is None and key.startswith("loss.")
+    if key in groups and key not in TABLES and not isinstance(value, Mapping) and not removed:
+        raise _unknown(key, mapping)
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = mapping.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"preset key {section}", "a group of keys expected", "see ccnet presets show quickstart")
+        mapping = inner
+    if last == "kind":
+        _choose_kind(mapping, ".".join(sections), value)
+    mapping[last] = value
+
+
+def _choose_kind(settings: dict[str, Any], key: str, kind: object) -> None:
+    """Forget what the part of another kind does not have."""
+    table = TABLES.get(key, LOSSES)
+    if settings.get("kind") != kind and isinstance(kind, str) and kind in table:
+        fields = table[kind].settings.model_fields
+        for name in [name for name in settings if name not in fields]:
+            del settings[name]
+
+
+def differences(one: Preset, other: Preset) -> list[str]:
+    """The dotted keys in which two presets differ, in the schema's order."""
+    both = dict.fromkeys([*keys(one), *keys(other)])
+    return [key for key in both if value(one, key) != value(other, key)]
+
+
+def value(preset: Preset, key: str) -> Any:
+    """What a preset has under a dotted key; None where its parts have no such key."""
+    inner: Any = preset
+    for name in key.split("."):
+        inner = inner.get(name) if isinstance(inner, Mapping) else getattr(inner, name, None)
+    return inner
+
+
+def keys(preset: Preset) -> list[str]:
+    """Every dotted key of a preset, sections left out, in the schema's order."""
+    return list(_leaves(preset, ""))
+
+
+def _leaves(inner: Any, prefix: str) -> Iterator[str]:
+    if isinstance(inner, BaseModel):
+        inner = {name: getattr(inner, name) for name in type(inner).model_fields}
+    if isinstance(inner, Mapping):
+        for name, value in inner.items():
+            yield from _leaves(value, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix
+
+
+def _known_keys(mapping: Mapping[str, Any]) -> list[str]:
+    """Every dotted key that a preset with this mapping's parts can have, those of before version 0.2 last."""
+    known = list(_fields(Preset, "", mapping))
+    return [*known, *(key for key in migration.OLD_KEYS if key not in known)]
+
+
+def _fields(section: type[Section], prefix: str, mapping: Any) -> Iterator[str]:
+    mapping = mapping if isinstance(mapping, Mapping) else {}
+    for name, field in section.model_fields.items():
+        key, inner = prefix + name, mapping.get(name)
+        if key in TABLES:
+            yield from _part_fields(TABLES[key], key, inner if isinstance(inner, Mapping) else {"kind": inner})
+        elif key == "loss":
+            terms = {**{name: {"kind": name} for name in LOSSES}, **(inner if isinstance(inner, Mapping) else {})}
+            for name, term in terms.items():
+                kind = term.get("kind", name) if isinstance(term, Mapping) else name
+                yield from _part_fields(LOSSES, f"loss.{name}", {"kind": kind})
+        elif key == "data":
+            data = inner if isinstance(inner, Mapping) else {}
+            yield from _fields(settings_of(data.get("dataset")), "data.", data)
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _fields(field.annotation, f"{key}.", inner)
+        else:
+            yield key
+
+
+def _part_fields(table: Table, key: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    kind = settings.get("kind")
+    if not isinstance(kind, str) or kind not in table:
+        # the part that most presets have, to find what was meant
+        kind = "resnet101" if key == "model.backbone" else "fcn" if key == "model.auxiliary" else next(iter(table))
+    yield f"{key}.kind"
+    yield from (f"{key}.{name}" for name in table[kind].settings.model_fields if name != "kind")
+
+
+def _groups(known: Sequence[str]) -> set[str]:
+    """The keys that have others below them."""
+    return {".".join(parts[:count]) for key in known for parts in [key.split(".")] for count in range(1, len(parts))}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; InputError gives line and column."""
+    if not path.is_file():
+        why = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"preset {path}", why, "give a .yaml file or a name from ccnet presets list")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"preset {path}", f"cannot be read ({error.strerror})", "check its permissions") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise InputError(f"preset {path}", f"larger than {MAX_FILE_BYTES} bytes", "give a preset file")
+    try:
+        decoded = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"preset {path}", f"byte {error.start} is not UTF-8", "save the file as UTF-8") from None
+    mapping = text.parse(decoded, str(path))
+    if not isinstance(mapping, dict):
+        kind = "nothing" if mapping is None else "a list" if isinstance(mapping, list) else "a single value"
+        why = f"keys and values expected, found {kind}"
+        raise InputError(f"preset {path}:1:1", why, "start from ccnet presets copy quickstart FILE")
+    return mapping
+
+
+def _unknown(key: str, mapping: Mapping[str, Any]) -> InputError:
+    known = _known_keys(mapping)
+    inside = [known_key for known_key in known if known_key.startswith(f"{key}.")]
+    if inside:
+        return InputError(f"preset key {key}", "a group of keys, not a value", f"set one of {', '.join(inside)}")
+    leaves = {known_key.rpartition(".")[2]: known_key for known_key in reversed(known)}
+    last = key.rpartition(".")[2]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    near = near or [leaves[word] for word in (last,) if word in leaves]
+    near = near or [SYNONYMS[word] for word in difflib.get_close_matches(last, SYNONYMS, n=1, cutoff=0.75)]
+    near = near or [leaves[word] for word in difflib.get_close_matches(last, leaves, n=1, cutoff=0.6)]
+    fix = f"did you mean {near[0]}?" if near else "see every key with ccnet presets show quickstart"
+    return InputError(f"preset key {key}", "unknown", fix)
+
+
+def _flattened(error: ValidationError) -> list[dict[str, Any]]:
+    """All that pydantic refused, the errors of a part under the key that holds it."""
+    flat: list[dict[str, Any]] = []
+    for each in error.errors(include_url=False):
+        cause = each.get("ctx", {}).get("error")
+        if isinstance(cause, PartError):
+            flat += [inner | {"loc": (*each["loc"], *inner["loc"])} for inner in cause.errors]
+        else:
+            flat.append(dict(each))
+    return flat
+
+
+def _refusal(errors: Sequence[dict[str, Any]], mapping: Mapping[str, Any]) -> InputError:
+    """The first thing pydantic refused, in this project's words."""
+    # a misspelt key is reported as missing too: name the spelling
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    location = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return _unknown(location, mapping)
+    # the key itself, without the position in its list
+    key = ".".join(part for part in first["loc"] if isinstance(part, str))
+    if first["type"] == "missing" and key == location:
+        return InputError(f"preset key {key}", "missing", "add it, or start from ccnet presets copy quickstart FILE")
+    why = _WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    refused = first["input"]
+    if not isinstance(refused, Mapping | BaseModel) and first["type"] != "missing":
+        why += f", found {'null' if refused is None else str(refused)[:60]}"
+    known = key in _known_keys(migration.migrate(mapping))
+    fix = f"correct it in the file or with --set {key}=VALUE" if known else "correct the file or use --set"
+    return InputError(f"preset key {location}" if location else "preset", why, fix)
+
+
+_WORDS = {
+    "string_pattern_mismatch": "control characters are not allowed",
+    "too_short": "too few values",
+    "too_long": "too many values",
+    "missing": "a value is missing",
+    "string_too_short": "must not be empty",
+    "string_type": "must be text (put it in quotes)",
+}

@@ -1,0 +1,47 @@
+"""Heads: HEADS maps `model.head.kind` to the settings of a head and the function that builds it.
+
+A builder is called as build(settings, channels, classes): channels are those of the backbone's feature maps, the
+deepest last. It returns a module that takes the list of these maps and answers with class scores (B, K, h, w).
+
+What else a head can do are methods of these names, each optional:
+- `levels` (int): how many of the deepest maps it takes; left out, it gets all that the backbone has.
+- `outputs(features) -> Outputs`: scores of its own beside the main ones, for training; `output_names` are their names.
+- `attend(features) -> (scores, maps)`: the attention of each pass, (B, P, h, w), for `ccnet visualize`.
+- `fold(make) -> module`: itself for inference, by make(conv, norm, act); else inference runs it as it is.
+
+This file loads no torch, so that a preset is checked in no time.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ccnet_cli.parts import Channels, Flag, Fraction, LatePart, Part, Section, Text, late
+
+
+class RCCA(Section):
+    """Recurrent criss-cross attention between two convolutions (ICCV 2019, figure 2); recurrence 0 leaves it out."""
+
+    kind: Literal["rcca"] = "rcca"
+    recurrence: Annotated[int, Field(strict=True, ge=0, le=3)] = 2
+    channels: Channels = 512
+    query_channels: Channels | None = None
+    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    dropout: Fraction = 0.1
+    implementation: Text = "auto"
+
+
+class FCN(Section):
+    """One 3x3 convolution and a classifier; on the map before the last, it is CCNet's auxiliary head."""
+
+    kind: Literal["fcn"] = "fcn"
+    channels: Channels = 512
+    bias: Flag = True
+    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    dropout: Fraction = 0.1
+
+
+HEADS: dict[str, Part | LatePart] = {
+    "rcca": Part(RCCA, late("ccnet_cli.models.heads.rcca"), first=late("ccnet_cli.models.heads.rcca", "first")),
+    "fcn": Part(FCN, late("ccnet_cli.models.heads.fcn")),
+}

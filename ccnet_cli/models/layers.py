@@ -1,0 +1,31 @@
+"""Layers that backbones and heads share."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+# what a part's fold is given: make(conv, norm=None, act=None, widths=None, dtype=None) -> the three as one module. It
+# is called as module(*inputs, onto=None), works on the concatenation of inputs of these widths, and adds to onto
+Make = Callable[..., Any]
+
+
+def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> list[nn.Module]:
+    """A convolution without bias that keeps the size at stride 1, and its batch normalisation."""
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=padding, dilation=dilation, bias=False)
+    return [conv, nn.BatchNorm2d(outputs)]
+
+
+def conv_norm_act(inputs: int, outputs: int, activation: str, bias: bool = False) -> list[nn.Module]:
+    """A 3x3 convolution, its batch normalisation, and "relu" or "leaky_relu" (slope 0.01)."""
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+    act = nn.ReLU(inplace=True) if activation == "relu" else nn.LeakyReLU(0.01, inplace=True)
+    return [conv, nn.BatchNorm2d(outputs), act]
+
+
+def initialise(module: nn.Module) -> None:
+    """Kaiming normal convolutions for training from scratch (ICCV 2015, He et al., equation 14, fan out)."""
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d):
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
