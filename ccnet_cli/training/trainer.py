@@ -17,13 +17,11 @@ from torch import Tensor, nn
 from ccnet_cli import config, ops
 from ccnet_cli.datasets.source import Source
 from ccnet_cli.errors import InputError, notice
-from ccnet_cli.losses import CrossEntropy, Ohem
 from ccnet_cli.losses import objective as objectives
 from ccnet_cli.losses.objective import Objective
 from ccnet_cli.models import network as models
 from ccnet_cli.models.network import CCNet
 from ccnet_cli.parallel.group import Group
-from ccnet_cli.parts import Outputs, Term
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.weights import load as loading
 
