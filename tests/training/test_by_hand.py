@@ -39,12 +39,9 @@ def rates():
 
 
 def micro_batches(made, position, count, size):
-    """Images and labels as the network gets them, `size` at a time: `count` samples from a position of the stream on."""
+    """Images and labels as the network gets them, `size` at a time, from a position of the stream on."""
     source = datasets.open_source(made.data, "train")
-    d = made.data
-    samples = datasets.Training(
-        source, d.crop, d.scale_min, d.scale_max, d.scale_step, d.mirror, "bgr", made.seed, d.fit, d.category_ratio
-    )
+    samples = datasets.TrainingSet(source, datasets.Augmentation.from_settings(made.data), seed=made.seed)
     mean, std = (torch.tensor(v)[:, None, None] for v in (made.model.mean, made.model.std))
     pairs = []
     for place in range(position, position + count):
