@@ -1,20 +1,20 @@
-"""The errors a user can cause or meet, with their exit codes, and the one-line form they are told in."""
+"""Errors that a user can cause or meet, with their exit codes, and lines on stderr."""
 
 import os
 import sys
 
-# read in the processes that a command starts too
+# an environment variable, so that the processes of a command share it
 VERBOSITY = "CCNET_VERBOSITY"
 
 
 class CCNetError(Exception):
-    """A failure told in one line, `WHAT: WHY; FIX`, without a traceback; a note added to it takes another line.
+    """A failure printed as one line, `WHAT: WHY; FIX`, without a traceback; each note of it is another line.
 
-    told is for an error that another process says.
+    reported is true if another process prints this error.
     """
 
     exit_code = 1
-    told = False
+    reported = False
 
     def __init__(self, what: object, why: str, fix: str) -> None:
         super().__init__(what, why, fix)
@@ -49,7 +49,7 @@ class NonFiniteError(CCNetError):
 
 
 class Interrupted(CCNetError):
-    """A signal asked to stop; what was done is saved (exit code 128 + signal number)."""
+    """A signal stopped the command, after saving its work (exit code 128 + signal number)."""
 
     def __init__(self, what: object, why: str, fix: str, number: int) -> None:
         super().__init__(what, why, fix)
@@ -59,35 +59,35 @@ class Interrupted(CCNetError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: on the device, in torch's CPU allocator, in numpy or in OpenCV."""
-    # torch and OpenCV, which may not be loaded yet, are told by their words
-    words = ("DefaultCPUAllocator", "Cannot allocate memory", "(-4:Insufficient memory)", "can't start new thread")
-    named = type(error).__name__ == "OutOfMemoryError"
-    return isinstance(error, MemoryError) or named or any(word in str(error) for word in words)
+    """Whether memory ran out: on the device, in torch's CPU allocator, in numpy or in OpenCV."""
+    # by the text for torch and OpenCV, which may not be loaded
+    texts = ("DefaultCPUAllocator", "Cannot allocate memory", "(-4:Insufficient memory)", "can't start new thread")
+    on_device = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or on_device or any(text in str(error) for text in texts)
 
 
 def one_line(text: str) -> str:
-    """The text with every control character and line separator written as its escape, so that it stays one line."""
+    """Write every control character and line separator of a text as its escape."""
     return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def tell(text: str) -> None:
-    """Print one line on stderr, however quiet ccnet is to be; results never go this way."""
+def announce(text: str) -> None:
+    """Print one line on stderr, even with --quiet; never for results."""
     print(f"ccnet: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def notice(text: str) -> None:
-    """Tell the user something in one line, unless --quiet."""
-    if not quiet():
-        tell(text)
+    """Print one line on stderr, unless --quiet."""
+    if not is_quiet():
+        announce(text)
 
 
 def detail(text: str) -> None:
-    """Tell in one line, with --verbose alone, what was found or how long it took."""
+    """Print one line on stderr with --verbose: what was chosen, or how long it took."""
     if os.environ.get(VERBOSITY) == "verbose":
-        tell(text)
+        announce(text)
 
 
-def quiet() -> bool:
-    """Whether errors alone are to be told."""
+def is_quiet() -> bool:
+    """Whether only errors are printed."""
     return os.environ.get(VERBOSITY) == "quiet"

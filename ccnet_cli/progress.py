@@ -1,17 +1,14 @@
-"""Progress on stderr: a bar on a terminal, plain lines otherwise, nothing where ccnet is to be quiet."""
+"""Progress on stderr: a bar on a terminal, plain lines elsewhere, nothing with --quiet."""
 
 import sys
 import time
 from typing import Any
 
-from ccnet_cli.errors import quiet
+from ccnet_cli.errors import is_quiet
 
 
 class Progress:
-    """Shows how far a count of things is; `unit` names one of them, texts come with each call.
-
-    Where there is no terminal only every `every`-th is told.
-    """
+    """Progress of `total` units of work; without a terminal only every `every`-th has a line."""
 
     def __init__(self, total: int, done: int = 0, unit: str = "step", every: int = 1) -> None:
         self.total = total
@@ -22,14 +19,14 @@ class Progress:
         self.bar: Any = None
 
     def show(self, done: int, text: str) -> None:
-        """Tell that `done` of the total are done, with a text such as the loss."""
-        if quiet():
+        """Show that `done` units are done, with a text such as the loss."""
+        if is_quiet():
             return
         if not sys.stderr.isatty():
             if done % self.every:
                 return
-            left = (time.monotonic() - self.started) * (self.total - done) / max(done - self.first, 1)
-            print(f"{self.unit} {done}/{self.total}  {text}  eta {_clock(left)}", file=sys.stderr, flush=True)
+            remaining = (time.monotonic() - self.started) * (self.total - done) / max(done - self.first, 1)
+            print(f"{self.unit} {done}/{self.total}  {text}  eta {_clock(remaining)}", file=sys.stderr, flush=True)
             return
         if self.bar is None:
             self.bar = _bar(self.unit)
@@ -38,7 +35,7 @@ class Progress:
         self.bar.update(0, completed=done, text=text)
 
     def close(self) -> None:
-        """Leave the terminal to other lines; the next show brings the bar back."""
+        """Remove the bar, so that other lines can be printed; the next show brings it back."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None

@@ -1,4 +1,4 @@
-"""Which ccnet this is, and on what it runs: told from files alone, in no time and without a process."""
+"""Versions of ccnet, torch and other packages, read from files: no import, no other process."""
 
 import platform
 import re
@@ -15,23 +15,23 @@ def describe() -> str:
     """One line: ccnet's version and, in a checkout, its commit; torch's and Python's."""
     commit = revision(ROOT)
     parts = [f"git {commit}"] if commit else []
-    parts += [f"torch {torch() or 'missing'}", f"Python {platform.python_version()}"]
+    parts += [f"torch {torch_version() or 'missing'}", f"Python {platform.python_version()}"]
     return f"ccnet {__version__} ({', '.join(parts)})"
 
 
-def torch() -> str | None:
-    """The version of torch with its build, which pip may not tell; torch, which takes seconds to load, is not."""
+def torch_version() -> str | None:
+    """Version of torch with its build, which pip may not know, without the seconds that importing it takes."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return None
     path = Path(spec.origin).with_name("version.py")
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    told = re.search(r"^__version__ = ['\"]([^'\"]+)['\"]$", text, re.M)
-    return told[1] if told else installed("torch")
+    found = re.search(r"^__version__ = ['\"]([^'\"]+)['\"]$", text, re.M)
+    return found[1] if found else installed_version("torch")
 
 
-def installed(package: str) -> str | None:
-    """The version of an installed package, which is not imported; None where there is none."""
+def installed_version(package: str) -> str | None:
+    """Version of a package, not imported; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -39,10 +39,10 @@ def installed(package: str) -> str | None:
 
 
 def revision(root: Path) -> str | None:
-    """Seven digits of the commit whose checkout begins at root; None where none begins there."""
+    """First seven digits of the commit checked out at root; None if root is no checkout."""
     try:
         git = root / ".git"
-        # in a worktree a file that names the folder
+        # in a worktree, a file that names the folder
         if git.is_file():
             git = root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
         commit = (git / "HEAD").read_text(encoding="utf-8").strip()
@@ -54,7 +54,7 @@ def revision(root: Path) -> str | None:
 
 
 def _commit(git: Path, reference: str) -> str:
-    """What a branch points to: in a file of its own, or in a line of the file that many are packed into."""
+    """The commit of a branch, from its own file or from packed-refs."""
     common = git / "commondir"
     shared = git / common.read_text(encoding="utf-8").strip() if common.is_file() else git
     if (shared / reference).is_file():

@@ -35,7 +35,7 @@ def test_what_is_told_depends_on_the_verbosity(
     verbosity: str, told: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv(errors.VERBOSITY, verbosity)
-    errors.tell("error")
+    errors.announce("error")
     errors.notice("notice")
     errors.detail("detail")
     assert capsys.readouterr() == ("", "".join(f"ccnet: {text}\n" for text in told))

@@ -105,7 +105,7 @@ def test_the_line_names_torch_and_python_as_they_name_themselves(checkout: Path,
 
 
 def test_a_package_that_is_not_there_has_no_version(monkeypatch: pytest.MonkeyPatch):
-    assert version.installed("no-such-package-of-ours") is None
+    assert version.installed_version("no-such-package-of-ours") is None
     monkeypatch.setattr(version, "find_spec", lambda name: None)
     assert "torch missing" in version.describe()
 
@@ -113,13 +113,13 @@ def test_a_package_that_is_not_there_has_no_version(monkeypatch: pytest.MonkeyPa
 def test_the_build_of_torch_is_read_without_loading_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import torch
 
-    assert version.torch() == torch.__version__
+    assert version.torch_version() == torch.__version__
     folder = tmp_path / "torch"
     folder.mkdir()
     (folder / "__init__.py").write_text("raise SystemExit('loaded')")
     spec = importlib.util.spec_from_file_location("torch", folder / "__init__.py")
     monkeypatch.setattr(version, "find_spec", lambda name: spec)
     (folder / "version.py").write_text("__version__ = '2.20.1+cu126'\ncuda: Optional[str] = '12.6'\nhip = None\n")
-    assert version.torch() == "2.20.1+cu126"
+    assert version.torch_version() == "2.20.1+cu126"
     (folder / "version.py").unlink()
-    assert version.torch() == version.installed("torch")
+    assert version.torch_version() == version.installed_version("torch")

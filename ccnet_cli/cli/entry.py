@@ -21,10 +21,10 @@ from ccnet_cli.errors import (
     CCNetError,
     EnvironmentFailure,
     InputError,
+    announce,
     detail,
     one_line,
     out_of_memory,
-    tell,
 )
 
 
@@ -62,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "debug" in chosen or told is None:
             traceback.print_exc()
         # of several processes that met the same error one speaks
-        if told is not None and not told.told:
-            tell(f"error: {told}")
+        if told is not None and not told.reported:
+            announce(f"error: {told}")
             for note in getattr(told, "__notes__", ()):
-                tell(note)
+                announce(note)
         code = 1 if told is None else told.exit_code
     if arguments is None:
         # an interrupt while the interpreter ends is no exception of ours

@@ -147,7 +147,7 @@ def _machine() -> list[Check]:
 
 
 def _packages() -> list[Check]:
-    found = {name: version.installed(name) for name in PACKAGES}
+    found = {name: version.installed_version(name) for name in PACKAGES}
     missing = [name for name, number in found.items() if number is None]
     if missing:
         return [Check("packages", "fail", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")]
@@ -255,7 +255,7 @@ def _numba_cuda() -> list[Check]:
 
     from ccnet_cli.ops.cuda import compiles
 
-    name, text = "numba cuda", f"numba-cuda {version.installed('numba-cuda')}"
+    name, text = "numba cuda", f"numba-cuda {version.installed_version('numba-cuda')}"
     paths = get_cuda_paths()
     # a library that is not found is left as a bare name for the loader, or as nothing
     missing = [key for key in ("nvvm", "nvrtc") if not (paths.get(key) and Path(paths[key].info or "").is_file())]
@@ -283,7 +283,7 @@ def _opencv() -> list[Check]:
         missing = ", ".join(library for library in LIBRARIES if not _loads(library))
         text = error.why + (f"; this system lacks {missing}" if missing else "")
         return [Check("opencv", "fail", text, "; ".join([error.fix, *getattr(error, "__notes__", ())]))]
-    packages = [name for name in ("opencv-python", "opencv-python-headless") if version.installed(name)]
+    packages = [name for name in ("opencv-python", "opencv-python-headless") if version.installed_version(name)]
     return [Check("opencv", "ok", " ".join([cv2.__version__, *packages]))]
 
 

@@ -338,7 +338,7 @@ def _silence() -> Iterator[None]:
 
 
 def _report_once(group: Group, launch: Launch, error: CCNetError) -> None:
-    """Mark an error as told if rank 0 reports the same one, or if this rank has merely lost the others."""
+    """Mark an error as reported if rank 0 prints the same one, or if this rank has merely lost the others."""
     assert group.store is not None
     store = attempt_store(group.store, group.attempt)
     deadline = time.monotonic() + REPORT_SECONDS
@@ -352,7 +352,7 @@ def _report_once(group: Group, launch: Launch, error: CCNetError) -> None:
         while not store.check(["report"]) and time.monotonic() < deadline:
             time.sleep(0.05)
         report = store.get("report").decode() if store.check(["report"]) else ""
-        error.told = report == str(error) or (bool(report) and isinstance(error, PeerLost))
+        error.reported = report == str(error) or (bool(report) and isinstance(error, PeerLost))
         store.add("readers", 1)
 
 

@@ -628,9 +628,9 @@ def test_an_error_is_told_however_quiet_and_no_command_stays_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     assert refused(capsys, "-q", "presets", "show", "quikstart").startswith("preset quikstart: unknown")
-    assert errors.quiet()
+    assert errors.is_quiet()
     assert call("presets", "list") == 0
-    assert not errors.quiet()
+    assert not errors.is_quiet()
 
 
 def test_a_process_that_a_command_starts_is_as_quiet(monkeypatch: pytest.MonkeyPatch):
