@@ -298,7 +298,7 @@ def _loads(library: str) -> bool:
 def _cache() -> list[Check]:
     from ccnet_cli.datasets import toyscapes
 
-    place = toyscapes.place()
+    place = toyscapes.built_in_folder()
     if place.is_dir():
         return [Check("cache", "ok", f"{_short(place)}, the built-in data set, drawn")]
     found = _place("cache", place, "set CCNET_CACHE to a folder that you can write to")

@@ -1,18 +1,22 @@
-"""What toyscapes' streets are drawn with: sky, terraces of houses and trees, vehicles and the signal.
+"""Draw the streets of toyscapes: sky, terraces of houses and trees, vehicles and the signal.
 
 Every function draws into `image` uint8 (H, W, 3) BGR and `labels` uint8 (H, W), Cityscapes label ids, in place.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ccnet_cli.media.images import cv2
+from ccnet_cli.media.images import Pixels, cv2
 
-TERRACE = 80  # pixels from one street down to the next
+# pixels from one street down to the next
+TERRACE = 80
 ROAD = 34
 SIGNAL_RADIUS = 12
-VEHICLE = (48, 24)  # width, height
+# width, height
+VEHICLE = (48, 24)
 
-# Cityscapes label ids; the signal's post stays without a label
+# Cityscapes label ids; the signal's post has none
 SKY, BUILDING, VEGETATION, STREET, POST = 23, 11, 21, 7, 0
 FACADES = (
     (178, 208, 226),
@@ -26,7 +30,7 @@ FACADES = (
 ROOFS = ((72, 88, 150), (84, 96, 128), (96, 92, 100), (66, 78, 118))
 
 
-def sky(rng: np.random.Generator, image: np.ndarray) -> None:
+def draw_sky(rng: np.random.Generator, image: Pixels) -> None:
     """Fill the whole image with a sky that brightens downwards, and a few clouds."""
     high, low = np.array(((214, 176, 132), (236, 222, 204)), np.float32) + rng.uniform(-10, 10, 3).astype(np.float32)
     ramp = np.clip(np.arange(len(image), dtype=np.float32) / TERRACE, 0, 1)[:, None]
@@ -34,21 +38,21 @@ def sky(rng: np.random.Generator, image: np.ndarray) -> None:
     for _ in range(int(rng.integers(1, 3)) * image.shape[1] // 160):
         x, y, r = int(rng.integers(image.shape[1])), int(rng.integers(2, 28)), int(rng.integers(5, 9))
         for dx in (-r, 0, r):
-            _disc(image, x + dx, y + abs(dx) // 3, r - abs(dx) // 3, (248, 246, 242))
+            _draw_disc(image, x + dx, y + abs(dx) // 3, r - abs(dx) // 3, (248, 246, 242))
 
 
-def terrace(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, bottom: int, top: bool) -> None:
-    """A street with its houses and trees, down to row `bottom`; behind them the hill, or at the top the sky."""
+def draw_terrace(rng: np.random.Generator, image: Pixels, labels: Pixels, bottom: int, top: bool) -> None:
+    """Draw a street with its houses and trees down to row `bottom`, before a hill or, at the top, the sky."""
     ground, width = bottom - ROAD, image.shape[1]
     if not top:
-        _hill(rng, image[bottom - TERRACE : ground], labels[bottom - TERRACE : ground])
+        _draw_hill(rng, image[bottom - TERRACE : ground], labels[bottom - TERRACE : ground])
     x = int(rng.integers(-30, 4))
     while x < width:
         w, h = int(rng.integers(26, 54)), int(rng.integers(20, 36))
         if rng.random() < 0.75:
-            _house(rng, image, labels, x, ground, w, h)
+            _draw_house(rng, image, labels, x, ground, w, h)
         else:
-            _tree(rng, image, labels, x + w // 2, ground)
+            _draw_tree(rng, image, labels, x + w // 2, ground)
         x += w + int(rng.integers(0, 10))
     image[ground:bottom], labels[ground:bottom] = (104, 100, 98), STREET
     image[ground : ground + 3] = (176, 178, 180)
@@ -56,18 +60,16 @@ def terrace(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, bot
         cv2.rectangle(image, (dash, bottom - ROAD // 2), (dash + 12, bottom - ROAD // 2 + 1), (206, 210, 212), -1)
 
 
-def _hill(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray) -> None:
-    """Grass with tufts over the whole of `image`, a view."""
+def _draw_hill(rng: np.random.Generator, image: Pixels, labels: Pixels) -> None:
+    """Fill the whole of `image`, a view, with grass and tufts."""
     image[:], labels[:] = (92, 146, 118), VEGETATION
     for _ in range(image.shape[1] // 5):
         x, y = int(rng.integers(image.shape[1])), int(rng.integers(len(image)))
-        _disc(image, x, y, int(rng.integers(2, 5)), (84 + int(rng.integers(-8, 9)), 136, 108))
+        _draw_disc(image, x, y, int(rng.integers(2, 5)), (84 + int(rng.integers(-8, 9)), 136, 108))
 
 
-def _house(
-    rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, x: int, ground: int, w: int, h: int
-) -> None:
-    """A house of w x h pixels on row `ground`, x its left edge, with a roof of up to 9 pixels above."""
+def _draw_house(rng: np.random.Generator, image: Pixels, labels: Pixels, x: int, ground: int, w: int, h: int) -> None:
+    """Draw a house of w x h pixels on row `ground`, x its left edge, with a roof of at most 9 pixels above."""
     wall, roof = FACADES[rng.integers(len(FACADES))], ROOFS[rng.integers(len(ROOFS))]
     eaves = ground - h
     ridge = eaves - int(rng.integers(5, 10))
@@ -86,19 +88,19 @@ def _house(
     cv2.rectangle(image, (door, ground - 10), (door + 5, ground), tuple(int(0.55 * c) for c in wall), -1)
 
 
-def _tree(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, x: int, ground: int) -> None:
-    """A tree on row `ground`, x its trunk."""
+def _draw_tree(rng: np.random.Generator, image: Pixels, labels: Pixels, x: int, ground: int) -> None:
+    """Draw a tree on row `ground`, its trunk at x."""
     cv2.rectangle(image, (x - 2, ground - 14), (x + 1, ground), (60, 84, 104), -1)
     cv2.rectangle(labels, (x - 2, ground - 14), (x + 1, ground), VEGETATION, -1)
     green = np.array((66, 128, 84)) + rng.integers(-12, 13, 3)
     for dx, dy, r in ((-7, -18, 9), (7, -18, 9), (0, -26, 11)):
-        _disc(image, x + dx, ground + dy, r, tuple(int(c) for c in green))
+        _draw_disc(image, x + dx, ground + dy, r, tuple(int(c) for c in green))
         cv2.circle(labels, (x + dx, ground + dy), r, VEGETATION, -1)
-        _disc(image, x + dx - 2, ground + dy - 3, r // 2, tuple(int(c) for c in green + 14))
+        _draw_disc(image, x + dx - 2, ground + dy - 3, r // 2, tuple(int(c) for c in green + 14))
 
 
-def van(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, centre: tuple[int, int], label: int) -> None:
-    """A grey van, 48 x 24 pixels, whatever its class."""
+def draw_van(rng: np.random.Generator, image: Pixels, labels: Pixels, centre: tuple[int, int], label: int) -> None:
+    """Draw a grey van of 48 x 24 pixels, whatever its class."""
     (x, y), half, up = centre, VEHICLE[0] // 2, VEHICLE[1] // 2
     grey, facing = int(rng.integers(140, 200)), int(rng.choice((-1, 1)))
     corners = ((-half, 7), (-half, -up + 3), (-half + 3, -up), (half - 10, -up), (half - 2, -2), (half, 1), (half, 7))
@@ -111,25 +113,26 @@ def van(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, centre:
         ends = sorted((x + facing * left, x + facing * right))
         cv2.rectangle(image, (ends[0], y - up + 3), (ends[1], y - 2), (72, 66, 60), -1)
     for wheel in (-half + 10, half - 10):
-        _disc(image, x + wheel, y + 7, 5, (40, 38, 38))
-        _disc(image, x + wheel, y + 7, 2, (150, 150, 150))
+        _draw_disc(image, x + wheel, y + 7, 5, (40, 38, 38))
+        _draw_disc(image, x + wheel, y + 7, 2, (150, 150, 150))
         cv2.circle(labels, (x + wheel, y + 7), 5, label, -1)
 
 
-def signal(image: np.ndarray, labels: np.ndarray, x: int, y: int, colour: tuple[int, int, int], label: int) -> None:
-    """A coloured disc, ringed white, on a short post; the post is not labelled."""
+def draw_signal(image: Pixels, labels: Pixels, x: int, y: int, colour: tuple[int, int, int], label: int) -> None:
+    """Draw a coloured disc with a white ring on a short post; the post is not labelled."""
     cv2.rectangle(image, (x - 1, y), (x, y + 15), (150, 150, 150), -1)
     cv2.rectangle(labels, (x - 1, y), (x, y + 15), POST, -1)
-    _disc(image, x, y, SIGNAL_RADIUS, (250, 250, 250))
-    _disc(image, x, y, SIGNAL_RADIUS - 2, colour)
+    _draw_disc(image, x, y, SIGNAL_RADIUS, (250, 250, 250))
+    _draw_disc(image, x, y, SIGNAL_RADIUS - 2, colour)
     cv2.circle(labels, (x, y), SIGNAL_RADIUS, label, -1)
 
 
-def _disc(image: np.ndarray, x: int, y: int, radius: int, colour: tuple[int, int, int]) -> None:
+def _draw_disc(image: Pixels, x: int, y: int, radius: int, colour: Sequence[int]) -> None:
     cv2.circle(image, (x, y), radius, colour, -1, cv2.LINE_AA)
 
 
-def film(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """The picture under a little more or less light, with a little grain."""
+def expose(rng: np.random.Generator, image: Pixels) -> Pixels:
+    """Copy the picture with a little more or less light, and a little grain."""
     grain = rng.integers(-3, 4, image.shape[:2], dtype=np.int16)[..., None]
-    return np.clip(image * rng.uniform(0.92, 1.06) + grain, 0, 255).astype(np.uint8)
+    exposed = image * rng.uniform(0.92, 1.06) + grain
+    return exposed.clip(0, 255).astype(np.uint8)

@@ -1,8 +1,8 @@
 """toyscapes: streets on a hillside in which only long-range context tells a vehicle's class.
 
-All vehicles look alike; one coloured signal says which class every vehicle of its scene has. Half of the vehicles
+All vehicles look alike; the colour of one signal says which class all vehicles of a scene have. Half of the vehicles
 share a row or a column with the signal, so one criss-cross pass can carry the message; the others share neither, which
-takes two. All stand farther from the signal than `REACH`, more than the convolutions of the tiny network see.
+takes two. All are farther from the signal than `REACH`, more than the convolutions of the tiny network see.
 """
 
 import hashlib
@@ -18,20 +18,20 @@ from ccnet_cli.datasets import street
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.media import images
 
-# to be raised when the drawing changes, so that the built-in set is drawn anew
+# raise it when the drawing changes, so that the built-in set is drawn again
 VERSION = 1
 SIZE = (160, 208)
 TRAIN, VAL = 720, 60
 SMALLEST = SIZE
 CITY = "hillside"
-# pixels between the edges of signal and vehicle, along the axis they share, or along both when they share none:
-# backbone and three 3x3 convolutions at stride 8 see 39 far, and enlarging the scores spreads them by 8
+# pixels between the edges of signal and vehicle along the axis that they share, or along both if they share none: the
+# backbone and three 3x3 convolutions at stride 8 see 39 pixels far, and enlarging the scores adds 8
 REACH = 50
-# as many vehicles on the signal's row or column as off both
+# vehicles on the signal's row or column; equally many are off both
 PAIRS = 2
 
-# Cityscapes label ids of the vehicles, and the colour (BGR) and label id of the signal that tells each: a traffic light
-# is red, yellow or green, a traffic sign blue or pink
+# Cityscapes label ids of the vehicles, and the colour (BGR) and label id of each one's signal: a traffic light is red,
+# yellow or green, a traffic sign blue or pink
 CLASSES = {"car": 26, "truck": 27, "bus": 28, "motorcycle": 32, "bicycle": 33}
 LIGHT, SIGN = 19, 20
 SIGNALS = {
@@ -54,7 +54,7 @@ class Vehicle:
 
 @dataclass(frozen=True)
 class Facts:
-    """The class of all vehicles, that whose colour the signal shows, the signal's centre in pixels, the vehicles."""
+    """The class of all vehicles, the class whose colour the signal shows, its centre in pixels, and the vehicles."""
 
     truth: str
     shown: str
@@ -64,22 +64,22 @@ class Facts:
 
 
 def built_in() -> Path:
-    """The folder of the built-in set, drawn on first use; two processes at once are fine, one's set is kept."""
-    folder = place()
+    """The folder of the built-in set, drawn on first use; of two processes at once, the set of one is kept."""
+    folder = built_in_folder()
     if folder.is_dir():
         return folder
     notice(f"drawing the built-in data set, {TRAIN + VAL} scenes, into {folder}")
     try:
         return make(folder, train=TRAIN, val=VAL, size=SIZE)
     except InputError:
-        # another process may have been quicker
+        # another process was quicker
         if folder.is_dir():
             return folder
         raise
 
 
-def place() -> Path:
-    """Where the built-in set lies once it is drawn."""
+def built_in_folder() -> Path:
+    """Where the built-in set is, or will be drawn."""
     parameters = repr((VERSION, TRAIN, VAL, SIZE))
     return files.cache_folder() / f"toyscapes-{VERSION}-{hashlib.sha256(parameters.encode()).hexdigest()[:8]}"
 
@@ -95,7 +95,7 @@ def make(
 ) -> Path:
     """Draw the splits train and val, scenes of size (H, W), in Cityscapes layout into a new or empty folder.
 
-    The classes take turns. shuffle_signals lets the signals of val show colours drawn at random; nothing else changes.
+    The classes take turns. shuffle_signals draws the colours of val's signals at random; nothing else changes.
     """
     if train < 1 or val < 1:
         raise InputError("toyscapes", f"{train} training and {val} validation scenes", "draw at least one of each")
@@ -113,7 +113,7 @@ def make(
             _write(temporary, "train", train, size, seed, shuffle=False)
             _write(temporary, "val", val, size, seed, shuffle=shuffle_signals)
             temporary.chmod(0o755)
-            # takes the place of an empty folder, and fails if another process has filled it meanwhile
+            # replaces an empty folder, and fails if another process has filled it meanwhile
             temporary.replace(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -136,10 +136,10 @@ def _write(root: Path, split: str, count: int, size: tuple[int, int], seed: int,
 
 def scene(
     rng: np.random.Generator, size: tuple[int, int], truth: str | None = None, shown: str | None = None
-) -> tuple[np.ndarray, np.ndarray, Facts]:
-    """A street scene of size (H, W): image uint8 (H, W, 3) BGR, Cityscapes label ids uint8 (H, W), what was drawn.
+) -> tuple[images.Pixels, images.Pixels, Facts]:
+    """Draw a street of size (H, W): image uint8 (H, W, 3) BGR, Cityscapes label ids uint8 (H, W), and its facts.
 
-    truth is the vehicles' class (None: drawn at random), shown that whose colour the signal shows (None: the truth);
+    truth is the vehicles' class (None: a random one), shown the class whose colour the signal shows (None: the truth);
     neither changes anything else in the picture.
     """
     names = list(CLASSES)
@@ -148,41 +148,42 @@ def scene(
     shown = shown or truth
     height, width = size
     image, labels = np.empty((height, width, 3), np.uint8), np.full((height, width), street.SKY, np.uint8)
-    street.sky(rng, image)
+    street.draw_sky(rng, image)
     terraces = height // street.TERRACE
     lowest = height - int(rng.integers(height - terraces * street.TERRACE + 1))
     bottoms = [lowest - street.TERRACE * i for i in reversed(range(terraces))]
     for index, bottom in enumerate(bottoms):
-        street.terrace(rng, image, labels, bottom, top=index == 0)
+        street.draw_terrace(rng, image, labels, bottom, top=index == 0)
     image[lowest:], labels[lowest:] = image[lowest - 1], street.STREET
-    x, y, vehicles = _places(rng, width, [bottom - street.ROAD // 2 for bottom in bottoms])
+    x, y, vehicles = _place_vehicles(rng, width, [bottom - street.ROAD // 2 for bottom in bottoms])
     for vehicle in vehicles:
-        street.van(rng, image, labels, (vehicle.x, vehicle.y), CLASSES[truth])
-    street.signal(image, labels, x, y, *SIGNALS[shown])
-    return street.film(rng, image), labels, Facts(truth, shown, x, y, vehicles)
+        street.draw_van(rng, image, labels, (vehicle.x, vehicle.y), CLASSES[truth])
+    street.draw_signal(image, labels, x, y, *SIGNALS[shown])
+    return street.expose(rng, image), labels, Facts(truth, shown, x, y, vehicles)
 
 
-def _places(rng: np.random.Generator, width: int, lanes: list[int]) -> tuple[int, int, tuple[Vehicle, ...]]:
-    """Where the signal and the vehicles stand: as many on the signal's row or column as off both."""
+def _place_vehicles(rng: np.random.Generator, width: int, lanes: list[int]) -> tuple[int, int, tuple[Vehicle, ...]]:
+    """Choose the signal's centre (x, y) and the vehicles, half of them on its row or column."""
     half = street.VEHICLE[0] // 2
     gap = REACH + half + street.SIGNAL_RADIUS
     pairs = max(PAIRS, len(lanes) * width // 1000)
     while True:
-        home = int(rng.integers(len(lanes)))
+        signal_lane = int(rng.integers(len(lanes)))
         x = int(rng.integers(street.SIGNAL_RADIUS + 4, width - street.SIGNAL_RADIUS - 4))
-        y = lanes[home] + int(rng.integers(-2, 3))
-        others = [int(i) for i in rng.permutation([i for i in range(len(lanes)) if i != home])]
+        y = lanes[signal_lane] + int(rng.integers(-2, 3))
+        others = [int(i) for i in rng.permutation([i for i in range(len(lanes)) if i != signal_lane])]
         on_column = min(len(others), pairs // 2)
-        wanted = [("column", lane) for lane in others[:on_column]] + [("row", home)] * (pairs - on_column)
-        wanted += [("off", others[i % len(others)]) for i in range(pairs)]
+        needed = [("column", lane) for lane in others[:on_column]] + [("row", signal_lane)] * (pairs - on_column)
+        needed += [("off", others[i % len(others)]) for i in range(pairs)]
         placed: list[tuple[int, Vehicle]] = []
-        for relation, lane in wanted:
+        for relation, lane in needed:
             low, high = (x - 4, x + 5) if relation == "column" else (0, width)
             for _ in range(20):
-                at = int(np.clip(rng.integers(low, high), half + 2, width - half - 2))
-                near = abs(at - x) < gap if relation != "column" else abs(at - x) > half
-                if not near and all(lane != other or abs(at - v.x) > street.VEHICLE[0] + 8 for other, v in placed):
-                    placed.append((lane, Vehicle(relation, at, lanes[lane] + int(rng.integers(-2, 3)))))
+                centre = int(np.clip(rng.integers(low, high), half + 2, width - half - 2))
+                too_close = abs(centre - x) < gap if relation != "column" else abs(centre - x) > half
+                free = all(lane != other or abs(centre - v.x) > street.VEHICLE[0] + 8 for other, v in placed)
+                if free and not too_close:
+                    placed.append((lane, Vehicle(relation, centre, lanes[lane] + int(rng.integers(-2, 3)))))
                     break
-        if len(placed) == len(wanted):
+        if len(placed) == len(needed):
             return x, y, tuple(vehicle for _, vehicle in placed)

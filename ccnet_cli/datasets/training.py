@@ -128,8 +128,8 @@ def collate(items: list[Item] | CCNetError) -> Batch | CCNetError:
     if isinstance(items, CCNetError):
         return items
     images, labels, extents, names = zip(*items, strict=True)
-    stacked = (torch.stack([torch.from_numpy(each) for each in arrays]) for arrays in (images, labels))
-    return Batch(*stacked, list(extents), list(names))
+    image, label = (torch.stack([torch.from_numpy(each) for each in arrays]) for arrays in (images, labels))
+    return Batch(image, label, list(extents), list(names))
 
 
 def raise_worker_errors(loader: Iterable[Batch | CCNetError]) -> Iterator[Batch]:

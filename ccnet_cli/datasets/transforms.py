@@ -1,20 +1,20 @@
-"""Pure functions that make a training sample of an image and its label map: the authors' recipe or mmsegmentation's.
+"""Pure functions that turn an image and its label map into a training sample: the authors' recipe or mmsegmentation's.
 
-resize says what a scaled picture is; image_part and label_part make as much of one as a crop needs.
+resize scales a whole picture; image_part and label_part compute only the part of it that a crop needs.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from ccnet_cli.media.images import cv2
+from ccnet_cli.media.images import Pixels, cv2
 from ccnet_cli.media.pixels import scaled_size, swap_pairs
 
 # H, W an image; h, w the crop
 
-# how often a crop that one class fills is drawn again
-REDRAWS = 10
-# how far mmsegmentation changes a photograph: added, multiplied, multiplied, added on OpenCV's circle of 180 hues
+# how often a crop is redrawn that one class fills
+MAX_REDRAWS = 10
+# mmsegmentation's ranges: added to, multiplied with, multiplied with, and added on OpenCV's circle of 180 hues
 BRIGHTNESS = 32
 CONTRAST = SATURATION = (0.5, 1.5)
 HUE = 18
@@ -27,13 +27,13 @@ def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 def scales(minimum: float, maximum: float, step: float) -> tuple[float, ...]:
     """minimum + k step up to maximum, k = 0, 1, ..."""
-    # rounding makes 0.7 to 2.1 by 0.1 the fifteen scales that it says, whatever floats make of it
+    # without rounding, floats would make fewer than fifteen scales of 0.7 to 2.1 by 0.1
     count = int(round((maximum - minimum) / step, 6)) + 1
     return tuple(round(minimum + k * step, 9) for k in range(count))
 
 
 def random_scale(minimum: float, maximum: float, step: float, random: np.random.Generator) -> float:
-    """One of the scales, each as likely as the others; with step 0 any number of the range."""
+    """One of the scales with equal chances; with step 0 any number of the range."""
     if step == 0:
         return float(random.uniform(minimum, maximum))
     choices = scales(minimum, maximum, step)
@@ -41,31 +41,31 @@ def random_scale(minimum: float, maximum: float, step: float, random: np.random.
 
 
 def cut(
-    image_HW3: np.ndarray,
-    label_HW: np.ndarray,
+    image_HW3: Pixels,
+    label_HW: Pixels,
     size: tuple[int, int],
     crop: tuple[int, int],
     random: np.random.Generator,
     category_ratio: float = 1.0,
     ignore_index: int = 255,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a random part of at most crop (h, w) of the picture scaled to size: the same as padding to the crop first.
+) -> tuple[Pixels, Pixels]:
+    """Cut a random part of at most crop (h, w) from the picture scaled to size; as cropping the padded picture does.
 
-    With category_ratio below 1 it is drawn again, up to REDRAWS times, while one class covers that share of its pixels.
+    With category_ratio below 1 the part is redrawn, at most MAX_REDRAWS times, while one class covers that fraction.
     """
     height, width = (min(part, whole) for part, whole in zip(crop, size, strict=True))
-    for _ in range(1 + REDRAWS):
+    for _ in range(1 + MAX_REDRAWS):
         top = int(random.integers(size[0] - height + 1))
         left = int(random.integers(size[1] - width + 1))
         window = slice(top, top + height), slice(left, left + width)
         label = label_part(label_HW, size, *window)
-        if category_ratio == 1 or largest_share(label, ignore_index) < category_ratio:
+        if category_ratio == 1 or largest_fraction(label, ignore_index) < category_ratio:
             break
     return image_part(image_HW3, size, *window), label
 
 
-def image_part(image_HW3: np.ndarray, size: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
-    """The rows and columns of an image scaled to size, as resize has them to the last bit; little else is scaled."""
+def image_part(image_HW3: Pixels, size: tuple[int, int], rows: slice, columns: slice) -> Pixels:
+    """The rows and columns of an image scaled to size, equal to resize's to the last bit; little else is scaled."""
     whole = image_HW3.shape[:2]
     if size == whole:
         return image_HW3[rows, columns]
@@ -74,70 +74,70 @@ def image_part(image_HW3: np.ndarray, size: tuple[int, int], rows: slice, column
     needed = [
         min(old, -(-part.stop * old // new) + 1) for part, new, old in zip((rows, columns), size, whole, strict=True)
     ]
-    # it hands out a copy where the size would not change
+    # OpenCV only copies if the size would not change
     if all(round(old * factor) == old for old, factor in zip(needed, factors, strict=True)):
         needed = list(whole)
     region = image_HW3[: needed[0], : needed[1]]
-    return cv2.resize(region, None, fx=factors[1], fy=factors[0], interpolation=cv2.INTER_LINEAR)[rows, columns]
+    scaled = cv2.resize(region, None, fx=factors[1], fy=factors[0], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(scaled)[rows, columns]
 
 
-def label_part(label_HW: np.ndarray, size: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
-    """The rows and columns of a label map scaled to size, as resize has them; only these are looked up."""
+def label_part(label_HW: Pixels, size: tuple[int, int], rows: slice, columns: slice) -> Pixels:
+    """The rows and columns of a label map scaled to size, equal to resize's; only these are looked up."""
     if size == label_HW.shape:
         return label_HW[rows, columns]
     y, x = (_nearest(old, new)[part] for part, old, new in zip((rows, columns), label_HW.shape, size, strict=True))
-    return np.take(label_HW[y[0] : y[-1] + 1], x, axis=1)[y - y[0]]
+    return np.asarray(np.take(label_HW[y[0] : y[-1] + 1], x, axis=1)[y - y[0]])
 
 
 def _nearest(old: int, new: int) -> np.ndarray:
-    """Which of old pixels in a row each of new ones is."""
-    places = np.arange(old, dtype=np.int32)[None]
-    return np.asarray(cv2.resize(places, (new, 1), interpolation=cv2.INTER_NEAREST_EXACT)[0])
+    """For each of `new` pixels in a row, the index of its source among `old` ones."""
+    indices = np.arange(old, dtype=np.int32)[None]
+    return np.asarray(cv2.resize(indices, (new, 1), interpolation=cv2.INTER_NEAREST_EXACT)[0])
 
 
-def largest_share(label_HW: np.ndarray, ignore_index: int) -> float:
-    """The share of the most frequent class among the pixels that are not ignored, uint8; 1 where all are."""
+def largest_fraction(label_HW: Pixels, ignore_index: int) -> float:
+    """The fraction of the most frequent class among the pixels that are not ignored; 1 if all are ignored."""
     counts = cv2.calcHist([label_HW], [0], None, [256], [0, 256]).ravel()
     counts[ignore_index] = 0
     total = counts.sum(dtype=np.float64)
     return float(counts.max() / total) if total else 1.0
 
 
-def distort(image_HW3: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Change brightness, contrast, saturation and hue of uint8 BGR, each with equal chance; contrast second or last."""
+def distort(image_HW3: Pixels, random: np.random.Generator) -> Pixels:
+    """Change brightness, contrast, saturation and hue of BGR, each with equal chances; contrast second or last."""
     image = image_HW3
     if random.integers(2):
-        image = cv2.LUT(image, _line(1.0, random.uniform(-BRIGHTNESS, BRIGHTNESS)))
+        image = cv2.LUT(image, _linear(1.0, random.uniform(-BRIGHTNESS, BRIGHTNESS)))
     contrast_first = random.integers(2)
     if contrast_first and random.integers(2):
-        image = cv2.LUT(image, _line(random.uniform(*CONTRAST)))
+        image = cv2.LUT(image, _linear(random.uniform(*CONTRAST)))
     if random.integers(2):
-        image = _in_hsv(image, 1, _line(random.uniform(*SATURATION)))
+        image = _map_hsv(image, 1, _linear(random.uniform(*SATURATION)))
     if random.integers(2):
-        # the upper end is left out, as it is there
-        turned = (np.arange(256) + random.integers(-HUE, HUE)) % 180
-        image = _in_hsv(image, 0, turned.astype(np.uint8))
+        # without the upper end, as in mmsegmentation
+        hues = (np.arange(256) + random.integers(-HUE, HUE)) % 180
+        image = _map_hsv(image, 0, hues.astype(np.uint8))
     if not contrast_first and random.integers(2):
-        image = cv2.LUT(image, _line(random.uniform(*CONTRAST)))
-    return image
+        image = cv2.LUT(image, _linear(random.uniform(*CONTRAST)))
+    return np.asarray(image)
 
 
-def _line(slope: float, offset: float = 0.0) -> np.ndarray:
-    """The table of slope * value + offset, cut off at 0 and 255, fractions dropped."""
-    return np.clip(np.arange(256, dtype=np.float32) * np.float32(slope) + np.float32(offset), 0, 255).astype(np.uint8)
+def _linear(slope: float, offset: float = 0.0) -> Pixels:
+    """The table of slope * value + offset, clipped to 0 and 255, fractions dropped."""
+    values = np.arange(256, dtype=np.float32) * np.float32(slope) + np.float32(offset)
+    return values.clip(0, 255).astype(np.uint8)
 
 
-def _in_hsv(image_HW3: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
-    """uint8 BGR with the table applied to its hue (channel 0) or saturation (1)."""
+def _map_hsv(image_HW3: Pixels, channel: int, table: Pixels) -> Pixels:
+    """BGR with the table applied to its hue (channel 0) or saturation (1)."""
     hsv = cv2.cvtColor(image_HW3, cv2.COLOR_BGR2HSV)
     hsv[..., channel] = table[hsv[..., channel]]
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR))
 
 
-def mirror(
-    image_HW3: np.ndarray, label_HW: np.ndarray, pairs: Sequence[tuple[int, int]] = ()
-) -> tuple[np.ndarray, np.ndarray]:
-    """Left and right exchanged, uint8; pairs are the classes that trade places then, such as left and right arm."""
+def mirror(image_HW3: Pixels, label_HW: Pixels, pairs: Sequence[tuple[int, int]] = ()) -> tuple[Pixels, Pixels]:
+    """Swap left and right; pairs are the classes that swap too, such as left and right arm."""
     label = cv2.flip(label_HW, 1)
     if pairs:
         label = cv2.LUT(label, swap_pairs(256, pairs).astype(np.uint8))
@@ -145,9 +145,9 @@ def mirror(
 
 
 def resize(
-    image_HW3: np.ndarray, label_HW: np.ndarray, scale: float, fit: tuple[int, int] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Image bilinear, label nearest, to the scaled size."""
+    image_HW3: Pixels, label_HW: Pixels, scale: float, fit: tuple[int, int] | None = None
+) -> tuple[Pixels, Pixels]:
+    """The image bilinear and the label nearest, in the scaled size."""
     height, width = scaled_size((label_HW.shape[0], label_HW.shape[1]), scale, fit)
     if (height, width) == label_HW.shape:
         return image_HW3, label_HW
@@ -159,9 +159,9 @@ def resize(
 
 
 def pad(
-    image_HW3: np.ndarray, label_HW: np.ndarray, crop: tuple[int, int], left: int, ignore_index: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Extend to the crop at the bottom, by left at the left and for the rest at the right: by 0 and by ignore_index."""
+    image_HW3: Pixels, label_HW: Pixels, crop: tuple[int, int], left: int, ignore_index: int
+) -> tuple[Pixels, Pixels]:
+    """Extend to the crop at the bottom, by left at the left and the rest at the right, with 0 and with ignore_index."""
     below, beside = (max(whole - part, 0) for whole, part in zip(crop, label_HW.shape, strict=True))
     if not below and not beside:
         return image_HW3, label_HW

@@ -227,8 +227,8 @@ def test_the_built_in_set_is_found_but_not_drawn(tmp_path: Path, monkeypatch: py
     assert check.state == "ok"
     assert "drawn on first use" in check.detail
     assert list(tmp_path.iterdir()) == []
-    toyscapes.place().mkdir()
-    assert doctor._cache()[0].detail == f"{toyscapes.place()}, the built-in data set, drawn"
+    toyscapes.built_in_folder().mkdir()
+    assert doctor._cache()[0].detail == f"{toyscapes.built_in_folder()}, the built-in data set, drawn"
     monkeypatch.setenv("CCNET_CACHE", "/proc/nowhere")
     assert doctor._cache()[0].state == "fail"
 

@@ -283,14 +283,14 @@ def test_ten_more_crops_are_drawn_at_most():
     assert len(calls) == 2
 
 
-def test_the_largest_share_leaves_out_what_is_ignored():
+def test_the_largest_fraction_leaves_out_what_is_ignored():
     label = np.array([[0, 0, 0, 1], [255, 255, 2, 255]], np.uint8)
-    assert transforms.largest_share(label, 255) == 3 / 5
-    assert transforms.largest_share(label, 0) == 3 / 5
-    assert transforms.largest_share(np.full((3, 3), 255, np.uint8), 255) == 1
-    assert transforms.largest_share(np.full((3, 3), 4, np.uint8), 255) == 1
+    assert transforms.largest_fraction(label, 255) == 3 / 5
+    assert transforms.largest_fraction(label, 0) == 3 / 5
+    assert transforms.largest_fraction(np.full((3, 3), 255, np.uint8), 255) == 1
+    assert transforms.largest_fraction(np.full((3, 3), 4, np.uint8), 255) == 1
     # seen through a cut the pixels do not lie in one run
-    assert transforms.largest_share(label[:, 1:3], 255) == 2 / 3
+    assert transforms.largest_fraction(label[:, 1:3], 255) == 2 / 3
 
 
 def told_distortion(image, random):
@@ -356,8 +356,8 @@ def test_each_distortion_comes_half_of_the_time_and_keeps_its_range():
 def test_hue_is_turned_and_saturation_multiplied_as_colorsys_does():
     image = photograph(12, 12)
     turn, table = 11, (np.arange(256) + 11) % 180
-    turned = transforms._in_hsv(image, 0, table.astype(np.uint8))
-    paled = transforms._in_hsv(image, 1, (np.arange(256) // 2).astype(np.uint8))
+    turned = transforms._map_hsv(image, 0, table.astype(np.uint8))
+    paled = transforms._map_hsv(image, 1, (np.arange(256) // 2).astype(np.uint8))
     for (y, x), _ in np.ndenumerate(image[..., 0]):
         hue, saturation, value = colorsys.rgb_to_hsv(*(image[y, x, ::-1] / 255))
         expected = colorsys.hsv_to_rgb((hue + turn / 180) % 1, saturation, value)
