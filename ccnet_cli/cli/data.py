@@ -61,11 +61,11 @@ def data_make(
     """
     if dataset != "toyscapes":
         raise InputError(f"data set {dataset}", "cannot be made", "use toyscapes, the built-in one")
-    given = {"train": train, "val": val, "size": None if size is None else size_of(size), "seed": seed}
+    options = {"train": train, "val": val, "size": None if size is None else size_of(size), "seed": seed}
     from ccnet_cli.datasets.toyscapes import make
 
-    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    print(make(folder, shuffle_signals=shuffle_signals, **chosen))
+    changed: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    print(make(folder, shuffle_signals=shuffle_signals, **changed))
 
 
 @app.command(
@@ -82,7 +82,7 @@ def data_check(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="cityscapes, camvid, ade20k, voc, lip, cocostuff; told by the folders' names if left out.",
+            help="cityscapes, camvid, ade20k, voc, lip, cocostuff; recognised by its folders if left out.",
         ),
     ] = None,
     preset: Annotated[
@@ -107,8 +107,8 @@ def data_check(
     if dataset is None and preset is None:
         dataset = recognise(folder)
         detail(f"{folder}: the folders of {dataset}")
-    chosen = [] if dataset is None else [f"data.dataset={dataset}"]
-    settings = config.load(preset or "quickstart", [*chosen, *(overrides or ()), *path_of("data.root", folder)])
+    named = [] if dataset is None else [f"data.dataset={dataset}"]
+    settings = config.load(preset or "quickstart", [*named, *(overrides or ()), *path_of("data.root", folder)])
     reports = {}
     for name in split or ("train", "val"):
         source = open_source(settings.data, name, labels_required=False, verify=False)

@@ -369,7 +369,7 @@ def _loader(plan: Plan, source: datasets.Source, group: Group, start: int, first
         preset.train.batch,
         preset.seed,
         rank=group.rank,
-        world=group.world_size,
+        world_size=group.world_size,
         start_step=start,
         steps=preset.schedule.steps,
         first=first,

@@ -7,6 +7,7 @@ from typing import Any
 
 from ccnet_cli.datasets import ade20k, camvid, cityscapes, cocostuff, folder, lip, voc
 from ccnet_cli.datasets.dataset import DataSet, Split, holds
+from ccnet_cli.datasets.listing import Samples, pair
 from ccnet_cli.datasets.settings import Data, FolderData
 from ccnet_cli.errors import InputError
 from ccnet_cli.media.classes import Classes
@@ -18,10 +19,12 @@ __all__ = [
     "Data",
     "DataSet",
     "FolderData",
+    "Samples",
     "Split",
     "classes_of",
     "holds",
     "known_classes",
+    "pair",
     "recognise",
     "settings_of",
 ]
@@ -65,7 +68,7 @@ def known_classes() -> dict[str, Classes]:
 
 
 def recognise(folder: Path) -> str:
-    """The name of the data set whose folders lie here; InputError where they are no known one's."""
+    """The name of the data set in a folder, by its folders; InputError if they are no known one's."""
     for name, dataset in DATASETS.items():
         if dataset.recognise(folder):
             return name

@@ -1,4 +1,4 @@
-"""What a data set's own file says: DataSet; and what it is asked for: the files of a Split."""
+"""DataSet is what a data set's own file defines; a Split is what it lists the files of."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-# what label files may hold; it decides which mix-up can be recognised by the values
+# what label files hold; it decides which mistakes their values reveal
 LABEL_IDS, TRAIN_IDS, OWN_IDS = "labelIds", "trainIds", "ids"
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split whose files are to be listed: name is train, val or another; folder is what its folders are called."""
+    """A split to list: name is train, val or another, folder the name of its folders, data the settings."""
 
     data: Any
     root: Path
@@ -29,25 +29,25 @@ class Split:
 
     @property
     def unique(self) -> bool:
-        """Whether an image may come only once: it would count twice in a score."""
+        """Whether an image may occur only once, as it would count twice in a score."""
         return self.name != "train"
 
     def images(self, path: Path, expected: str) -> Path:
-        """The folder of the images; InputError says what was expected where there is none."""
+        """The folder of the images; InputError, with the layout expected, if it does not exist."""
         return require_folder(path, expected)
 
     def labels(self, path: Path, expected: str) -> Path:
-        """The folder of the labels; InputError where there is none although labels are required."""
+        """The folder of the labels; InputError if it does not exist and labels are required."""
         return require_folder(path, expected) if self.labels_required else path
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """What DATASETS holds under a name; list files, roots and the names of splits are the room's business.
+    """An entry of DATASETS; open_source does the rest: data.root, list files, names of splits, missing files.
 
-    classes: the classes, or a function that takes them from the settings. files: lists a split that has no list file.
-    A label file's value is that of a class in classes.label_ids or in values (value -> train id); ignored values and
-    data.ignore_index are void; all others are refused. converted: label files named labelTrainIds hold train ids.
+    classes may be a function of the settings. files lists a split that has no list file. The value of a pixel in a
+    label file is one of classes.label_ids, a key of values (whose train id it becomes), or ignored, as the value
+    data.ignore_index is; all other values are refused. converted: files named labelTrainIds hold train ids.
     """
 
     classes: Classes | Callable[[Any], Classes]
@@ -57,16 +57,16 @@ class DataSet:
     label_kind: str = OWN_IDS
     converted: bool = False
     settings: type[Data] = Data
-    # the names of split folders that are not the split's own: {"val": "validation"}
+    # names of splits whose folders are called otherwise: {"val": "validation"}
     folders: Mapping[str, str] = field(default_factory=dict)
     # whether a folder holds this data set, for `ccnet data check DIR`
     recognise: Callable[[Path], bool] = lambda _: False
-    # where the data set lies if data.root is not set
+    # the data set's folder if data.root is not set
     root: Callable[[], Path] | None = None
-    # a label file as an integer array (H, W), if it is no grey or palette image
+    # reads a label file into integers (H, W), if it is not a grey or palette PNG
     read_label: "Callable[[Path], np.ndarray] | None" = None
 
 
 def holds(*alternatives: tuple[str, ...]) -> Callable[[Path], bool]:
-    """A test for DataSet.recognise: whether all folders of one of the alternatives lie in a folder."""
+    """A function for DataSet.recognise: whether a folder holds all folders of one of the alternatives."""
     return lambda folder: any(all((folder / path).is_dir() for path in paths) for paths in alternatives)

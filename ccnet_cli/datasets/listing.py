@@ -33,7 +33,7 @@ class Sample:
 class Samples(Sequence[Sample]):
     """Rows (IMAGE, LABEL or None, NAME, LINE) of paths below a root, from a list file if listing names one.
 
-    A row becomes a Sample only when it is asked for: lists can be long.
+    Samples are made on access only, as lists can be long.
     """
 
     def __init__(self, root: Path, rows: Sequence[Row], listing: Path | None = None) -> None:
@@ -65,7 +65,7 @@ class Samples(Sequence[Sample]):
 
 
 def require_folder(path: Path, expected: str) -> Path:
-    """The path, if it is a folder; InputError says what was expected there."""
+    """The path, if it is a folder; InputError names the layout that was expected."""
     if not path.is_dir():
         why = "is not a folder" if path.exists() else "does not exist"
         raise InputError(f"folder {path}", why, f"expected {expected}; check data.root and the split's name")
@@ -84,7 +84,7 @@ def read_list(path: Path, root: Path, unique: bool, labels_required: bool) -> Sa
     unique refuses an image that comes twice.
     """
     text = _read_text(path)
-    # lists can be long: most need no check of every single entry
+    # lists can be long, and few need a check of every entry
     untidy = any(mark in f"\n{text}\n" for mark in UNTIDY)
     top = posixpath.normpath(root.absolute()).rstrip("/") + "/"
     first: dict[str, int] = {}
@@ -98,12 +98,11 @@ def read_list(path: Path, root: Path, unique: bool, labels_required: bool) -> Sa
             fix = "separate them by a tab if names hold blanks" if len(columns) > 2 else short
             raise InputError(f"{path} line {number}", f"two columns expected, found {len(columns)}", fix)
         if untidy:
-            columns = [_inside(entry, top, f"{path} line {number}") for entry in columns]
+            columns = [_relative_to_root(entry, top, f"{path} line {number}") for entry in columns]
         image = columns[0]
         name = posixpath.splitext(image)[0]
-        if unique and first.setdefault(name, number) != number:
-            why = f"names {name} again (line {first[name]}): it would count twice"
-            raise InputError(f"{path} line {number}", why, "remove one of the lines")
+        if unique:
+            _require_first(name, number, first, path)
         rows.append((image, columns[1] if len(columns) == 2 else None, name, number))
     if not rows:
         raise InputError(f"list {path}", "names no image", "write a line IMAGE LABEL for each")
@@ -111,8 +110,8 @@ def read_list(path: Path, root: Path, unique: bool, labels_required: bool) -> Sa
 
 
 def holds_train_ids(samples: Samples) -> bool:
-    """Whether the label files are named labelTrainIds; InputError where some of a list are and some are not."""
-    # entries of a list count with their folders
+    """Whether the label files are named labelTrainIds; InputError if only some of a list are."""
+    # in a list, the folders' names count too
     labels = (label if samples.listing else posixpath.basename(label) for _, label, *_ in samples.rows if label)
     kinds = {"labelTrainIds" in label for label in labels}
     if len(kinds) == 2 and samples.listing:
@@ -129,13 +128,19 @@ def read_names(path: Path, unique: bool) -> list[tuple[str, int]]:
             continue
         if "/" in name or name in (".", ".."):
             raise InputError(f"{path} line {number}", f"a name expected, found {name}", "write names without folders")
-        if first.setdefault(name, number) != number and unique:
-            why = f"names {name} again (line {first[name]}): it would count twice"
-            raise InputError(f"{path} line {number}", why, "remove one of the lines")
+        if unique:
+            _require_first(name, number, first, path)
         names.append((name, number))
     if not names:
         raise InputError(f"list {path}", "names no image", "write a name on each line")
     return names
+
+
+def _require_first(name: str, number: int, first: dict[str, int], path: Path) -> None:
+    """Note the line that a name comes first in; InputError at its second one."""
+    if first.setdefault(name, number) != number:
+        why = f"names {name} again (line {first[name]}): it would count twice"
+        raise InputError(f"{path} line {number}", why, "remove one of the lines")
 
 
 def name_pairs(
@@ -152,7 +157,7 @@ def name_pairs(
 
 def _read_text(path: Path) -> str:
     """A list file's text; bytes that are not UTF-8 are preserved, as the names of files may hold them."""
-    # OpenCV comes with it, and a preset is read without
+    # it loads OpenCV, which reading a preset must not
     from ccnet_cli.media.images import read_bytes
 
     content = read_bytes(path, "list")
@@ -165,12 +170,12 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _inside(entry: str, top: str, where: str) -> str:
-    """The entry relative to the root (top, with a slash at its end); one that leads out of it is refused."""
-    tidy = posixpath.normpath(posixpath.join(top, entry))
-    if not tidy.startswith(top):
+def _relative_to_root(entry: str, top: str, where: str) -> str:
+    """The entry relative to the root (top, with a slash at its end); InputError if it leads out of it."""
+    path = posixpath.normpath(posixpath.join(top, entry))
+    if not path.startswith(top):
         raise InputError(where, f"{entry} lies outside the data root {top}", "use paths inside it")
-    return tidy[len(top) :]
+    return path[len(top) :]
 
 
 def scan(top: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[str]:
@@ -180,7 +185,7 @@ def scan(top: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[str]:
     seen: set[str] = set()
     for base, folders, files in os.walk(top, followlinks=True):
         real = os.path.realpath(base)
-        # a link may lead back up
+        # a link may lead back to a parent
         if real in seen:
             folders.clear()
             continue
@@ -230,7 +235,7 @@ def existing(paths: Iterable[str]) -> Iterator[bool]:
 
 
 def require_files(samples: Samples, labels_required: bool) -> Samples:
-    """The samples, once every file is known to exist; without labels_required a missing label becomes None."""
+    """The samples if all their files exist, else InputError; without labels_required a missing label becomes None."""
     top = os.fspath(samples.root.absolute()).rstrip("/") + "/"
     for index, exists in enumerate(existing(_below(top, image) for image, *_ in samples.rows)):
         if not exists:
@@ -250,5 +255,5 @@ def require_files(samples: Samples, labels_required: bool) -> Samples:
 
 
 def _below(top: str, path: str) -> str:
-    # os.path.join, which takes three times as long, does no more for such a top
+    # a third of the time of os.path.join
     return path if path.startswith("/") else top + path

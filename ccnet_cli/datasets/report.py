@@ -1,7 +1,7 @@
-"""Whether a data set is fit for use: every pair read, every problem collected, every pixel counted."""
+"""Check a data set: read every pair, collect every problem, count every pixel."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from ccnet_cli.errors import InputError
 
 @dataclass(frozen=True)
 class Report:
-    """What check found: pixels by class name, ignored ones apart; sizes as WIDTHxHEIGHT; a line for each problem."""
+    """A check's result: pixels by class name, ignored ones apart; images by WIDTHxHEIGHT; a line for each problem."""
 
     dataset: str
     images: int
@@ -26,19 +26,11 @@ class Report:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, for JSON."""
-        return {
-            "dataset": self.dataset,
-            "images": self.images,
-            "labels": self.labels,
-            "sizes": self.sizes,
-            "pixels": self.pixels,
-            "ignored": self.ignored,
-            "problems": list(self.problems),
-        }
+        return asdict(self)
 
 
 def check(source: Source) -> Report:
-    """Read every image and label of a source; what is wrong with one does not stop the others."""
+    """Read every image and label of a source; a problem with one does not stop the check of others."""
     counts = np.zeros(256, np.int64)
     sizes: Counter[str] = Counter()
     problems: list[str] = []

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from bad_inputs import jpeg, photograph, png
 
-from ccnet_cli import config, datasets
-from ccnet_cli.datasets import cityscapes, folder, listing, recognise
+from ccnet_cli import datasets
+from ccnet_cli.datasets import cityscapes, folder, listing, recognise, settings_of
 from ccnet_cli.datasets.listing import Samples
 from ccnet_cli.datasets.report import check
 from ccnet_cli.datasets.source import load_label, load_pair, open_source
@@ -28,7 +28,7 @@ STREET = np.array([[7, 8, 11, 23], [26, 33, 0, 4], [24, 31, 29, 3]], np.uint8)
 def settings(root, dataset="folder", **keys):
     if dataset == "folder":
         keys.setdefault("classes", ["a", "b", "c"])
-    return config.Data(dataset=dataset, root=None if root is None else str(root), crop=(4, 4), **keys)
+    return settings_of(dataset)(dataset=dataset, root=None if root is None else str(root), crop=(4, 4), **keys)
 
 
 def put(path, content):

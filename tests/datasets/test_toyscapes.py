@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ccnet_cli import config
-from ccnet_cli.datasets import cityscapes, street, toyscapes
+from ccnet_cli.datasets import Data, cityscapes, street, toyscapes
 from ccnet_cli.datasets.source import load_label, open_source
 from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.media import images
@@ -142,7 +142,7 @@ def test_the_signal_reaches_vehicles_on_its_cross_in_one_pass_and_the_others_in_
 def test_the_real_reader_opens_what_was_made(tmp_path):
     root = toyscapes.make(tmp_path / "toys", train=5, val=2)
     assert [path.name for path in tmp_path.iterdir()] == ["toys"]
-    data = config.Data(dataset="toyscapes", root=str(root), crop=toyscapes.SIZE)
+    data = Data(dataset="toyscapes", root=str(root), crop=toyscapes.SIZE)
     source = open_source(data, "train")
     assert len(source.samples) == 5
     assert len(open_source(data, "val").samples) == 2

@@ -7,9 +7,8 @@ import torch
 from bad_inputs import photograph, png
 from torch.utils.data import DataLoader
 
-from ccnet_cli import config
 from ccnet_cli.commands.train import _quiet_worker
-from ccnet_cli.datasets import transforms
+from ccnet_cli.datasets import FolderData, transforms
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import load_pair, open_source
 from ccnet_cli.datasets.training import Augmentation, Item, TrainingSet, collate, raise_worker_errors, to_device
@@ -27,7 +26,7 @@ def source(tmp_path):
         image = photograph(20, 30, index)
         (tmp_path / f"images/train/{index}.png").write_bytes(png(image, colour=2))
         (tmp_path / f"labels/train/{index}.png").write_bytes(png(image[:, :, 0] // 86))
-    data = config.Data(dataset="folder", root=str(tmp_path), classes=["a", "b", "c"], crop=(24, 24))
+    data = FolderData(dataset="folder", root=str(tmp_path), classes=["a", "b", "c"], crop=(24, 24))
     return open_source(data, "train")
 
 

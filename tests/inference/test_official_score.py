@@ -11,8 +11,8 @@ import tiny
 import torch
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as scorer
 
-from ccnet_cli import cli, config
-from ccnet_cli.datasets import cityscapes
+from ccnet_cli import cli
+from ccnet_cli.datasets import Data, cityscapes
 from ccnet_cli.datasets.source import load_label, open_source
 from ccnet_cli.inference.metrics import Confusion
 
@@ -54,7 +54,7 @@ def same(figures, results, truth):
 @pytest.mark.parametrize("seed", range(3))
 def test_random_maps_are_scored_alike(seed, tmp_path):
     tiny.make_cityscapes(tmp_path, SIZES, "val", tmp_path)
-    source = open_source(config.Data(dataset="cityscapes", root=str(tmp_path), crop=(8, 8)), "val")
+    source = open_source(Data(dataset="cityscapes", root=str(tmp_path), crop=(8, 8)), "val")
     random = np.random.default_rng(seed)
     confusion = Confusion(19)
     for sample in source.samples:
