@@ -33,14 +33,6 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-@pytest.fixture(autouse=True)
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Benchmarks here are not to tell how fast anything is."""
-    measure = sys.modules.get("ccnet_cli.bench.measure")
-    if measure is not None:
-        monkeypatch.setattr(measure, "SETTLING", 0.0)
-
-
 @pytest.fixture
 def ccnet(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in a process of its own, in an empty folder or in `cwd`, and return what it printed."""

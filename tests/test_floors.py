@@ -139,7 +139,7 @@ def test_imports_go_down(module: str):
         ("images", "from ccnet_cli.errors import InputError", False),
         ("cli", "from ccnet_cli import __version__", False),
         ("cli.train", "from ccnet_cli.cli.options import Json", False),
-        ("bench.cost", "from ccnet_cli.bench import measure", False),
+        ("bench.cost", "from ccnet_cli.bench import meter", False),
         ("bench.cost", "from ccnet_cli.commands.predict import predict", True),
     ],
 )

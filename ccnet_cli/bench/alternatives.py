@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccnet_cli import ops
+from ccnet_cli.bench.request import Work
 from ccnet_cli.models.attention import CrissCrossAttention
 from ccnet_cli.models.network import CCNet
 
@@ -84,21 +85,12 @@ class Floor:
     """The matrix products of the criss-cross passes alone: no softmax, mask, residual or layout change.
 
     The projections are 1x1 convolutions, which torch computes faster than the same product as a matrix. What it
-    computes means nothing; it tells what is left to gain on an implementation in matrix products.
+    computes means nothing; it shows what an implementation in matrix products has left to gain.
     """
 
-    def __init__(
-        self,
-        size: tuple[int, int],
-        channels: int,
-        recurrence: int,
-        batch: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        H, W = size
-        reduced = reduced_channels(channels)
-        self.recurrence = recurrence
+    def __init__(self, work: Work, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        batch, channels, (H, W), reduced = work.batch, work.channels, work.size, work.reduced
+        self.recurrence = work.recurrence
         self.split = [reduced, reduced, channels]
         # zeros would stay finite however often the products are repeated, but some processors multiply them faster
         self.x_BHWC = (torch.rand(batch, H, W, channels, device=device) / channels).to(dtype)
@@ -156,11 +148,6 @@ class Floor:
         torch.bmm(weight[..., H:].transpose(1, 2), value, out=out)
         lines = out.transpose(0, 1)
         torch.baddbmm(lines, weight[..., :H].permute(1, 2, 0), value.transpose(0, 1), out=lines)
-
-
-def reduced_channels(channels: int) -> int:
-    """Channels of query and key, an eighth of the map's as in the authors' release."""
-    return max(channels // 8, 1)
 
 
 def _projections(attention: CrissCrossAttention) -> tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d]:

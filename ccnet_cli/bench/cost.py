@@ -1,94 +1,35 @@
 """The paper's table of costs: one to three passes of criss-cross attention beside the block that they replace."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli.bench import measure
 from ccnet_cli.bench.alternatives import NonLocal
-from ccnet_cli.bench.measure import Sheet
-from ccnet_cli.models import network as models
+from ccnet_cli.bench.meter import count_operations, open_meter, peak_bytes
+from ccnet_cli.bench.report import Column, Report, Row, Table
+from ccnet_cli.bench.request import Run, Work
 from ccnet_cli.models.attention import CrissCrossAttention, RecurrentCrissCross
 
 NON_LOCAL = "non-local"
-
-
-@dataclass(frozen=True)
-class Published:
-    """What the paper says: GFLOP, and memory in MB as printed there."""
-
-    gflop: float
-    memory: float
-
-
-# TPAMI, cost of context modules over the baseline for one image of 3x769x769, whose map is 512x97x97
+# TPAMI, cost of context modules over the baseline for one image of 3x769x769, whose map is 512x97x97: GFLOP, and memory
+# in MB as printed there
 PUBLISHED_AT = ((97, 97), 512, 1)
-PUBLISHED = {"RCCA R=2": Published(16.5, 127), NON_LOCAL: Published(108, 1411)}
+PUBLISHED = {"RCCA R=2": {"gflop": 16.5, "memory": 127}, NON_LOCAL: {"gflop": 108, "memory": 1411}}
+COLUMNS = (
+    Column("module", "name"),
+    Column("GFLOP", "gflop", ".2f"),
+    Column("counted", "counted", ".2f"),
+    Column("MiB infer", "inference_memory", ".1f"),
+    Column("MiB forward", "training_memory", ".1f"),
+    Column("MiB + backward", "step_memory", ".1f"),
+    Column("paper GFLOP", lambda row: row["published"] and row["published"]["gflop"], "g"),
+    Column("paper MB", lambda row: row["published"] and row["published"]["memory"], "g"),
+)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One module: GFLOP of its forward pass by the formula and as torch counts them; memory in MiB; see cost."""
-
-    name: str
-    gflop: float
-    counted: float
-    inference_memory: float
-    training_memory: float
-    step_memory: float
-    published: Published | None
-
-
-@dataclass(frozen=True)
-class Report:
-    """The table, and what it was measured on."""
-
-    size: tuple[int, int]
-    channels: int
-    batch: int
-    device: str
-    torch: str
-    rows: tuple[Row, ...]
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain types, fit for JSON; "published", never measured here, is null where the paper has no such figure."""
-        return asdict(self) | {"size": list(self.size), "rows": [asdict(row) for row in self.rows]}
-
-    def sheets(self) -> Iterator[Sheet]:
-        """What is printed of it."""
-        rows = [
-            (
-                row.name,
-                f"{row.gflop:.2f}",
-                f"{row.counted:.2f}",
-                f"{row.inference_memory:.1f}",
-                f"{row.training_memory:.1f}",
-                f"{row.step_memory:.1f}",
-                *((f"{row.published.gflop:g}", f"{row.published.memory:g}") if row.published else ("", "")),
-            )
-            for row in self.rows
-        ]
-        title = f"{self.batch} x {self.channels} x {self.size[0]}x{self.size[1]}, {self.device}, torch {self.torch}; "
-        title += "GFLOP forward, MiB at the peak above input and weights: inference, forward pass of training, that "
-        title += "with backward"
-        columns = (
-            "module",
-            "GFLOP",
-            "counted",
-            "MiB infer",
-            "MiB forward",
-            "MiB + backward",
-            "paper GFLOP",
-            "paper MB",
-        )
-        yield Sheet(title, columns, rows)
-
-
-def cost(size: tuple[int, int] = (97, 97), channels: int = 512, batch: int = 1, device: str = "auto") -> Report:
-    """What each module alone adds to a network, in float32 on a map (batch, channels, *size).
+def measure(work: Work, device: str = "auto") -> Report:
+    """What each module alone adds to a network, in float32 on a map; work's recurrence is not looked at.
 
     Memory is the most bytes that torch's allocator had handed out during a call above those that lived before it: the
     incoming map and the weights are not in it, the result is. Inference keeps nothing for later, the forward pass of
@@ -97,26 +38,33 @@ def cost(size: tuple[int, int] = (97, 97), channels: int = 512, batch: int = 1, 
 
     The formula counts the least: H + W - 1 positions for each pixel, and the biases. Torch counts the products that
     ran: criss-cross operators compute H + W positions, a pixel's own in its column too, where it is masked, and adding
-    a bias is no product. Raises InputError for a map too large for a non-local block.
+    a bias is no product. "published", never measured here, is null where the paper has no such figure. Raises
+    InputError for a map too large for a non-local block.
     """
-    place = models.device(device)
-    measure.check_memory(size, batch, place, "use a smaller size")
-    # channels innermost, as in training
-    x_BHWC, grad_BHWC = torch.randn(2, batch, *size, channels, device=place)
-    x_BCHW, grad_BCHW = x_BHWC.permute(0, 3, 1, 2), grad_BHWC.permute(0, 3, 1, 2)
-    attention = CrissCrossAttention(channels).to(place)
-    passes = {f"RCCA R={r}": (RecurrentCrissCross(attention, r), r, None) for r in (1, 2, 3)}
-    modules = passes | {NON_LOCAL: (NonLocal(attention), 1, size[0] * size[1])}
-    published = PUBLISHED if (size, channels, batch) == PUBLISHED_AT else {}
-    rows = []
-    for name, (module, recurrence, keys) in modules.items():
-        gflop = measure.formula(size, channels, recurrence, batch, keys)
-        rows.append(Row(name, gflop, *_measured(module, x_BCHW, grad_BCHW), published.get(name)))
-    return Report(size, channels, batch, str(place), torch.__version__, tuple(rows))
+    with open_meter(Run(device)) as meter:
+        meter.check_memory(work, "use a smaller size")
+        # channels innermost, as in training
+        x_BHWC, grad_BHWC = torch.randn(2, work.batch, *work.size, work.channels, device=meter.device)
+        x_BCHW, grad_BCHW = x_BHWC.permute(0, 3, 1, 2), grad_BHWC.permute(0, 3, 1, 2)
+        attention = CrissCrossAttention(work.channels).to(meter.device)
+        modules: dict[str, tuple[nn.Module, Work]] = {
+            f"RCCA R={r}": (RecurrentCrissCross(attention, r), replace(work, recurrence=r)) for r in (1, 2, 3)
+        }
+        modules[NON_LOCAL] = NonLocal(attention), work.non_local()
+        published = PUBLISHED if (work.size, work.channels, work.batch) == PUBLISHED_AT else {}
+        rows = [
+            {"name": name, "gflop": own.gflop, **_measure(module, x_BCHW, grad_BCHW), "published": published.get(name)}
+            for name, (module, own) in modules.items()
+        ]
+        values = {"size": work.size, "channels": work.channels, "batch": work.batch, "device": str(meter.device)}
+        title = f"{work}, {meter.device}, torch {torch.__version__}; "
+        title += "GFLOP forward, MiB at the peak above input and weights: inference, forward pass "
+        title += "of training, that with backward"
+        return Report({**values, "torch": torch.__version__, "rows": rows}, [Table(title, COLUMNS, rows)])
 
 
-def _measured(module: nn.Module, x_BCHW: Tensor, grad_BCHW: Tensor) -> tuple[float, float, float, float]:
-    """GFLOP that torch counts, and the three memories of a Row."""
+def _measure(module: nn.Module, x_BCHW: Tensor, grad_BCHW: Tensor) -> Row:
+    """GFLOP that torch counts, and the memory of the three uses, in MiB."""
     plain_BCHW, leaves = x_BCHW.detach(), [x_BCHW.requires_grad_(), *module.parameters()]
 
     def infer() -> None:
@@ -130,5 +78,6 @@ def _measured(module: nn.Module, x_BCHW: Tensor, grad_BCHW: Tensor) -> tuple[flo
         # the first call measures which implementation to take, and that is no part of what a call costs
         infer()
         step()
-    memories = (measure.peak(call, x_BCHW.device) / 2**20 for call in (infer, lambda: module(x_BCHW), step))
-    return measure.counted(infer) / 1e9, *memories
+    calls = {"inference_memory": infer, "training_memory": lambda: module(x_BCHW), "step_memory": step}
+    memory = {key: peak_bytes(call, x_BCHW.device) / 2**20 for key, call in calls.items()}
+    return {"counted": count_operations(infer) / 1e9, **memory}

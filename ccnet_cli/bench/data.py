@@ -1,13 +1,12 @@
 """What a training sample costs, from its files to the network: the authors' way, whole pictures, crops, decoding."""
 
-import functools
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,20 @@ import torch
 from torch.utils.data import DataLoader
 
 from ccnet_cli import config
-from ccnet_cli.bench import measure
-from ccnet_cli.bench.measure import Sheet, Timing
+from ccnet_cli.bench.meter import WARM_UP, Meter, open_meter
+from ccnet_cli.bench.report import Column, Report, Row, Spread, Table, spread_columns
+from ccnet_cli.bench.request import Run
 from ccnet_cli.datasets import transforms
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import Source, load_pair, open_source
 from ccnet_cli.datasets.training import Augmentation, TrainingSet, collate, raise_worker_errors, to_device
 from ccnet_cli.media import images, pixels
 from ccnet_cli.media.images import cv2
-from ccnet_cli.models import network as models
 
 # H, W a picture; h, w the crop
 
 OFFICIAL = "official"
-TELLS = {
+DESCRIPTIONS = {
     OFFICIAL: "the authors' way: all of it scaled, subtracted in float32, padded, cut, transposed, mirrored",
     "whole": "all of it scaled, cut, normalised by table, padded, mirrored",
     "sample": "what a worker does: only what the crop needs scaled, bytes handed on",
@@ -43,117 +42,52 @@ PRESET = "cityscapes-r2"
 MEASURED, BEFORE = 8, 2
 
 
-@dataclass(frozen=True)
-class Row:
-    """One way to a sample; ratio is its median over the official one's."""
-
-    name: str
-    what: str
-    time: Timing
-    ratio: float
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Images per second that a loader hands to the network, once its workers run; median, least and greatest."""
-
-    workers: int
-    median: float
-    least: float
-    greatest: float
+# ratio is to official's median
+COLUMNS = (
+    Column("one sample", "name"),
+    *spread_columns("time", ".1f"),
+    Column("ratio", "ratio", ".2f"),
+    Column("", "what"),
+)
+# images per second that a loader hands to the network, once its workers run
+RATE_COLUMNS = (
+    Column("workers", "workers"),
+    Column("images/s", "median", ".1f"),
+    Column("least", "least", ".1f"),
+    Column("greatest", "greatest", ".1f"),
+)
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows and rates with pictures of a size (the first one's, where they differ) whose files have so many bytes."""
-
-    size: tuple[int, int]
-    bytes: float
-    rows: tuple[Row, ...]
-    rates: tuple[Rate, ...]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was measured, where, and how."""
-
-    preset: str
-    crop: tuple[int, int]
-    batch: int
-    repeats: int
-    device: str
-    threads: int
-    torch: str
-    opencv: str
-    tables: tuple[Table, ...]
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain types, fit for JSON; "time" is milliseconds, "bytes" the mean of image and label together."""
-        return asdict(self)
-
-    def sheets(self) -> Iterator[Sheet]:
-        """What is printed of it."""
-        cut = "x".join(str(side) for side in self.crop)
-        for found in self.tables:
-            height, width = found.size
-            title = f"{height}x{width} ({found.bytes / 1e6:.1f} MB) to {cut} as {self.preset} cuts, {self.device}"
-            title += f", {self.threads} threads, OpenCV {self.opencv}, median of {self.repeats}"
-            rows = [
-                (
-                    row.name,
-                    *row.time.cells(1),
-                    f"{row.ratio:.2f}",
-                    row.what,
-                )
-                for row in found.rows
-            ]
-            yield Sheet(title, ("one sample", "ms", "least", "greatest", "ratio", ""), rows)
-            rates = [
-                (str(rate.workers), *(f"{number:.1f}" for number in (rate.median, rate.least, rate.greatest)))
-                for rate in found.rates
-            ]
-            yield Sheet(f"batches of {self.batch}, normalised", ("workers", "images/s", "least", "greatest"), rates)
-
-
-def data(
-    preset: config.Preset | None = None,
-    sizes: Sequence[tuple[int, int]] = ((1024, 2048),),
+def measure(
+    preset: config.Preset | None,
+    sizes: Sequence[tuple[int, int]],
+    run: Run,
     crop: tuple[int, int] | None = None,
     workers: Sequence[int] = (0, 1, 2),
     batch: int = 4,
-    threads: int | None = None,
-    repeats: int = 30,
-    device: str = "auto",
 ) -> Report:
     """Measure one sample's ways and a loader's rate on a preset's training data, or on made pictures of these sizes.
 
-    Every round takes another sample and runs every way with the same scale, place and mirror, so that a busy machine
+    Every round takes another sample and runs every way with the same scale, location and mirror, so that a busy machine
     slows them alike. All but the official way give the same pixels, which is checked first.
     """
-    place = models.device(device)
-    with measure.threads(threads) as count:
-        tables = []
+    with open_meter(run) as meter:
+        measured = []
         for size in sizes if preset is None else sizes[:1]:
-            with _made(size) if preset is None else _given(preset) as used:
+            with _made(size) if preset is None else nullcontext(preset) as used:
                 if crop is not None:
                     used = used.model_copy(update={"data": used.data.model_copy(update={"crop": crop})})
-                tables.append(_table(used, workers, batch, repeats, place))
-        return Report(
-            preset=PRESET if preset is None else preset.name,
-            crop=used.data.crop,
-            batch=batch,
-            repeats=repeats,
-            device=str(place),
-            threads=count,
-            torch=torch.__version__,
-            opencv=cv2.__version__,
-            tables=tuple(tables),
-        )
-
-
-@contextmanager
-def _given(preset: config.Preset) -> Iterator[config.Preset]:
-    yield preset
+                measured.append(_measure(used, workers, batch, meter))
+        name, cut = PRESET if preset is None else preset.name, used.data.crop
+        tables = []
+        for one in measured:
+            height, width = one["size"]
+            title = f"{height}x{width} ({one['bytes'] / 1e6:.1f} MB) to {cut[0]}x{cut[1]} as {name} cuts, "
+            title += f"{meter.device}, {meter.threads} threads, OpenCV {cv2.__version__}, median of {meter.repeats}"
+            tables.append(Table(title, COLUMNS, one["rows"]))
+            tables.append(Table(f"batches of {batch}, normalised", RATE_COLUMNS, one["rates"]))
+        values = {"preset": name, "crop": cut, "batch": batch, **meter.values(), "opencv": cv2.__version__}
+        return Report({**values, "tables": measured}, tables)
 
 
 @contextmanager
@@ -187,31 +121,30 @@ def photograph(random: np.random.Generator, size: tuple[int, int]) -> tuple[imag
     return np.clip(picture, 0, 255).astype(np.uint8), label
 
 
-def _table(preset: config.Preset, workers: Sequence[int], batch: int, repeats: int, device: torch.device) -> Table:
+def _measure(preset: config.Preset, workers: Sequence[int], batch: int, meter: Meter) -> dict[str, Any]:
+    """Rows and rates, the size of the first picture, and the mean bytes of an image and its label together."""
     source = open_source(preset.data, "train")
-    ways = _ways(preset, source, device)
+    ways = _ways(preset, source, meter.device)
     for key in _keys(source, 2):
         _same(ways["whole"](key), ways["arrived"](key), 1 / min(preset.model.std))
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    # the first round warms up
-    for round, key in enumerate(_keys(source, repeats + 1)):
-        for name, way in ways.items():
-            spent = measure.elapsed(functools.partial(way, key), device)
-            if round:
-                taken[name].append(spent)
-    official = statistics.median(taken[OFFICIAL])
-    rows = (
-        Row(name, TELLS[name], Timing(*_spread(spent)), statistics.median(spent) / official)
-        for name, spent in taken.items()
-    )
+    keys = _keys(source, WARM_UP[meter.device.type] + meter.repeats)
+    times = meter.alternate({name: partial(_next, way, iter(keys)) for name, way in ways.items()})
+    rows = [
+        {"name": name, "what": DESCRIPTIONS[name], "time": time, "ratio": time.median / times[OFFICIAL].median}
+        for name, time in times.items()
+    ]
     first = [source.samples[index] for index in range(min(len(source.samples), PICTURES))]
     files = [path for sample in first for path in (sample.image, sample.label) if path]
-    return Table(
-        size=images.size(first[0].image),
-        bytes=sum(path.stat().st_size for path in files) / len(first),
-        rows=tuple(rows),
-        rates=tuple(_rates(preset, source, workers, batch, device)),
-    )
+    return {
+        "size": images.size(first[0].image),
+        "bytes": sum(path.stat().st_size for path in files) / len(first),
+        "rows": rows,
+        "rates": list(_rates(preset, source, workers, batch, meter.device)),
+    }
+
+
+def _next(way: Callable[[tuple[int, int]], Any], keys: Iterator[tuple[int, int]]) -> None:
+    way(next(keys))
 
 
 def _keys(source: Source, count: int) -> list[tuple[int, int]]:
@@ -261,7 +194,7 @@ def _ways(preset: config.Preset, source: Source, device: torch.device) -> dict[s
         return image[0], label[0]
 
     ways = (official_way, whole, training.__getitem__, arrived, plain)
-    return dict(zip(TELLS, ways, strict=True))
+    return dict(zip(DESCRIPTIONS, ways, strict=True))
 
 
 def official(
@@ -300,7 +233,7 @@ def _same(whole: tuple[torch.Tensor, torch.Tensor], arrived: tuple[torch.Tensor,
 
 def _rates(
     preset: config.Preset, source: Source, workers: Sequence[int], batch: int, device: torch.device
-) -> Iterator[Rate]:
+) -> Iterator[Row]:
     """Rates of a loader that does nothing else than to be waited for."""
     training = _training(preset, source)
     for count in workers:
@@ -321,8 +254,4 @@ def _rates(
         pace = max(count, 1)
         gaps = [arrivals[at + pace] - arrivals[at] for at in range(before - 1, before + measured - pace, pace)]
         rates = [pace * batch / gap for gap in gaps]
-        yield Rate(count, *_spread(rates))
-
-
-def _spread(values: Sequence[float]) -> tuple[float, float, float]:
-    return statistics.median(values), min(values), max(values)
+        yield {"workers": count, **asdict(Spread.of(rates))}

@@ -1,19 +1,18 @@
 """Evaluation around the network: from the tiles' logits to the confusion matrix, three ways, alternating."""
 
-import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccnet_cli.bench import measure
-from ccnet_cli.bench.measure import Sheet
+from ccnet_cli.bench.meter import Meter, open_meter
+from ccnet_cli.bench.report import Column, Report, Row, Table
+from ccnet_cli.bench.request import Run
 from ccnet_cli.inference import scores
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.views import Views, batch_scores, tile_starts, tile_stride
@@ -21,59 +20,18 @@ from ccnet_cli.inference.views import Views, batch_scores, tile_starts, tile_str
 MODES = ("whole", "sliding")
 # of a network that sees an image of 769 x 769 as 97 x 97
 STRIDE = 8
-CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way at one size: milliseconds of an image, ratio of the medians official / this one, MiB at the peak.
-
-    memory is what the process held above what it held before; what an allocator kept of an earlier call is not in it.
-    """
-
-    size: tuple[int, int]
-    mode: str
-    name: str
-    median: float
-    least: float
-    greatest: float
-    ratio: float
-    memory: float | None
-
-
-@dataclass(frozen=True)
-class Report:
-    """The table, and what it was measured on."""
-
-    classes: int
-    tile: tuple[int, int]
-    threads: int
-    repeats: int
-    torch: str
-    rows: tuple[Row, ...]
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain types, fit for JSON."""
-        return asdict(self)
-
-    def sheets(self) -> Iterator[Sheet]:
-        """What is printed of it."""
-        rows = [
-            (
-                f"{row.size[0]}x{row.size[1]}",
-                row.mode,
-                row.name,
-                *(f"{time:.1f}" for time in (row.median, row.least, row.greatest)),
-                f"{row.ratio:.1f}",
-                "" if row.memory is None else f"{row.memory:.0f}",
-            )
-            for row in self.rows
-        ]
-        title = (
-            f"{self.classes} classes, tiles {self.tile[0]}x{self.tile[1]}, {self.threads} threads, torch {self.torch}, "
-        )
-        title += f"{self.repeats} rounds; milliseconds of an image, how many times as fast as official, MiB at the peak"
-        yield Sheet(title, ("size", "mode", "way", "median", "least", "greatest", "ratio", "MiB"), rows)
+# milliseconds of an image; ratio is official's median over this one's; memory is MiB that the process held at the peak
+# above what it held before: what an allocator kept of an earlier call is not in it
+COLUMNS = (
+    Column("size", "size"),
+    Column("mode", "mode"),
+    Column("way", "name"),
+    Column("median", "median", ".1f"),
+    Column("least", "least", ".1f"),
+    Column("greatest", "greatest", ".1f"),
+    Column("ratio", "ratio", ".1f"),
+    Column("MiB", "memory", ".0f"),
+)
 
 
 class Ready(nn.Module):
@@ -95,21 +53,21 @@ class Ready(nn.Module):
         return self.known[height, width].expand(len(x_BCHW), -1, -1, -1)
 
 
-def evaluation(
-    sizes: Sequence[tuple[int, int]] = ((1024, 2048),),
-    classes: int = 19,
-    tile: tuple[int, int] = (769, 769),
-    threads: int | None = None,
-    repeats: int = 5,
+def measure(
+    sizes: Sequence[tuple[int, int]], run: Run, classes: int = 19, tile: tuple[int, int] = (769, 769)
 ) -> Report:
     """Time and memory per image of each size, whole and sliding, the network replaced by logits of an eighth of a side.
 
     official: what the authors' evaluation does, written anew; torch and numba: the two implementations of Scores. All
     three count the same labels, or RuntimeError is raised before anything is timed.
     """
-    with measure.threads(threads) as count:
-        rows = [row for size in sizes for mode in MODES for row in _rows(size, mode, classes, tile, repeats)]
-        return Report(classes, tile, count, repeats, torch.__version__, tuple(rows))
+    with open_meter(run) as meter, torch.inference_mode():
+        rows = [row for size in sizes for mode in MODES for row in _rows(size, mode, classes, tile, meter)]
+        threads, repeats, version = meter.threads, meter.repeats, torch.__version__
+        title = f"{classes} classes, tiles {tile[0]}x{tile[1]}, {threads} threads, torch {version}, {repeats} rounds; "
+        title += "milliseconds of an image, how many times as fast as official, MiB at the peak"
+        values = {"classes": classes, "tile": tile, "threads": threads, "repeats": repeats, "torch": version}
+        return Report({**values, "rows": rows}, [Table(title, COLUMNS, rows)])
 
 
 def official(
@@ -134,40 +92,41 @@ def official(
     return np.bincount(found, minlength=classes**2).reshape(classes, classes)
 
 
-def _rows(size: tuple[int, int], mode: str, classes: int, tile: tuple[int, int], repeats: int) -> list[Row]:
+def _rows(size: tuple[int, int], mode: str, classes: int, tile: tuple[int, int], meter: Meter) -> list[Row]:
     random = np.random.default_rng(0)
     label = random.integers(0, classes, size, dtype=np.uint8)
     label[random.random(size) < 0.1] = 255
     network, image = Ready(classes), torch.zeros(1, 3, *size)
 
-    def ours(implementation: str) -> np.ndarray:
+    def count(implementation: str) -> np.ndarray:
         confusion = Confusion(classes)
-        (found,) = batch_scores(network, image, Views(mode, tile), CPU)
-        confusion.merge(found.compare(label, 255, implementation)[1])
+        (scored,) = batch_scores(network, image, Views(mode, tile), meter.device)
+        confusion.merge(scored.compare(label, 255, implementation)[1])
         return confusion.matrix.numpy()
 
-    ways: dict[str, Callable[[], np.ndarray]] = {
+    calls: dict[str, Callable[[], np.ndarray]] = {
         "official": partial(official, network, image, label, classes, tile if mode == "sliding" else None)
     }
-    ways |= {name: partial(ours, name) for name in reversed(scores.IMPLEMENTATIONS)}
-    with torch.inference_mode():
-        expected = ways["official"]()
-        memories = {}
-        for name, way in ways.items():
-            # what is loaded, compiled or kept once is no part of an image
-            way()
-            memories[name] = resident(way)
-            if np.abs(way() - expected).sum() > 1e-4 * expected.sum():
-                raise RuntimeError(f"{name} counts otherwise than official")
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(repeats):
-            for name, way in ways.items():
-                times[name].append(measure.elapsed(way, CPU))
-    base = statistics.median(times["official"])
+    calls |= {name: partial(count, name) for name in reversed(scores.IMPLEMENTATIONS)}
+    expected = calls["official"]()
+    memory = {}
+    for name, call in calls.items():
+        # what is loaded, compiled or kept once is no part of an image
+        call()
+        memory[name] = resident(call)
+        if np.abs(call() - expected).sum() > 1e-4 * expected.sum():
+            raise RuntimeError(f"{name} counts otherwise than official")
+    times = meter.alternate(calls)
     return [
-        Row(size, mode, name, median, min(own), max(own), base / median, memories[name])
-        for name, own in times.items()
-        for median in [statistics.median(own)]
+        {
+            "size": size,
+            "mode": mode,
+            "name": name,
+            **asdict(time),
+            "ratio": times["official"].median / time.median,
+            "memory": memory[name],
+        }
+        for name, time in times.items()
     ]
 
 

@@ -1,16 +1,18 @@
 """What the CUDA kernels do on a GPU: whether they are right, whether they behave, how fast they are; one report."""
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ccnet_cli import ops
-from ccnet_cli.bench import attention, measure
-from ccnet_cli.bench.measure import Sheet
+from ccnet_cli.bench import attention
+from ccnet_cli.bench.meter import Meter
+from ccnet_cli.bench.report import Column, Report, Row, Table
+from ccnet_cli.bench.request import Run, Work
 from ccnet_cli.errors import InputError, notice, out_of_memory
 from ccnet_cli.models import network as models
 from ccnet_cli.ops import cuda
@@ -30,147 +32,135 @@ SHAPES = (
 # relative to the largest entry: rounding of what is stored
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 RESULTS = ("output", "gradient of query", "gradient of key", "gradient of value")
-TIMED = ((97, 97), (129, 257))
+SIZES = ((97, 97), (129, 257))
 ROWS = ("reference", "gemm", "numba", attention.OFFICIAL, attention.FLOOR)
 REPEATS = 20
 # what the kernels on tensor cores take; they are off until reports like this one confirm them
 TENSOR = (torch.float32, torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class Check:
-    """One question, whether the answer was as it must be, and what was found."""
-
-    name: str
-    passed: bool
-    found: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that was asked of one GPU; timings are reports of attention.attention, or what was in their way.
-
-    tensor: milliseconds of one pass of the kernels without and with tensor cores, by size and type.
-    """
-
-    environment: dict[str, Any]
-    gpu: dict[str, Any]
-    checks: tuple[Check, ...]
-    choices: dict[str, str]
-    timings: tuple[dict[str, Any], ...]
-    tensor: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    @property
-    def failed(self) -> int:
-        """How many checks were not passed, timings that failed too."""
-        return sum(not check.passed for check in self.checks) + sum("error" in timing for timing in self.timings)
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain types, fit for JSON."""
-        return asdict(self) | {"failed": self.failed}
-
-    def sheets(self) -> Iterator[Sheet]:
-        """What is printed of it."""
-        checks = [(check.name, "passed" if check.passed else "FAILED", check.found) for check in self.checks]
-        yield Sheet(None, ("check", "", "found"), checks)
-        timings = [
-            (
-                f"{timing['size'][0]}x{timing['size'][1]}",
-                timing["precision"],
-                row["name"],
-                f"{row['forward']['median']:.3f}",
-                f"{row['both']['median']:.3f}",
-                f"{row['bandwidth']:.0f}",
-                f"{row['rate']:.1f}",
-            )
-            for timing in self.timings
-            for row in timing.get("rows", ())
-        ]
-        columns = ("size", "precision", "formulation", "forward ms", "+ backward ms", "GB/s", "TFLOP/s")
-        yield Sheet("attention, 1 x 512, R=2; rates are of the forward pass", columns, timings)
-        cores = [(name, f"{ms['without']:.3f}", f"{ms['with']:.3f}") for name, ms in self.tensor.items()]
-        if cores:
-            title = "one pass of our kernels, whose tensor cores nothing uses yet"
-            yield Sheet(title, ("size and type", "forward ms", "with tensor cores"), cores)
+CHECKS = (
+    Column("check", "name"),
+    Column("", lambda row: "passed" if row["passed"] else "FAILED"),
+    Column("found", "found"),
+)
+TIMINGS = (
+    Column("size", "size"),
+    Column("precision", "precision"),
+    Column("formulation", "name"),
+    Column("forward ms", "forward", ".3f"),
+    Column("+ backward ms", "both", ".3f"),
+    Column("GB/s", "bandwidth", ".0f"),
+    Column("TFLOP/s", "rate", ".1f"),
+)
+# milliseconds of one pass of the kernels without and with tensor cores
+CORES = (
+    Column("size and type", "name"),
+    Column("forward ms", "without", ".3f"),
+    Column("with tensor cores", "with", ".3f"),
+)
+# what a check answers: whether all is as it must be, and what was seen
+Answer = tuple[bool, str]
 
 
-def report(device: str = "cuda") -> Report:
-    """Check the kernels on a GPU, then time them; a failure is a line of the report and does not end it.
+def examine(device: str = "cuda", sizes: Sequence[tuple[int, int]] = SIZES) -> Report:
+    """Check the kernels on a GPU, then time them at sizes; a failure is a line of the report and does not end it.
 
-    InputError where there is no GPU, and where the kernels cannot be compiled.
+    Timings are reports of attention.measure, or the error of one. InputError where there is no GPU, and where the
+    kernels cannot be compiled.
     """
     if not torch.cuda.is_available():
         raise InputError("ccnet bench gpu", "torch sees no GPU here", "run it on a machine with one, and a CUDA torch")
-    place = models.device(device)
-    if place.type != "cuda":
+    gpu = models.device(device)
+    if gpu.type != "cuda":
         raise InputError(f"device {device}", "not a GPU", "use cuda or cuda:N")
     # kernels that do not compile are refused here, in one line
-    ops.criss_cross(*inputs((1, 1, 1, 1, 1), torch.float32, place), "numba")
-    cores = torch.cuda.get_device_capability(place) >= (8, 0)
-    found, choices = [], ops.Choices()
-    for name, check in [*checks(place, choices), *(tensor_checks(place) if cores else ())]:
-        found.append(answered(name, check))
-        notice(f"{'passed' if found[-1].passed else 'FAILED'}: {name} ({found[-1].found})")
-    timings = tuple(timed(size, precision, device) for size in TIMED for precision in ("fp32", "bf16"))
+    ops.criss_cross(*inputs((1, 1, 1, 1, 1), torch.float32, gpu), "numba")
+    cores = torch.cuda.get_device_capability(gpu) >= (8, 0)
+    answers, choices = [], ops.Choices()
+    for name, check in [*checks(gpu, choices), *(tensor_checks(gpu) if cores else ())]:
+        answers.append(answer(name, check))
+        notice(f"{'passed' if answers[-1]['passed'] else 'FAILED'}: {name} ({answers[-1]['found']})")
+    timings = [time_attention(size, precision, device) for size in sizes for precision in ("fp32", "bf16")]
     # what failed is among the checks already
-    tensor = _tensor_timings(place) if cores and all(check.passed for check in found) else {}
-    return Report(environment(place, 1), _properties(place), tuple(found), choices.export(), timings, tensor)
+    tensor = _time_tensor_cores(gpu, sizes) if cores and all(row["passed"] for row in answers) else {}
+    values = {"environment": environment(gpu, 1), "gpu": _properties(gpu), "checks": answers}
+    return report({**values, "choices": choices.export(), "timings": timings, "tensor": tensor})
+
+
+def report(values: dict[str, Any]) -> Report:
+    """The report of what was found, with the number of checks and timings that failed."""
+    checks, timings, tensor = values["checks"], values["timings"], values["tensor"]
+    failed = sum(not check["passed"] for check in checks) + sum("error" in timing for timing in timings)
+    rows = [
+        {**row, "size": tuple(timing["size"]), "precision": timing["precision"]}
+        for timing in timings
+        for row in timing.get("rows", ())
+    ]
+    tables = [Table(None, CHECKS, checks)]
+    tables.append(Table("attention, 1 x 512, R=2; rates are of the forward pass", TIMINGS, rows))
+    if tensor:
+        cores = [{"name": name, **times} for name, times in tensor.items()]
+        tables.append(Table("one pass of our kernels, whose tensor cores nothing uses yet", CORES, cores))
+    return Report({**values, "failed": failed}, tables)
 
 
 def _properties(device: torch.device) -> dict[str, Any]:
-    found = torch.cuda.get_device_properties(device)
+    properties = torch.cuda.get_device_properties(device)
     return {
-        "name": found.name,
-        "capability": f"{found.major}.{found.minor}",
-        "multiprocessors": found.multi_processor_count,
-        "bytes": found.total_memory,
-        "cache": found.L2_cache_size,
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "bytes": properties.total_memory,
+        "cache": properties.L2_cache_size,
     }
 
 
-def checks(device: torch.device, choices: ops.Choices) -> Iterator[tuple[str, Callable[[], tuple[bool, str]]]]:
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def checks(device: torch.device, choices: ops.Choices) -> Iterator[tuple[str, Callable[[], Answer]]]:
     """Name and question of each check."""
-    for shape in SHAPES:
-        for dtype in TOLERANCES:
-            words = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
-            yield f"parity {words}", lambda shape=shape, dtype=dtype: parity(inputs(shape, dtype, device), "numba")
+    for shape, dtype in product(SHAPES, TOLERANCES):
+        name = f"parity {'x'.join(map(str, shape))} {_name(dtype)}"
+        yield name, lambda shape=shape, dtype=dtype: check_parity(inputs(shape, dtype, device), "numba")
     usual = inputs(SHAPES[0], torch.float32, device)
-    yield "repeated runs", lambda: equal(step(usual, "numba"), step(usual, "numba"))
-    yield "another stream", lambda: equal(_on_a_stream(usual), step(usual, "numba"))
-    yield "graph capture", lambda: _captured(usual)
-    yield "measured choice", lambda: _chosen(usual, choices)
+    yield "repeated runs", lambda: check_equal(run_step(usual, "numba"), run_step(usual, "numba"))
+    yield "another stream", lambda: check_equal(_step_on_stream(usual), run_step(usual, "numba"))
+    yield "graph capture", lambda: _replay_graph(usual)
+    yield "measured choice", lambda: _auto_choice(usual, choices)
 
 
-def tensor_checks(device: torch.device) -> Iterator[tuple[str, Callable[[], tuple[bool, str]]]]:
+def tensor_checks(device: torch.device) -> Iterator[tuple[str, Callable[[], Answer]]]:
     """Name and question of each check of the kernels on tensor cores."""
-    for shape in SHAPES:
-        for dtype in TENSOR:
-            words = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
-            yield f"tensor cores {words}", lambda shape=shape, dtype=dtype: gathered(inputs(shape, dtype, device))
+    for shape, dtype in product(SHAPES, TENSOR):
+        name = f"tensor cores {'x'.join(map(str, shape))} {_name(dtype)}"
+        yield name, lambda shape=shape, dtype=dtype: check_gathering(inputs(shape, dtype, device))
     usual = inputs(SHAPES[0], torch.float32, device)
     yield (
         "tensor cores, repeated runs",
-        lambda: equal([cuda.criss_cross(*usual, tensor=True)[0]], [cuda.criss_cross(*usual, tensor=True)[0]]),
+        lambda: check_equal([cuda.criss_cross(*usual, tensor=True)[0]], [cuda.criss_cross(*usual, tensor=True)[0]]),
     )
 
 
-def gathered(tensors: Sequence[Tensor]) -> tuple[bool, str]:
+def check_gathering(tensors: Sequence[Tensor]) -> Answer:
     """What tensor cores make of the attention and value, against the float64 product of the same, rounded."""
     value = tensors[2]
     out, attention = cuda.criss_cross(*tensors, tensor=True)
     H, W = value.shape[2:]
     arm = cuda.attention_width(H, 0)
     weights = torch.cat([attention[..., :H], attention[..., arm : arm + W]], -1).permute(0, 3, 1, 2).cpu()
-    parts = [rounded(weights, value.dtype), rounded(value.float().cpu(), value.dtype)]
+    parts = [round_as_tensor_cores(weights, value.dtype), round_as_tensor_cores(value.float().cpu(), value.dtype)]
     exact, whole = ops.aggregate(*parts, "reference"), ops.aggregate(*(x.abs() for x in parts), "reference")
     # sums whose terms are cut to 22 bits at worst; what is stored is rounded twice, after the rows and the columns
     bound = (H + W) * 2.0**-22 + (2.1 * 2.0**-8 if value.dtype == torch.bfloat16 else 0)
-    share = float(((out.double().cpu() - exact).abs() / (bound * whole + 1e-30)).max())
+    fraction = float(((out.double().cpu() - exact).abs() / (bound * whole + 1e-30)).max())
     # and not (>), so that nan fails
-    return share <= 1, f"{share:.2f} of what rounding allows"
+    return fraction <= 1, f"{fraction:.2f} of what rounding allows"
 
 
-def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+def round_as_tensor_cores(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A float32 tensor as tensor cores take it, in float64: to 8 bits as bfloat16, otherwise to 11 as TF32."""
     if dtype == torch.bfloat16:
         return x.bfloat16().double()
@@ -178,38 +168,33 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32).double()
 
 
-def _tensor_timings(device: torch.device) -> dict[str, dict[str, float]]:
-    found = {}
-    for H, W in TIMED:
-        for dtype in TENSOR:
-            tensors = inputs((1, 64, 512, H, W), dtype, device)
-            rounds: dict[str, list[float]] = {"without": [], "with": []}
-            for turn in range(REPEATS + 1):
-                for name, times in rounds.items():
-                    took = measure.elapsed(lambda on=name == "with", x=tensors: cuda.criss_cross(*x, tensor=on), device)
-                    # the first is a warm-up
-                    times += [took] if turn else []
-            name = f"{H}x{W} {str(dtype).removeprefix('torch.')}"
-            found[name] = {name: statistics.median(times) for name, times in rounds.items()}
-    return found
+def _time_tensor_cores(device: torch.device, sizes: Sequence[tuple[int, int]]) -> dict[str, dict[str, float]]:
+    meter = Meter(device, repeats=REPEATS)
+    medians = {}
+    for (H, W), dtype in product(sizes, TENSOR):
+        tensors = inputs((1, 64, 512, H, W), dtype, device)
+        calls = {name: partial(cuda.criss_cross, *tensors, tensor=name == "with") for name in ("without", "with")}
+        medians[f"{H}x{W} {_name(dtype)}"] = {name: time.median for name, time in meter.alternate(calls).items()}
+    return medians
 
 
-def answered(name: str, question: Callable[[], tuple[bool, str]]) -> Check:
-    """The check; an error is an answer too."""
+def answer(name: str, question: Callable[[], Answer]) -> Row:
+    """A check's row; an error is an answer too."""
     try:
-        return Check(name, *question())
+        passed, seen = question()
     except Exception as error:
-        return Check(name, False, f"{type(error).__name__}: {error}".partition("\n")[0])
+        passed, seen = False, f"{type(error).__name__}: {error}".partition("\n")[0]
+    return {"name": name, "passed": passed, "found": seen}
 
 
-def timed(size: tuple[int, int], precision: str, device: str) -> dict[str, Any]:
-    """The timings of one size and precision, or what was in their way."""
+def time_attention(size: tuple[int, int], precision: str, device: str) -> Row:
+    """The values of the attention's report at one size and precision, or the error that prevented it."""
     try:
-        found = attention.attention(size, repeats=REPEATS, implementations=ROWS, device=device, precision=precision)
+        measured = attention.measure(Work(size), Run(device, repeats=REPEATS), ROWS, precision)
     except RuntimeError as error:
         why = "out of memory" if out_of_memory(error) else str(error).partition("\n")[0]
-        return {"size": list(size), "precision": precision, "error": why}
-    return found.to_mapping()
+        return {"size": size, "precision": precision, "error": why}
+    return measured.values
 
 
 def inputs(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -220,7 +205,7 @@ def inputs(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> li
     return list(whole.split([c, c, C], dim=1))
 
 
-def step(tensors: Sequence[Tensor], implementation: str, choices: ops.Choices | None = None) -> list[Tensor]:
+def run_step(tensors: Sequence[Tensor], implementation: str, choices: ops.Choices | None = None) -> list[Tensor]:
     """Output and gradients, under a gradient that differs from entry to entry."""
     leaves = [x.detach().requires_grad_() for x in tensors]
     out = ops.criss_cross(*leaves, implementation, choices)
@@ -228,37 +213,37 @@ def step(tensors: Sequence[Tensor], implementation: str, choices: ops.Choices | 
     return [out.detach(), *torch.autograd.grad(out, leaves, weight)]
 
 
-def parity(tensors: Sequence[Tensor], implementation: str) -> tuple[bool, str]:
+def check_parity(tensors: Sequence[Tensor], implementation: str) -> Answer:
     """Output and gradients against the definition in float64 on the CPU."""
-    got, exact = step(tensors, implementation), step([x.double().cpu() for x in tensors], "reference")
-    right, told = True, []
+    got, exact = run_step(tensors, implementation), run_step([x.double().cpu() for x in tensors], "reference")
+    right, differences = True, []
     for name, mine, wanted in zip(RESULTS, got, exact, strict=True):
         difference, largest = float((mine.double().cpu() - wanted).abs().max()), float(wanted.abs().max())
         # a map of one pixel has gradients of 0; and not (>), so that nan fails
         right &= difference <= TOLERANCES[mine.dtype] * largest + 1e-7
-        told.append(f"{name} {difference / largest if largest else difference:.1e}")
-    return right, ", ".join(told)
+        differences.append(f"{name} {difference / largest if largest else difference:.1e}")
+    return right, ", ".join(differences)
 
 
-def equal(got: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[bool, str]:
+def check_equal(got: Sequence[Tensor], expected: Sequence[Tensor]) -> Answer:
     """Whether all results are the same to the bit."""
     names = RESULTS[: len(expected)]
     unequal = [name for name, mine, wanted in zip(names, got, expected, strict=True) if not torch.equal(mine, wanted)]
     return not unequal, f"{', '.join(unequal)} differ" if unequal else "equal to the bit"
 
 
-def _on_a_stream(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _step_on_stream(tensors: Sequence[Tensor]) -> list[Tensor]:
     stream = torch.cuda.Stream(tensors[0].device)
     stream.wait_stream(torch.cuda.current_stream(tensors[0].device))
     with torch.cuda.stream(stream):
         # what the kernels read is only ready after this
         torch.cuda._sleep(10_000_000)
-        found = step([x.clone(memory_format=torch.preserve_format) for x in tensors], "numba")
+        results = run_step([x.clone(memory_format=torch.preserve_format) for x in tensors], "numba")
     torch.cuda.current_stream(tensors[0].device).wait_stream(stream)
-    return found
+    return results
 
 
-def _captured(tensors: Sequence[Tensor]) -> tuple[bool, str]:
+def _replay_graph(tensors: Sequence[Tensor]) -> Answer:
     """A graph replayed on input that has changed since."""
     own = [x.clone(memory_format=torch.preserve_format) for x in tensors]
     graph = torch.cuda.CUDAGraph()
@@ -271,11 +256,11 @@ def _captured(tensors: Sequence[Tensor]) -> tuple[bool, str]:
         expected = ops.criss_cross(*own, "numba")
         graph.replay()
         torch.cuda.synchronize()
-        return equal([out], [expected])
+        return check_equal([out], [expected])
 
 
-def _chosen(tensors: Sequence[Tensor], choices: ops.Choices) -> tuple[bool, str]:
+def _auto_choice(tensors: Sequence[Tensor], choices: ops.Choices) -> Answer:
     """What auto takes is what it says it took."""
-    got = step(tensors, "auto", choices)
+    got = run_step(tensors, "auto", choices)
     (name,) = choices.export().values()
-    return equal(got, step(tensors, name))[0], name
+    return check_equal(got, run_step(tensors, name))[0], name

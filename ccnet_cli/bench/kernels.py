@@ -1,12 +1,11 @@
 """What the CUDA kernels are made of, told without a GPU: machine code, traffic and arithmetic, and modelled floors."""
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
 
-from ccnet_cli.bench.measure import Sheet
+from ccnet_cli.bench.report import Column, Report, Row, Table
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops.cuda import launch, steps
 from ccnet_cli.ops.cuda.steps import Buffer, Grid, Kernel, Step
@@ -29,134 +28,40 @@ PASSES = ("forward", "backward")
 TENSOR = "gathering on tensor cores"  # off by default, so no part of a pass
 
 
-@dataclass(frozen=True)
-class Row:
-    """One kernel on one architecture; bytes and flops of its launches at a size, each buffer moved once per launch.
-
-    ffma, hmma and lds are the multiply-adds, the products on tensor cores and the vector loads of the inner loop;
-    occupancy is the share of resident warps.
-    """
-
-    kernel: str
-    arch: str
-    size: str
-    registers: int
-    stack: int
-    spills: int
-    shared: int
-    ffma: int
-    hmma: int
-    lds: int
-    occupancy: float
-    launches: int
-    bytes: int
-    flops: int
-
-
-@dataclass(frozen=True)
-class Floor:
-    """Milliseconds that a formulation's pass cannot go below on a GPU: modelled from published peaks, not measured."""
-
-    size: str
-    work: str
-    formulation: str
-    gpu: str
-    bytes: int
-    flops: int
-    modelled_ms: float
+# one kernel on one architecture; bytes and flops of its launches at a size, each buffer moved once per launch; ffma,
+# hmma and lds are the multiply-adds, the products on tensor cores and the vector loads of the inner loop; occupancy is
+# the fraction of resident warps
+KERNELS = (
+    *(Column(key, key) for key in ("kernel", "arch", "size", "registers", "stack", "spills", "shared")),
+    Column("FFMA or HMMA:LDS", lambda row: f"{row['ffma'] or row['hmma']}:{row['lds']}"),
+    Column("occupancy", "occupancy", ".0%"),
+    Column("launches", "launches"),
+    Column("MB", "bytes", ".1f", 1e6),
+    Column("GFLOP", "flops", ".2f", 1e9),
+)
+# milliseconds that a formulation's pass cannot go below on a GPU
+FLOORS = (
+    Column("size", "size"),
+    Column("pass", "work"),
+    Column("formulation", "formulation"),
+    Column("GPU", "gpu"),
+    Column("MB", "bytes", ".1f", 1e6),
+    Column("ms, modelled", "modelled_ms", ".3f"),
+)
+# what ptxrun counted in one launch of a pass
+COUNTERS = (
+    Column("pass", "work"),
+    Column("kernel", "kernel"),
+    Column("MB loaded", "load_sector_bytes", ".1f", 1e6),
+    Column("efficiency", "load_efficiency", ".1%"),
+    Column("MB stored", "store_sector_bytes", ".1f", 1e6),
+    Column("efficiency", "store_efficiency", ".1%"),
+    Column("conflicts", lambda row: row["bank_conflicts"] / max(row["wavefronts"], 1), ".1%"),
+    Column("GFLOP issued", lambda row: row["ffma_flops"] + row["mma_flops"], ".2f", 1e9),
+)
 
 
-@dataclass(frozen=True)
-class Count:
-    """What ptxrun counted in one launch of a pass, work."""
-
-    work: str
-    kernel: str
-    arch: str
-    size: str
-    load_sector_bytes: int
-    store_sector_bytes: int
-    load_efficiency: float
-    store_efficiency: float
-    wavefronts: int
-    bank_conflicts: int
-    ffma_flops: int
-    mma_flops: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that was asked."""
-
-    channels: int
-    dtype: str
-    kernels: tuple[Row, ...]
-    floors: tuple[Floor, ...]
-    counters: tuple[Count, ...]
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain types, fit for JSON."""
-        return asdict(self)
-
-    def sheets(self) -> Iterator[Sheet]:
-        """What is printed of it."""
-        rows = [
-            (
-                row.kernel,
-                row.arch,
-                row.size,
-                *(str(count) for count in (row.registers, row.stack, row.spills, row.shared)),
-                f"{row.ffma or row.hmma}:{row.lds}",
-                f"{row.occupancy:.0%}",
-                str(row.launches),
-                f"{row.bytes / 1e6:.1f}",
-                f"{row.flops / 1e9:.2f}",
-            )
-            for row in self.kernels
-        ]
-        columns = ["kernel", "arch", "size", "registers", "stack", "spills", "shared", "FFMA or HMMA:LDS", "occupancy"]
-        yield Sheet("one image; compiled, not run", [*columns, "launches", "MB", "GFLOP"], rows)
-        floors = [
-            (
-                row.size,
-                row.work,
-                row.formulation,
-                row.gpu,
-                f"{row.bytes / 1e6:.1f}",
-                f"{row.modelled_ms:.3f}",
-            )
-            for row in self.floors
-        ]
-        title = "floors modelled from published peaks, nothing measured"
-        yield Sheet(title, ("size", "pass", "formulation", "GPU", "MB", "ms, modelled"), floors)
-        counted = [
-            (
-                row.work,
-                row.kernel,
-                f"{row.load_sector_bytes / 1e6:.1f}",
-                f"{row.load_efficiency:.1%}",
-                f"{row.store_sector_bytes / 1e6:.1f}",
-                f"{row.store_efficiency:.1%}",
-                f"{row.bank_conflicts / max(row.wavefronts, 1):.1%}",
-                f"{(row.ffma_flops + row.mma_flops) / 1e9:.2f}",
-            )
-            for row in self.counters
-        ]
-        if counted:
-            columns = [
-                "pass",
-                "kernel",
-                "MB loaded",
-                "efficiency",
-                "MB stored",
-                "efficiency",
-                "conflicts",
-                "GFLOP issued",
-            ]
-            yield Sheet("counted by ptxrun in 32-byte sectors", columns, counted)
-
-
-def report(
+def analyse(
     archs: Sequence[str] = ("sm_80", "sm_90"),
     sizes: Sequence[tuple[int, int]] = ((97, 97), (129, 257)),
     channels: int = 512,
@@ -176,9 +81,15 @@ def report(
         for arch in chosen:
             launches = [step for work in _works(planned, arch) for step in planned[work]]
             rows += [_row(kernel, arch, launches, f"{H}x{W}") for kernel in dict.fromkeys(x.kernel for x in launches)]
-    floors = tuple(floor for size in sizes for floor in _floors(*size, channels, dtype))
-    counted = _counted(chosen[0], *sizes[0], channels, dtype) if counters else ()
-    return Report(channels, dtype, tuple(rows), floors, tuple(counted))
+    floors = [floor for size in sizes for floor in _floors(*size, channels, dtype)]
+    counted = _count(chosen[0], sizes[0], channels, dtype) if counters else []
+    tables = [
+        Table("one image; compiled, not run", KERNELS, rows),
+        Table("floors modelled from published peaks, nothing measured", FLOORS, floors),
+        Table("counted by ptxrun in 32-byte sectors", COUNTERS, counted),
+    ]
+    values = {"channels": channels, "dtype": dtype, "kernels": rows, "floors": floors, "counters": counted}
+    return Report(values, tables if counted else tables[:2])
 
 
 def plan(H: int, W: int, C: int, dtype: str) -> dict[str, list[Step]]:
@@ -230,22 +141,22 @@ def _row(kernel: Kernel, arch: tuple[int, int], launches: Sequence[Step], size: 
     tensor = kernel.form == "tensor"
     multiplies, lds = build.inner_loop(made.image, "HMMA" if tensor else "FFMA")
     mine = [step for step in launches if step.kernel == kernel]
-    return Row(
-        kernel=kernel.name,
-        arch=f"sm_{arch[0]}{arch[1]}",
-        size=size,
-        registers=made.registers,
-        stack=made.stack,
-        spills=made.spills,
-        shared=made.shared,
-        ffma=0 if tensor else multiplies,
-        hmma=multiplies if tensor else 0,
-        lds=lds,
-        occupancy=occupancy(kernel.threads, made.registers, made.shared, arch),
-        launches=len(mine),
-        bytes=sum(_cost(step)[0] for step in mine),
-        flops=sum(_cost(step)[1] for step in mine),
-    )
+    return {
+        "kernel": kernel.name,
+        "arch": f"sm_{arch[0]}{arch[1]}",
+        "size": size,
+        "registers": made.registers,
+        "stack": made.stack,
+        "spills": made.spills,
+        "shared": made.shared,
+        "ffma": 0 if tensor else multiplies,
+        "hmma": multiplies if tensor else 0,
+        "lds": lds,
+        "occupancy": occupancy(kernel.threads, made.registers, made.shared, arch),
+        "launches": len(mine),
+        "bytes": sum(_cost(step)[0] for step in mine),
+        "flops": sum(_cost(step)[1] for step in mine),
+    }
 
 
 def _cost(step: Step) -> tuple[int, int]:
@@ -265,12 +176,12 @@ def _cost(step: Step) -> tuple[int, int]:
     return 4 * positions + accesses * operands, 2 * positions * C
 
 
-def _floors(H: int, W: int, C: int, dtype: str) -> list[Floor]:
+def _floors(H: int, W: int, C: int, dtype: str) -> list[Row]:
     """This project's kernels beside two formulations of the forward pass in library products."""
     wide = {"float32": 4}.get(dtype, 2)
     c, pixels = max(C // 8, 1), H * W
     launches = plan(H, W, C, dtype)
-    found = []
+    rows: list[Row] = []
     costs = {work: [sum(x) for x in zip(*map(_cost, launches[work]), strict=True)] for work in PASSES}
     energies, features = 4 * pixels * (H + W), pixels * wide * C
     projections = 2 * 4 * pixels * c
@@ -286,11 +197,12 @@ def _floors(H: int, W: int, C: int, dtype: str) -> list[Floor]:
         for work, name, moved, flops in options:
             for peak, label in ((full, name), (tensor, f"{name} tf32"))[: 1 if name == "numba" else 2]:
                 seconds = max(flops / peak, moved / bandwidth)
-                found.append(Floor(f"{H}x{W}", work, label, gpu, int(moved), int(flops), 1000 * seconds))
-    return found
+                row = {"size": f"{H}x{W}", "work": work, "formulation": label, "gpu": gpu}
+                rows.append({**row, "bytes": int(moved), "flops": int(flops), "modelled_ms": 1000 * seconds})
+    return rows
 
 
-def _counted(arch: tuple[int, int], H: int, W: int, C: int, dtype: str) -> list[Count]:
+def _count(arch: tuple[int, int], size: tuple[int, int], C: int, dtype: str) -> list[Row]:
     if find_spec("ptxrun") is None:
         raise InputError("option --counters", "ptxrun cannot be imported", "put its folder on PYTHONPATH")
     import numpy as np
@@ -298,6 +210,7 @@ def _counted(arch: tuple[int, int], H: int, W: int, C: int, dtype: str) -> list[
 
     from ccnet_cli.ops.cuda import build
 
+    H, W = size
     launches = plan(H, W, C, dtype)
     c, width = max(C // 8, 1), steps.padded(H) + steps.padded(W)
     stored = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[dtype]
@@ -305,24 +218,24 @@ def _counted(arch: tuple[int, int], H: int, W: int, C: int, dtype: str) -> list[
     sizes |= {"energy": (width, np.float32), "out": (C, stored), "grad": (C, stored), "pull": (width, np.float32)}
     sizes |= {"d_query": (c, np.float32), "d_key": (c, np.float32), "d_value": (C, stored)}
     arrays = {name: np.zeros(H * W * channels, kind) for name, (channels, kind) in sizes.items()}
-    found = []
+    rows: list[Row] = []
     for work, step in [(each, step) for each in _works(launches, arch) for step in launches[each]]:
         arguments = [arrays[x] if isinstance(x, str) else x for x in step.arguments]
         result = ptxrun.run(build.ptx(step.kernel, arch), "", step.grid, step.kernel.threads, arguments)
-        count = Count(
-            work=work,
-            kernel=step.kernel.name,
-            arch=f"sm_{arch[0]}{arch[1]}",
-            size=f"{H}x{W}",
-            load_sector_bytes=32 * result.global_load_sectors,
-            store_sector_bytes=32 * result.global_store_sectors,
-            load_efficiency=result.load_efficiency,
-            store_efficiency=result.store_efficiency,
-            wavefronts=result.shared_wavefronts,
-            bank_conflicts=result.bank_conflicts,
-            ffma_flops=2 * result.thread_instructions.get("ffma", 0),
+        row = {
+            "work": work,
+            "kernel": step.kernel.name,
+            "arch": f"sm_{arch[0]}{arch[1]}",
+            "size": f"{H}x{W}",
+            "load_sector_bytes": 32 * result.global_load_sectors,
+            "store_sector_bytes": 32 * result.global_store_sectors,
+            "load_efficiency": result.load_efficiency,
+            "store_efficiency": result.store_efficiency,
+            "wavefronts": result.shared_wavefronts,
+            "bank_conflicts": result.bank_conflicts,
+            "ffma_flops": 2 * result.thread_instructions.get("ffma", 0),
             # a warp's product is 16 x 8 x 8 in TF32, 16 deep in bfloat16
-            mma_flops=2 * 16 * 8 * (16 if dtype == "bfloat16" else 8) * result.warp_instructions.get("mma", 0),
-        )
-        found.append(count)
-    return found
+            "mma_flops": 2 * 16 * 8 * (16 if dtype == "bfloat16" else 8) * result.warp_instructions.get("mma", 0),
+        }
+        rows.append(row)
+    return rows

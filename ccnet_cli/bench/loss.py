@@ -1,8 +1,6 @@
 """What the loss costs here: the authors' way through numpy, plain cross entropy and ours, in one alternating run."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,21 +8,20 @@ from scipy.ndimage import zoom
 from torch import Tensor
 from torch.nn import functional as F
 
-from ccnet_cli.bench import measure
-from ccnet_cli.bench.attention import compare
-from ccnet_cli.bench.measure import Sheet, Timing
+from ccnet_cli.bench.meter import Meter, open_meter, require_equal
+from ccnet_cli.bench.report import Column, Report, Row, Table, spread_columns
+from ccnet_cli.bench.request import Run
 from ccnet_cli.losses import CrossEntropy, Ohem
 from ccnet_cli.losses import objective as objectives
 from ccnet_cli.losses.cross_entropy import cross_entropy
 from ccnet_cli.losses.grid import STRIDE
 from ccnet_cli.losses.ohem import mmseg_ohem_cross_entropy, ohem_cross_entropy
-from ccnet_cli.models import network as models
 from ccnet_cli.parts import Outputs, Term
 
 # B batch, K classes, H height, W width of the label; h, w of the network's map, an eighth
 
 PLAIN, OFFICIAL, WHOLE = "plain", "official", "whole"
-TELLS = {
+DESCRIPTIONS = {
     PLAIN: "torch's cross entropy, without mining",
     OFFICIAL: "the authors' way: softmax to the host, zoom, numpy's partition, a masked label",
     "cross_entropy": "our cross entropy, without mining",
@@ -39,79 +36,34 @@ THRESHOLD, MIN_KEPT, AUXILIARY = 0.7, 100_000, 0.4
 TOLERANCE = 3e-2
 
 
-@dataclass(frozen=True)
-class Row:
-    """One way of computing a loss and its gradient from scores (B, K, H, W), or an eighth of that: forward + backward.
-
-    ratio is its median over torch's cross entropy's at that size; memory is the peak above what lived before, in MiB;
-    floor is the fraction of the run's time that reading all scores and writing all gradients would take as a copy does.
-    """
-
-    size: tuple[int, int]
-    name: str
-    what: str
-    both: Timing
-    ratio: float
-    memory: float
-    floor: float
+# "both" is forward and backward from scores (B, K, H, W), or an eighth of that; ratio is to torch's cross entropy;
+# memory is MiB at the peak above what lived before, floor the fraction of the time in which a copy would read all
+# scores and write all gradients
+COLUMNS = (
+    Column("size", "size"),
+    Column("loss", "name"),
+    *spread_columns("both", ".1f"),
+    Column("ratio", "ratio", ".2f"),
+    Column("MiB", "memory", ".0f"),
+    Column("of floor", "floor", ".0%"),
+    Column("", "what"),
+)
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was measured, where, and how; copy (GB/s) is the rate of a large copy in the same run."""
-
-    batch: int
-    classes: int
-    repeats: int
-    device: str
-    threads: int
-    torch: str
-    copy: float
-    rows: tuple[Row, ...]
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain types, fit for JSON; "both" is milliseconds, "memory" MiB."""
-        rows = [asdict(row) | {"size": list(row.size)} for row in self.rows]
-        return asdict(self) | {"rows": rows}
-
-    def sheets(self) -> Iterator[Sheet]:
-        """What is printed of it."""
-        rows = [
-            (
-                f"{row.size[0]}x{row.size[1]}",
-                row.name,
-                *row.both.cells(1),
-                f"{row.ratio:.2f}",
-                f"{row.memory:.0f}",
-                f"{row.floor:.0%}",
-                row.what,
-            )
-            for row in self.rows
-        ]
-        title = f"{self.batch} x {self.classes} classes, {self.device}, {self.threads} threads, torch {self.torch}, "
-        title += f"median, least and greatest of {self.repeats}; ratio to plain, MiB at the peak; floor: scores read "
-        title += f"and gradients written as fast as a copy, {self.copy:.1f} GB/s here"
-        yield Sheet(title, ("size", "loss", "ms", "least", "greatest", "ratio", "MiB", "of floor", ""), rows)
-
-
-def loss(
-    sizes: Sequence[tuple[int, int]] = ((769, 769),),
-    batch: int = 2,
-    classes: int = 19,
-    threads: int | None = None,
-    repeats: int = 5,
-    device: str = "auto",
-) -> Report:
+def measure(sizes: Sequence[tuple[int, int]], run: Run, batch: int = 2, classes: int = 19) -> Report:
     """Measure every way at every size of the label, forward and backward, float32.
 
     In each round every row runs once. Before, the losses and gradients of those that mine alike are compared, and
     nothing is timed if one is wrong.
     """
-    place = models.device(device)
-    with measure.threads(threads) as count:
-        copy = measure.copy_rate(place)
-        rows = tuple(row for size in sizes for row in _rows(size, batch, classes, repeats, place, copy))
-        return Report(batch, classes, repeats, str(place), count, torch.__version__, copy, rows)
+    with open_meter(run) as meter:
+        copy = meter.copy_rate()
+        rows = [row for size in sizes for row in _rows(size, batch, classes, meter, copy)]
+        title = f"{batch} x {classes} classes, {meter}, median, least and greatest of {meter.repeats}; ratio to plain, "
+        title += "MiB at the peak; floor: scores read and gradients written as fast as a copy, "
+        title += f"{copy:.1f} GB/s here"
+        values = {"batch": batch, "classes": classes, **meter.values(), "copy": copy, "rows": rows}
+        return Report(values, [Table(title, COLUMNS, rows)])
 
 
 def official_ohem(
@@ -167,9 +119,8 @@ def _enlarged(scores_BKhw: Tensor, label_BHW: Tensor) -> Tensor:
     return F.interpolate(scores_BKhw.float(), label_BHW.shape[1:], mode="bilinear", align_corners=True)
 
 
-def _rows(
-    size: tuple[int, int], batch: int, classes: int, repeats: int, device: torch.device, copy: float
-) -> list[Row]:
+def _rows(size: tuple[int, int], batch: int, classes: int, meter: Meter, copy: float) -> list[Row]:
+    device = meter.device
     torch.manual_seed(0)
     H, W = size
     label_BHW = torch.randint(0, classes, (batch, H, W), device=device)
@@ -182,20 +133,20 @@ def _rows(
     }
     calls = _calls(leaves, label_BHW)
     for name, other in (("cross_entropy", PLAIN), ("ohem", OFFICIAL), ("objective", WHOLE)):
-        compare(name, calls[name](), calls[other](), TOLERANCE)
-    timings = dict(zip(calls, measure.alternate(list(calls.values()), repeats, device), strict=True))
-    least = 2 * 4 * leaves["scores"].numel() / copy / 1e6
+        require_equal(name, calls[name](), calls[other](), TOLERANCE)
+    times = meter.alternate(calls)
+    floor = 2 * 4 * leaves["scores"].numel() / copy / 1e6
     return [
-        Row(
-            size=size,
-            name=name,
-            what=TELLS[name],
-            both=timing,
-            ratio=timing.median / timings[PLAIN].median,
-            memory=measure.peak(calls[name], device) / 2**20,
-            floor=least / timing.median,
-        )
-        for name, timing in timings.items()
+        {
+            "size": size,
+            "name": name,
+            "what": DESCRIPTIONS[name],
+            "both": time,
+            "ratio": time.median / times[PLAIN].median,
+            "memory": meter.peak(calls[name]),
+            "floor": floor / time.median,
+        }
+        for name, time in times.items()
     ]
 
 

@@ -1,20 +1,20 @@
 """What a training step costs here: the authors' eager step and ours, in one alternating run."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ccnet_cli import config
-from ccnet_cli.bench import alternatives, measure
+from ccnet_cli.bench import alternatives
 from ccnet_cli.bench.alternatives import Official
-from ccnet_cli.bench.attention import DTYPES, compare
 from ccnet_cli.bench.loss import IGNORED, official_objective, own_objective
-from ccnet_cli.bench.measure import Sheet, Timing
+from ccnet_cli.bench.meter import Meter, count_operations, open_meter, require_equal
+from ccnet_cli.bench.report import Column, Report, Row, Table, spread_columns
+from ccnet_cli.bench.request import Run
 from ccnet_cli.models import network as models
+from ccnet_cli.models.network import PRECISIONS
 from ccnet_cli.training import trainer
 
 # B batch, H height, W width of the images
@@ -27,7 +27,7 @@ OURS = {
     "fp32 recomputed": ("fp32", True),
     "bf16 recomputed": ("bf16", True),
 }
-TELLS = {
+DESCRIPTIONS = {
     OFFICIAL: "the authors' way, eager: channels first, lines copied, scores enlarged whole, mining through numpy",
     "fp32": "ours: channels last, Winograd's convolutions, loss in bands, fused optimiser",
     "bf16": "the same under autocast",
@@ -38,94 +38,47 @@ TELLS = {
 TOLERANCE = 1e-2
 
 
-@dataclass(frozen=True)
-class Row:
-    """One way to take a step: forward with the auxiliary head, loss, backward, optimiser.
-
-    ratio is its median over the authors'; memory is the peak above weights and optimiser state, gradients included, in
-    MiB; rate (TFLOP/s) is of the operations that torch counts in it, and floor the fraction of what a convolution
-    reaches in the same run and precision.
-    """
-
-    size: tuple[int, int]
-    name: str
-    what: str
-    step: Timing
-    ratio: float
-    memory: float
-    tflop: float
-    rate: float
-    floor: float
+# ratio is to the authors' median; memory is MiB at the peak above weights and optimiser state, gradients included; rate
+# is of the operations that torch counts in a step, floor its fraction of what a convolution reaches in the same run and
+# precision
+COLUMNS = (
+    Column("size", "size"),
+    Column("step", "name"),
+    *spread_columns("step", ".0f"),
+    Column("ratio", "ratio", ".2f"),
+    Column("MiB", "memory", ".0f"),
+    Column("TFLOP", "tflop", ".2f"),
+    Column("TFLOP/s", "rate", ".3f"),
+    Column("of floor", "floor", ".0%"),
+    Column("", "what"),
+)
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was measured, where, and how; convolution (TFLOP/s, by precision) is the rate of a large one alone."""
-
-    preset: str
-    batch: int
-    repeats: int
-    device: str
-    threads: int
-    torch: str
-    convolution: dict[str, float]
-    rows: tuple[Row, ...]
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain types, fit for JSON; "step" is milliseconds, "memory" MiB."""
-        rows = [asdict(row) | {"size": list(row.size)} for row in self.rows]
-        return asdict(self) | {"rows": rows}
-
-    def sheets(self) -> Iterator[Sheet]:
-        """What is printed of it."""
-        rows = [
-            (
-                f"{row.size[0]}x{row.size[1]}",
-                row.name,
-                *row.step.cells(0),
-                f"{row.ratio:.2f}",
-                f"{row.memory:.0f}",
-                f"{row.tflop:.2f}",
-                f"{row.rate:.3f}",
-                f"{row.floor:.0%}",
-                row.what,
-            )
-            for row in self.rows
-        ]
-        rates = ", ".join(f"{name} {rate:.3f}" for name, rate in self.convolution.items())
-        title = f"{self.preset}, {self.batch} images, {self.device}, {self.threads} threads, torch "
-        title += (
-            f"{self.torch}, median, least and greatest of {self.repeats}; ratio to official, MiB at the peak above "
-        )
-        title += f"weights and optimiser; floor: a 3x3 convolution alone, TFLOP/s here: {rates}"
-        columns = ("size", "step", "ms", "least", "greatest", "ratio", "MiB", "TFLOP", "TFLOP/s", "of floor", "")
-        yield Sheet(title, columns, rows)
-
-
-def step(
-    preset: config.Preset,
-    sizes: Sequence[tuple[int, int]] = ((385, 385),),
-    batch: int = 2,
-    classes: int = 19,
-    threads: int | None = None,
-    repeats: int = 3,
-    device: str = "auto",
+def measure(
+    preset: config.Preset, sizes: Sequence[tuple[int, int]], run: Run, batch: int = 2, classes: int = 19
 ) -> Report:
     """Measure whole steps of the preset's model, loss and optimiser on made-up images, at every size of these.
 
-    In each round every row runs once, at learning rate 0: all rounds compute the same. The float32 loss and the
-    classifier's gradient are compared with the authors' first, and nothing is timed if they are wrong.
+    A step is forward with the auxiliary head, loss, backward, optimiser. In each round every row runs once, at learning
+    rate 0: all rounds compute the same. The float32 loss and the classifier's gradient are compared with the authors'
+    first, and nothing is timed if they are wrong.
     """
-    place = models.device(device)
-    with measure.threads(threads) as count:
+    with open_meter(run) as meter:
         torch.manual_seed(0)
-        official, ours = (_Step(preset, classes, place, way) for way in (True, False))
+        official, ours = (_Step(preset, classes, meter.device, way) for way in (True, False))
         ours.model.load_state_dict(official.model.state_dict())
-        convolution = {name: measure.convolution_rate(place, DTYPES[name]) for name in ("fp32", "bf16")}
-        rows = tuple(
-            row for size in sizes for row in _rows(official, ours, size, batch, classes, repeats, place, convolution)
-        )
-        return Report(preset.name, batch, repeats, str(place), count, torch.__version__, convolution, rows)
+        convolution = {name: meter.convolution_rate(PRECISIONS[name]) for name in ("fp32", "bf16")}
+        rows = []
+        for size in sizes:
+            x_BCHW = 60 * torch.randn(batch, 3, *size, device=meter.device)
+            label_BHW = torch.randint(0, classes, (batch, *size), device=meter.device)
+            label_BHW[torch.rand(label_BHW.shape, device=meter.device) < 0.1] = IGNORED
+            rows += _rows(official, ours, (x_BCHW, label_BHW), meter, convolution)
+        rates = ", ".join(f"{name} {rate:.3f}" for name, rate in convolution.items())
+        title = f"{preset.name}, {batch} images, {meter}, median, least and greatest of {meter.repeats}; ratio to "
+        title += "official, MiB at the peak above weights and optimiser; floor: a 3x3 convolution alone, TFLOP/s here: "
+        values = {"preset": preset.name, "batch": batch, **meter.values(), "convolution": convolution, "rows": rows}
+        return Report(values, [Table(title + rates, COLUMNS, rows)])
 
 
 def _scores(model: models.CCNet, x_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -164,7 +117,7 @@ class _Step:
         self.model.backbone.recompute = recompute
         self.optimizer.zero_grad(set_to_none=True)
         x_BCHW = x_BCHW.contiguous(memory_format=self.layout)
-        with torch.autocast(x_BCHW.device.type, DTYPES[precision], enabled=precision != "fp32"):
+        with torch.autocast(x_BCHW.device.type, PRECISIONS[precision], enabled=precision != "fp32"):
             loss = self.objective(*_scores(self.model, x_BCHW), label_BHW)
         loss.backward()
         self.optimizer.step()
@@ -178,45 +131,35 @@ class _Step:
 
 
 def _rows(
-    official: _Step,
-    ours: _Step,
-    size: tuple[int, int],
-    batch: int,
-    classes: int,
-    repeats: int,
-    device: torch.device,
-    convolution: dict[str, float],
+    official: _Step, ours: _Step, batch: tuple[Tensor, Tensor], meter: Meter, convolution: dict[str, float]
 ) -> list[Row]:
-    x_BCHW = 60 * torch.randn(batch, 3, *size, device=device)
-    label_BHW = torch.randint(0, classes, (batch, *size), device=device)
-    label_BHW[torch.rand(label_BHW.shape, device=device) < 0.1] = IGNORED
-    calls: dict[str, Callable[[], Tensor]] = {OFFICIAL: lambda: official.take(x_BCHW, label_BHW)}
+    calls: dict[str, Callable[[], Tensor]] = {OFFICIAL: partial(official.take, *batch)}
     for name, (precision, recompute) in OURS.items():
-        calls[name] = partial(ours.take, x_BCHW, label_BHW, precision, recompute)
-    found = []
-    for name, taken in ((OFFICIAL, official), ("fp32", ours)):
+        calls[name] = partial(ours.take, *batch, precision, recompute)
+    results = []
+    for name, way in ((OFFICIAL, official), ("fp32", ours)):
         # dropout alike
         torch.manual_seed(1)
-        found.append([calls[name](), taken.gradient().clone()])
-    compare("fp32", found[1], found[0], TOLERANCE)
-    timings = dict(zip(calls, measure.alternate(list(calls.values()), repeats, device), strict=True))
+        results.append([calls[name](), way.gradient().clone()])
+    require_equal("fp32", results[1], results[0], TOLERANCE)
+    times = meter.alternate(calls)
     rows = []
-    for name, timing in timings.items():
-        tflop = measure.counted(calls[name]) / 1e12
-        rate = 1000 * tflop / timing.median
+    for name, time in times.items():
+        tflop = count_operations(calls[name]) / 1e12
+        rate = 1000 * tflop / time.median
         # the gradients of the round before would count as there already
         (official if name == OFFICIAL else ours).optimizer.zero_grad(set_to_none=True)
         rows.append(
-            Row(
-                size=size,
-                name=name,
-                what=TELLS[name],
-                step=timing,
-                ratio=timing.median / timings[OFFICIAL].median,
-                memory=measure.peak(calls[name], device) / 2**20,
-                tflop=tflop,
-                rate=rate,
-                floor=rate / convolution[OURS.get(name, ("fp32", False))[0]],
-            )
+            {
+                "size": tuple(batch[0].shape[2:]),
+                "name": name,
+                "what": DESCRIPTIONS[name],
+                "step": time,
+                "ratio": time.median / times[OFFICIAL].median,
+                "memory": meter.peak(calls[name]),
+                "tflop": tflop,
+                "rate": rate,
+                "floor": rate / convolution[OURS.get(name, ("fp32", False))[0]],
+            }
         )
     return rows

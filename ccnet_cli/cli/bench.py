@@ -1,10 +1,12 @@
 """`ccnet bench`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from ccnet_cli.bench.report import Report
+from ccnet_cli.bench.request import Run, Work
 from ccnet_cli.cli.options import (
     CONTEXT,
     DataFolder,
@@ -33,16 +35,35 @@ BENCH_EXAMPLES = examples(
 app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT, epilog=BENCH_EXAMPLES)
 
 
-Sizes = Annotated[list[str] | None, typer.Option("--sizes", metavar="HxW", help="Size of the images; repeatable.")]
+def _sizes(what: str, *default: str) -> typer.models.OptionInfo:
+    help = f"Size of the {what}; repeatable."
+    return typer.Option("--size", "--sizes", metavar="HxW", help=help, show_default=" ".join(default))
+
+
+Batch = Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")]
+Channels = Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")]
+Classes = Annotated[int, typer.Option(min=2, max=255, metavar="N", help="Classes.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")]
 Repeats = Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")]
+MapSize = Annotated[list[str] | None, _sizes("feature map", "97x97")]
+KernelSizes = Annotated[list[str] | None, _sizes("feature map", "97x97", "129x257")]
 
 
-def _show(report: Any, json_file: Path | None) -> None:
-    """Print a report's tables, or all of it as JSON."""
-    if not write_json(report.to_mapping(), json_file):
+def _parse_sizes(texts: list[str] | None, *default: tuple[int, int]) -> list[tuple[int, int]]:
+    """(height, width) of every size named, also of several between commas."""
+    parts = (part for text in texts or () for part in (text.split(",") if "x" in text else [text]))
+    return [size_of(part) for part in parts] or list(default)
+
+
+def _show(reports: list[Report], json_file: Path | None) -> bool:
+    """Print the tables of reports, or all values as JSON (a list where there are several); True for JSON alone."""
+    values = [report.to_mapping() for report in reports]
+    if write_json(values[0] if len(values) == 1 else values, json_file):
+        return True
+    for report in reports:
         for sheet in report.sheets():
             table(*sheet)
+    return False
 
 
 @app.callback(invoke_without_command=True)
@@ -60,10 +81,10 @@ def bench(context: typer.Context) -> None:
     ),
 )
 def bench_attention(
-    size: Annotated[str, typer.Option(metavar="HxW", help="Size of the feature map.")] = "97x97",
-    channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
+    size: MapSize = None,
+    channels: Channels = 512,
     recurrence: Annotated[int, typer.Option(min=1, max=3, metavar="R", help="Passes of the attention.")] = 2,
-    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 1,
+    batch: Batch = 1,
     threads: Threads = None,
     repeats: Repeats = 5,
     implementations: Annotated[
@@ -81,21 +102,11 @@ def bench_attention(
     Every implementation, the official formulation and a non-local block.
     """
     refuse_unwritable(json_file)
-    height, width = size_of(size)
-    from ccnet_cli.bench.attention import attention
+    sizes = _parse_sizes(size, (97, 97))
+    from ccnet_cli.bench import attention
 
-    report = attention(
-        size=(height, width),
-        channels=channels,
-        recurrence=recurrence,
-        batch=batch,
-        threads=threads,
-        repeats=repeats,
-        implementations=implementations,
-        device=device,
-        precision=precision,
-    )
-    _show(report, json_file)
+    run, works = Run(device, threads, repeats), [Work(size, channels, recurrence, batch) for size in sizes]
+    _show([attention.measure(work, run, implementations, precision) for work in works], json_file)
 
 
 @app.command(
@@ -107,18 +118,15 @@ def bench_attention(
     ),
 )
 def bench_model(
-    sizes: Annotated[
-        list[str] | None,
-        typer.Option("--size", "--sizes", metavar="HxW", help="Size of the image, 769x769; repeatable."),
-    ] = None,
+    size: Annotated[list[str] | None, _sizes("image", "769x769")] = None,
     backbone: Annotated[
         Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"],
         typer.Option(metavar="NAME", help="tiny, or resnet18, 34, 50, 101 or 152."),
     ] = "resnet101",
     recurrence: Annotated[int, typer.Option(min=0, max=3, metavar="R", help="Passes of the attention.")] = 2,
-    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")] = 5,
+    batch: Batch = 1,
+    threads: Threads = None,
+    repeats: Repeats = 5,
     precisions: Annotated[
         list[str] | None,
         typer.Option("--precision", metavar="fp32|bf16", help="Measure the engine in this precision; repeatable."),
@@ -137,11 +145,13 @@ def bench_model(
     Weights are random: many scores lie close together, so that fewer pixels agree in bf16 than with a trained model.
     """
     refuse_unwritable(json_file)
-    images = [size_of(text) for text in sizes or ("769x769",)]
-    from ccnet_cli.bench.model import model
+    sizes = _parse_sizes(size, (769, 769))
+    from ccnet_cli import config
+    from ccnet_cli.bench import model
 
-    report = model(images, backbone, recurrence, batch, threads, repeats, precisions, compiled, device, runtime=runtime)
-    _show(report, json_file)
+    settings = config.load("cityscapes-r2", [f"model.backbone={backbone}", f"model.recurrence={recurrence}"]).model
+    run = Run(device, threads, repeats)
+    _show([model.measure(settings, sizes, run, batch, precisions, compiled, runtime)], json_file)
 
 
 @app.command(
@@ -151,9 +161,9 @@ def bench_model(
     ),
 )
 def bench_cost(
-    size: Annotated[str, typer.Option(metavar="HxW", help="Size of the feature map.")] = "97x97",
-    channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
-    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 1,
+    size: MapSize = None,
+    channels: Channels = 512,
+    batch: Batch = 1,
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
@@ -164,22 +174,19 @@ def bench_cost(
     The last two columns are what the paper printed for one image of 769x769, whose map is 97x97 with 512 channels.
     """
     refuse_unwritable(json_file)
-    height, width = size_of(size)
-    from ccnet_cli.bench.cost import cost
+    sizes = _parse_sizes(size, (97, 97))
+    from ccnet_cli.bench import cost
 
-    report = cost((height, width), channels, batch, device)
-    _show(report, json_file)
+    _show([cost.measure(Work(size, channels, batch=batch), device) for size in sizes], json_file)
 
 
 @app.command(
     "growth",
-    epilog=examples("ccnet bench growth", "ccnet bench growth --sizes 33x33 --sizes 97x97 --plot growth.png"),
+    epilog=examples("ccnet bench growth", "ccnet bench growth --size 33x33 --size 97x97 --plot growth.png"),
 )
 def bench_growth(
-    sizes: Annotated[
-        list[str] | None, typer.Option("--sizes", metavar="HxW", help="Size of the feature map; repeatable.")
-    ] = None,
-    channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
+    size: Annotated[list[str] | None, _sizes("feature map", "33x33 to 129x257")] = None,
+    channels: Channels = 512,
     threads: Threads = None,
     repeats: Repeats = 5,
     implementation: Annotated[str, typer.Option(metavar="NAME", help="Of the criss-cross attention.")] = "auto",
@@ -194,26 +201,23 @@ def bench_growth(
     refuse_unwritable(json_file, plot)
     if plot is not None and plot.suffix.lower() != ".png":
         raise InputError(plot, "the plot is a PNG", "end the name in .png")
-    maps = [size_of(text) for text in sizes or ()]
+    sizes = _parse_sizes(size)
     from ccnet_cli.bench import growth
-    from ccnet_cli.media import images
 
-    found = growth.growth(maps or growth.SIZES, channels, threads, repeats, implementation, device)
+    report = growth.measure(sizes or growth.SIZES, Run(device, threads, repeats), channels, implementation)
     if plot is not None:
-        images.write_image(plot, growth.plot(found))
-    _show(found, json_file)
+        growth.write_plot(report, plot)
+    _show([report], json_file)
 
 
 @app.command(
     "loss",
-    epilog=examples(
-        "ccnet bench loss", "ccnet bench loss --sizes 385x385 --sizes 769x769 --threads 2 --json loss.json"
-    ),
+    epilog=examples("ccnet bench loss", "ccnet bench loss --size 385x385 --size 769x769 --threads 2 --json loss.json"),
 )
 def bench_loss(
-    sizes: Sizes = None,
-    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 2,
-    classes: Annotated[int, typer.Option(min=2, max=255, metavar="N", help="Classes.")] = 19,
+    size: Annotated[list[str] | None, _sizes("image", "769x769")] = None,
+    batch: Batch = 2,
+    classes: Classes = 19,
     threads: Threads = None,
     repeats: Repeats = 5,
     device: Device = "auto",
@@ -224,27 +228,26 @@ def bench_loss(
     Forward and backward; the authors' way too, through the host.
     """
     refuse_unwritable(json_file)
-    maps = [size_of(text) for text in sizes or ("769x769",)]
-    from ccnet_cli.bench.loss import loss
+    sizes = _parse_sizes(size, (769, 769))
+    from ccnet_cli.bench import loss
 
-    report = loss(maps, batch, classes, threads, repeats, device)
-    _show(report, json_file)
+    _show([loss.measure(sizes, Run(device, threads, repeats), batch, classes)], json_file)
 
 
 @app.command(
     "step",
     epilog=examples(
         "ccnet bench step",
-        "ccnet bench step --sizes 385x385 --sizes 769x769 --batch 2 --threads 2 --json step.json",
+        "ccnet bench step --size 385x385 --size 769x769 --batch 2 --threads 2 --json step.json",
         "ccnet bench step -s model.backbone=resnet50",
     ),
 )
 def bench_step(
     preset: Annotated[str, typer.Option("--preset", metavar="NAME|FILE", help="Whose model.")] = "cityscapes-r2-ohem",
     overrides: Overrides = None,
-    sizes: Sizes = None,
+    size: Annotated[list[str] | None, _sizes("image", "385x385")] = None,
     batch: Annotated[int, typer.Option(min=2, max=1024, metavar="N", help="Images at once.")] = 2,
-    classes: Annotated[int, typer.Option(min=2, max=255, metavar="N", help="Classes.")] = 19,
+    classes: Classes = 19,
     threads: Threads = None,
     repeats: Repeats = 3,
     device: Device = "auto",
@@ -252,20 +255,19 @@ def bench_step(
 ) -> None:
     """Time and memory of a training step, beside the authors' own."""
     refuse_unwritable(json_file)
-    maps = [size_of(text) for text in sizes or ("385x385",)]
+    sizes = _parse_sizes(size, (385, 385))
     from ccnet_cli import config
-    from ccnet_cli.bench.step import step
+    from ccnet_cli.bench import step
 
-    made = config.load(preset, overrides or ())
-    report = step(made, maps, batch, classes, threads, repeats, device)
-    _show(report, json_file)
+    settings = config.load(preset, overrides or ())
+    _show([step.measure(settings, sizes, Run(device, threads, repeats), batch, classes)], json_file)
 
 
 @app.command(
     "data",
     epilog=examples(
         "ccnet bench data",
-        "ccnet bench data --sizes 512x1024,1024x2048 --workers 0,1,2,4 --json data.json",
+        "ccnet bench data --size 512x1024 --size 1024x2048 --workers 0,1,2,4 --json data.json",
         "ccnet bench data --preset cityscapes-r2 --data /data/cityscapes",
     ),
 )
@@ -274,12 +276,12 @@ def bench_data(
         str | None, typer.Option(metavar="NAME|FILE", help="Measure its training data in place of made pictures.")
     ] = None,
     data: DataFolder = None,
-    sizes: Annotated[str, typer.Option(metavar="HxW,...", help="Sizes of the made pictures.")] = "1024x2048",
+    size: Annotated[list[str] | None, _sizes("made pictures", "1024x2048")] = None,
     crop: Annotated[str | None, typer.Option(metavar="HxW", help="Size of the crop (data.crop).")] = None,
     workers: Annotated[str, typer.Option(metavar="N,...", help="Processes of the loader, 0 for none.")] = "0,1,2",
-    batch: Annotated[int, typer.Option(min=1, max=1024, metavar="N", help="Images at once.")] = 4,
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="CPU threads.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")] = 30,
+    batch: Batch = 4,
+    threads: Threads = None,
+    repeats: Repeats = 30,
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
@@ -288,42 +290,30 @@ def bench_data(
     The sample is made the authors' way and ours.
     """
     refuse_unwritable(json_file)
-    maps = [size_of(text) for text in sizes.split(",")]
+    sizes = _parse_sizes(size, (1024, 2048))
     counts = [int(number) if number.isdecimal() else 65 for number in workers.split(",")]
     if max(counts) > 64:
         raise InputError(f"option --workers {workers}", "not a list of numbers up to 64", "write for example 0,1,2")
     if data is not None and preset is None:
         raise InputError("option --data", "needs a preset that tells what it holds", "add --preset NAME")
-    chosen = None
-    if preset is not None:
-        from ccnet_cli import config
+    cut = None if crop is None else size_of(crop)
+    from ccnet_cli import config
+    from ccnet_cli.bench import data as samples
 
-        chosen = config.load(preset, path_of("data.root", data))
-    from ccnet_cli.bench.data import data as measure
-
-    report = measure(
-        preset=chosen,
-        sizes=maps,
-        crop=None if crop is None else size_of(crop),
-        workers=counts,
-        batch=batch,
-        threads=threads,
-        repeats=repeats,
-        device=device,
-    )
-    _show(report, json_file)
+    settings = None if preset is None else config.load(preset, path_of("data.root", data))
+    _show([samples.measure(settings, sizes, Run(device, threads, repeats), cut, counts, batch)], json_file)
 
 
 @app.command(
     "eval",
     epilog=examples(
         "ccnet bench eval",
-        "ccnet bench eval --sizes 1024x2048 --sizes 512x1024 --threads 2 --json eval.json",
-        "ccnet bench eval --classes 150 --sizes 512x683",
+        "ccnet bench eval --size 1024x2048 --size 512x1024 --threads 2 --json eval.json",
+        "ccnet bench eval --classes 150 --size 512x683",
     ),
 )
 def bench_eval(
-    sizes: Sizes = None,
+    size: Annotated[list[str] | None, _sizes("image", "1024x2048")] = None,
     classes: Annotated[int, typer.Option(min=1, max=255, metavar="K", help="Classes.")] = 19,
     tile: Annotated[str, typer.Option(metavar="HxW", help="Size of the tiles.")] = "769x769",
     threads: Threads = None,
@@ -335,12 +325,10 @@ def bench_eval(
     From the tiles' logits to the confusion matrix, beside the authors' way.
     """
     refuse_unwritable(json_file)
-    pictures = [size_of(text) for text in sizes or ("1024x2048",)]
-    tiles = size_of(tile)
-    from ccnet_cli.bench.evaluation import evaluation
+    sizes, tiles = _parse_sizes(size, (1024, 2048)), size_of(tile)
+    from ccnet_cli.bench import evaluation
 
-    report = evaluation(pictures, classes, tiles, threads, repeats)
-    _show(report, json_file)
+    _show([evaluation.measure(sizes, Run("cpu", threads, repeats), classes, tiles)], json_file)
 
 
 @app.command(
@@ -354,10 +342,8 @@ def bench_kernels(
     archs: Annotated[
         list[str] | None, typer.Option("--arch", metavar="sm_NN", help="Architecture to compile for; repeatable.")
     ] = None,
-    sizes: Annotated[
-        list[str] | None, typer.Option("--size", metavar="HxW", help="Size of the feature map; repeatable.")
-    ] = None,
-    channels: Annotated[int, typer.Option(min=1, max=16384, metavar="N", help="Channels of the map.")] = 512,
+    size: KernelSizes = None,
+    channels: Channels = 512,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"],
         typer.Option(metavar="float32|float16|bfloat16", help="What value, output and gradients are stored as."),
@@ -370,17 +356,17 @@ def bench_kernels(
     They are compiled here; that takes no GPU.
     """
     refuse_unwritable(json_file)
-    maps = [size_of(text) for text in sizes or ("97x97", "129x257")]
-    from ccnet_cli.bench.kernels import report
+    sizes = _parse_sizes(size, (97, 97), (129, 257))
+    from ccnet_cli.bench import kernels
 
-    found = report(archs or ("sm_80", "sm_90"), maps, channels, dtype, counters)
-    _show(found, json_file)
+    _show([kernels.analyse(archs or ("sm_80", "sm_90"), sizes, channels, dtype, counters)], json_file)
 
 
 @app.command("gpu", epilog=examples("ccnet bench gpu -o report.json", "ccnet bench gpu -o r.json --device cuda:1"))
 def bench_gpu(
     output: Annotated[Path, typer.Option("--output", "-o", "--json", metavar="FILE", help="The report, JSON.")],
     device: Annotated[str, typer.Option(metavar="NAME", help="cuda or cuda:N.")] = "cuda",
+    size: KernelSizes = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Check the CUDA kernels on this machine's GPU and time them.
@@ -389,14 +375,12 @@ def bench_gpu(
     129x257 in fp32 and bf16. Takes some minutes. Exit code 1 where a check failed; the report is written all the same.
     """
     refuse_existing(output, overwrite)
-    from ccnet_cli.bench.gpu import report
+    sizes = _parse_sizes(size, (97, 97), (129, 257))
+    from ccnet_cli.bench import gpu
 
-    found = report(device)
-    alone = write_json(found.to_mapping(), output)
-    if not alone:
-        for sheet in found.sheets():
-            table(*sheet)
-    if found.failed:
-        raise CCNetError(output, f"{found.failed} checks failed", "see it, and send it to us")
+    report = gpu.examine(device, sizes)
+    alone = _show([report], output)
+    if report.values["failed"]:
+        raise CCNetError(output, f"{report.values['failed']} checks failed", "see it, and send it to us")
     if not alone:
         print(output)

@@ -11,27 +11,32 @@ from runs import make_horizons, preset
 
 from ccnet_cli import cli
 from ccnet_cli.bench import data as bench
+from ccnet_cli.bench.request import Run
 from ccnet_cli.datasets import transforms
 from ccnet_cli.datasets.training import Item, collate, to_device
 from ccnet_cli.media import pixels
 
-SMALL = {"sizes": ((40, 64),), "crop": (33, 49), "workers": (0, 1), "batch": 2, "repeats": 2, "device": "cpu"}
+RUN = Run("cpu", threads=1, repeats=2)
+SMALL = {"crop": (33, 49), "workers": (0, 1), "batch": 2}
 
 
 def test_every_way_is_timed_for_every_size():
     threads = torch.get_num_threads()
-    report = bench.data(**SMALL | {"sizes": ((40, 64), (20, 30)), "threads": 1})
+    report = bench.measure(None, ((40, 64), (20, 30)), RUN, **SMALL)
     assert torch.get_num_threads() == threads
-    assert [table.size for table in report.tables] == [(40, 64), (20, 30)] and report.crop == (33, 49)
-    for table in report.tables:
-        assert [row.name for row in table.rows] == ["official", "whole", "sample", "arrived", "decoding"]
-        official = table.rows[0].time.median
-        for row in table.rows:
-            assert 0 < row.time.least <= row.time.median <= row.time.greatest < math.inf and row.what
-            assert row.ratio == pytest.approx(row.time.median / official)
-        assert [rate.workers for rate in table.rates] == [0, 1]
-        assert all(0 < rate.least <= rate.median <= rate.greatest < math.inf for rate in table.rates)
-        assert table.bytes > 100
+    tables = report.values["tables"]
+    assert [table["size"] for table in tables] == [(40, 64), (20, 30)] and report.values["crop"] == (33, 49)
+    for table in tables:
+        assert [row["name"] for row in table["rows"]] == ["official", "whole", "sample", "arrived", "decoding"]
+        official = table["rows"][0]["time"].median
+        for row in table["rows"]:
+            time = row["time"]
+            assert 0 < time.least <= time.median <= time.greatest < math.inf
+            assert row["ratio"] == pytest.approx(time.median / official)
+            assert row["what"] == bench.DESCRIPTIONS[row["name"]]
+        assert [rate["workers"] for rate in table["rates"]] == [0, 1]
+        assert all(0 < rate["least"] <= rate["median"] <= rate["greatest"] < math.inf for rate in table["rates"])
+        assert table["bytes"] > 100
     mapping = json.loads(json.dumps(report.to_mapping(), allow_nan=False))
     assert mapping["threads"] == 1 and mapping["tables"][1]["size"] == [20, 30]
 
@@ -39,11 +44,11 @@ def test_every_way_is_timed_for_every_size():
 def test_a_preset_s_own_data_are_measured(tmp_path, monkeypatch):
     given = preset(make_horizons(tmp_path / "data"), "data.fit=[80, 60]", "data.photometric=true")
     monkeypatch.setattr(bench, "photograph", None)
-    report = bench.data(given, workers=(0,), batch=2, repeats=1, device="cpu")
-    (table,) = report.tables
-    assert table.size == (40, 56) and report.crop == (32, 48) and report.preset == given.name
+    values = bench.measure(given, [(20, 30)], RUN, workers=(0,), batch=2).values
+    (table,) = values["tables"]
+    assert table["size"] == (40, 56) and values["crop"] == (32, 48) and values["preset"] == given.name
     first = [tmp_path / f"data/{kind}/train/{index}.png" for kind in ("images", "labels") for index in range(3)]
-    assert table.bytes == pytest.approx(sum(path.stat().st_size for path in first) / 3)
+    assert table["bytes"] == pytest.approx(sum(path.stat().st_size for path in first) / 3)
 
 
 @pytest.mark.parametrize("crop", [(16, 20), (40, 50)])
@@ -79,7 +84,7 @@ def test_a_wrong_crop_is_not_timed(what, monkeypatch):
 
     monkeypatch.setattr(transforms, f"{what}_part", wrong)
     with pytest.raises(RuntimeError, match="not timed"):
-        bench.data(**SMALL | {"workers": ()})
+        bench.measure(None, [(40, 64)], RUN, **SMALL | {"workers": ()})
 
 
 def test_made_pictures_are_as_large_as_a_street_s():

@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from ccnet_cli import cli
-from ccnet_cli.bench import growth, measure
+from ccnet_cli.bench import growth
+from ccnet_cli.bench.meter import Meter
+from ccnet_cli.bench.report import Spread
+from ccnet_cli.bench.request import Run
 from ccnet_cli.errors import InputError
 from ccnet_cli.figures import charts
 from ccnet_cli.media import images
 
 SIZES = [(5, 7), (9, 4)]
+RUN = Run("cpu", threads=1, repeats=1, settling=0)
 
 
 def test_the_non_local_core_is_attention_over_all_pixels():
@@ -28,39 +32,40 @@ def test_the_non_local_core_is_attention_over_all_pixels():
 
 def test_constants_and_ratios_are_of_the_medians(monkeypatch):
     # a round goes through all sizes of one block, then of the other
-    found = [measure.Timing(median, 1, 9) for median in (2.0, 4.0, 6.0, 12.0)]
-    monkeypatch.setattr(measure, "alternate", lambda calls, *_: found)
-    monkeypatch.setattr(measure, "peak", lambda call, device: 2**20 * call().numel())
+    spreads = [Spread(median, 1, 9) for median in (2.0, 4.0, 6.0, 12.0)]
+    monkeypatch.setattr(Meter, "alternate", lambda self, calls, *_: dict(zip(calls, spreads, strict=True)))
+    monkeypatch.setattr(Meter, "peak", lambda self, call: call().numel())
     threads = torch.get_num_threads()
-    report = growth.growth(SIZES, 8, threads=1, repeats=1, device="cpu")
-    assert torch.get_num_threads() == threads and report.threads == 1
-    assert [(row.size, row.name) for row in report.rows] == [
+    report = growth.measure(SIZES, RUN, 8)
+    assert torch.get_num_threads() == threads and report.values["threads"] == 1
+    rows = report.values["rows"]
+    assert [(row["size"], row["name"]) for row in rows] == [
         (size, name) for size in SIZES for name in (growth.CRISS_CROSS, growth.NON_LOCAL)
     ]
-    for row in report.rows:
-        H, W = row.size
-        pairs = H * W * (H + W) if row.name == growth.CRISS_CROSS else (H * W) ** 2
-        assert row.time.median == 2 * (3 if row.name == growth.NON_LOCAL else 1) * (2 if row.size == SIZES[1] else 1)
-        assert row.constant * pairs == pytest.approx(1e6 * row.time.median)
+    for row in rows:
+        (H, W), other = row["size"], row["name"] == growth.NON_LOCAL
+        pairs = (H * W) ** 2 if other else H * W * (H + W)
+        assert row["time"].median == 2 * (3 if other else 1) * (2 if row["size"] == SIZES[1] else 1)
+        assert row["constant"] * pairs == pytest.approx(1e6 * row["time"].median)
         # without the output's four bytes a number
-        assert row.memory == 8 * H * W - 8 * H * W * 4 / 2**20 and row.memory_constant * pairs == pytest.approx(
-            1e6 * row.memory
-        )
-        assert (row.time_ratio, row.memory_ratio) == ((1, 1) if row.name == growth.CRISS_CROSS else (3, 1))
+        assert row["memory"] == 8 * H * W - 8 * H * W * 4 / 2**20
+        assert row["memory_constant"] * pairs == pytest.approx(1e6 * row["memory"])
+        assert (row["time_ratio"], row["memory_ratio"]) == ((3, 1) if other else (1, 1))
 
 
 def test_a_map_too_large_for_a_non_local_block_has_one_row(monkeypatch, capsys):
-    def refuse(size, *_):
-        if size == (9, 4):
+    def refuse(self, work, fix):
+        if work.size == (9, 4):
             raise InputError("size", "needs 9 GiB", "")
 
-    monkeypatch.setattr(measure, "check_memory", refuse)
-    rows = growth.growth(SIZES, 8, repeats=1, device="cpu").rows
-    assert [row.size for row in rows] == [(5, 7), (5, 7), (9, 4)]
+    monkeypatch.setattr(Meter, "check_memory", refuse)
+    rows = growth.measure(SIZES, RUN, 8).values["rows"]
+    assert [row["size"] for row in rows] == [(5, 7), (5, 7), (9, 4)]
     assert "without non-local: needs 9 GiB" in capsys.readouterr().err
 
 
-def test_the_command_prints_writes_and_draws(tmp_path, capsys):
+def test_the_command_prints_writes_and_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Meter, "settle", lambda self, call: call())
     picture, mapping = tmp_path / "g.png", tmp_path / "g.json"
     words = ["bench", "growth", "--sizes", "5x7", "--sizes", "12x12", "--channels", "16", "--repeats", "1"]
     with pytest.raises(SystemExit) as stop:

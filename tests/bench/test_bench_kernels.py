@@ -20,7 +20,7 @@ def test_a_report_counts_what_a_pass_must_do(counters, monkeypatch):
     if counters and not (PTXRUN / "ptxrun").is_dir():
         pytest.skip("ptxrun is not here")
     monkeypatch.setattr(sys, "path", [*sys.path, str(PTXRUN)] if counters else sys.path)
-    found = kernels.report(["sm_80"], [(5, 7)], channels=32, counters=counters).to_mapping()
+    found = kernels.analyse(["sm_80"], [(5, 7)], channels=32, counters=counters).to_mapping()
     json.dumps(found, allow_nan=False)
     rows = found["kernels"]
     assert len({(row["kernel"], row["arch"]) for row in rows}) == len(rows)
@@ -65,11 +65,11 @@ def test_occupancy_is_what_the_scarcest_resource_allows():
 def test_what_cannot_be_compiled_or_counted_is_refused(monkeypatch):
     for name in ("sm_11", "80", "sm_8"):
         with pytest.raises(InputError, match=f"--arch {name}.*sm_80"):
-            kernels.report([name])
+            kernels.analyse([name])
     monkeypatch.setattr(launch, "_missing", lambda name: True)
     with pytest.raises(InputError, match="pip install"):
-        kernels.report(["sm_80"])
+        kernels.analyse(["sm_80"])
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "ptxrun", raising=False)
     with pytest.raises(InputError, match="ptxrun"):
-        kernels._counted((8, 0), 2, 2, 8, "float32")
+        kernels._count((8, 0), (2, 2), 8, "float32")

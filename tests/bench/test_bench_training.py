@@ -12,8 +12,11 @@ from torch.nn import functional as F
 from ccnet_cli import config
 from ccnet_cli.bench import loss as losses
 from ccnet_cli.bench import step as steps
+from ccnet_cli.bench.meter import Meter
+from ccnet_cli.bench.request import Run
 from ccnet_cli.losses.objective import Objective
 
+RUN = Run("cpu", threads=1, repeats=2, settling=0)
 SMALL = (
     "model.backbone=resnet18",
     "model.width=4",
@@ -42,23 +45,26 @@ def test_the_official_loss_is_the_authors_rule(name, shape):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """What tests of something else need not wait for."""
-    monkeypatch.setattr(losses.measure, "peak", lambda call, device: 7 * 2**20)
-    monkeypatch.setattr(losses.measure, "convolution_rate", lambda device, dtype: 1.0)
+    monkeypatch.setattr(Meter, "peak", lambda self, call: 7)
+    monkeypatch.setattr(Meter, "convolution_rate", lambda self, dtype: 1.0)
 
 
 def test_every_loss_is_there_with_positive_figures(unmeasured):
     threads = torch.get_num_threads()
-    report = losses.loss([(33, 41), (24, 20)], 2, 5, threads=1, repeats=2, device="cpu")
-    assert torch.get_num_threads() == threads and report.threads == 1
-    assert [(row.size, row.name) for row in report.rows] == [
-        (size, name) for size in ((33, 41), (24, 20)) for name in losses.TELLS
+    report = losses.measure([(33, 41), (24, 20)], RUN, 2, 5)
+    assert torch.get_num_threads() == threads and report.values["threads"] == 1
+    rows = report.values["rows"]
+    assert [(row["size"], row["name"]) for row in rows] == [
+        (size, name) for size in ((33, 41), (24, 20)) for name in losses.DESCRIPTIONS
     ]
-    for row in report.rows:
-        assert 0 < row.both.least <= row.both.median <= row.both.greatest < math.inf
-        assert row.ratio > 0 and row.memory == 7 and row.what
-        least = 2 * 4 * 2 * 5 * row.size[0] * row.size[1] / report.copy / 1e6
-        assert row.floor * row.both.median == pytest.approx(least)
-    assert [row.ratio for row in report.rows if row.name == "plain"] == [1, 1]
+    plain = {row["size"]: row["both"].median for row in rows if row["name"] == "plain"}
+    for row in rows:
+        time, (H, W) = row["both"], row["size"]
+        assert 0 < time.least <= time.median <= time.greatest < math.inf
+        assert row["memory"] == 7 and row["what"] == losses.DESCRIPTIONS[row["name"]]
+        assert row["ratio"] == pytest.approx(time.median / plain[H, W])
+        least = 2 * 4 * 2 * 5 * H * W / report.values["copy"] / 1e6
+        assert row["floor"] * time.median == pytest.approx(least)
     mapping = json.loads(json.dumps(report.to_mapping(), allow_nan=False))
     assert mapping["rows"][0]["size"] == [33, 41] and mapping["classes"] == 5
 
@@ -74,25 +80,24 @@ def test_a_wrong_loss_is_not_timed(monkeypatch, unmeasured, name, of):
         wrong = getattr(losses, of)
         monkeypatch.setattr(losses, of, lambda *given: 1.1 * wrong(*given))
     with pytest.raises(RuntimeError, match=f"{name} differs"):
-        losses.loss([(33, 41)], 1, 3, repeats=1, device="cpu")
+        losses.measure([(33, 41)], RUN, 1, 3)
 
 
 def test_every_step_is_there_with_positive_figures(monkeypatch):
-    monkeypatch.setattr(
-        losses.measure, "convolution_rate", lambda device, dtype: 2.0 if dtype == torch.bfloat16 else 3.0
-    )
-    report = steps.step(preset(), [(33, 41)], classes=5, threads=1, repeats=2, device="cpu")
-    rows = {row.name: row for row in report.rows}
-    assert list(rows) == ["official", *steps.OURS] == list(steps.TELLS)
-    for row in report.rows:
-        assert 0 < row.step.least <= row.step.median <= row.step.greatest < math.inf
-        assert row.memory > 0 and row.tflop > 0
-        assert row.rate * row.step.median == pytest.approx(1000 * row.tflop)
-        assert row.floor * (2 if "bf16" in row.name else 3) == pytest.approx(row.rate)
-    assert rows["official"].ratio == 1
+    monkeypatch.setattr(Meter, "convolution_rate", lambda self, dtype: 2.0 if dtype == torch.bfloat16 else 3.0)
+    report = steps.measure(preset(), [(33, 41)], RUN, classes=5)
+    rows = {row["name"]: row for row in report.values["rows"]}
+    assert list(rows) == ["official", *steps.OURS] == list(steps.DESCRIPTIONS)
+    for name, row in rows.items():
+        time = row["step"]
+        assert 0 < time.least <= time.median <= time.greatest < math.inf
+        assert row["memory"] > 0 and row["tflop"] > 0 and row["size"] == (33, 41)
+        assert row["ratio"] == pytest.approx(time.median / rows["official"]["step"].median)
+        assert row["rate"] * time.median == pytest.approx(1000 * row["tflop"])
+        assert row["floor"] * (2 if "bf16" in name else 3) == pytest.approx(row["rate"])
     # a second forward pass through the backbone, and less to remember
-    assert rows["fp32 recomputed"].tflop > 1.1 * rows["fp32"].tflop
-    assert rows["fp32 recomputed"].memory < rows["fp32"].memory
+    assert rows["fp32 recomputed"]["tflop"] > 1.1 * rows["fp32"]["tflop"]
+    assert rows["fp32 recomputed"]["memory"] < rows["fp32"]["memory"]
     json.dumps(report.to_mapping(), allow_nan=False)
 
 
@@ -108,7 +113,7 @@ def test_steps_are_measured_as_they_are_named(monkeypatch, unmeasured):
         return loss
 
     monkeypatch.setattr(steps._Step, "take", note)
-    steps.step(preset(), [(25, 25)], classes=3, repeats=1, device="cpu")
+    steps.measure(preset(), [(25, 25)], RUN, classes=3)
     assert set(seen) == {("fp32", False, False, None), *((*each, each[1], True) for each in steps.OURS.values())}
 
 
@@ -116,7 +121,7 @@ def test_a_wrong_step_is_not_timed(monkeypatch, unmeasured):
     right = Objective.forward
     monkeypatch.setattr(Objective, "forward", lambda self, *given: (right(self, *given)[0] * 1.1, {}))
     with pytest.raises(RuntimeError, match="fp32 differs"):
-        steps.step(preset(), [(33, 41)], classes=3, repeats=1, device="cpu")
+        steps.measure(preset(), [(33, 41)], RUN, classes=3)
 
 
 def test_own_probabilities_are_each_pixel_s():

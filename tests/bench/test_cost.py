@@ -6,6 +6,7 @@ import pytest
 
 from ccnet_cli import cli
 from ccnet_cli.bench import cost
+from ccnet_cli.bench.request import Work
 from ccnet_cli.errors import InputError
 
 PASSES = [(f"RCCA R={r}", r) for r in (1, 2, 3)]
@@ -18,46 +19,51 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
+def measured(size: tuple[int, int], channels: int, batch: int = 1) -> dict[str, dict]:
+    return {row["name"]: row for row in cost.measure(Work(size, channels, batch=batch), "cpu").values["rows"]}
+
+
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The full size without its seconds of computing."""
-    monkeypatch.setattr(cost, "_measured", lambda *_: (1.0, 2.0, 3.0, 4.0))
+    keys = ("counted", "inference_memory", "training_memory", "step_memory")
+    monkeypatch.setattr(cost, "_measure", lambda *_: dict(zip(keys, (1.0, 2.0, 3.0, 4.0), strict=True)))
 
 
 @pytest.mark.parametrize(("H", "W", "batch"), [(5, 7, 2), (1, 6, 1)])
 def test_what_torch_counts_are_the_products_by_hand(H, W, batch):
-    report = cost.cost((H, W), channels=24, batch=batch, device="cpu")
+    rows = measured((H, W), 24, batch)
     projections = 24 * (3 + 3 + 24)
     expected = {name: r * (projections + (H + W) * (3 + 24)) for name, r in PASSES}
     expected["non-local"] = projections + H * W * (3 + 24)
-    got = {row.name: row.counted * 1e9 for row in report.rows}
+    got = {name: row["counted"] * 1e9 for name, row in rows.items()}
     assert got == pytest.approx({name: 2 * batch * H * W * count for name, count in expected.items()})
 
 
 def test_the_formula_has_biases_and_one_position_less():
-    rows = {row.name: row for row in cost.cost((5, 7), channels=24, batch=2, device="cpu").rows}
+    rows = measured((5, 7), 24, 2)
     for name, r in PASSES:
         less = 2 * 2 * 35 * r * (30 - 27)
-        assert (rows[name].gflop - rows[name].counted) * 1e9 == pytest.approx(less)
-    assert (rows["non-local"].gflop - rows["non-local"].counted) * 1e9 == pytest.approx(2 * 2 * 35 * 30)
+        assert (rows[name]["gflop"] - rows[name]["counted"]) * 1e9 == pytest.approx(less)
+    assert (rows["non-local"]["gflop"] - rows["non-local"]["counted"]) * 1e9 == pytest.approx(2 * 2 * 35 * 30)
 
 
 def test_memory_is_what_has_to_live():
     """One more pass keeps its projections, weights of the cross, gathered values, result and the joined kernel."""
     H = W = 40
-    rows = {row.name: row for row in cost.cost((H, W), channels=32, device="cpu").rows}
+    rows = measured((H, W), 32)
     assert list(rows) == [*(name for name, _ in PASSES), "non-local"]
     kept = 4 * (H * W * (3 * 32 + 2 * 4 + H + W) + 32 * (32 + 2 * 4)) / 2**20
     for one, more in (("RCCA R=1", "RCCA R=2"), ("RCCA R=2", "RCCA R=3")):
-        assert rows[more].training_memory - rows[one].training_memory == pytest.approx(kept, rel=0.02)
-    assert rows["RCCA R=3"].inference_memory == pytest.approx(rows["RCCA R=2"].inference_memory, rel=0.02)
+        assert rows[more]["training_memory"] - rows[one]["training_memory"] == pytest.approx(kept, rel=0.02)
+    assert rows["RCCA R=3"]["inference_memory"] == pytest.approx(rows["RCCA R=2"]["inference_memory"], rel=0.02)
     for row in rows.values():
         # the result at least
-        assert 4 * 32 * H * W / 2**20 < row.inference_memory <= row.training_memory < row.step_memory
+        assert 4 * 32 * H * W / 2**20 < row["inference_memory"] <= row["training_memory"] < row["step_memory"]
     pairs = 4 * (H * W) ** 2 / 2**20
-    assert 2 < rows["non-local"].training_memory / pairs < 3 and 4 < rows["non-local"].step_memory / pairs < 5
+    assert 2 < rows["non-local"]["training_memory"] / pairs < 3 and 4 < rows["non-local"]["step_memory"] / pairs < 5
     for key in ("inference_memory", "training_memory", "step_memory"):
-        assert getattr(rows["RCCA R=2"], key) < getattr(rows["non-local"], key) / 4
+        assert rows["RCCA R=2"][key] < rows["non-local"][key] / 4
 
 
 def test_the_table_at_the_paper_s_size(unmeasured, capsys):
@@ -94,5 +100,5 @@ def test_the_json_keeps_published_and_measured_apart(unmeasured, capsys, tmp_pat
 
 def test_a_map_too_large_for_the_non_local_block_is_refused():
     with pytest.raises(InputError, match="a non-local block needs about") as caught:
-        cost.cost((4000, 4000), device="cpu")
+        cost.measure(Work((4000, 4000)), "cpu")
     assert str(caught.value).endswith("; use a smaller size") and "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ from reference_losses import CLASSES, authors_rule, case, mmseg_rule, weighted
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from ccnet_cli.bench import measure
+from ccnet_cli.bench.meter import peak_bytes
 from ccnet_cli.errors import InputError
 from ccnet_cli.losses import CrossEntropy, Ohem, bands, grid, pixels
 from ccnet_cli.losses.bands import BandedScores
@@ -156,7 +156,7 @@ def test_the_objective_never_holds_a_whole_map(monkeypatch, rule):
     def both() -> None:
         torch.autograd.grad(objective(rule)(main, auxiliary, label), main)
 
-    assert 0 < measure.peak(both, main.device) < 2 * 19 * 257 * 257 * 4
+    assert 0 < peak_bytes(both, main.device) < 2 * 19 * 257 * 257 * 4
 
 
 @pytest.mark.parametrize("rule", [None, "official", "mmseg"])
