@@ -94,13 +94,9 @@ def measure(
             contenders.append(Contender(RUNTIME, "fp32", _exported(network)))
         rates = {name: 1000 * meter.convolution_rate(PRECISIONS[name]) for name in dict.fromkeys(["fp32", *precisions])}
         rows = [row for size in sizes for row in _rows(contenders, settings, (batch, *size), meter, rates)]
-        values = {
-            "backbone": settings.backbone.kind,
-            "recurrence": settings.head.recurrence,
-            "batch": batch,
-            **meter.values(),
-        }
-        title = f"{batch} x 3 x H x W, {settings.backbone.kind}, R={settings.head.recurrence}, {meter}, {meter.repeats} rounds; "
+        backbone, recurrence = settings.backbone.kind, network.recurrence
+        values = {"backbone": backbone, "recurrence": recurrence, "batch": batch, **meter.values()}
+        title = f"{batch} x 3 x H x W, {backbone}, R={recurrence}, {meter}, {meter.repeats} rounds; "
         title += "times as fast as the official one; of the floor: what a 3x3 convolution's rate would make of it, "
         title += "here " + ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in rates.items())
         return Report({**values, "rates": rates, "rows": rows}, [Table(title, COLUMNS, rows)])
