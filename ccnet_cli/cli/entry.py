@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from ccnet_cli import files
-from ccnet_cli.cli.commands import ANYWHERE, app
+from ccnet_cli.cli.commands import EXTEND, FLAGS, app
 from ccnet_cli.errors import (
     VERBOSITY,
     CCNetError,
@@ -30,24 +30,20 @@ from ccnet_cli.errors import (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of DESIGN's table; errors of the user take one line on stderr."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    words, chosen = _anywhere(words)
+    words, flags, extensions = take_common(sys.argv[1:] if arguments is None else arguments)
     words = resume_alone(words)
     _mend_streams()
     if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
-    os.environ[VERBOSITY] = "quiet" if "quiet" in chosen else "verbose" if "verbose" in chosen else ""
-    started = time.monotonic()
-    # what torch's C++ has to say about lost connections takes many lines, and ours says it in one
+    os.environ[VERBOSITY] = "quiet" if "quiet" in flags else "verbose" if "verbose" in flags else ""
+    # torch's C++ reports a lost connection in many lines, ccnet in one
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # torch's own folder for compiled code is emptied when the machine starts
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(files.cache_folder() / "compiled"))
     try:
-        if {"quiet", "verbose"} <= chosen:
+        if {"quiet", "verbose"} <= flags:
             raise InputError("option --quiet", "--verbose is given too", "give one of them")
-        code = typer.main.get_command(app).main(words, prog_name="ccnet", standalone_mode=False)
-        sys.stdout.flush()
-        detail(f"done in {time.monotonic() - started:.1f} s")
+        code = _run(words, extensions)
     except SystemExit as stop:
         # typer turns a broken pipe into a plain exit
         if not isinstance(stop.__context__, BrokenPipeError):
@@ -58,19 +54,59 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
-        told = _told(error)
-        if "debug" in chosen or told is None:
-            traceback.print_exc()
-        # of several processes that met the same error one speaks
-        if told is not None and not told.reported:
-            announce(f"error: {told}")
-            for note in getattr(told, "__notes__", ()):
-                announce(note)
-        code = 1 if told is None else told.exit_code
+        code = _report(error, "debug" in flags)
     if arguments is None:
-        # an interrupt while the interpreter ends is no exception of ours
+        # an interrupt while the interpreter exits is no exception of ours
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.exit(code or 0)
+    sys.exit(code)
+
+
+def take_common(words: Sequence[str]) -> tuple[list[str], set[str], list[str]]:
+    """The words without the options of every command, the flags among these, and the files of --extend.
+
+    They may stand anywhere before --, which ends the options.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    rest: list[str] = []
+    flags: set[str] = set()
+    extensions: list[str] = []
+    before = iter(words[:end])
+    for word in before:
+        if word in FLAGS:
+            flags.add(FLAGS[word])
+        elif word == EXTEND and (file := next(before, None)) is not None:
+            extensions.append(file)
+        elif word.startswith(f"{EXTEND}="):
+            extensions.append(word.removeprefix(f"{EXTEND}="))
+        else:
+            rest.append(word)
+    return [*rest, *words[end:]], flags, extensions
+
+
+def _run(words: list[str], extensions: list[str]) -> int:
+    """Run a command, and give its exit code; parts from outside are imported first, unless for help or completion."""
+    started = time.monotonic()
+    options = words[: words.index("--")] if "--" in words else words
+    if words and not {"--help", "-h", "--version"} & set(options) and "_CCNET_COMPLETE" not in os.environ:
+        _extend(extensions)
+    code = typer.main.get_command(app).main(words, prog_name="ccnet", standalone_mode=False)
+    sys.stdout.flush()
+    detail(f"done in {time.monotonic() - started:.1f} s")
+    return code or 0
+
+
+def _extend(extensions: list[str]) -> None:
+    """Import the files of $CCNET_EXTEND and of --extend, and let the processes that a command starts do the same."""
+    inherited = [file for file in os.environ.get("CCNET_EXTEND", "").split(os.pathsep) if file]
+    if not (inherited or extensions):
+        return
+    from ccnet_cli import parts
+
+    absolute = list(dict.fromkeys(str(Path(file).expanduser().absolute()) for file in [*inherited, *extensions]))
+    if unusable := [file for file in absolute if os.pathsep in file]:
+        raise InputError(f"option --extend {unusable[0]}", f"its path holds a {os.pathsep}", "rename it")
+    os.environ[parts.EXTEND] = os.pathsep.join(absolute)
+    parts.extend_from_environment()
 
 
 def _interrupt(*_: object) -> None:
@@ -79,15 +115,8 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _anywhere(words: list[str]) -> tuple[list[str], set[str]]:
-    """The words without the options that may stand anywhere, and which of these there were; -- ends the options."""
-    end = words.index("--") if "--" in words else len(words)
-    kept = [word for word in words[:end] if word not in ANYWHERE]
-    return kept + words[end:], {ANYWHERE[word] for word in words[:end] if word in ANYWHERE}
-
-
 def resume_alone(words: list[str]) -> list[str]:
-    """Let --resume stand without a value, which means auto; typer knows no option with a value that may be left out."""
+    """Add the value auto to a --resume without one: typer has no option whose value may be left out."""
     if "--resume" in words:
         after = words.index("--resume") + 1
         if after == len(words) or words[after].startswith("-"):
@@ -96,8 +125,8 @@ def resume_alone(words: list[str]) -> list[str]:
 
 
 def _mend_streams() -> None:
-    """Let results be printed whatever the locale, and to nowhere where a stream is closed."""
-    # a file that is opened under the number of a closed stream would get what libraries print there
+    """Let results be printed in any locale, and to nowhere where a stream is closed."""
+    # otherwise a file opened under a closed stream's number would get what libraries print there
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -115,16 +144,30 @@ def _broken_pipe() -> int:
     return 128 + 13
 
 
-def _told(error: Exception) -> CCNetError | None:
-    """The error as one that a user can act on; None for a bug of ours."""
+def _report(error: Exception, debug: bool) -> int:
+    """Print an error in one line, with its traceback for a bug of ours or with --debug, and give its exit code."""
+    known = _explain(error)
+    if debug or known is None:
+        traceback.print_exc()
+    if known is None:
+        return 1
+    # of several processes that met the same error one reports it
+    if not known.reported:
+        announce(f"error: {known}")
+        for note in getattr(known, "__notes__", ()):
+            announce(note)
+    return known.exit_code
+
+
+def _explain(error: Exception) -> CCNetError | None:
+    """The error in words that a user can act on; None for a bug of ours."""
     if isinstance(error, CCNetError):
         return error
     if isinstance(error, TyperException):
-        return _usage(error)
+        return _explain_usage(error)
     if out_of_memory(error):
-        return EnvironmentFailure(
-            "memory", one_line(str(error))[:160] or "exhausted", "use smaller images or --mode sliding"
-        )
+        why = one_line(str(error))[:160] or "exhausted"
+        return EnvironmentFailure("memory", why, "use smaller images or --mode sliding")
     if isinstance(error, OSError) and error.errno is not None:
         what: object = error.filename if error.filename is not None else "system"
         why = os.strerror(error.errno)
@@ -135,8 +178,8 @@ def _told(error: Exception) -> CCNetError | None:
     return None
 
 
-def _usage(error: TyperException) -> InputError:
-    """A mistake in the arguments, with the option that was meant."""
+def _explain_usage(error: TyperException) -> InputError:
+    """A mistake in the arguments, with the option or command that was probably meant."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "ccnet"
     see = f"see {command} --help"
@@ -144,15 +187,20 @@ def _usage(error: TyperException) -> InputError:
     parameter = getattr(error, "param", None)
     why = error.message.removeprefix("Value error, ").replace("Input should be", "must be").rstrip(".")
     if unknown := re.match(r"No such command '(.*?)'", why, re.DOTALL):
-        near = difflib.get_close_matches(unknown[1], context.command.commands, n=1) if context else []
-        return InputError(f"command {unknown[1]}", "unknown", f"did you mean {near[0]}?" if near else see)
+        names = list(context.command.commands) if context else []
+        return InputError(f"command {unknown[1]}", "unknown", _nearest(unknown[1], names, 0.6) or see)
     if option is not None and "No such option" in why:
-        known = [name for known in context.command.params for name in known.opts] if context else []
-        near = difflib.get_close_matches(option, ANYWHERE, n=1, cutoff=0.8)
-        near = near or difflib.get_close_matches(option, known, n=1, cutoff=0.7)
-        return InputError(f"option {option}", "unknown", f"did you mean {near[0]}?" if near else see)
+        own = [name for parameter in context.command.params for name in parameter.opts] if context else []
+        near = _nearest(option, [*FLAGS, EXTEND], 0.8) or _nearest(option, own, 0.7)
+        return InputError(f"option {option}", "unknown", near or see)
     if parameter is not None:
         kind = parameter.param_type_name
         name = parameter.opts[0] if kind == "option" else parameter.metavar or parameter.name
         return InputError(f"{kind} {name}", why or "missing", see)
     return InputError(command if option is None else f"option {option}", why, see)
+
+
+def _nearest(word: str, known: Sequence[str], likeness: float) -> str | None:
+    """A question for the known word that is most like another, if any is."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=likeness)
+    return f"did you mean {near[0]}?" if near else None

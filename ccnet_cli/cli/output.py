@@ -1,4 +1,4 @@
-"""How results leave: tables for people, JSON for programs, files whole or not at all."""
+"""What commands print and write: tables for people, JSON for programs, files whole or not at all."""
 
 import json
 import os
@@ -20,13 +20,13 @@ def write(path: Path, content: bytes) -> None:
     try:
         files.write(path, lambda file: file.write(content))
     except OSError as error:
-        # it could be written when the command began
+        # it was writable when the command began
         why = f"not written ({error.strerror})"
         raise EnvironmentFailure(path, why, "make room, or choose another place") from None
 
 
 def write_json(value: object, path: Path | None) -> bool:
-    """Write a result as JSON where asked; True when that was stdout, where nothing else may be printed."""
+    """Write a result as JSON to a file, if any; True for stdout (-), where nothing else may be printed."""
     if path is None:
         return False
     text = json.dumps(value, indent=2, allow_nan=False)
@@ -43,7 +43,7 @@ def quoted(text: str) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share as per cent; - where there is none."""
+    """A fraction in percent; - for None."""
     return "-" if value is None else f"{100 * value:.2f}"
 
 
@@ -69,8 +69,18 @@ def table(
     _console().print(table)
 
 
+def markdown(text: str) -> None:
+    """Print Markdown, formatted on a terminal and as it is elsewhere."""
+    if not sys.stdout.isatty():
+        print(text, end="" if text.endswith("\n") else "\n")
+        return
+    from rich.markdown import Markdown
+
+    _console().print(Markdown(text))
+
+
 def block(rows: Iterable[tuple[str, str, str, str]]) -> None:
-    """Print states, names and details as a block of Markdown, each fix below what it mends."""
+    """Print rows of state, name, detail and fix as a block of Markdown; a fix gets a line of its own."""
     from rich.text import Text
 
     console = _console()

@@ -64,7 +64,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_promised_commands_are_there():
-    promised = {("train",), ("eval",), ("predict",), ("visualize",), ("doctor",)}
+    promised = {("train",), ("eval",), ("predict",), ("visualize",), ("doctor",), ("guide",)}
     names = ("attention", "growth", "model", "cost", "eval", "loss", "step", "data", "kernels", "gpu")
     promised |= {("bench", name) for name in names}
     promised |= {("presets", name) for name in ("list", "show", "copy", "diff")}
@@ -160,6 +160,7 @@ def test_the_version_is_told_before_torch_is_loaded():
         (("predict",), "argument SOURCE: missing; see ccnet predict --help"),
         (("predict", "a.png"), "option --output: missing; see ccnet predict --help"),
         (("eval", "--quite"), "option --quite: unknown; did you mean --quiet?"),
+        (("eval", "--extnd", "a.py"), "option --extnd: unknown; did you mean --extend?"),
         (("presets", "list", "-q", "-v"), "option --quiet: --verbose is given too; give one of them"),
         (("presets", "diff", "camvid"), "argument NAME|FILE: missing; see ccnet presets diff --help"),
         (("presets", "diff", "camvid", "camvit"), "preset camvit: unknown; did you mean camvid?"),
@@ -588,17 +589,109 @@ def test_a_figure_without_a_name_takes_the_next_free_one(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("words", "kept", "chosen"),
+    ("words", "rest", "flags", "files"),
     [
-        ("-q train --preset x", "train --preset x", {"quiet"}),
-        ("train --quiet --preset x --debug", "train --preset x", {"quiet", "debug"}),
-        ("eval a.pt -v", "eval a.pt", {"verbose"}),
-        ("predict -v -o b -- -q --debug", "predict -o b -- -q --debug", {"verbose"}),
-        ("eval -qv", "eval -qv", set()),
+        ("-q train --preset x", "train --preset x", {"quiet"}, []),
+        ("train --quiet --preset x --debug", "train --preset x", {"quiet", "debug"}, []),
+        ("eval a.pt -v", "eval a.pt", {"verbose"}, []),
+        ("predict -v -o b -- -q --extend a.py", "predict -o b -- -q --extend a.py", {"verbose"}, []),
+        ("eval -qv", "eval -qv", set(), []),
+        ("--extend a.py eval --extend=b=c.py x.pt", "eval x.pt", set(), ["a.py", "b=c.py"]),
+        ("--extend --debug eval", "eval", set(), ["--debug"]),
+        # a value is missing: for typer to refuse
+        ("eval --extend", "eval --extend", set(), []),
     ],
 )
-def test_some_options_may_stand_anywhere(words: str, kept: str, chosen: set[str]):
-    assert entry._anywhere(words.split()) == (kept.split(), chosen)
+def test_some_options_may_stand_anywhere(words: str, rest: str, flags: set[str], files: list[str]):
+    assert entry.take_common(words.split()) == (rest.split(), flags, files)
+
+
+@pytest.fixture
+def parts_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Write a file for --extend that appends its name to the file `imported`; later files begin anew."""
+    monkeypatch.setenv("CCNET_EXTEND", "")
+
+    def make(name: str) -> Path:
+        path = folder / f"{name}.py"
+        path.write_text(
+            "with open(__file__.rpartition('/')[0] + '/imported', 'a') as file:\n    file.write(f'{__name__}\\n')\n"
+        )
+        return path
+
+    yield make
+    for name in [name for name in sys.modules if name.startswith("ccnet_extension_")]:
+        del sys.modules[name]
+
+
+def imported(folder: Path) -> list[str]:
+    lines = (folder / "imported").read_text().splitlines() if (folder / "imported").exists() else []
+    return [line.removeprefix("ccnet_extension_") for line in lines]
+
+
+def test_files_of_parts_are_imported_once_before_the_command(
+    parts_file: Callable[[str], Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one, two, three = map(parts_file, ("one", "two", "three"))
+    monkeypatch.setenv("CCNET_EXTEND", os.pathsep.join([str(one), "two.py"]))
+    seen = []
+    monkeypatch.setattr(config, "names", lambda: seen.append(imported(folder)) or [])
+    assert call("--extend", "two.py", "presets", "list", "--extend=three.py", "--extend", "three.py") == 0
+    assert seen[0] == imported(folder) == ["one", "two", "three"]
+    # what a command starts, wherever, imports the same
+    assert os.environ["CCNET_EXTEND"] == os.pathsep.join(map(str, (one, two, three)))
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("train", "-h"), ("--version",)])
+def test_help_imports_no_parts(words: tuple[str, ...], parts_file: Callable[[str], Path], folder: Path):
+    parts_file("one")
+    assert call("--extend", "one.py", *words) == 0
+    assert imported(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "option --extend bad.py: not a Python file; "),
+        ("1 / 0", "option --extend bad.py: cannot be imported (ZeroDivisionError: division by zero); correct the file"),
+        ("def (:", "option --extend bad.py: cannot be imported (SyntaxError: "),
+        ("import nothing_like_it", "option --extend bad.py: cannot be imported (ModuleNotFoundError: "),
+    ],
+)
+def test_parts_that_cannot_be_imported_are_one_line(
+    content: str | None, told: str, parts_file: object, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    if content is not None:
+        (folder / "bad.py").write_text(content)
+    line = refused(capsys, "presets", "list", "--extend", "bad.py")
+    assert line.replace(f"{folder}/", "").startswith(told)
+
+
+def test_an_extend_without_a_file_is_one_line(capsys: pytest.CaptureFixture[str]):
+    assert refused(capsys, "presets", "list", "--extend").startswith("option --extend: ")
+
+
+def test_guides_are_listed_and_shown(capsys: pytest.CaptureFixture[str]):
+    assert call("guide") == 0
+    listed = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert "extending" in [name for name, _ in listed] and all(title for _, title in listed)
+    for name, title in listed:
+        assert call("guide", name) == 0
+        text = capsys.readouterr().out
+        assert text == (ROOT / "ccnet_cli" / "guides" / f"{name}.md").read_text()
+        assert text.startswith(f"# {title}\n")
+    assert refused(capsys, "guide", "extendin") == "guide extendin: unknown; did you mean extending?"
+    assert refused(capsys, "guide", "../cli") == "guide ../cli: unknown; see ccnet guide"
+
+
+def test_a_guide_is_formatted_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    ours, theirs = pty.openpty()
+    code = "from ccnet_cli.cli import output\noutput.markdown('# Title\\n\\nSome *words*, `code`.\\n')"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, check=True)
+    printed = os.read(ours, 65536).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert "Title" in printed and "words" in printed and "*" not in printed and "# " not in printed
 
 
 @pytest.mark.parametrize(
@@ -692,6 +785,7 @@ def test_colours_are_for_terminals_that_want_them(no_color: str, colours: bool, 
         ("ccnet train --preset mmseg-r50-voc-512-2", ["mmseg-r50-voc-512-20k"]),
         ("ccnet eval --preset quick", ["quickstart"]),
         ("ccnet doc", ["doctor"]),
+        ("ccnet guide ext", ["extending"]),
         ("ccnet presets show nothing-like-it", []),
     ],
 )
