@@ -398,14 +398,14 @@ def test_diff_tells_both_values_of_every_key_that_differs(folder: Path, capsys: 
     changed = text.replace("name: camvid\n", "name: mine\n")
     (folder / "mine.yaml").write_text(changed)
     ours, mine = (config.to_mapping(config.load(name)) for name in ("camvid", "mine.yaml"))
-    mine["model"]["recurrence"] = 3
+    mine["model"]["head"]["recurrence"] = 3
     mine["data"]["crop"] = [11, 12]
     mine["data"]["classes"] = None
     mine["eval"]["scales"] = [0.5, 1.0]
     (folder / "mine.yaml").write_text(config.dump(config.from_mapping(mine)))
     expected = {
         "name": ["camvid", "mine"],
-        "model.recurrence": [ours["model"]["recurrence"], 3],
+        "model.head.recurrence": [ours["model"]["head"]["recurrence"], 3],
         "data.crop": [ours["data"]["crop"], [11, 12]],
         "eval.scales": [ours["eval"]["scales"], [0.5, 1.0]],
     }
@@ -460,7 +460,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     asked: dict[str, object] = {}
     figures = evaluate.Result(0.5, 0.75, 0.625, {"road": 0.5, 'a "b", c': None}, 2, 7, "x.pt", {"mode": "whole"})
 
-    def score(checkpoint: Path | None, **settings: object) -> evaluate.Result:
+    def score(checkpoint: Path | None, group: object, **settings: object) -> evaluate.Result:
         asked.update(settings, checkpoint=checkpoint)
         return figures
 
