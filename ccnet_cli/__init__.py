@@ -19,13 +19,13 @@ def load(
     preset: str | None = None,
     overrides: Sequence[str] = (),
 ) -> "CCNet":
-    """The network of a file, ours, the authors', mmsegmentation's or a backbone's, in evaluation mode on the CPU.
+    """Load the network of a file, ours, the authors', mmsegmentation's or a backbone's, in evaluation mode on the CPU.
 
-    It takes a normalised image (N, 3, H, W), as its `normalisation` tells, and returns scores (N, K, h, w) at stride 8.
+    It takes a normalised image (N, 3, H, W), see its `normalisation`, and returns scores (N, K, h, w) at its `stride`.
     recurrence replaces R, which the authors' files do not hold (2 is assumed); preset and overrides ("key=value")
     replace the rest. Raises ccnet_cli.errors.InputError for a file that is damaged or unknown; nothing in it is run.
     """
-    from ccnet_cli.weights import load as loading
+    from ccnet_cli.inference.artifact import load_model
 
-    chosen = [] if recurrence is None else [f"model.recurrence={recurrence}"]
-    return loading.restore(Path(path), preset, [*overrides, *chosen], headless=True).model
+    own = [] if recurrence is None else [f"model.head.recurrence={recurrence}"]
+    return load_model(Path(path), preset, [*overrides, *own], headless=True).network

@@ -64,16 +64,17 @@ def grown() -> float:
 
 
 def checkpoints(folder: Path, count: int, random: np.random.Generator) -> Counter[str]:
-    """Damaged weight files through loading.restore: refused, the same weights, or others that are finite and fit."""
+    """Damaged weight files through load_model: refused, the same weights, or others that are finite and fit."""
     import torch
 
     from ccnet_cli import errors
-    from ccnet_cli.weights import load as loading
+    from ccnet_cli.inference.artifact import load_model
+    from ccnet_cli.weights import load as reading
 
-    errors.notice = loading.notice = lambda text: None
+    errors.notice = reading.notice = lambda text: None
     sound = sorted(folder.glob("*.pt*"))
     contents = [path.read_bytes() for path in sound]
-    truth = [loading.restore(path).model.state_dict() for path in sound]
+    truth = [load_model(path).network.state_dict() for path in sound]
     outcomes: Counter[str] = Counter()
     damaged = folder / "damaged"
     for number in range(count):
@@ -85,7 +86,7 @@ def checkpoints(folder: Path, count: int, random: np.random.Generator) -> Counte
         else:
             damaged.write_bytes(mutated(contents[index], contents, random))
         try:
-            found = loading.restore(damaged).model.state_dict()
+            found = load_model(damaged).network.state_dict()
         except errors.CCNetError as error:
             assert isinstance(error, errors.InputError) and "\n" not in str(error), repr(error)
             outcomes["refused"] += 1

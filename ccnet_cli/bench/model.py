@@ -155,7 +155,7 @@ def _compiled(network: nn.Module, device: torch.device, precision: str) -> Calla
 
 def _exported(network: CCNet) -> nn.Module:
     content = onnxfile.write(portable.program(network), {})
-    return onnxfile.Network(content, Path(RUNTIME), 19, network.normalisation, network.align_corners)
+    return onnxfile.OnnxNetwork(content, Path(RUNTIME), 19, network.normalisation, network.align_corners)
 
 
 def _rows(

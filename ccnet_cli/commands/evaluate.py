@@ -14,6 +14,7 @@ from ccnet_cli.datasets.source import Source, open_source
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.figures import charts
 from ccnet_cli.inference import engine
+from ccnet_cli.inference.artifact import Artifact, Network, default_device, default_precision, open_artifact
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.runtime import runner
 from ccnet_cli.inference.scoring import score_network
@@ -24,8 +25,6 @@ from ccnet_cli.models import network as models
 from ccnet_cli.parallel import supervisor
 from ccnet_cli.parallel.group import Group, joined, read_launch
 from ccnet_cli.parallel.supervisor import Worker
-from ccnet_cli.weights import find
-from ccnet_cli.weights import load as loading
 
 # images between two lines of progress
 EVERY = 20
@@ -85,14 +84,14 @@ def evaluate(
     place = models.device(device)
     group = group or Group(place)
     formats = outputs.check_formats(save_formats)
-    precision = models.precision(loading.precision(precision, checkpoint), place, notice)
+    precision = models.precision(default_precision(precision, checkpoint), place, notice)
     engine.compiles(compile, place, 0)
     if confusion is not None and confusion.suffix.lower() != ".png":
         raise InputError(confusion, "the confusion matrix is drawn as a PNG", "end the name in .png")
-    restored = loading.runnable(find.find_artifact(checkpoint), preset, overrides)
-    settled = with_choices(restored.preset, data, mode=mode, tile=tile, scales=scales, flip=flip)
+    artifact = open_artifact(checkpoint, preset, overrides)
+    settled = with_choices(artifact.preset, data, mode=mode, tile=tile, scales=scales, flip=flip)
     source = open_source(settled.data, split, labels_required=split in LABELLED)
-    _check(source, restored)
+    _check(source, artifact)
     scored = _labelled(source, split, save)
     source = replace(source, samples=source.samples[:limit])
     planned = {} if save is None else _plan(source, save, formats, overwrite, group)
@@ -106,7 +105,7 @@ def evaluate(
         for format, path in planned[sample.name].items():
             outputs.write(path, format, ids, image, source.classes)
 
-    prepared = runner(restored, place, precision, compile, len(source.samples))
+    prepared = runner(artifact, place, precision, compile, len(source.samples))
     with pipeline.behind() as hand:
 
         def on_image(sample: Sample, image: np.ndarray, ids: np.ndarray, _: np.ndarray | None) -> None:
@@ -132,7 +131,7 @@ def evaluate(
         "list": None if source.samples.listing is None else str(source.samples.listing),
         "limit": limit,
     }
-    return result(matrix, source, restored.path, settings)
+    return result(matrix, source, artifact.path, settings)
 
 
 def score(
@@ -143,7 +142,7 @@ def score(
     if launch is not None and (gpus or processes > 1):
         why = f"{launch.world_size} processes are started already, by torchrun or SLURM"
         raise InputError("option --gpus" if gpus else "option --processes", why, "leave it to them")
-    kind = models.share(gpus, processes, loading.device(device, checkpoint))
+    kind = models.share(gpus, processes, default_device(device, checkpoint))
     if launch is None and (gpus or processes) > 1:
         found: Result = supervisor.run(_score, (checkpoint, kind, choices), gpus or processes)
         return found
@@ -180,13 +179,13 @@ def with_choices(preset: config.Preset, data: str | None = None, **choices: Any)
     return config.from_mapping(mapping)
 
 
-def _check(source: Source, restored: loading.Restored) -> None:
+def _check(source: Source, artifact: Artifact[Network]) -> None:
     """InputError unless there are images, of the classes that the checkpoint knows."""
     fix = "choose another --split, or the data set that the checkpoint was trained on"
     if not source.samples:
         raise InputError(f"data set {source.dataset}", "has no image in this split", fix)
-    if source.classes.names != restored.classes.names:
-        ours, theirs = len(restored.classes), len(source.classes)
+    if source.classes.names != artifact.classes.names:
+        ours, theirs = len(artifact.classes), len(source.classes)
         why = f"has {theirs} classes, the checkpoint {ours}" if ours != theirs else "names its classes differently"
         raise InputError(f"data set {source.dataset}", why, fix)
 

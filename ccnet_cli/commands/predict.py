@@ -17,6 +17,7 @@ from ccnet_cli import files
 from ccnet_cli.commands.evaluate import with_choices
 from ccnet_cli.errors import InputError, Interrupted, notice
 from ccnet_cli.inference import engine
+from ccnet_cli.inference.artifact import default_device, default_precision, is_onnx, open_artifact
 from ccnet_cli.inference.runtime import runner
 from ccnet_cli.inference.scores import Predictor, Scores
 from ccnet_cli.inference.views import Views, batch_scores, host_input
@@ -26,8 +27,7 @@ from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.video import Video
 from ccnet_cli.models import network as models
 from ccnet_cli.progress import Progress
-from ccnet_cli.weights import find
-from ccnet_cli.weights import load as loading
+from ccnet_cli.weights.find import find_artifact
 
 # images, or frames, between two lines of progress where there is no terminal
 EVERY = 20
@@ -95,7 +95,7 @@ def predict(
     A first name that ends in .onnx is the checkpoint. output ends in .png for one image and in .mp4 or .webm for one
     video, else it is a folder that mirrors the sources' names. npz writes the probabilities of the classes beside each
     mask. Left out, mode, tile, scales and flip are those of the checkpoint; preset and overrides are those of
-    loading.runnable. continued passes over sources whose outputs are all there, whole; with areas these are read back
+    open_artifact. continued passes over sources whose outputs are all there, whole; with areas these are read back
     from the masks, or the source is segmented again where they cannot be. InputError before the first image where names
     collide, files exist already or a video is damaged; Interrupted after a signal, the image at hand finished, the
     video at hand given up.
@@ -103,7 +103,7 @@ def predict(
     if continued and overwrite:
         raise InputError("--continue", "--overwrite is given too", "give one of them")
     formats = outputs.check_formats(formats)
-    if names and loading.onnx(Path(names[0])):
+    if names and is_onnx(Path(names[0])):
         if checkpoint is not None:
             raise InputError(f"checkpoint {checkpoint}", f"{names[0]} is given too", "give one of them")
         checkpoint, names = Path(names[0]), names[1:]
@@ -117,9 +117,9 @@ def predict(
         written.append(legend)
     outputs.refuse_inputs(found, written)
     outputs.refuse_existing(written, overwrite or continued)
-    checkpoint = find.find_artifact(checkpoint)
-    place = models.device(loading.device(device, checkpoint))
-    precision = models.precision(loading.precision(precision, checkpoint), place)
+    checkpoint = find_artifact(checkpoint)
+    place = models.device(default_device(device, checkpoint))
+    precision = models.precision(default_precision(precision, checkpoint), place)
     engine.compiles(compile, place, 0)
     for folder in {path.parent for path in written}:
         files.sweep(folder)
@@ -129,14 +129,14 @@ def predict(
     films = _inspect(source for source in plan if source not in kept and sources.is_video(source))
 
     with _signals() as asked:
-        restored = loading.runnable(checkpoint, preset, overrides)
-        settings = with_choices(restored.preset, mode=mode, tile=tile, scales=scales, flip=flip)
-        views, predictor = Views.of(settings.eval, restored.classes), Predictor()
+        artifact = open_artifact(checkpoint, preset, overrides)
+        settings = with_choices(artifact.preset, mode=mode, tile=tile, scales=scales, flip=flip)
+        views, predictor = Views.of(settings.eval, artifact.classes), Predictor()
         count = sum(films[source].frames if source in films else 1 for source in plan if source not in kept)
-        model = runner(restored, place, precision, compile, count, len(kept))
+        model = runner(artifact, place, precision, compile, count, len(kept))
         score = partial(batch_scores, model, views=views, device=place)
         prepare = partial(host_input, normalisation=model.normalisation, device=place)
-        result = Prediction(restored.path, restored.classes)
+        result = Prediction(artifact.path, artifact.classes)
         measured: dict[Path, Area] = {}
         done = len(kept)
 
@@ -152,8 +152,8 @@ def predict(
             return image, prepare(image)
 
         def write(source: Path, image: np.ndarray, ids: np.ndarray, scores: Scores) -> None:
-            _write(plan[source], image, ids, scores, restored.classes)
-            measured[source] = _area(source, ids, restored.classes)
+            _write(plan[source], image, ids, scores, artifact.classes)
+            measured[source] = _area(source, ids, artifact.classes)
 
         progress = Progress(len(plan), done, "file" if films else "image", EVERY)
         wanted = [source for source in plan if source not in kept]
@@ -165,7 +165,7 @@ def predict(
                     # two bars do not fit on a terminal
                     progress.close()
                     measured[source] = _film(
-                        films[source], plan[source], predict_input, prepare, restored.classes, halt
+                        films[source], plan[source], predict_input, prepare, artifact.classes, halt
                     )
                 else:
                     image, input_1CHW = next(photographs)
@@ -175,10 +175,10 @@ def predict(
                 result.files += plan[source].values()
                 progress.show(done, "segmented")
     if areas:
-        measured |= {source: _kept_area(source, plan[source], restored.classes) for source in kept}
+        measured |= {source: _kept_area(source, plan[source], artifact.classes) for source in kept}
         result.areas += [measured[source] for source in plan]
     if legend is not None:
-        images.write_image(legend, images.legend(restored.classes.names, restored.classes.palette))
+        images.write_image(legend, images.legend(artifact.classes.names, artifact.classes.palette))
         result.files.append(legend)
     return result
 

@@ -106,7 +106,8 @@ def _prepared(make: Callable[..., Plan], group: Group) -> tuple[Plan, datasets.S
     group.remember("run", str(plan.run))
     preset = plan.preset
     if plan.weights:
-        loading.check(plan.weights, preset.model, len(datasets.classes_of(preset.data)), plan.partial)
+        start = loading.read_start(plan.weights, plan.partial)
+        loading.check_start(start, preset.model, len(datasets.classes_of(preset.data)))
     source, _ = (datasets.open_source(preset.data, split) for split in ("train", "val"))
     processes = f"{plan.processes} process{'es' if plan.processes > 1 else ''}"
     batch = f"global batch {preset.train.batch} = {processes} x {plan.micro_batch} images"

@@ -14,6 +14,7 @@ from ccnet_cli import files
 from ccnet_cli.errors import InputError, NonFiniteError, notice
 from ccnet_cli.figures import viewer
 from ccnet_cli.figures.figure import Attended, Point, Share, cross_of, figure
+from ccnet_cli.inference.artifact import Artifact, load_model
 from ccnet_cli.inference.runtime import network
 from ccnet_cli.inference.views import to_input, upsampled
 from ccnet_cli.media import images, outputs
@@ -23,7 +24,6 @@ from ccnet_cli.media.resampling import interpolation
 from ccnet_cli.models import network as models
 from ccnet_cli.models.attention import attention_map
 from ccnet_cli.weights import find
-from ccnet_cli.weights import load as loading
 
 # H, W the image; h, w the grid of cells on which the network attends; points and cells are (x, y)
 
@@ -66,7 +66,7 @@ class Summary:
 class _Sight:
     """A model's run over an image: scores (K, h, w) and the attention of each pass, (1, h + w, h, w)."""
 
-    restored: loading.Restored
+    artifact: Artifact[models.CCNet]
     scores: Tensor
     passes: list[Tensor]
 
@@ -93,7 +93,7 @@ def visualize(
 
     Weights above the clip-th percentile (see figure.clip_limit) share the brightest colour. maps also writes an npz
     file of the raw float64 arrays r1, r2, ... (n, h, w), points (n, 2) and image_size (H, W). Without an image, the
-    sample that comes with ccnet is drawn. preset and overrides are those of loading.restore. compare, a second
+    sample that comes with ccnet is drawn. preset and overrides are those of load_model. compare, a second
     checkpoint, adds its maps beside the first's. InputError for a point outside the image and for a model without
     attention.
     """
@@ -104,13 +104,13 @@ def visualize(
     if maps is not None:
         _check_output(maps, ".npz", image, overwrite)
     place = models.device(device)
-    restored = _restored(find.find_artifact(checkpoint), preset, overrides)
-    second = None if compare is None else _restored(find.find_artifact(compare), None, ())
+    artifact = _load_attentive(checkpoint, preset, overrides)
+    second = None if compare is None else _load_attentive(compare, None, ())
     image = _sample(image)
     picture = images.read_image(image, exif=True)
     _check_inside(points, picture.shape[:2])
 
-    sight = _look(restored, picture, place)
+    sight = _look(artifact, picture, place)
     drawn = _attended(sight, points, picture.shape[:2])
     summary = _summary(output, image, sight, drawn, picture.shape[:2])
     beside = None
@@ -157,15 +157,15 @@ def explore(
     written = [*plan, *([] if listing is None else [listing])]
     outputs.refuse_existing(written, overwrite)
     place = models.device(device)
-    restored = _restored(find.find_artifact(checkpoint), preset, overrides)
-    source = f"model {restored.path.name}"
+    artifact = _load_attentive(checkpoint, preset, overrides)
+    source = f"model {artifact.path.name}"
     entries = {}
     for path, named in plan.items():
         image = _sample(named)
         picture = images.read_image(image, exif=True)
         _check_inside(points, picture.shape[:2])
-        truth = None if label is None else _label(label, picture.shape[:2], restored.classes)
-        page = _page(_look(restored, picture, place), image.name, picture, truth, points, clip, source, place)
+        truth = None if label is None else _label(label, picture.shape[:2], artifact.classes)
+        page = _page(_look(artifact, picture, place), image.name, picture, truth, points, clip, source, place)
         files.write_bytes(path, page.encode())
         entries[path.name] = (image.name, picture)
     if listing is not None:
@@ -194,18 +194,18 @@ def share(map_hw: np.ndarray, cell: tuple[int, int], own_hw: np.ndarray) -> Shar
     return Share(*(float(weights[where].sum()) for where in (own_hw, cross, ~cross)))
 
 
-def _restored(path: Path, preset: str | None, overrides: Sequence[str]) -> loading.Restored:
+def _load_attentive(path: Path | None, preset: str | None, overrides: Sequence[str]) -> Artifact[models.CCNet]:
     """A model that has attention; notices tell where its maps say little."""
-    restored = loading.restore(path, preset, overrides)
-    recurrence, gamma = restored.model.recurrence, restored.model.gamma
+    artifact = load_model(path, preset, overrides)
+    recurrence, gamma = artifact.network.recurrence, artifact.network.gamma
     if recurrence == 0:
         fix = "use a checkpoint with model.recurrence 1 or more"
-        raise InputError(restored.path, "the model has no attention (R=0), so there is nothing to draw", fix)
+        raise InputError(artifact.path, "the model has no attention (R=0), so there is nothing to draw", fix)
     if recurrence == 1:
         notice("the model has one pass (R=1): only its R=1 map is drawn")
     if abs(gamma) < UNUSED_GAMMA:
         notice(f"the attention is hardly used: its weight gamma is {gamma:.1e}; train longer before reading the maps")
-    return restored
+    return artifact
 
 
 def _sample(image: Path | None) -> Path:
@@ -215,33 +215,33 @@ def _sample(image: Path | None) -> Path:
     return find.sample_image()
 
 
-def _look(restored: loading.Restored, picture: np.ndarray, place: torch.device) -> _Sight:
+def _look(artifact: Artifact[models.CCNet], picture: np.ndarray, place: torch.device) -> _Sight:
     """Run the model over an image (H, W, 3); NonFiniteError where its attention is nan."""
-    model = network(restored, place)
+    model = network(artifact, place)
     with torch.inference_mode():
         scores, passes = model.attend(to_input(picture, model.normalisation, place))
     if not all(attention.isfinite().all() for attention in passes):
-        raise NonFiniteError(restored.path, "its attention is not finite", "use a checkpoint whose weights are sound")
-    return _Sight(restored, scores[0], passes)
+        raise NonFiniteError(artifact.path, "its attention is not finite", "use a checkpoint whose weights are sound")
+    return _Sight(artifact, scores[0], passes)
 
 
 def _attended(sight: _Sight, points: Sequence[tuple[int, int]], size: tuple[int, int]) -> Attended:
     """The maps of each point and what they say, for a figure."""
-    align_corners, classes = sight.restored.model.align_corners, sight.classes
+    align_corners, classes = sight.artifact.network.align_corners, sight.classes
     described, composed = [], []
     for point in points:
         (x, y), own = locate(sight.scores, point, size, align_corners)
         counts = range(1, len(sight.passes) + 1)
         drawn = [attention_map(sight.passes[:count], y, x).cpu().numpy() for count in counts]
         shares = tuple(share(map_hw, (x, y), classes == own) for map_hw in drawn)
-        described.append(Point(point, (x, y), sight.restored.classes.names[own], shares))
+        described.append(Point(point, (x, y), sight.artifact.classes.names[own], shares))
         composed.append(drawn)
-    title = "/".join(sight.restored.path.parts[-2:])
+    title = "/".join(sight.artifact.path.parts[-2:])
     return Attended(described, composed, align_corners, title)
 
 
 def _summary(output: Path, image: Path, sight: _Sight, drawn: Attended, size: tuple[int, ...]) -> Summary:
-    model, path = sight.restored.model, str(sight.restored.path)
+    model, path = sight.artifact.network, str(sight.artifact.path)
     (H, W), (h, w) = size, sight.classes.shape
     return Summary(str(output), str(image), path, model.recurrence, model.gamma, (H, W), (h, w), tuple(drawn.points))
 
@@ -256,7 +256,7 @@ def _page(
     source: str,
     place: torch.device,
 ) -> str:
-    model, classes, size = sight.restored.model, sight.restored.classes, picture.shape[:2]
+    model, classes, size = sight.artifact.network, sight.artifact.classes, picture.shape[:2]
     middle = [(size[1] // 2, size[0] // 2)]
     drawn = _attended(sight, list(points[:1]) or middle, size)
     still = figure(picture, drawn.points, drawn.maps, clip, drawn.align_corners)

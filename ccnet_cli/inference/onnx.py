@@ -1,4 +1,4 @@
-"""ONNX files: written with all that a reader needs to know, read with distrust, run by ONNX Runtime."""
+"""ONNX files: written with all that a reader needs to know, read with suspicion, run by ONNX Runtime."""
 
 import hashlib
 import json
@@ -15,32 +15,47 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ccnet_cli.errors import InputError, out_of_memory
+from ccnet_cli.models.network import Normalisation
 
 SUFFIX = ".onnx"
 FORMAT = 1
 OPSET = 18
-# keys of the file's metadata: what is told of the network, and the sha256 of that and of the graph
+# keys of the file's metadata: the facts about the network, and the sha256 of these and of the graph
 FACTS = "ccnet"
 SEAL = "ccnet.sha256"
 FIX = "give a file that ccnet export --format onnx wrote"
 # the format's own limit
-LARGEST = (1 << 31) - 1
+MAX_BYTES = (1 << 31) - 1
 # all but the weights: 48 KiB for a ResNet-101; what the parser makes of it takes up to 75 times as much
-LARGEST_GRAPH = 4 << 20
-MOST_FIELDS = 1 << 18
+MAX_GRAPH_BYTES = 4 << 20
+MAX_FIELDS = 1 << 18
 # where weights lie in the file: the field numbers of the graph, its weights, and a weight's bytes
 GRAPH, WEIGHT, BYTES = 7, 5, 9
-# in what ONNX Runtime says when memory runs out
-EXHAUSTED = ("bad_alloc", "bad allocation", "allocate mem")
-# none of them reads a file, calls other graphs or runs in a loop
-OPERATORS = (
-    "Add Cast Concat Conv Div Equal Gather Identity LeakyRelu MatMul MaxPool Mul Range Relu Reshape Shape Slice "
-    "Softmax Split Squeeze Sub Transpose Unsqueeze Where"
-)
+# parts of what ONNX Runtime says when memory runs out
+OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "allocate mem")
+# pure functions of tensors: none reads a file, calls another graph, loops, draws at random or holds text or sequences
+OPERATORS = """
+Add Sub Mul Div Mod Pow Neg Abs Sign Reciprocal Sqrt Exp Log Ceil Floor Round Clip Min Max Mean Sum
+Sin Cos Tan Asin Acos Atan Sinh Cosh Tanh Asinh Acosh Atanh Erf
+And Or Xor Not Equal Greater GreaterOrEqual Less LessOrEqual Where IsNaN IsInf
+BitShift BitwiseAnd BitwiseOr BitwiseXor BitwiseNot
+Relu LeakyRelu PRelu Elu Celu Selu Sigmoid HardSigmoid HardSwish Mish Softplus Softsign ThresholdedRelu Shrink
+Softmax LogSoftmax Hardmax
+Conv ConvTranspose ConvInteger Gemm MatMul MatMulInteger Einsum
+MaxPool AveragePool LpPool GlobalMaxPool GlobalAveragePool GlobalLpPool MaxUnpool
+BatchNormalization InstanceNormalization LayerNormalization GroupNormalization LpNormalization
+MeanVarianceNormalization LRN
+ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
+ArgMax ArgMin TopK CumSum NonZero
+Cast CastLike Identity Constant ConstantOfShape Range Shape Size Reshape Flatten Squeeze Unsqueeze Transpose Expand
+Concat Split Slice Gather GatherElements GatherND Scatter ScatterElements ScatterND Pad Tile Trilu EyeLike OneHot
+ReverseSequence Compress DepthToSpace SpaceToDepth Resize Upsample GridSample CenterCropPad Col2Im RoiAlign
+QuantizeLinear DequantizeLinear DynamicQuantizeLinear Dropout
+"""
 
 
 def require(*packages: str) -> None:
-    """InputError unless the packages that ONNX files need are installed."""
+    """InputError unless these packages, which ONNX files need, are installed."""
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise InputError("ONNX", f"{', '.join(missing)} not installed", "run pip install 'ccnet-cli[onnx]'")
@@ -52,9 +67,9 @@ def write(traced: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
     import onnx
 
     size = sum(tensor.nbytes for tensor in traced.state_dict.values())
-    if size > LARGEST - LARGEST_GRAPH:
+    if size > MAX_BYTES - MAX_GRAPH_BYTES:
         raise InputError("ONNX", f"{size} bytes of weights, a file holds 2 GiB", "use --format torch-export")
-    with _hushed():
+    with _quiet_exporter():
         exported = torch.onnx.export(
             traced, dynamo=True, opset_version=OPSET, input_names=["image"], output_names=["scores"], verbose=False
         )
@@ -69,35 +84,37 @@ def write(traced: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
         batch, _, *sides = tensor.type.tensor_type.shape.dim
         for dimension, name in zip((batch, *sides), ("batch", *names), strict=True):
             dimension.dim_param = name
-    told = json.dumps({"format": FORMAT, "opset": OPSET, **facts})
-    onnx.helper.set_model_props(model, {FACTS: told, SEAL: _seal(graph.SerializeToString(), told)})
+    text = json.dumps({"format": FORMAT, "opset": OPSET, **facts})
+    onnx.helper.set_model_props(model, {FACTS: text, SEAL: _seal(graph.SerializeToString(), text)})
     onnx.checker.check_model(model)
-    return model.SerializeToString()
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def read(path: Path) -> tuple[dict[str, Any], bytes]:
-    """What `write` was told of a network, and the file's bytes, known to be whole and to run no more than a network."""
+    """The facts that `write` got, and the file's bytes, known to be whole and to run no more than a network."""
     require("onnx", "onnxruntime")
     import onnx
     from google.protobuf.message import DecodeError
 
-    content = _content(path)
+    content = _read_bytes(path)
     try:
         begin, end, weights = _outline(content)
-        if len(content) - weights > LARGEST_GRAPH:
+        if len(content) - weights > MAX_GRAPH_BYTES:
             raise InputError(path, "holds a graph larger than any of ours", FIX)
         model = onnx.load_model_from_string(content)
     except (LookupError, ValueError, DecodeError):
         raise InputError(path, "damaged, or not an ONNX file", FIX) from None
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    if not {FACTS, SEAL} <= told.keys():
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if not {FACTS, SEAL} <= metadata.keys():
         raise InputError(path, "an ONNX file that ccnet did not write", FIX)
     # a string that is no UTF-8 comes as bytes
-    if not isinstance(told[FACTS], str) or told[SEAL] != _seal(memoryview(content)[begin:end], told[FACTS]):
+    text = metadata[FACTS]
+    if not isinstance(text, str) or metadata[SEAL] != _seal(memoryview(content)[begin:end], text):
         raise InputError(path, "damaged, or changed since it was written", "export or copy it again")
     _refuse_unknown(path, model)
     try:
-        facts = json.loads(told[FACTS])
+        facts = json.loads(text)
         form = facts["format"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(path, "what it tells of its network is damaged", "export or copy it again") from None
@@ -114,27 +131,36 @@ def offers_cuda() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
-class Network(nn.Module):
+class OnnxNetwork(nn.Module):
     """The network of an ONNX file as ONNX Runtime runs it, on the device on which its input lies, always in float32.
 
-    (B, 3, H, W) -> (B, K, h, w); normalisation and align_corners are those of model.CCNet. What cannot be run is an
-    InputError that names the path.
+    (B, 3, H, W) -> (B, K, h, w); normalisation, align_corners and stride are those of models.network.CCNet. InputError,
+    naming the path, for a network that cannot be run.
     """
 
-    def __init__(self, content: bytes, path: Path, classes: int, normalisation: Any, align_corners: bool) -> None:
+    def __init__(
+        self,
+        content: bytes,
+        path: Path,
+        classes: int,
+        normalisation: Normalisation,
+        align_corners: bool,
+        stride: int = 8,
+    ) -> None:
         super().__init__()
         self.content = content
         self.path = path
         self.classes = classes
         self.normalisation = normalisation
         self.align_corners = align_corners
+        self.stride = stride
         self._sessions: dict[torch.device, Any] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """The main scores."""
         if torch.is_autocast_enabled(x.device.type):
             raise InputError(self.path, "ONNX Runtime runs it in float32 alone", "use precision fp32")
-        with self._running():
+        with self._translate_errors():
             if x.device not in self._sessions:
                 self._sessions[x.device] = self._session(x.device)
             session = self._sessions[x.device]
@@ -151,12 +177,12 @@ class Network(nn.Module):
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        # of its own words, which take several lines, only what ends the process
+        # of its messages, which take several lines, only those before a crash
         options.log_severity_level = 4
         cuda = device.type == "cuda"
         gpu = [("CUDAExecutionProvider", {"device_id": device.index or 0})]
         if not cuda or offers_cuda():
-            # a constant that is worked out beforehand may take any memory; our graphs leave none to work out
+            # a constant that is computed beforehand may take any memory; our graphs leave none to compute
             session = onnxruntime.InferenceSession(
                 self.content,
                 options,
@@ -170,21 +196,21 @@ class Network(nn.Module):
         raise InputError(f"device {device}", why, "use --device cpu, or install onnxruntime-gpu")
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
-        """Tell in our way what ONNX Runtime raises, which has a dozen classes for it."""
+    def _translate_errors(self) -> Iterator[None]:
+        """Raise errors of ours for those of ONNX Runtime, which has a dozen classes for them."""
         try:
             yield
         except InputError:
             raise
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            if out_of_memory(error) or any(words in str(error) for words in EXHAUSTED):
+            if out_of_memory(error) or any(words in str(error) for words in OUT_OF_MEMORY):
                 raise MemoryError(reason[0][:160]) from None
             raise InputError(self.path, f"ONNX Runtime cannot run it ({reason[0][:160]})", FIX) from None
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
+def _quiet_exporter() -> Iterator[None]:
     """Without the warnings and notices of torch's exporter, none of which a user can act on."""
     log = logging.getLogger("torch.onnx")
     level = log.level
@@ -197,18 +223,18 @@ def _hushed() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _seal(graph: bytes | memoryview, told: str) -> str:
-    found = hashlib.sha256(graph)
-    found.update(told.encode())
-    return found.hexdigest()
+def _seal(graph: bytes | memoryview, text: str) -> str:
+    digest = hashlib.sha256(graph)
+    digest.update(text.encode())
+    return digest.hexdigest()
 
 
-def _content(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     if not path.exists():
         raise InputError(path, "does not exist", "give the path of a checkpoint")
     if not path.is_file():
         raise InputError(path, "not a regular file", FIX)
-    if path.stat().st_size > LARGEST:
+    if path.stat().st_size > MAX_BYTES:
         raise InputError(path, "larger than an ONNX file can be", FIX)
     try:
         return path.read_bytes()
@@ -217,12 +243,12 @@ def _content(path: Path) -> bytes:
 
 
 def _outline(content: bytes) -> tuple[int, int, int]:
-    """Where the graph begins and ends, and how many bytes of the file are weights; ValueError or IndexError if unlike.
+    """Start and end of the graph, and how many bytes of the file are weights; ValueError or IndexError for other files.
 
-    Messages are stepped over, not parsed: a parser gives each of millions of empty ones some memory.
+    Messages are skipped, not parsed: a parser gives each of millions of empty ones some memory.
     """
     at, ends, graph, weights = 0, [len(content)], None, 0
-    for _ in range(MOST_FIELDS):
+    for _ in range(MAX_FIELDS):
         while ends and at == ends[-1]:
             ends.pop()
         if not ends and graph is not None:
@@ -249,7 +275,7 @@ def _outline(content: bytes) -> tuple[int, int, int]:
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """A number of up to nine groups of seven bits, the lowest first, and where it ends."""
+    """A number of up to ten groups of seven bits, the lowest first, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
         value |= (content[at] & 127) << shift
@@ -260,21 +286,24 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
 
 
 def _refuse_unknown(path: Path, model: Any) -> None:
-    """InputError for anything in a file that a network of ours does not have: it could have been made by anybody."""
+    """InputError for anything in a file that a network does not need: anybody could have made it."""
     import onnx
 
     graph = model.graph
-    tensors = [*graph.initializer, *(each.t for node in graph.node for each in node.attribute if each.HasField("t"))]
-    if any(tensor.data_location or tensor.external_data for tensor in tensors):
+    attributes = [each for node in graph.node for each in node.attribute]
+    held = (tensor for each in attributes for tensor in (*([each.t] if each.HasField("t") else []), *each.tensors))
+    if any(tensor.data_location or tensor.external_data for tensor in (*graph.initializer, *held)):
         raise InputError(path, "its weights are in other files", FIX)
-    nested = any(each.HasField("g") or each.graphs for node in graph.node for each in node.attribute)
-    if nested or model.functions or graph.sparse_initializer or model.training_info:
+    sparse = any(each.HasField("sparse_tensor") or each.sparse_tensors for each in attributes)
+    nested = any(each.HasField("g") or each.graphs for each in attributes)
+    if nested or sparse or graph.sparse_initializer or model.functions or model.training_info:
         raise InputError(path, "holds more than one graph", FIX)
-    unknown = {str(node.op_type) for node in graph.node if node.domain or node.op_type not in OPERATORS.split()}
+    known = set(OPERATORS.split())
+    unknown = {str(node.op_type) for node in graph.node if node.domain or node.op_type not in known}
     if unknown:
         raise InputError(path, f"holds operators that no network of ours has ({', '.join(sorted(unknown)[:3])})", FIX)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        reason = (str(error).strip().splitlines() or ["no reason told"])[0][:160]
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:160]
         raise InputError(path, f"not sound ONNX ({reason})", FIX) from None

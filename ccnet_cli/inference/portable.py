@@ -1,77 +1,37 @@
-"""The network in operators that other programs know: batch norms folded, no auxiliary head, attention as products."""
+"""The network as a graph of torch's own operators: no auxiliary head, batch norms folded, attention as products."""
 
 import copy
 import io
 import json
-import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ccnet_cli.models.attention import CrissCrossAttention
 from ccnet_cli.models.network import CCNet
 
-# B batch, C channels, H height, W width, P = H + W positions on a pixel's cross
-
 SUFFIX = ".pt2"
-# where torch.export.load finds what is told of the network
+# where torch.export.load finds the facts about the network
 FACTS = "ccnet.json"
-# so far below any energy that the weight is 0 in float32; finite, as some runtimes make nan of an infinity
-MASKED = -1e30
-
-
-class PlainCrissCross(nn.Module):
-    """CrissCrossAttention in batched products that follow any size, (B, C, H, W) -> (B, C, H, W)."""
-
-    def __init__(self, attention: CrissCrossAttention) -> None:
-        super().__init__()
-        query, key, value = attention.query_conv, attention.key_conv, attention.value_conv
-        gamma = attention.gamma
-        self.channels = [conv.out_channels for conv in (query, key, value)]
-        self.project = nn.Conv2d(query.in_channels, sum(self.channels), 1)
-        # gamma times a sum of values is the sum of values times gamma
-        self.project.weight = nn.Parameter(torch.cat([query.weight, key.weight, gamma * value.weight]))
-        self.project.bias = nn.Parameter(torch.cat([query.bias, key.bias, gamma * value.bias]))
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """What the cross holds, plus the input."""
-        query, key, value = self.project(x_BCHW).split(self.channels, dim=1)
-        H = x_BCHW.shape[2]
-        positions = torch.arange(H, device=x_BCHW.device)
-        # the pixel lies on both arms: count it once, in the row
-        own_HH = positions[:, None] == positions
-        column_BWHH = (query.permute(0, 3, 2, 1) @ key.permute(0, 3, 1, 2)).masked_fill(own_HH, MASKED)
-        row_BHWW = query.permute(0, 2, 3, 1) @ key.permute(0, 2, 1, 3)
-        attention_BHWP = torch.cat([column_BWHH.transpose(1, 2), row_BHWW], dim=3).softmax(dim=3)
-        up_BWHC = attention_BHWP[..., :H].transpose(1, 2) @ value.permute(0, 3, 2, 1)
-        across_BHWC = attention_BHWP[..., H:] @ value.permute(0, 2, 3, 1)
-        return (up_BWHC.transpose(1, 2) + across_BHWC).permute(0, 3, 1, 2) + x_BCHW
+CONV, BATCH_NORM = torch.ops.aten.conv2d.default, torch.ops.aten.batch_norm.default
 
 
 def portable(model: CCNet) -> CCNet:
-    """A copy, in evaluation mode on the CPU, with the same main scores, of torch's own operators alone."""
+    """A copy, in evaluation mode on the CPU, with the same main scores, of torch's own operators alone.
+
+    A module with a method `portable` is replaced by what that returns.
+    """
     model = copy.deepcopy(model).cpu().float().eval()
     model.auxiliary = None
     with torch.no_grad():
         for name, module in list(model.named_modules()):
-            if isinstance(module, nn.BatchNorm2d):
-                conv = convolution_before(name)
-                model.set_submodule(conv, fuse_conv_bn_eval(model.get_submodule(conv), module))
-                model.set_submodule(name, nn.Identity())
-        if model.head.rcca is not None:
-            model.head.rcca.attention = PlainCrissCross(model.head.rcca.attention)
+            convert = getattr(module, "portable", None)
+            if name and convert is not None:
+                model.set_submodule(name, convert())
     return model
-
-
-def convolution_before(norm: str) -> str:
-    """The name of the convolution whose output a batch norm takes: conv2 for bn2, in a sequence the one before."""
-    norm = re.sub(r"(^|\.)bn(\d)$", r"\1conv\2", norm)
-    return re.sub(r"\.(\d+)$", lambda found: f".{int(found[1]) - 1}", norm)
 
 
 def program(model: CCNet) -> ExportedProgram:
@@ -81,13 +41,47 @@ def program(model: CCNet) -> ExportedProgram:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.export.export(portable(model), (example,), dynamic_shapes=(growing,))
+        fold_batch_norms(traced)
     for node in traced.graph.nodes:
-        # whose folders these lines of code lie in is not for others
+        # lines of code, whose folders are nobody else's concern
         node.meta.pop("stack_trace", None)
     return traced
 
 
-def saved(traced: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
+def fold_batch_norms(traced: ExportedProgram) -> None:
+    """Fold each batch norm of the graph into the convolution before it, if no other node uses what the two hold."""
+    graph, signature, state = traced.graph, traced.graph_signature, traced.state_dict
+    targets = {spec.arg.name: spec.target for spec in signature.input_specs if spec.target in state}
+
+    def value(node: Any) -> Tensor:
+        return state[targets[node.name]].double()
+
+    def is_private(node: Any) -> bool:
+        return isinstance(node, fx.Node) and len(node.users) == 1 and (node.name in targets or node.target is CONV)
+
+    for norm in graph.find_nodes(op="call_function", target=BATCH_NORM):
+        conv, scale, shift, mean, variance, _, _, epsilon, _ = norm.args
+        if conv.target is not CONV:
+            continue
+        x, kernel, bias, *others = conv.args if len(conv.args) > 2 else (*conv.args, None)
+        if not all(map(is_private, (conv, kernel, scale, shift, mean, variance, *([] if bias is None else [bias])))):
+            continue
+        factor = value(scale) / (value(variance) + epsilon).sqrt()
+        offset = (value(bias) if bias is not None else 0) - value(mean)
+        folded = {shift: offset * factor + value(shift), kernel: value(kernel) * factor.view(-1, 1, 1, 1)}
+        for node, tensor in folded.items():
+            state[targets[node.name]] = nn.Parameter(tensor.float(), requires_grad=False)
+        conv.args = (x, kernel, shift, *others)
+        norm.replace_all_uses_with(conv)
+        graph.erase_node(norm)
+    unused = [node for node in graph.find_nodes(op="placeholder") if node.name in targets and not node.users]
+    for node in unused:
+        graph.erase_node(node)
+        del state[targets[node.name]]
+    signature.input_specs[:] = [spec for spec in signature.input_specs if spec.arg.name not in {n.name for n in unused}]
+
+
+def save(traced: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
     """The content of a file that torch.export.load reads without ccnet, with the facts as JSON beside the graph."""
     content = io.BytesIO()
     with warnings.catch_warnings():
@@ -96,8 +90,8 @@ def saved(traced: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
     return content.getvalue()
 
 
-def loaded(content: bytes) -> nn.Module:
-    """The network of what saved returned, never of a file from elsewhere: torch.export.load may run what is in it."""
+def load(content: bytes) -> nn.Module:
+    """The network of what save returned, never of a file from elsewhere: torch.export.load may run what is in it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.export.load(io.BytesIO(content)).module()

@@ -10,6 +10,9 @@ from ccnet_cli import ops
 
 # B batch, C channels, H height, W width, P = H + W positions on a pixel's cross
 
+# so far below any energy that the weight is 0 in float32; finite, as some runtimes make nan of an infinity
+MASKED = -1e30
+
 
 class CrissCrossAttention(nn.Module):
     """One pass: every pixel gathers from its row and column, (B, C, H, W) -> (B, C, H, W).
@@ -52,6 +55,39 @@ class CrissCrossAttention(nn.Module):
         attention_BPHW = ops.affinity(query, key, self.implementation).double().softmax(dim=1)
         gathered = ops.aggregate(attention_BPHW, value, self.implementation)
         return self.gamma.to(gathered.dtype) * gathered + x_BCHW, attention_BPHW
+
+    def portable(self) -> nn.Module:
+        """The same in torch's own operators, for export."""
+        return PlainCrissCross(self)
+
+
+class PlainCrissCross(nn.Module):
+    """CrissCrossAttention in batched products that follow any size, (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, attention: CrissCrossAttention) -> None:
+        super().__init__()
+        convs = attention.query_conv, attention.key_conv, attention.value_conv
+        # gamma times a sum of values is the sum of values times gamma
+        scales = (1, 1, attention.gamma)
+        self.channels = [conv.out_channels for conv in convs]
+        self.project = nn.Conv2d(convs[0].in_channels, sum(self.channels), 1)
+        for name in ("weight", "bias"):
+            joined = torch.cat([getattr(conv, name) * scale for conv, scale in zip(convs, scales, strict=True)])
+            setattr(self.project, name, nn.Parameter(joined))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Gamma times what the cross holds, plus the input."""
+        query, key, value = self.project(x_BCHW).split(self.channels, dim=1)
+        H = x_BCHW.shape[2]
+        positions = torch.arange(H, device=x_BCHW.device)
+        # the pixel lies on both arms: count it once, in the row
+        own_HH = positions[:, None] == positions
+        column_BWHH = (query.permute(0, 3, 2, 1) @ key.permute(0, 3, 1, 2)).masked_fill(own_HH, MASKED)
+        row_BHWW = query.permute(0, 2, 3, 1) @ key.permute(0, 2, 1, 3)
+        attention_BHWP = torch.cat([column_BWHH.transpose(1, 2), row_BHWW], dim=3).softmax(dim=3)
+        up_BWHC = attention_BHWP[..., :H].transpose(1, 2) @ value.permute(0, 3, 2, 1)
+        across_BHWC = attention_BHWP[..., H:] @ value.permute(0, 2, 3, 1)
+        return (up_BWHC.transpose(1, 2) + across_BHWC).permute(0, 3, 1, 2) + x_BCHW
 
 
 class RecurrentCrissCross(nn.Module):

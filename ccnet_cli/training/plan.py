@@ -23,7 +23,7 @@ AHEAD, IN_HAND = 2, 2
 class Plan:
     """What every process of a run needs to know; resume is where to continue, weights where to begin.
 
-    device is that of a run of one process; of several on CUDA, each takes its own. partial is loading.begin's, strict
+    device is that of a run of one process; of several on CUDA, each takes its own. partial is read_start's, strict
     Trainer.restore's.
     """
 

@@ -265,11 +265,11 @@ def build(
     weights: Path | None = None,
     partial: bool = False,
 ) -> Trainer:
-    """Model, optimiser and the rest at step 0; weights is a file to begin with, partial as loading.begin takes it."""
+    """Model, optimiser and the rest at step 0; weights is a file to begin with, partial as read_start takes it."""
     train, device = preset.train, group.device
     choices = _choices(group)
     model = models.build(preset.model, len(source.classes), train.checkpoint_activations)
-    origin = loading.begin(model, weights, preset.model, partial) if weights else ""
+    origin = loading.initialize_from(model, loading.read_start(weights, partial), preset.model) if weights else ""
     if train.sync_bn and device.type == "cuda" and group.world_size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device)

@@ -21,11 +21,11 @@ from ccnet_cli.commands import evaluate as evaluation
 from ccnet_cli.datasets.source import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.inference import engine, scoring
+from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.inference.views import Views
 from ccnet_cli.media import outputs
 from ccnet_cli.parallel.group import Group
 from ccnet_cli.runs import checkpoint
-from ccnet_cli.weights import load as loading
 
 SIZES = [(40, 56), (56, 40), (17, 23), (48, 48), (9, 64)]
 
@@ -54,7 +54,7 @@ def plain_answer(model, image):
 
 def plain_figures(saved, data, split="val"):
     """IoU per class, pixel accuracy and pixels of a whole split, each class's pixels collected as sets."""
-    model = loading.restore(saved).model
+    model = load_model(saved).network
     truth, answer = set(), set()
     for path in sorted((data / split).glob("*.png")):
         image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
@@ -165,19 +165,19 @@ def thirteen(tmp_path_factory):
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 8, 13])
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_any_number_of_processes_and_any_batch_give_the_same_matrix(saved, thirteen, world, count, batch):
-    restored = loading.restore(saved)
+    restored = load_model(saved)
     source = open_source(restored.preset.data.model_copy(update={"root": str(thirteen)}), "val")
     source = replace(source, samples=source.samples[:count])
     views = Views.of(restored.preset.eval, source.classes)
-    alone = scoring.score_network(restored.model, source, views, Group())
-    models = [copy.deepcopy(restored.model) for _ in range(world)]
+    alone = scoring.score_network(restored.network, source, views, Group())
+    models = [copy.deepcopy(restored.network) for _ in range(world)]
     views = replace(views, batch=batch)
     found = in_ranks(world, lambda group: scoring.score_network(models[group.rank], source, views, group))
     assert all(torch.equal(confusion.matrix, alone.matrix) for confusion in found)
 
 
 def test_the_network_sees_pictures_and_tiles_of_one_size_together(saved, thirteen):
-    model = loading.restore(saved).model
+    model = load_model(saved).network
     source = open_source(config.load("camvid", [f"data.root={thirteen}"]).data, "val")
     seen = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
@@ -236,7 +236,7 @@ def test_the_command_line_scores_with_several_processes(saved, data, ccnet):
 
 
 def test_images_are_scored_at_the_size_they_fit_and_with_sides_exchanged(saved, data):
-    model = loading.restore(saved).model
+    model = load_model(saved).network
     source = open_source(config.load("camvid", [f"data.root={data}"]).data, "val")
     views, group = Views(fit=(64, 40), flip=True, mirrored=((0, 1), (2, 5))), Group()
     answers = {}
@@ -266,7 +266,7 @@ def test_images_are_scored_at_the_size_they_fit_and_with_sides_exchanged(saved, 
 
 
 def test_the_modes_of_the_model_are_kept(saved, data):
-    model = loading.restore(saved).model.train()
+    model = load_model(saved).network.train()
     model.backbone.eval()
     before = [module.training for module in model.modules()]
     with pytest.raises(ZeroDivisionError), scoring.evaluation_mode(model):
@@ -285,7 +285,7 @@ def test_maps_are_saved_in_every_format(saved, data, tmp_path):
     assert {folder.name: sorted(path.name for path in folder.iterdir()) for folder in out.iterdir()} == dict.fromkeys(
         formats, names
     )
-    model = loading.restore(saved).model
+    model = load_model(saved).network
     path = next((data / "val").glob("000.png"))
     image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     ids = plain_answer(model, image)
@@ -293,7 +293,7 @@ def test_maps_are_saved_in_every_format(saved, data, tmp_path):
         format: cv2.imdecode(np.frombuffer((out / format / "000.png").read_bytes(), np.uint8), -1) for format in formats
     }
     np.testing.assert_array_equal(read["train-id"], ids)
-    colors = np.array(loading.restore(saved).classes.palette)[ids][:, :, ::-1]
+    colors = np.array(load_model(saved).classes.palette)[ids][:, :, ::-1]
     np.testing.assert_array_equal(read["color"], colors)
     np.testing.assert_array_equal(read["overlay"], (image.astype(int) + colors) // 2)
 
@@ -441,7 +441,7 @@ def test_the_confusion_matrix_is_drawn(saved, data, tmp_path):
 
 
 def test_the_preset_of_a_checkpoint_is_not_changed_by_choices(saved):
-    preset = loading.restore(saved).preset
+    preset = load_model(saved).preset
     before = config.dump(preset)
     changed = evaluation.with_choices(preset, "elsewhere", mode="sliding", flip=True, scales=None)
     assert (changed.eval.flip, changed.eval.mode, changed.data.root) == (True, "sliding", "elsewhere")

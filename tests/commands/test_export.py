@@ -9,11 +9,13 @@ import torch
 
 import ccnet_cli
 from ccnet_cli import cli, config
-from ccnet_cli.commands.export import _before_abs, export, official
+from ccnet_cli.commands.export import export
 from ccnet_cli.errors import InputError
 from ccnet_cli.inference import onnx as onnxfile
+from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.runs import checkpoint, torchfile
-from ccnet_cli.weights import load as loading
+from ccnet_cli.weights.layouts import LAYOUTS, Misfit
+from ccnet_cli.weights.layouts.official import scale_before_abs
 
 WIDTH, CHANNELS = 16, 64
 
@@ -43,8 +45,8 @@ def test_an_exported_model_is_the_same_without_its_training_state(tmp_path):
     small = export(whole, tmp_path / "small.pt")
     assert small.stat().st_size < whole.stat().st_size - 400_000
     assert "training" not in checkpoint.read(small)
-    wanted = loading.restore(whole).model.state_dict()
-    assert all(torch.equal(tensor, wanted[key]) for key, tensor in loading.restore(small).model.state_dict().items())
+    wanted = load_model(whole).network.state_dict()
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in load_model(small).network.state_dict().items())
     with pytest.raises(InputError, match="itself"):
         export(whole, whole)
 
@@ -65,8 +67,8 @@ def test_official_and_back_is_the_same_file(tmp_path, counts):
             assert torch.equal(written[key].abs() + 1e-5, tensor.abs() + 1e-5)
         else:
             assert torch.equal(written[key], tensor) and written[key].dtype == tensor.dtype, key
-    again = loading.restore(back).model.state_dict()
-    assert all(torch.equal(tensor, again[key]) for key, tensor in loading.restore(ours).model.state_dict().items())
+    again = load_model(back).network.state_dict()
+    assert all(torch.equal(tensor, again[key]) for key, tensor in load_model(ours).network.state_dict().items())
 
 
 def test_the_conversion_is_made_once_and_remembered(tmp_path):
@@ -92,7 +94,7 @@ def test_scales_that_in_place_abn_cannot_have_move_into_their_convolutions(tmp_p
     back = export(tmp_path / "c.pt", tmp_path / "d.pth", "official")
     assert "20 batch-norm scales" in capsys.readouterr().err
     x = picture((65, 97))
-    wanted = scores(loading.restore(tmp_path / "c.pt").model, x)
+    wanted = scores(load_model(tmp_path / "c.pt").network, x)
     for got, expected in zip(peers.authors_forward(torchfile.read(back), x, 2), wanted, strict=True):
         assert difference(got, expected) < 1e-4
 
@@ -119,10 +121,10 @@ def test_without_the_extra_an_onnx_file_is_neither_written_nor_read(tmp_path, mo
 def test_a_scale_that_was_converted_finds_its_way_back_to_the_bit(exponent):
     random = 10.0**exponent * (1 + 9 * torch.rand(20000, generator=torch.Generator().manual_seed(exponent + 9)))
     scale = torch.cat([random, torch.zeros(1)]) + 1e-5
-    assert torch.equal(_before_abs(scale).abs() + 1e-5, scale)
+    assert torch.equal(scale_before_abs(scale).abs() + 1e-5, scale)
     # of scales that were not, only those of one binade miss, by one bit
     plain = random.clamp(min=1e-5)
-    again = _before_abs(plain).abs() + 1e-5
+    again = scale_before_abs(plain).abs() + 1e-5
     tie = (plain >= 2**-14) & (plain < 2**-13)
     assert torch.equal(again[~tie], plain[~tie])
     assert ((again == plain) | (again == plain.nextafter(again)))[tie].all()
@@ -144,5 +146,6 @@ def test_without_attention_the_authors_layout_carries_an_idle_one(tmp_path):
 )
 def test_what_the_authors_network_is_not_cannot_be_written_as_theirs(change):
     settings = config.load("cityscapes-r2", [f"model.{change}"]).model
-    with pytest.raises(InputError, match="--format weights"):
-        official({}, settings, Path("ckpt.pt"))
+    with pytest.raises(Misfit) as refused:
+        LAYOUTS["official"].export({}, settings)
+    assert refused.value.fix == "use --format weights"

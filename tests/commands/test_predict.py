@@ -24,10 +24,10 @@ from ccnet_cli import cli, devices
 from ccnet_cli.commands import predict as prediction
 from ccnet_cli.errors import InputError, Interrupted
 from ccnet_cli.inference import engine
+from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.media import images, sources, video
 from ccnet_cli.runs import checkpoint
-from ccnet_cli.weights import load as loading
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_one_image_to_one_file(saved, photos, tmp_path):
     ids = images.read_label(mask)
     assert ids.shape == (40, 56)
     assert len(np.unique(ids)) >= 3
-    palette = np.array(loading.restore(saved).classes.palette)
+    palette = np.array(load_model(saved).classes.palette)
     np.testing.assert_array_equal(read(mask), palette[ids][:, :, ::-1])
     predict([photos / "a.png"], tmp_path / "ids.png", saved, formats=["train-id"])
     np.testing.assert_array_equal(read(tmp_path / "ids.png"), ids)
@@ -114,12 +114,12 @@ def test_the_checkpoint_tells_what_an_image_must_fit_and_which_classes_a_mirror_
     content["classes"]["mirrored"] = [[0, 1], [2, 5]]
     saved = checkpoint.save(tmp_path / "paired", 1, content, keep=2)
     predict([photos / "a.png"], tmp_path / "a.png", saved)
-    restored, image = loading.restore(saved), read(photos / "a.png")
+    restored, image = load_model(saved), read(photos / "a.png")
     assert restored.classes.mirrored == ((0, 1), (2, 5))
     cpu = torch.device("cpu")
 
     def expected(fit, mirrored):
-        return segment(restored.model, image, cpu, flip=True, fit=fit, mirrored=mirrored)
+        return segment(restored.network, image, cpu, flip=True, fit=fit, mirrored=mirrored)
 
     ids = images.read_label(tmp_path / "a.png")
     np.testing.assert_array_equal(ids, expected((64, 48), ((0, 1), (2, 5))))
@@ -294,13 +294,13 @@ def test_probabilities_lie_beside_the_masks(saved, photos, tmp_path):
     out = tmp_path / "out"
     predict([photos], out, saved, npz=True)
     assert files(out) == ["a.npz", "a.png", "b.npz", "b.png", "town/c.npz", "town/c.png"]
-    restored = loading.restore(saved)
+    restored = load_model(saved)
     for name, source in {"a": "a.png", "b": "b.jpg"}.items():
         with np.load(out / f"{name}.npz") as found:
             assert found["classes"].tolist() == list(restored.classes.names)
             share = found["probabilities"]
         assert share.dtype == np.float16
-        scores = class_scores(restored.model, to_input(read(photos / source), restored.model.normalisation, "cpu"))
+        scores = class_scores(restored.network, to_input(read(photos / source), restored.network.normalisation, "cpu"))
         odds = np.exp(scores.double().numpy() - scores.max().item())
         np.testing.assert_allclose(share, odds / odds.sum(axis=0), rtol=1e-3, atol=1e-6)
         ids = images.read_label(out / f"{name}.png")
@@ -315,7 +315,7 @@ def test_areas_are_counted(saved, photos, tmp_path):
     result = prediction.predict([photos], tmp_path / "out", saved, areas=True).to_mapping()
     json.dumps(result, allow_nan=False)
     assert result["checkpoint"] == str(saved)
-    names = loading.restore(saved).classes.names
+    names = load_model(saved).classes.names
     assert [Path(entry["source"]).name for entry in result["sources"]] == ["a.png", "b.jpg", "c.png"]
     for entry, mask in zip(result["sources"], ["a.png", "b.png", "town/c.png"], strict=True):
         ids = images.read_label(tmp_path / "out" / mask)
@@ -366,8 +366,8 @@ def film(path, count=6, size=(25, 40)):
 
 def test_a_video_is_segmented_frame_by_frame(saved, tmp_path, capfd):
     source = film(tmp_path / "clips" / "day" / "a.mkv", size=(26, 40))
-    restored = loading.restore(saved)
-    ids = [segment(restored.model, frame, torch.device("cpu")) for frame in video.frames(source)]
+    restored = load_model(saved)
+    ids = [segment(restored.network, frame, torch.device("cpu")) for frame in video.frames(source)]
     palette = np.array(restored.classes.palette)[:, ::-1]
     result = prediction.predict([tmp_path / "clips"], tmp_path / "out", saved, formats=["color", "overlay"], areas=True)
     assert files(tmp_path / "out") == ["color/day/a.mp4", "overlay/day/a.mp4"]

@@ -10,10 +10,10 @@ from attentive import CLASSES, saved
 
 from ccnet_cli.commands.visualize import MOST_POINTS, locate, share, visualize
 from ccnet_cli.errors import InputError, NonFiniteError
+from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.media import images
 from ccnet_cli.weights import find
-from ccnet_cli.weights import load as loading
 
 POINTS = [(0, 0), (37, 20), (63, 39)]
 
@@ -41,10 +41,10 @@ def test_the_maps_of_a_checkpoint_are_drawn_and_written(checkpoint, photograph, 
         r1, r2 = npz["r1"], npz["r2"]
     assert r1.dtype == r2.dtype == np.float64 and r1.shape == r2.shape == (3, 5, 8)
 
-    restored = loading.restore(checkpoint)
-    image = to_input(images.read_image(photograph), restored.model.normalisation, "cpu")
+    restored = load_model(checkpoint)
+    image = to_input(images.read_image(photograph), restored.network.normalisation, "cpu")
     with torch.no_grad():
-        scores, passes = restored.model.attend(image)
+        scores, passes = restored.network.attend(image)
     predicted = scores[0].argmax(0).numpy()
     for index, point in enumerate(summary.points):
         x, y = point.cell

@@ -21,11 +21,11 @@ from ccnet_cli.commands.visualize import explore, locate
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.figures import viewer
 from ccnet_cli.figures.viewer import payload
+from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.media import images
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.models.attention import attention_map
-from ccnet_cli.weights import load as loading
 
 PIXELS = "document.querySelector('{}').toDataURL()"
 
@@ -76,8 +76,8 @@ def test_the_numbers_in_the_page_are_the_network_s(form, page, photograph, tmp_p
     assert held in output.read_text(encoding="utf-8")
     page.open(output)
 
-    restored = loading.restore(checkpoint)
-    model = restored.model
+    restored = load_model(checkpoint)
+    model = restored.network
     with torch.no_grad():
         scores, passes = model.attend(to_input(images.read_image(photograph), model.normalisation, "cpu"))
     assert max(attention.max() for attention in passes) > 0.3, "an even attention would agree with anything"

@@ -16,11 +16,12 @@ from ccnet_cli.commands.evaluate import evaluate
 from ccnet_cli.commands.export import export
 from ccnet_cli.commands.predict import predict
 from ccnet_cli.errors import EnvironmentFailure, InputError
-from ccnet_cli.inference import engine, portable
+from ccnet_cli.inference import engine
 from ccnet_cli.inference import onnx as onnxfile
+from ccnet_cli.inference.artifact import default_device, load_model, open_artifact
 from ccnet_cli.inference.views import to_input
+from ccnet_cli.models.attention import PlainCrissCross
 from ccnet_cli.runs import checkpoint
-from ccnet_cli.weights import load as loading
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -43,11 +44,11 @@ def made(tmp_path_factory):
 
 def scores(path, shape):
     """A file's network and its scores of noise, (N, H, W)."""
-    restored = loading.runnable(path)
+    restored = open_artifact(path)
     noise = np.random.default_rng(4).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    x = torch.cat([to_input(image, restored.model.normalisation, "cpu") for image in noise])
+    x = torch.cat([to_input(image, restored.network.normalisation, "cpu") for image in noise])
     with torch.inference_mode():
-        return restored.model(x)
+        return restored.network(x)
 
 
 def compare(one, other):
@@ -92,12 +93,12 @@ def test_a_file_holds_one_plain_graph_and_all_that_is_to_be_known(made):
     # whose machine it was is not told
     assert not re.search(rb"\.py\b|site-packages", (made / "model.onnx").read_bytes())
     facts, _ = onnxfile.read(made / "model.onnx")
-    restored = loading.restore(made / "model.pt")
+    restored = load_model(made / "model.pt")
     own = checkpoint.read(made / "model.pt")
     assert facts["preset"] == own["preset"] and facts["classes"] == own["classes"]
-    run = loading.runnable(made / "model.onnx")
+    run = open_artifact(made / "model.onnx")
     assert (run.preset, run.classes, run.step) == (restored.preset, restored.classes, restored.step)
-    assert run.model.normalisation == restored.model.normalisation
+    assert run.network.normalisation == restored.network.normalisation
 
 
 @pytest.mark.parametrize("views", [{}, {"mode": "sliding", "tile": (24, 40)}, {"scales": (0.75, 1.5), "flip": True}])
@@ -160,8 +161,8 @@ def run(*words: object) -> int:
 
 
 def test_a_network_whose_scores_differ_is_not_written(made, tmp_path, monkeypatch):
-    plain = portable.PlainCrissCross.forward
-    monkeypatch.setattr(portable.PlainCrissCross, "forward", lambda self, x: plain(self, x) * 1.01)
+    plain = PlainCrissCross.forward
+    monkeypatch.setattr(PlainCrissCross, "forward", lambda self, x: plain(self, x) * 1.01)
     for name, format in (("model.onnx", "onnx"), ("model.pt2", "torch-export")):
         (tmp_path / name).write_text("what was there")
         with pytest.raises(EnvironmentFailure, match="of their range away"):
@@ -171,7 +172,7 @@ def test_a_network_whose_scores_differ_is_not_written(made, tmp_path, monkeypatc
 
 
 def test_more_weights_than_a_file_can_hold_are_refused(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnxfile, "LARGEST", onnxfile.LARGEST_GRAPH + 20_000)
+    monkeypatch.setattr(onnxfile, "MAX_BYTES", onnxfile.MAX_GRAPH_BYTES + 20_000)
     with pytest.raises(InputError, match="bytes of weights"):
         export(made / "model.pt", tmp_path / "model.onnx", "onnx")
 
@@ -183,10 +184,10 @@ def test_scores_that_are_not_finite_are_not_written(tmp_path):
 
 
 def test_an_override_and_a_preset_change_what_lies_around_the_network(made, tmp_path):
-    changed = loading.runnable(made / "model.onnx", overrides=["eval.mode=sliding", "data.root=elsewhere"])
+    changed = open_artifact(made / "model.onnx", overrides=["eval.mode=sliding", "data.root=elsewhere"])
     assert changed.preset.eval.mode == "sliding" and changed.preset.data.root == "elsewhere"
-    other = loading.runnable(made / "model.onnx", "cityscapes-r1")
-    own = loading.runnable(made / "model.onnx")
+    other = open_artifact(made / "model.onnx", "cityscapes-r1")
+    own = open_artifact(made / "model.onnx")
     assert other.preset.name == "cityscapes-r1" and other.preset.model == own.preset.model
     assert other.classes == own.classes
 
@@ -207,15 +208,15 @@ def test_another_precision_is_refused(made, tmp_path, monkeypatch):
 
 def test_auto_is_the_cpu_where_the_runtime_knows_no_gpu(monkeypatch):
     monkeypatch.setattr(onnxfile, "offers_cuda", lambda: False)
-    assert [loading.device(*choice) for choice in CHOICES] == ["cpu", "auto", "auto", "cuda:1", "cuda"]
+    assert [default_device(*choice) for choice in CHOICES] == ["cpu", "auto", "auto", "cuda:1", "cuda"]
     monkeypatch.setattr(onnxfile, "offers_cuda", lambda: True)
-    assert [loading.device(*choice) for choice in CHOICES] == ["auto", "auto", "auto", "cuda:1", "cuda"]
+    assert [default_device(*choice) for choice in CHOICES] == ["auto", "auto", "auto", "cuda:1", "cuda"]
 
 
 def test_a_gpu_that_the_runtime_does_not_know_is_refused(made, monkeypatch):
     monkeypatch.setattr(onnxfile, "offers_cuda", lambda: False)
     with pytest.raises(InputError, match="device cuda:0: the ONNX Runtime that is installed has no CUDA"):
-        loading.runnable(made / "model.onnx").model._session(torch.device("cuda:0"))
+        open_artifact(made / "model.onnx").network._session(torch.device("cuda:0"))
 
 
 CHOICES = [
@@ -358,7 +359,7 @@ def test_damaged_and_hostile_files_are_refused(made, tmp_path, name):
     write, reason = HOSTILE[name]
     write(tmp_path / "bad.onnx", (made / "model.onnx").read_bytes())
     with pytest.raises(InputError, match=reason):
-        loading.runnable(tmp_path / "bad.onnx")
+        open_artifact(tmp_path / "bad.onnx")
 
 
 def test_a_large_graph_is_not_parsed(made, tmp_path, monkeypatch):

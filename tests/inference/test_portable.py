@@ -13,9 +13,9 @@ from torch import nn
 from ccnet_cli import config
 from ccnet_cli.commands.export import deviation, export
 from ccnet_cli.inference import portable
+from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.models.attention import CrissCrossAttention
 from ccnet_cli.models.network import build
-from ccnet_cli.weights import load as loading
 
 SMALL = ["model.width=8", "model.channels=16", "model.query_channels=4", "model.auxiliary_channels=8"]
 
@@ -40,7 +40,7 @@ def test_the_plain_attention_is_the_attention(size, strength):
     attention.key_conv.weight.copy_(strength * attention.query_conv.weight)
     attention.key_conv.bias.copy_(strength * attention.query_conv.bias)
     x = torch.randn(3, 8, *size, generator=torch.Generator().manual_seed(3))
-    plain = portable.PlainCrissCross(attention)
+    plain = attention.portable()
     torch.testing.assert_close(plain(x), attention(x), atol=1e-4, rtol=1e-4)
 
 
@@ -100,12 +100,12 @@ def test_a_program_runs_without_ccnet_for_any_batch_and_size(tmp_path):
         [sys.executable, "-W", "ignore", "-c", LOAD, *paths], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
-    restored = loading.restore(checkpoint)
+    restored = load_model(checkpoint)
     for got, image in zip(torch.load(tmp_path / "scores.pt", weights_only=True), x, strict=True):
-        wanted = restored.model(image).detach()
+        wanted = restored.network(image).detach()
         assert (got - wanted).abs().max() <= 1e-4 * (wanted.max() - wanted.min())
     facts = json.loads(done.stdout)
     assert facts["classes"]["names"] == list(restored.classes.names)
-    assert facts["preset"]["model"]["align_corners"] is restored.model.align_corners
+    assert facts["preset"]["model"]["align_corners"] is restored.network.align_corners
     # whose machine it was is not told
     assert not re.search(rb"\.py\b|site-packages", written.read_bytes())

@@ -12,10 +12,10 @@ import torch
 
 from ccnet_cli import config
 from ccnet_cli.errors import EnvironmentFailure, InputError
+from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.models.network import build
 from ccnet_cli.runs import checkpoint
-from ccnet_cli.weights import load as loading
 
 CLASSES = Classes(("sky", "road"), ((70, 130, 180), (128, 64, 128)), (23, 7))
 
@@ -47,11 +47,11 @@ def copy(saved, folder, change=lambda data: data, manifest=False):
 
 
 def test_restore_gives_the_model_back(saved):
-    restored = loading.restore(saved)
-    assert not restored.model.training
+    restored = load_model(saved)
+    assert not restored.network.training
     assert restored.classes == CLASSES and restored.step == 1 and restored.metrics == {"miou": 0.5}
     wanted = content()["model"]
-    assert all(torch.equal(tensor, wanted[key]) for key, tensor in restored.model.state_dict().items())
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in restored.network.state_dict().items())
 
 
 def test_the_manifest_records_the_file(saved):
@@ -94,7 +94,7 @@ def test_only_the_newest_are_kept_and_names_outlive_them(tmp_path, keep):
     steps = [f"step_{step:08d}" for step in range(5, 5 - keep, -1)]
     assert [path.stem for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")] == steps
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2 * keep
-    assert loading.restore(tmp_path / "best.pt").step == 1
+    assert load_model(tmp_path / "best.pt").step == 1
 
 
 def test_leftovers_of_dead_processes_are_swept(tmp_path):
@@ -199,7 +199,7 @@ def test_a_bad_file_is_refused_in_one_line(kind, tmp_path, monkeypatch):
     make, words = BAD[kind]
     make(tmp_path / "bad.pt")
     with pytest.raises(InputError, match=words) as refused:
-        loading.restore(tmp_path / "bad.pt")
+        load_model(tmp_path / "bad.pt")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "executed").exists()
 

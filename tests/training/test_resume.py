@@ -22,13 +22,13 @@ from ccnet_cli.commands.train import train
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import open_source
 from ccnet_cli.errors import InputError, NonFiniteError
+from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.parallel import supervisor
 from ccnet_cli.parallel.group import Group, Limits
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.training import plan
 from ccnet_cli.training import trainer as trainers
 from ccnet_cli.weights import find
-from ccnet_cli.weights import load as loading
 
 # everything that has a state of its own: dropout, momentum, a moving average, epochs that end amid batches
 LONG = ("schedule.steps=20", "checkpoint.every=1", "checkpoint.keep=100", "eval.every=8")
@@ -298,7 +298,7 @@ def test_a_checkpoint_of_the_version_before_continues_alike(whole, data, tmp_pat
 
 
 def test_the_packaged_weights_still_load():
-    restored = loading.restore(find.DEMO / "demo.pt")
+    restored = load_model(find.DEMO / "demo.pt")
     assert restored.step > 0 and restored.metrics["miou"] > 0.9
 
 

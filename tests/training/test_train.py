@@ -20,13 +20,13 @@ from ccnet_cli import config, datasets
 from ccnet_cli.commands.evaluate import evaluate
 from ccnet_cli.commands.train import _loader, train
 from ccnet_cli.errors import InputError, NonFiniteError
+from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.losses import CrossEntropy, Ohem
 from ccnet_cli.losses import objective as objectives
 from ccnet_cli.losses.objective import Objective
 from ccnet_cli.media import images
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.training import plan
-from ccnet_cli.weights import load as loading
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def test_a_run_folder_holds_all_of_the_run(data, tmp_path, capsys):
     names = [path.name for path in checkpoint.list_checkpoints(run / "checkpoints")]
     assert names == ["step_00000006.pt", "step_00000004.pt"]
     best = max(row["miou"] for row in rows if "miou" in row)
-    assert loading.restore(run / "best.pt").metrics["miou"] == best
-    restored = loading.restore(run / "last.pt")
+    assert load_model(run / "best.pt").metrics["miou"] == best
+    restored = load_model(run / "last.pt")
     assert restored.step == 6 and restored.classes.names == ("sky", "road")
     assert "global batch 4 = 1 process x 4 images x 1 accumulated" in capsys.readouterr().err
 
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_persons_knows_what_a_mirror_exchanges(tmp_path):
     keys = ["data.dataset=lip", "data.classes=null", "data.photometric=true", "data.category_ratio=0.75"]
     test = ["eval.flip=true", "eval.fit=[40, 32]", "eval.every=0"]
     run = train(preset(tmp_path / "LIP", *keys, *test, "schedule.steps=1"), run=tmp_path / "run")
-    restored = loading.restore(run / "last.pt")
+    restored = load_model(run / "last.pt")
     assert restored.classes == datasets.lip.CLASSES
     assert evaluate(run / "last.pt", device="cpu").miou == pytest.approx(restored.metrics["miou"])
 
@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, capsys):
     train(preset(data), run=run, resume="auto")
     told = capsys.readouterr().err
     assert "warning: skipped" in told and "step_00000006.pt" in told
-    assert loading.restore(run / "last.pt").step == 6
+    assert load_model(run / "last.pt").step == 6
 
 
 def test_nothing_to_do_past_the_end(data, tmp_path, capsys):
@@ -191,7 +191,7 @@ def test_two_processes_see_the_batch_of_one(data, tmp_path, capfd):
     """Each process takes half of every global batch; both end with the same weights, and evaluation counts all once."""
     run = train(preset(data, "schedule.steps=3"), run=tmp_path / "run", processes=2)
     assert "2 processes x 2 images x 1 accumulated" in capfd.readouterr().err
-    restored = loading.restore(run / "last.pt")
+    restored = load_model(run / "last.pt")
     assert restored.step == 3
     alone = evaluate(run / "last.pt")
     assert alone.miou == pytest.approx(restored.metrics["miou"], abs=1e-12)
@@ -226,7 +226,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(data, tmp_path, number, process
     assert "Traceback" not in told and "death signal" not in told and "Warning" not in told
     last = told.strip().splitlines()[-1]
     step = int(re.search(r"at step (\d+)", last).group(1))
-    assert loading.restore(tmp_path / "run" / "last.pt").step == step
+    assert load_model(tmp_path / "run" / "last.pt").step == step
 
 
 @pytest.mark.parametrize(("row", "step"), [(3, 4), (10, 6)])
@@ -273,7 +273,7 @@ def test_precision_auto_takes_what_the_device_has(data, tmp_path, monkeypatch, n
     monkeypatch.setattr(plan, "computes_bf16", lambda device: native)
     run = train(preset(data, "train.precision=auto", "schedule.steps=1"), run=tmp_path / "run")
     assert config.load(str(run / "preset.yaml")).train.precision == precision
-    assert loading.restore(run / "last.pt").preset.train.precision == precision
+    assert load_model(run / "last.pt").preset.train.precision == precision
 
 
 def test_a_checkpoint_finds_its_data_from_another_folder(data, tmp_path, monkeypatch):
@@ -296,7 +296,7 @@ def test_weights_start_a_run(data, tmp_path):
 @pytest.mark.parametrize("setting", ["train.precision=bf16", "train.checkpoint_activations=true", "model.recurrence=0"])
 def test_variants_train(data, tmp_path, setting):
     run = train(preset(data, setting, "schedule.steps=2"), run=tmp_path / "run")
-    assert loading.restore(run / "last.pt").step == 2
+    assert load_model(run / "last.pt").step == 2
 
 
 @pytest.mark.parametrize(
@@ -339,14 +339,14 @@ def test_a_folder_in_use_is_not_overwritten(data, tmp_path):
 def test_auto_resume_without_a_run_starts_one(data, tmp_path, capsys):
     run = train(preset(data, "schedule.steps=1"), run=tmp_path / "run", resume="auto")
     assert "nothing to resume" in capsys.readouterr().err
-    assert loading.restore(run / "last.pt").step == 1
+    assert load_model(run / "last.pt").step == 1
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "auto", "fp16"])
 def test_a_gpu_trains(data, tmp_path, precision):
     run = train(preset(data, f"train.precision={precision}", "data.workers=1"), run=tmp_path / "run", device="cuda")
-    assert loading.restore(run / "last.pt").step == 6
+    assert load_model(run / "last.pt").step == 6
 
 
 def test_a_finished_run_has_a_report_and_remembers_each_class(data, tmp_path):

@@ -13,10 +13,11 @@ from ccnet_cli.commands.evaluate import evaluate
 from ccnet_cli.commands.export import export
 from ccnet_cli.commands.train import train
 from ccnet_cli.errors import InputError
+from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.models.network import build
 from ccnet_cli.runs import checkpoint
-from ccnet_cli.weights import layouts as weights
 from ccnet_cli.weights import load as loading
+from ccnet_cli.weights.layouts import Foreign
 
 SMALL = ["model.backbone=resnet50", "model.width=8", "model.channels=16", "model.query_channels=2"]
 SMALL += ["model.auxiliary_channels=16"]
@@ -45,14 +46,14 @@ def begun(path, preset, partial=False, classes=19):
     fresh = build(preset.model, classes)
     torch.manual_seed(0)
     model = build(preset.model, classes)
-    told = loading.begin(model, path, preset.model, partial)
+    told = loading.initialize_from(model, loading.read_start(path, partial), preset.model)
     kept = [key for key, tensor in fresh.state_dict().items() if torch.equal(tensor, model.state_dict()[key])]
     return model.state_dict(), kept, told
 
 
 def test_a_whole_network_begins_a_training(official):
     state, _, told = begun(official, settings())
-    wanted = loading.restore(official).model.state_dict()
+    wanted = load_model(official).network.state_dict()
     assert all(torch.equal(tensor, wanted[key]) for key, tensor in state.items())
     assert "the authors' CCNet" in told
 
@@ -75,10 +76,10 @@ def test_what_weights_cannot_make_up_for_is_told(tmp_path, capsys):
     assert told.count("\n") == 1 and "model.channel_order, model.std" in told and "dilation" not in told
     with pytest.raises(InputError, match=r"conv1.weight is \(8, 3, 7, 7\), the model's is \(8, 3, 3, 3\)") as refused:
         begun(tmp_path / "tv.pth", settings("model.backbone=resnet18"))
-    assert "; set model.backbone=resnet50, model.stem=7x7" in str(refused.value)
+    assert "; set model.backbone.kind=resnet50, model.backbone.stem=7x7" in str(refused.value)
     torch.save(peers.authors(width=8, channels=16, depth=50, port=True), tmp_path / "port.pth")
     begun(tmp_path / "port.pth", settings())
-    assert "model.activation" in capsys.readouterr().err
+    assert "model.head.activation" in capsys.readouterr().err
 
 
 def test_another_number_of_classes_is_refused_unless_part_will_do(official):
@@ -105,8 +106,8 @@ def test_parts_that_the_model_leaves_out_may_be_left_over(official):
     state, _, _ = begun(official, settings("model.recurrence=0", "model.auxiliary=false"))
     assert not [key for key in state if "rcca" in key or key.startswith("auxiliary")]
     with pytest.raises(InputError, match="has no place"):
-        more = weights.Foreign("", {}, {"backbone.a": torch.ones(1), "c.d": torch.ones(1)}, ())
-        loading.match({"backbone.a": torch.ones(1)}, more, Path("f"))
+        more = Foreign("", {}, {"backbone.a": torch.ones(1), "c.d": torch.ones(1)})
+        loading.fitting_weights({"backbone.a": torch.ones(1)}, loading.Start(Path("f"), more, partial=False))
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_a_run_begun_with_other_weights_remembers_them(street, imagenet, tmp_pat
     config.override(mapping, "schedule.steps=2")
     train(config.from_mapping(mapping), run, resume="auto")
     assert checkpoint.read(run / "last.pt")["origin"] == content["origin"]
-    assert loading.restore(run / "last.pt").step == 2
+    assert load_model(run / "last.pt").step == 2
 
 
 def test_eval_scores_other_people_s_weights(street, tmp_path):
@@ -165,9 +166,9 @@ def test_the_command_line_takes_other_people_s_weights(street, official, tmp_pat
 
 def test_choices_of_the_command_line_change_a_checkpoint_of_ours_too(tmp_path):
     saved = tiny.save_checkpoint(tmp_path)
-    assert loading.restore(saved, overrides=["model.recurrence=1"]).model.recurrence == 1
-    assert loading.restore(saved, overrides=["eval.flip=true"]).preset.eval.flip
+    assert load_model(saved, overrides=["model.recurrence=1"]).network.recurrence == 1
+    assert load_model(saved, overrides=["eval.flip=true"]).preset.eval.flip
     with pytest.raises(InputError, match="do not fit"):
-        loading.restore(saved, overrides=["model.channels=16"])
+        load_model(saved, overrides=["model.channels=16"])
     with pytest.raises(InputError, match="do not fit"):
-        loading.restore(saved, "camvid")
+        load_model(saved, "camvid")

@@ -15,8 +15,8 @@ import torch
 from runs import canonical, make_horizons, preset
 
 from ccnet_cli.commands.train import train
+from ccnet_cli.inference.artifact import open_artifact
 from ccnet_cli.runs import checkpoint
-from ccnet_cli.weights import load as loading
 
 ARCHIVE = Path(__file__).parents[1] / "data" / "v0.1.0.tar.xz"
 # how that run was set, beside what every small run is
@@ -44,7 +44,7 @@ def test_scores_are_those_of_before(old, name):
     wanted = torch.from_numpy(np.load(old / "scores.npz")[name.replace("/", "-")])
     x = torch.randn(2, 3, 33, 49, generator=torch.Generator().manual_seed(7))
     with torch.inference_mode():
-        got = loading.runnable(old / name).model(x)
+        got = open_artifact(old / name).network(x)
     if not name.endswith(".onnx") and json.loads((old / "expected.json").read_text())["machine"] == machine():
         assert torch.equal(got, wanted)
     assert got.shape == wanted.shape and (got - wanted).abs().max() < 1e-5 * wanted.std()

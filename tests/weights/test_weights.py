@@ -11,8 +11,8 @@ import ccnet_cli
 from ccnet_cli import config
 from ccnet_cli.datasets import known_classes
 from ccnet_cli.errors import InputError
-from ccnet_cli.weights import layouts as weights
-from ccnet_cli.weights import load as loading
+from ccnet_cli.inference.artifact import load_model
+from ccnet_cli.weights.recognise import recognise
 
 # a full ResNet-101 of a quarter of the paper's width: deep enough to be the real thing, quick enough for every run
 WIDTH, CHANNELS = 16, 64
@@ -193,8 +193,8 @@ TEXT_1 = "{'decode_head': {'type': 'CCHead', 'align_corners': True, 'recurrence'
     ],
 )
 def test_what_a_configuration_s_text_tells(meta, wanted):
-    found = weights.recognise({"state_dict": peers.mmseg(depth=50, width=8, channels=16), "meta": meta}, Path("f"))
-    assert (found.model["align_corners"], found.model["recurrence"], "taken as false" in str(found)) == wanted
+    found = recognise({"state_dict": peers.mmseg(depth=50, width=8, channels=16), "meta": meta}, Path("f"))
+    assert (found.model["align_corners"], found.model["head"]["recurrence"], "taken as false" in str(found)) == wanted
 
 
 def test_class_names_and_colours_of_both_generations(tmp_path):
@@ -204,14 +204,14 @@ def test_class_names_and_colours_of_both_generations(tmp_path):
         {"CLASSES": names, "PALETTE": palette},
         {"dataset_meta": {"classes": names, "palette": [tuple(colour) for colour in palette]}},
     ):
-        restored = loading.restore(save({"state_dict": state, "meta": meta}, tmp_path / "m.pth"))
+        restored = load_model(save({"state_dict": state, "meta": meta}, tmp_path / "m.pth"))
         assert restored.classes.names == names
         assert restored.classes.palette == tuple(map(tuple, palette))
         assert restored.preset.data.dataset == "folder"
-    nameless = loading.restore(save({"state_dict": state, "meta": {"CLASSES": ("a",)}}, tmp_path / "m.pth"))
+    nameless = load_model(save({"state_dict": state, "meta": {"CLASSES": ("a",)}}, tmp_path / "m.pth"))
     assert nameless.classes.names == ("class 0", "class 1", "class 2")
     told = {**state, "data_preprocessor.mean": torch.tensor([1.0, 2, 3]), "data_preprocessor.std": torch.ones(3, 1, 1)}
-    model = loading.restore(save(told, tmp_path / "m.pth")).model
+    model = load_model(save(told, tmp_path / "m.pth")).network
     assert model.normalisation.mean == (1.0, 2.0, 3.0) and model.normalisation.std == (1.0, 1.0, 1.0)
 
 
@@ -219,7 +219,7 @@ def test_class_names_and_colours_of_both_generations(tmp_path):
 def test_mmsegmentation_s_cityscapes_is_scored_as_it_was_there(tmp_path, align_corners):
     state = peers.mmseg(depth=50, width=8, channels=16)
     meta = {"config": f"model = dict(decode_head=dict(type='CCHead', align_corners={align_corners}))"}
-    preset = loading.restore(save({"state_dict": state, "meta": meta}, tmp_path / "m.pth")).preset
+    preset = load_model(save({"state_dict": state, "meta": meta}, tmp_path / "m.pth")).preset
     wanted = ("sliding", (769, 769), (2049, 1025)) if align_corners else ("whole", (512, 1024), (2048, 1024))
     assert (preset.eval.mode, preset.eval.tile, preset.eval.fit) == wanted
     assert preset.model.align_corners == align_corners
@@ -231,7 +231,7 @@ def test_mmsegmentation_s_cityscapes_is_scored_as_it_was_there(tmp_path, align_c
 )
 def test_the_preset_is_inferred_by_the_classes(tmp_path, classes, dataset):
     state = peers.authors(depth=50, width=8, channels=16, classes=classes)
-    restored = loading.restore(save(state, tmp_path / "a.pth"))
+    restored = load_model(save(state, tmp_path / "a.pth"))
     assert restored.preset.data.dataset == dataset
     assert (restored.preset.data.root is None) == (dataset in ("lip", "cocostuff", "folder"))
     assert bool(restored.classes.mirrored) == (dataset == "lip")
@@ -246,19 +246,19 @@ def test_classes_are_known_by_their_names_however_they_are_spelt(tmp_path):
     names[5], names[0] = "UpperClothes", "Background "
     for spelt, dataset in ((names, "lip"), ([*names[1:], names[0]], "folder")):
         path = save({"state_dict": state, "meta": {"CLASSES": spelt}}, tmp_path / "m.pth")
-        assert loading.restore(path).preset.data.dataset == dataset
+        assert load_model(path).preset.data.dataset == dataset
 
 
 def test_a_named_preset_replaces_the_inferred_one(tmp_path):
     path = save(peers.authors(width=8, channels=16, depth=50), tmp_path / "a.pth")
     small = ["model.backbone=resnet50", "model.width=8", "model.channels=16", "model.query_channels=2"]
-    restored = loading.restore(path, "cityscapes-r1", [*small, "model.auxiliary_channels=16"])
-    assert restored.preset.name == "cityscapes-r1" and restored.model.recurrence == 1
+    restored = load_model(path, "cityscapes-r1", [*small, "model.auxiliary_channels=16"])
+    assert restored.preset.name == "cityscapes-r1" and restored.network.recurrence == 1
     with pytest.raises(InputError, match="do not fit") as refused:
-        loading.restore(path, "cityscapes-r1")
-    assert "set model.backbone=resnet50, model.width=8, model.channels=16" in str(refused.value)
+        load_model(path, "cityscapes-r1")
+    assert "set model.backbone.kind=resnet50, model.backbone.width=8, model.head.channels=16" in str(refused.value)
     with pytest.raises(InputError, match="has 19 classes, preset camvid 11"):
-        loading.restore(path, "camvid")
+        load_model(path, "camvid")
 
 
 WRONG = {
@@ -286,5 +286,5 @@ def test_a_wrong_file_is_told_in_one_line(tmp_path, kind):
         content(state)
         content = state
     with pytest.raises(InputError, match=words) as refused:
-        loading.restore(save(content, tmp_path / "wrong.pth"))
+        load_model(save(content, tmp_path / "wrong.pth"))
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 500

@@ -1,0 +1,117 @@
+"""The authors' CCNet with in-place activated batch norm (ABN), which scales by abs(w) + 1e-5."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccnet_cli.errors import notice
+from ccnet_cli.models.backbones.resnet import RESNETS, Bottleneck
+from ccnet_cli.models.settings import Model
+from ccnet_cli.weights.layouts import port
+from ccnet_cli.weights.layouts.layout import Foreign, Misfit, Table, original_name, rename
+from ccnet_cli.weights.layouts.network import is_scale
+
+# what in-place ABN adds to the absolute value of its scale
+ABN_EPS = 1e-5
+# the activation is inside the norm, so what follows comes one place earlier than in the port
+TABLE: Table = (("head.bottleneck.3.", "head.bottleneck.4."), ("dsn.3.", "auxiliary.4."), *port.TABLE)
+# keys of the preset's section model that the authors' network has no choice in
+FIXED = {
+    "backbone.stem": "deep",
+    "backbone.dilation": "dilated",
+    "backbone.pool": "ceil",
+    "head.kind": "rcca",
+    "head.activation": "leaky_relu",
+    "auxiliary.kind": "fcn",
+    "auxiliary.activation": "leaky_relu",
+    "auxiliary.bias": True,
+}
+FIX = "use --format weights"
+
+
+def recognise(state: dict[str, Tensor], meta: dict[str, Any]) -> Foreign | None:
+    """The authors' names, with the classifier directly after the head's last norm."""
+    if not port.has_authors_names(state) or "head.bottleneck.3.weight" not in state:
+        return None
+    weights = rename(state, TABLE)
+    scales = [key for key in weights if is_scale(key, weights)]
+    for key in scales:
+        weights[key] = weights[key].abs() + ABN_EPS
+    converted = f"{len(scales)} batch-norm scales w taken as abs(w) + 1e-5, as in-place ABN does"
+    return port.authors("the authors' CCNet", weights, TABLE, meta, "leaky_relu", converted)
+
+
+def export(state: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """Our weights in the authors' layout; Misfit where their network differs from the model.
+
+    A scale s becomes a w with abs(w) + 1e-5 == s, bit for bit where s was made so. A scale below 1e-5 has none: its
+    sign and size move into the convolution before it and its running mean, which leaves the output the same; a notice
+    says how many there are.
+    """
+    own = model.model_dump(mode="json")
+    _require_authors_network(own)
+    ours = {key: tensor.clone() for key, tensor in state.items()}
+    rewritten = 0
+    for key in [key for key in ours if is_scale(key, ours)]:
+        rewritten += _move_small_scales(ours, key)
+        ours[key] = scale_before_abs(ours[key])
+    if rewritten:
+        notice(f"{rewritten} batch-norm scales below 1e-5 moved into the convolutions before them")
+    theirs = {original_name(key, TABLE): tensor for key, tensor in ours.items()}
+    return theirs if own["head"]["recurrence"] else theirs | _idle_attention(own["head"])
+
+
+def _require_authors_network(own: dict[str, Any]) -> None:
+    kind = own["backbone"]["kind"]
+    if kind not in RESNETS or RESNETS[kind][0] is not Bottleneck:
+        raise Misfit(f"the authors have no {kind}", FIX)
+    for key, theirs in FIXED.items():
+        part, _, name = key.partition(".")
+        if own[part] is not None and own[part].get(name) != theirs:
+            raise Misfit(f"model.{key} is {own[part].get(name)}, the authors' network has {theirs}", FIX)
+
+
+def _idle_attention(head: dict[str, Any]) -> dict[str, Tensor]:
+    """The attention that the authors' R=0 network carries and never runs."""
+    channels = head["channels"]
+    reduced = head["query_channels"] or max(channels // 8, 1)
+    shapes = {"query_conv": reduced, "key_conv": reduced, "value_conv": channels}
+    kernels = {f"head.cca.{name}.weight": torch.zeros(size, channels, 1, 1) for name, size in shapes.items()}
+    biases = {f"head.cca.{name}.bias": torch.zeros(size) for name, size in shapes.items()}
+    return {**kernels, **biases, "head.cca.gamma": torch.zeros(1)}
+
+
+def _move_small_scales(state: dict[str, Tensor], key: str) -> int:
+    """Move sign and size of scales below 1e-5 into the convolution before the norm; the number of such scales."""
+    scale, least = state[key], torch.tensor(ABN_EPS, dtype=state[key].dtype)
+    small = scale < least
+    if not small.any():
+        return 0
+    factor = torch.where(small, scale.sign() * (scale.abs() / least).clamp(max=1), torch.ones_like(scale))
+    norm = key.removesuffix(".weight")
+    conv = _convolution_before(norm)
+    state[f"{conv}.weight"] = state[f"{conv}.weight"] * factor.view(-1, 1, 1, 1)
+    for name in (f"{conv}.bias", f"{norm}.running_mean"):
+        if name in state:
+            state[name] = state[name] * factor
+    state[key] = torch.where(small, scale.abs().clamp(min=ABN_EPS), scale)
+    return int(small.sum())
+
+
+def _convolution_before(norm: str) -> str:
+    """The convolution whose output a norm of our ResNets and heads takes: conv2 for bn2, else the layer before."""
+    parent, _, name = norm.rpartition(".")
+    return f"{parent}.{name.replace('bn', 'conv')}" if name.startswith("bn") else f"{parent}.{int(name) - 1}"
+
+
+def scale_before_abs(scale: Tensor) -> Tensor:
+    """The w with w + 1e-5 == scale in the scale's own arithmetic, for scales of at least 1e-5.
+
+    Between 2**-14 and 2**-13 the sum is a tie in float32, and every other scale is the sum of no w: off by one bit.
+    """
+    w = (scale - ABN_EPS).clamp(min=0)
+    for _ in range(2):
+        high, low = w + ABN_EPS > scale, w + ABN_EPS < scale
+        w = torch.where(high, w.nextafter(torch.zeros_like(w)), torch.where(low, w.nextafter(scale), w))
+    return w
