@@ -1,7 +1,7 @@
 """`ccnet export`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ from ccnet_cli.cli.options import (
     examples,
     refuse_existing,
 )
+from ccnet_cli.errors import InputError
 
 app = typer.Typer()
 
@@ -31,7 +32,7 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint, run folder, or other weights.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The new file.")],
     format: Annotated[
-        Literal["weights", "official", "onnx", "torch-export"],
+        str,
         typer.Option(
             metavar="weights|official|onnx|torch-export",
             help="Our file, the layout of the authors' code, or the network itself, to be run without ccnet.",
@@ -45,8 +46,18 @@ def export(
 
     Without the optimiser's state it is about a third of the size.
     """
+    _check_format(format)
     refuse_existing(output, overwrite)
     from ccnet_cli.commands.export import export as write
     from ccnet_cli.weights.find import find_artifact
 
     print(write(find_artifact(checkpoint), output, format, preset, overrides or ()))
+
+
+def _check_format(format: str) -> None:
+    from ccnet_cli.weights.layouts import LAYOUTS
+
+    layouts = (name for name, layout in LAYOUTS.items() if layout.export is not None)
+    formats = ["weights", *layouts, "onnx", "torch-export"]
+    if format not in formats:
+        raise InputError("option --format", f"'{format}' is not one of {str(formats)[1:-1]}", "see ccnet export --help")

@@ -349,7 +349,7 @@ HOSTILE = {
     "text": (lambda path, good: path.write_text("<!DOCTYPE html>"), "damaged, or not an ONNX file"),
     "zeros": (lambda path, good: path.write_bytes(bytes(100_000)), "damaged, or not an ONNX file"),
     "torch's": (lambda path, good: torch.save({"a": torch.zeros(9)}, path), "damaged, or not an ONNX file"),
-    "a folder": (lambda path, good: path.mkdir(), "not a regular file"),
+    "a folder": (lambda path, good: path.mkdir(), "a folder without best.pt"),
     "a pipe": (lambda path, good: os.mkfifo(path), "not a regular file"),
 }
 

@@ -53,29 +53,49 @@ def test_the_plain_attention_is_the_attention(size, strength):
     ],
 )
 @torch.no_grad()
-def test_a_portable_network_has_the_same_scores_and_no_more_than_it_needs(overrides):
+def test_a_program_has_the_same_scores_and_no_more_than_it_needs(overrides):
     model = network(*(f"model.{setting}" for setting in overrides.split()))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    changed = portable.portable(model)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in changed.modules())
-    assert changed.auxiliary is None
-    assert deviation(changed, model, (2, 41, 58)) < 1e-6
+    traced = portable.program(model)
+    assert not [node for node in traced.graph.nodes if "norm" in str(node.target)]
+    # a kernel and a bias for each convolution, but for those of the auxiliary head
+    convolutions = [node for node in traced.graph.nodes if node.target is torch.ops.aten.conv2d.default]
+    assert len(traced.state_dict) == 2 * len({node.args[1] for node in convolutions})
+    assert deviation(traced.module(), model, (2, 41, 58)) < 1e-6
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[key], tensor) for key, tensor in before.items())
 
 
-@pytest.mark.parametrize(
-    ("norm", "conv"),
-    [
-        ("backbone.bn1", "backbone.conv1"),
-        ("backbone.layer3.12.bn2", "backbone.layer3.12.conv2"),
-        ("backbone.layer2.0.downsample.1", "backbone.layer2.0.downsample.0"),
-        ("backbone.stem.4", "backbone.stem.3"),
-        ("bn3", "conv3"),
-    ],
-)
-def test_which_convolution_a_batch_norm_follows(norm, conv):
-    assert portable.convolution_before(norm) == conv
+class Odd(nn.Module):
+    """Convolutions and norms that must not be folded into each other, or not as they stand in the module's order."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8)
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.shared = nn.BatchNorm2d(8)
+        self.plain = nn.BatchNorm2d(8, affine=False)
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        first = self.first(x)
+        # what the norm takes is used twice; a norm is used twice; a convolution is used twice; a norm comes first
+        x = self.norm(first) + first
+        x = self.shared(self.second(x)) + self.shared(x) + self.plain(self.second(x))
+        return self.last(self.plain(x))
+
+
+@torch.no_grad()
+def test_only_a_norm_that_alone_follows_a_convolution_is_folded():
+    torch.manual_seed(3)
+    model = Odd().eval()
+    tiny.stir(model.norm), tiny.stir(model.shared)
+    model.plain.running_mean.normal_()
+    traced = torch.export.export(model, (torch.zeros(2, 3, 9, 9),))
+    portable.fold_batch_norms(traced)
+    x = torch.randn(2, 3, 9, 9)
+    torch.testing.assert_close(traced.module()(x), model(x), atol=1e-5, rtol=1e-5)
 
 
 LOAD = """

@@ -179,7 +179,7 @@ BAD = {
     "gadget": (lambda path: torch.save({"model": _Gadget()}, path), "never run"),
     "weights alone": (lambda path: torch.save({"a.weight": torch.zeros(2)}, path), "no network known here"),
     "future": (lambda path: torch.save(content() | {"format": 99}, path), "update ccnet-cli"),
-    "folder": (lambda path: path.mkdir(), "not a regular file"),
+    "folder": (lambda path: path.mkdir(), "a folder without best.pt or last.pt"),
     "missing": (lambda path: None, "does not exist"),
     "a weight short": (
         lambda path: torch.save(content() | {"model": dict(list(content()["model"].items())[1:])}, path),
