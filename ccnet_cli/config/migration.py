@@ -160,14 +160,3 @@ def assign(mapping: dict[str, Any], old: Mapping[str, Any]) -> None:
     for key, value in sorted(old.items(), key=lambda item: item[0] not in ("backbone", "auxiliary")):
         if not translate(mapping, f"model.{key}", value, lambda _: None):
             mapping["model"][key] = value
-
-
-def flat(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A section model with today's keys under the names of before version 0.2, as far as it has them."""
-    found = {key: value for key, value in model.items() if key not in ("backbone", "head", "auxiliary")}
-    found |= {"backbone": model["backbone"]["kind"], "auxiliary": model["auxiliary"] is not None}
-    for key, targets in MODEL.items():
-        for part, name in targets[:1]:
-            if model[part] is not None and name in model[part]:
-                found[key] = model[part][name]
-    return found
