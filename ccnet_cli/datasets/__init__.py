@@ -7,7 +7,7 @@ from typing import Any
 
 from ccnet_cli.datasets import ade20k, camvid, cityscapes, cocostuff, folder, lip, voc
 from ccnet_cli.datasets.dataset import DataSet, Split, holds
-from ccnet_cli.datasets.listing import Samples, pair
+from ccnet_cli.datasets.listing import Samples, make_samples, pair
 from ccnet_cli.datasets.settings import Data, FolderData
 from ccnet_cli.errors import InputError
 from ccnet_cli.media.classes import Classes
@@ -24,6 +24,7 @@ __all__ = [
     "classes_of",
     "holds",
     "known_classes",
+    "make_samples",
     "pair",
     "recognise",
     "settings_of",

@@ -206,15 +206,24 @@ def label_suffix(labels: Path, published: str, converted: str) -> str:
 
 def pair(images: Path, labels: Path, label_of: Callable[[str], str] = "{}.png".format) -> Samples:
     """Samples of all images below a folder; label_of makes a label's path of its image's, both relative, no suffix."""
+    return make_samples(
+        images, ((images / path, labels / label_of(posixpath.splitext(path)[0])) for path in scan(images))
+    )
+
+
+def make_samples(images: Path, pairs: Iterable[tuple[Path, Path | None]]) -> Samples:
+    """Samples of images below a folder, each with its label or None; InputError for two of one name, or for none."""
+    top = os.fspath(images.absolute()) + "/"
     rows: list[Row] = []
     first: dict[str, str] = {}
-    for relative in scan(images):
+    for image, label in pairs:
+        path = os.fspath(image.absolute())
+        relative = path.removeprefix(top)
         name = posixpath.splitext(relative)[0]
         if first.setdefault(name, relative) != relative:
             why = f"has the same name as {first[name]} beside it: their results would overwrite each other"
-            raise InputError(f"image {images / relative}", why, "rename or remove one")
-        label = os.fspath((labels / label_of(name)).absolute())
-        rows.append((os.fspath((images / relative).absolute()), label, name, 0))
+            raise InputError(f"image {image}", why, "rename or remove one")
+        rows.append((path, None if label is None else os.fspath(label.absolute()), name, 0))
     if not rows:
         raise InputError(f"folder {images}", "holds no image", f"put {' '.join(IMAGE_SUFFIXES)} files there")
     return Samples(Path("/"), rows)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ccnet_cli.parts import Byte, Fit, Flag, Pair, Scale, Section, Text
+from ccnet_cli.parts import Byte, Fit, Flag, Pair, Scale, Section, Text, UnknownPart
 
 IGNORED = 255
 
@@ -14,8 +14,7 @@ def _known(name: object) -> object:
     from ccnet_cli.datasets import DATASETS
 
     if not isinstance(name, str) or name not in DATASETS:
-        *others, last = (repr(known) for known in DATASETS)
-        raise ValueError(f"must be {', '.join(others)} or {last}")
+        raise UnknownPart("data.dataset", name, DATASETS)
     return name
 
 
