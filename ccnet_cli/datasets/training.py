@@ -94,7 +94,7 @@ class TrainingSet:
         if recipe.photometric:
             image = transforms.distort(image, random)
         if self.channel_order == "rgb":
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
         height, width = label.shape
         left = 0
         if recipe.mirror and random.integers(2):
