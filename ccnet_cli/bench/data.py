@@ -136,7 +136,7 @@ def _measure(preset: config.Preset, workers: Sequence[int], batch: int, meter: M
     first = [source.samples[index] for index in range(min(len(source.samples), PICTURES))]
     files = [path for sample in first for path in (sample.image, sample.label) if path]
     return {
-        "size": images.size(first[0].image),
+        "size": images.read_size(first[0].image),
         "bytes": sum(path.stat().st_size for path in files) / len(first),
         "rows": rows,
         "rates": list(_rates(preset, source, workers, batch, meter.device)),
@@ -164,7 +164,7 @@ def _ways(preset: config.Preset, source: Source, device: torch.device) -> dict[s
 
     def plain(key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         sample = source.samples[key[1]]
-        return images.unchecked(sample.image), images.unchecked(sample.label, grey=True)
+        return images.read_unchecked(sample.image), images.read_unchecked(sample.label, grey=True)
 
     def official_way(key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         random = transforms.generator(preset.seed, *key)

@@ -19,8 +19,8 @@ from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.runtime import runner
 from ccnet_cli.inference.scoring import score_network
 from ccnet_cli.inference.views import Views
-from ccnet_cli.media import background as pipeline
 from ccnet_cli.media import images, outputs
+from ccnet_cli.media.background import background_writer
 from ccnet_cli.models import network as models
 from ccnet_cli.parallel import supervisor
 from ccnet_cli.parallel.group import Group, joined, read_launch
@@ -106,13 +106,13 @@ def evaluate(
             outputs.write(path, format, ids, image, source.classes)
 
     prepared = runner(artifact, place, precision, compile, len(source.samples))
-    with pipeline.behind() as hand:
+    with background_writer() as submit:
 
         def on_image(sample: Sample, image: np.ndarray, ids: np.ndarray, _: np.ndarray | None) -> None:
             nonlocal done
             done += 1
             if save is not None:
-                hand(write, sample, image, ids)
+                submit(write, sample, image, ids)
             if done % EVERY == 0 and done < shard:
                 notice(f"{done} of {shard} images evaluated")
 

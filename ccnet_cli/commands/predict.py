@@ -21,8 +21,8 @@ from ccnet_cli.inference.artifact import default_device, default_precision, is_o
 from ccnet_cli.inference.runtime import runner
 from ccnet_cli.inference.scores import Predictor, Scores
 from ccnet_cli.inference.views import Views, batch_scores, host_input
-from ccnet_cli.media import background as pipeline
 from ccnet_cli.media import images, outputs, sources, video
+from ccnet_cli.media.background import background_writer, prefetch
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.video import Video
 from ccnet_cli.models import network as models
@@ -97,8 +97,8 @@ def predict(
     mask. Left out, mode, tile, scales and flip are those of the checkpoint; preset and overrides are those of
     open_artifact. continued passes over sources whose outputs are all there, whole; with areas these are read back
     from the masks, or the source is segmented again where they cannot be. InputError before the first image where names
-    collide, files exist already or a video is damaged; Interrupted after a signal, the image at hand finished, the
-    video at hand given up.
+    collide, files exist already or a video is damaged; Interrupted after a signal, the image in progress finished, the
+    video in progress given up.
     """
     if continued and overwrite:
         raise InputError("--continue", "--overwrite is given too", "give one of them")
@@ -157,8 +157,8 @@ def predict(
 
         progress = Progress(len(plan), done, "file" if films else "image", EVERY)
         wanted = [source for source in plan if source not in kept]
-        photographs = pipeline.ahead(read, [source for source in wanted if source not in films])
-        with closing(progress), closing(photographs), pipeline.behind() as hand:
+        photographs = prefetch(read, [source for source in wanted if source not in films])
+        with closing(progress), closing(photographs), background_writer() as submit:
             for source in wanted:
                 halt()
                 if source in films:
@@ -170,7 +170,7 @@ def predict(
                 else:
                     image, input_1CHW = next(photographs)
                     (scores,) = score(input_1CHW)
-                    hand(write, source, image, predictor.predict(scores), scores)
+                    submit(write, source, image, predictor.predict(scores), scores)
                 done += 1
                 result.files += plan[source].values()
                 progress.show(done, "segmented")
@@ -178,7 +178,7 @@ def predict(
         measured |= {source: _kept_area(source, plan[source], artifact.classes) for source in kept}
         result.areas += [measured[source] for source in plan]
     if legend is not None:
-        images.write_image(legend, images.legend(artifact.classes.names, artifact.classes.palette))
+        images.write_image(legend, images.draw_legend(artifact.classes.names, artifact.classes.palette))
         result.files.append(legend)
     return result
 
@@ -225,7 +225,7 @@ def plan_outputs(
 
 def _done(targets: Targets, areas: bool) -> bool:
     """Whether a source's files are all there, whole, and tell its areas if these are asked for."""
-    return all(outputs.whole(path) for path in targets.values()) and not (areas and _ids_file(targets) is None)
+    return all(outputs.is_complete(path) for path in targets.values()) and not (areas and _ids_file(targets) is None)
 
 
 def _ids_file(targets: Targets) -> Path | None:
@@ -288,21 +288,22 @@ def _film(
     with ExitStack() as stack:
         progress = stack.enter_context(closing(Progress(film.frames, unit="frame", every=EVERY)))
         writers = {
-            format: stack.enter_context(video.writing(path, film.rate, film.size)) for format, path in targets.items()
+            format: stack.enter_context(video.open_writer(path, film.rate, film.size))
+            for format, path in targets.items()
         }
 
         def write(frame: np.ndarray, ids: np.ndarray) -> None:
             for format, append in writers.items():
-                append(outputs.drawn(format, ids, frame, classes))
+                append(outputs.draw(format, ids, frame, classes))
 
         # before what has to be written is closed, all is written
-        hand = stack.enter_context(pipeline.behind())
-        read_ahead = stack.enter_context(closing(pipeline.ahead(read, itertools.count())))
+        submit = stack.enter_context(background_writer())
+        read_ahead = stack.enter_context(closing(prefetch(read, itertools.count())))
         for count, (frame, input_1CHW) in enumerate(iter(read_ahead.__next__, None), start=1):
             halt()
             ids = predict(input_1CHW)
             pixels += np.bincount(ids.ravel(), minlength=len(classes))
-            hand(write, frame, ids)
+            submit(write, frame, ids)
             progress.show(count, "segmented")
         if count != film.frames:
             raise InputError(f"video {film.path}", "changed while it was read", "run again when it stays as it is")

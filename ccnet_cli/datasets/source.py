@@ -97,7 +97,7 @@ def load_image(sample: Sample) -> Pixels:
 def load_label(source: Source, sample: Sample) -> Pixels:
     """Train ids (H, W) uint8, 255 ignored; InputError names values that are no class, or sizes that differ."""
     label = _read_label(source, sample)
-    _require_same_size(sample, images.size(sample.image), label)
+    _require_same_size(sample, images.read_size(sample.image), label)
     return label
 
 

@@ -14,7 +14,7 @@ from ccnet_cli.errors import Interrupted
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.scores import Predictor
 from ccnet_cli.inference.views import Views, batch_scores, host_input
-from ccnet_cli.media import background as pipeline
+from ccnet_cli.media.background import prefetch
 from ccnet_cli.parallel.group import Group
 
 
@@ -58,7 +58,7 @@ def score_network(
         return LoadedImage(sample, image, label, host_input(image, network.normalisation, device))
 
     with evaluation_mode(network):
-        for batch in _batches(pipeline.ahead(load, samples, views.batch), views.batch):
+        for batch in _batches(prefetch(load, samples, views.batch), views.batch):
             scored = batch_scores(network, torch.cat([loaded.input for loaded in batch]), views, device)
             for loaded, scores in zip(batch, scored, strict=True):
                 images += 1

@@ -1,45 +1,49 @@
-"""Work before and behind other work: what comes next is read, and what is done is written, while the network runs."""
+"""Read ahead and write behind on threads, while the network runs."""
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
+Submit = Callable[..., Future[Any]]
 
 # results that wait to be written
-WAITING = 2
+MAX_PENDING = 2
 
 
-def ahead(load: Callable[[Any], Any], items: Iterable[Any], count: int = 2) -> Iterator[Any]:
-    """load(item) of each item in order, by a thread that is up to `count` items further than the caller."""
-    waiting: deque[Future[Any]] = deque()
+def prefetch(load: Callable[[Item], Loaded], items: Iterable[Item], count: int = 2) -> Generator[Loaded, None, None]:
+    """Yield load(item) of each item in order, from a thread that reads up to `count` items ahead."""
+    pending: deque[Future[Loaded]] = deque()
     with ThreadPoolExecutor(1) as pool:
         try:
             for item in items:
-                waiting.append(pool.submit(load, item))
-                if len(waiting) > count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(load, item))
+                if len(pending) > count:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            # one that is under way is waited for
-            for future in waiting:
+            # the executor's end waits for the one that is running
+            for future in pending:
                 future.cancel()
 
 
 @contextmanager
-def behind(count: int = WAITING) -> Iterator[Callable[..., Future[Any]]]:
-    """What hands a call to a thread that makes them in order; the block ends when all are made.
+def background_writer(count: int = MAX_PENDING) -> Iterator[Submit]:
+    """Yield `submit`: calls run in order on one thread, at most `count` pending; the block ends when all have run.
 
-    With `count` of them waiting it waits for the first. No call is made after one that raised, and what that raised is
-    raised by the next to be handed over, or at the block's end, also where the block itself raises an error later in
-    the order. Where something else than an error ends the block, such as a second signal, those that wait are given up.
+    After a call that raised no other runs. Its error is raised by the next submit or by the block's end, there in
+    place of an error of the block, which comes later in the order. Anything but an Exception in the block, such as
+    KeyboardInterrupt, cancels the pending calls.
     """
-    waiting: deque[Future[Any]] = deque()
+    pending: deque[Future[Any]] = deque()
     failed = threading.Event()
 
-    def made(call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def run(call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         if failed.is_set():
             return None
         try:
@@ -48,24 +52,24 @@ def behind(count: int = WAITING) -> Iterator[Callable[..., Future[Any]]]:
             failed.set()
             raise
 
-    def hand(call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        while waiting and (len(waiting) >= count or waiting[0].done()):
-            waiting.popleft().result()
-        waiting.append(pool.submit(made, call, arguments))
-        return waiting[-1]
+    def submit(call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        while pending and (len(pending) >= count or pending[0].done()):
+            pending.popleft().result()
+        pending.append(pool.submit(run, call, arguments))
+        return pending[-1]
 
     def finish() -> None:
-        while waiting:
-            waiting.popleft().result()
+        while pending:
+            pending.popleft().result()
 
     with ThreadPoolExecutor(1) as pool:
         try:
             try:
-                yield hand
+                yield submit
             except Exception:
                 finish()
                 raise
             finish()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()

@@ -1,4 +1,4 @@
-"""Segmentations as files: their formats, their names below a folder, and what must not be overwritten."""
+"""Segmentations as files: formats, names below a folder, and which files must not be overwritten."""
 
 import io
 import os
@@ -8,19 +8,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import numpy.typing as npt
 
 from ccnet_cli import files
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import images, video
 from ccnet_cli.media.classes import Classes
+from ccnet_cli.media.images import Pixels
 
 FORMATS = ("color", "overlay", "train-id", "label-id")
-# a video's codec changes colours a little, so that ids would not survive
+# a video's codec changes values a little, so it cannot hold ids
 VIDEO_FORMATS = ("color", "overlay")
 
 
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
-    """The formats once each, in order; InputError names an unknown one."""
+    """The formats without repeats, in order; InputError for an unknown one."""
     for name in formats:
         if name not in FORMATS:
             raise InputError(f"format {name}", "unknown", f"choose from {', '.join(FORMATS)}")
@@ -30,14 +32,15 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
 
 
 def destinations(folder: Path, name: str, formats: Sequence[str], suffix: str = ".png") -> dict[str, Path]:
-    """Where each format of the image called name is written below folder; each has a folder of its own if several."""
+    """The file of each format of the image called name; of several formats, each has its own folder below folder."""
     return {
-        format: inside(folder / format if len(formats) > 1 else folder, name + suffix, folder) for format in formats
+        format: path_inside(folder / format if len(formats) > 1 else folder, name + suffix, folder)
+        for format in formats
     }
 
 
-def inside(folder: Path, name: str, root: Path | None = None) -> Path:
-    """folder / name; InputError unless it stays below root (the folder itself if None), links followed."""
+def path_inside(folder: Path, name: str, root: Path | None = None) -> Path:
+    """folder / name; InputError unless it stays below root (the folder itself if None), following links."""
     root = folder if root is None else root
     path = folder / name
     parts = PurePosixPath(name.replace("\\", "/")).parts
@@ -52,7 +55,7 @@ def inside(folder: Path, name: str, root: Path | None = None) -> Path:
 
 
 def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
-    """InputError for the first path that is there already, unless overwrite, or that can never be a file."""
+    """InputError for the first path that exists, unless overwrite, or that can never be a file."""
     for path in paths:
         if path.is_dir():
             raise InputError(path, "is a folder", "choose another name for the output")
@@ -66,18 +69,18 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def refuse_inputs(inputs: Iterable[Path], paths: Iterable[Path]) -> None:
-    """InputError for the first path that is one of the inputs, links followed."""
+    """InputError for the first path that is one of the inputs, following links."""
     originals = {os.path.realpath(path) for path in inputs}
     for path in paths:
         if os.path.realpath(path) in originals:
             raise InputError(path, "is one of the images to segment, or its label", "choose another output")
 
 
-def whole(path: Path) -> bool:
-    """Whether an output is there and can be read to its end: a PNG, an npz or a video."""
+def is_complete(path: Path) -> bool:
+    """Whether an output, a PNG, an npz or a video, exists and can be read to its end."""
     try:
         if path.suffix.lower() == ".png":
-            images.size(path)
+            images.read_size(path)
         elif path.suffix.lower() == ".npz":
             with zipfile.ZipFile(path) as file:
                 return file.testzip() is None
@@ -88,23 +91,23 @@ def whole(path: Path) -> bool:
     return True
 
 
-def write_probabilities(path: Path, probabilities_KHW: np.ndarray, classes: Classes) -> None:
-    """Write an npz of probabilities (K, H, W) and classes, the K names."""
+def write_probabilities(path: Path, probabilities_KHW: npt.NDArray[np.float32], classes: Classes) -> None:
+    """Write an npz with probabilities (K, H, W) and classes, the K names."""
     content = io.BytesIO()
     np.savez_compressed(content, probabilities=probabilities_KHW, classes=np.array(classes.names))
     files.write_bytes(path, content.getvalue())
 
 
-def write(path: Path, format: str, ids: np.ndarray, image_bgr: np.ndarray, classes: Classes) -> None:
-    """Write one segmentation, making its folder; ids are train ids (H, W) uint8, every one of them a class.
+def write(path: Path, format: str, ids: Pixels, image_bgr: Pixels, classes: Classes) -> None:
+    """Write one segmentation and make its folder; ids are train ids (H, W) uint8, all of them classes.
 
-    color: a palette PNG, so it shows colours and keeps train ids. overlay: the colours over the image, half and half.
+    color: a palette PNG, which shows colours and holds train ids. overlay: the mean of the colours and the image.
     train-id, label-id: grey PNGs of train ids or of the data set's own ids.
     """
     if format == "color":
         images.write_label(path, ids, classes.palette)
     elif format == "overlay":
-        images.write_image(path, drawn(format, ids, image_bgr, classes))
+        images.write_image(path, draw(format, ids, image_bgr, classes))
     elif format == "train-id":
         images.write_label(path, ids)
     elif format == "label-id":
@@ -113,7 +116,7 @@ def write(path: Path, format: str, ids: np.ndarray, image_bgr: np.ndarray, class
         raise ValueError(f"unknown format {format}")
 
 
-def drawn(format: str, ids: np.ndarray, image_bgr: np.ndarray, classes: Classes) -> np.ndarray:
-    """The class colours, or as overlay the mean of image and class colours, uint8 BGR (H, W, 3)."""
+def draw(format: str, ids: Pixels, image_bgr: Pixels, classes: Classes) -> Pixels:
+    """The class colours, or with format overlay their mean with the image, BGR (H, W, 3)."""
     colors = images.colorize(ids, classes.palette)
     return colors if format == "color" else ((image_bgr.astype(np.uint16) + colors) // 2).astype(np.uint8)

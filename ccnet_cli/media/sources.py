@@ -1,4 +1,4 @@
-"""What there is to segment: images and videos named, listed on standard input, in folders, matched by globs."""
+"""Find the images and videos to segment: by name, from a list on standard input, in folders, by globs."""
 
 import glob
 import os
@@ -11,27 +11,27 @@ from ccnet_cli.errors import InputError
 from ccnet_cli.media import images, video
 
 SUFFIXES = (*images.IMAGE_SUFFIXES, *video.SUFFIXES)
-# of a list on standard input
+# longest list on standard input
 BYTE_LIMIT = 1 << 26
 
 
 def find(sources: Sequence[str | Path], output: Path | None = None) -> dict[Path, str]:
-    """The images and videos that sources name, each with its name for the output, without suffix.
+    """The images and videos that sources name, each with its output's name without suffix.
 
-    A file is called by its stem. What a folder holds (its subfolders too, the output left out) keeps its path below
-    that folder, what a glob matches its path below the glob's part without wildcards. "-" reads names from standard
-    input, one a line or each ended by a NUL; a file so named keeps its path below the working folder, one from
-    elsewhere its stem. InputError for nothing at all.
+    A file's output has its stem as name. A file of a folder (subfolders included, the output excluded) keeps its path
+    below that folder, a match of a glob its path below the folders before the first wildcard. "-" reads names from
+    standard input, one a line or each ended by a NUL; such a file keeps its path below the working folder, or only
+    its stem if it lies elsewhere. InputError if nothing is found.
     """
     if not sources:
         raise InputError("sources", "no image given", "name an image, a folder or a glob")
     found: dict[Path, str] = {}
-    known: set[str] = set()
+    seen: set[str] = set()
     for source in map(str, sources):
-        for image, name in (_listed(output) if source == "-" else _matches(source, output)).items():
-            # the same file named twice, by two sources, is segmented once
-            if (real := _real(image)) not in known:
-                known.add(real)
+        for image, name in (_read_list(output) if source == "-" else _matches(source, output)).items():
+            # a file that two sources name is segmented once
+            if (real := os.path.realpath(image)) not in seen:
+                seen.add(real)
                 found[image] = name.with_suffix("").as_posix()
     return found
 
@@ -42,7 +42,7 @@ def is_video(path: Path) -> bool:
 
 
 def _matches(source: str, output: Path | None) -> dict[Path, Path]:
-    """What one source names, each with its name for the output."""
+    """Images and videos of one source, each with the path that names its output."""
     if "\0" in source:
         raise InputError(f"source {source}", "a NUL in the name", "correct the name")
     path = Path(source)
@@ -62,19 +62,19 @@ def _matches(source: str, output: Path | None) -> dict[Path, Path]:
     return matches
 
 
-def _listed(output: Path | None) -> dict[Path, Path]:
-    """What standard input names."""
+def _read_list(output: Path | None) -> dict[Path, Path]:
+    """Images and videos listed on standard input, each with the path that names its output."""
     content = sys.stdin.buffer.read(BYTE_LIMIT + 1)
     if len(content) > BYTE_LIMIT:
         raise InputError("standard input", f"longer than {BYTE_LIMIT >> 20} MiB", "list file names, one a line")
-    # names that end in a NUL may hold newlines
+    # names that end in a NUL may contain newlines
     lines = content.split(b"\0") if b"\0" in content else [line.removesuffix(b"\r") for line in content.split(b"\n")]
-    listed = [os.fsdecode(line) for line in lines if line.strip()]
-    if not listed:
+    names = [os.fsdecode(line) for line in lines if line.strip()]
+    if not names:
         raise InputError("standard input", "names no image", "list file names, one a line")
     here = Path.cwd()
-    found = {}
-    for name in listed:
+    found: dict[Path, Path] = {}
+    for name in names:
         path = Path(name)
         if path.is_dir():
             found |= _matches(name, output)
@@ -87,32 +87,30 @@ def _listed(output: Path | None) -> dict[Path, Path]:
 
 
 def _walk(root: Path, output: Path | None) -> list[Path]:
-    """Images and videos below root in order, linked folders not followed; an output folder inside is passed over."""
-    skipped = None if output is None or _real(output) == _real(root) else _real(output)
+    """Images and videos below root in order, without linked folders and without an output folder inside root."""
+    skipped = None if output is None else os.path.realpath(output)
+    if skipped == os.path.realpath(root):
+        skipped = None
     found = []
     for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if _real(Path(folder, name)) != skipped)
+        below[:] = sorted(name for name in below if os.path.realpath(Path(folder, name)) != skipped)
         found += [Path(folder, name) for name in sorted(names) if _is_source(name)]
     return found
 
 
 def _match(pattern: str) -> list[Path]:
-    # sorted, for a glob's order is the disk's
+    # sorted, since a glob has the order of the disk
     paths = (Path(name) for name in sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
     return [path for path in paths if _is_source(path.name) and not path.is_dir()]
 
 
 def _glob_root(pattern: str) -> Path:
-    """The folders of a glob before its first wildcard."""
+    """The folders before the first wildcard of a glob."""
     parts = Path(pattern).parts
     fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     return Path(*parts[:fixed])
 
 
 def _is_source(name: str) -> bool:
-    # an unfinished video of a killed process is none
+    # not the unfinished video of a killed process
     return Path(name).suffix.lower() in SUFFIXES and not files.is_temporary(name)
-
-
-def _real(path: Path) -> str:
-    return os.path.realpath(path)

@@ -568,7 +568,7 @@ def test_what_dead_processes_left_is_swept(saved, photos, tmp_path):
         (out / name).write_bytes(b"half")
     predict([photos / "town"], out, saved)
     assert files(out) == sorted([*others, "c.png"])
-    with video.writing(out / "v.mp4", 5, (8, 8)) as write:
+    with video.open_writer(out / "v.mp4", 5, (8, 8)) as write:
         write(np.zeros((8, 8, 3), np.uint8))
         assert any(name.startswith(f".tmp-{host}-{os.getpid()}-") for name in files(out))
         assert [path.name for path in sources.find([out], None)] == ["c.png"]

@@ -103,7 +103,7 @@ def test_every_kind_of_image_becomes_bgr_bytes(tmp_path):
         image = images.read_image(written(tmp_path, name, content))
         assert image.dtype == np.uint8, name
         np.testing.assert_allclose(image.astype(int), pixels, atol=1, err_msg=name)
-        assert images.size(tmp_path / name) == pixels.shape[:2]
+        assert images.read_size(tmp_path / name) == pixels.shape[:2]
 
 
 @pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)])
@@ -123,7 +123,7 @@ def test_thin_images_are_read(tmp_path, shape, suffix):
     images.write_image(path, np.full((*shape, 3), 90, np.uint8))
     image = images.read_image(path)
     assert image.shape == (*shape, 3)
-    assert images.size(path) == shape
+    assert images.read_size(path) == shape
     np.testing.assert_allclose(image.astype(int), 90, atol=2)
 
 
@@ -138,7 +138,7 @@ def test_exif_turns_the_image_only_on_request(tmp_path):
     path = written(tmp_path, "a.jpg", bad_inputs.with_exif(bad_inputs.jpeg(picture), 6))
     upright, turned = images.read_image(path), images.read_image(path, exif=True)
     assert upright.shape == (24, 40, 3)
-    assert images.size(path) == (24, 40)
+    assert images.read_size(path) == (24, 40)
     np.testing.assert_array_equal(turned, np.rot90(upright, -1))
 
 
@@ -152,7 +152,7 @@ def test_the_size_is_checked_before_any_decoding(tmp_path, monkeypatch):
 def test_opencv_has_the_limit_too(tmp_path):
     path = written(tmp_path, "bomb.jpg", bad_inputs.with_size(bad_inputs.jpeg(), 10_000, 20_000))
     code = "import sys, pathlib, ccnet_cli.media.images as images; images.PIXEL_LIMIT = 1 << 40\n"
-    code += "path = pathlib.Path(sys.argv[1]); print(images.size(path)); images.read_image(path)"
+    code += "path = pathlib.Path(sys.argv[1]); print(images.read_size(path)); images.read_image(path)"
     env = {key: value for key, value in os.environ.items() if not key.startswith("OPENCV")}
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, env=env)
     assert done.stdout == "(10000, 20000)\n"
@@ -166,7 +166,7 @@ def test_only_regular_files_are_opened(tmp_path):
     loop.symlink_to(loop)
     names = [pipe, loop, Path("/dev/zero"), tmp_path, tmp_path / "missing.png", tmp_path / "nul\0.png"]
     for path in [*names, tmp_path / ("x" * 300)]:
-        for read in (images.read_image, images.read_label, images.size):
+        for read in (images.read_image, images.read_label, images.read_size):
             with pytest.raises(InputError) as error:
                 read(path)
             assert str(error.value).isprintable()
@@ -242,7 +242,7 @@ def test_places_that_cannot_be_written_are_refused(tmp_path):
 
 
 def test_the_legend_shows_every_colour():
-    picture = images.legend(["road", "straße", "car"], PALETTE[5:8])
+    picture = images.draw_legend(["road", "straße", "car"], PALETTE[5:8])
     assert picture.shape[0] == 28 * 3 + 12
     for colour in PALETTE[5:8]:
         assert (picture == colour[::-1]).all(axis=2).sum() >= 20 * 38
@@ -250,8 +250,7 @@ def test_the_legend_shows_every_colour():
 
 
 def test_words_of_others_on_stderr_are_kept(capfd):
-    messages = []
-    with images.heard(messages):
+    with images.codec_messages() as messages:
         thread = threading.Thread(target=os.write, args=(2, b"30 %"))
         thread.start()
         thread.join()

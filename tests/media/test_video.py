@@ -52,7 +52,7 @@ def test_a_relative_name_is_no_address(tmp_path, monkeypatch):
 @pytest.mark.parametrize("size", [(48, 64), (33, 65), (1, 1), (2, 131)])
 def test_a_written_video_holds_its_frames_at_an_even_size(tmp_path, suffix, size, capfd):
     path = tmp_path / "new" / f"out{suffix}"
-    with video.writing(path, 23.976, size) as write:
+    with video.open_writer(path, 23.976, size) as write:
         for number in range(5):
             write(frame(number, *size))
         assert not path.exists()
@@ -70,11 +70,11 @@ def test_a_written_video_holds_its_frames_at_an_even_size(tmp_path, suffix, size
 def test_an_interrupted_video_leaves_nothing_and_keeps_the_earlier_one(tmp_path):
     path = tmp_path / "out.mp4"
     path.write_bytes(b"mine")
-    with pytest.raises(KeyboardInterrupt), video.writing(path, 5, (48, 64)) as write:
+    with pytest.raises(KeyboardInterrupt), video.open_writer(path, 5, (48, 64)) as write:
         write(frame(0))
         raise KeyboardInterrupt
     assert names(tmp_path) == ["out.mp4"] and path.read_bytes() == b"mine"
-    with pytest.raises(ValueError, match="in a video of"), video.writing(path, 5, (48, 64)) as write:
+    with pytest.raises(ValueError, match="in a video of"), video.open_writer(path, 5, (48, 64)) as write:
         write(frame(0, 64, 48))
     assert path.read_bytes() == b"mine"
 
@@ -87,7 +87,7 @@ import numpy as np
 from ccnet_cli.media import video
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-with video.writing(Path({str(tmp_path)!r}) / "out.mp4", 5, (64, 96)) as write:
+with video.open_writer(Path({str(tmp_path)!r}) / "out.mp4", 5, (64, 96)) as write:
     for _ in range(40):
         write(np.roll(noise, _, 1))
 """
@@ -99,7 +99,7 @@ with video.writing(Path({str(tmp_path)!r}) / "out.mp4", 5, (64, 96)) as write:
 
 def test_a_folder_that_cannot_be_written_is_told_by_the_system(tmp_path):
     (tmp_path / "wall").write_text("no folder")
-    with pytest.raises(OSError, match="wall"), video.writing(tmp_path / "wall" / "out.mp4", 5, (48, 64)):
+    with pytest.raises(OSError, match="wall"), video.open_writer(tmp_path / "wall" / "out.mp4", 5, (48, 64)):
         pass
 
 
@@ -155,14 +155,17 @@ def test_a_huge_frame_is_refused_from_the_header(tmp_path, monkeypatch):
 
 
 def test_a_frame_rate_that_is_none_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(video, "HIGHEST_RATE", 4)
-    with pytest.raises(InputError, match="does not tell its frame rate"):
+    monkeypatch.setattr(video, "MAX_RATE", 4)
+    with pytest.raises(InputError, match="has no frame rate"):
         video.inspect(film(tmp_path / "a.avi", rate=5))
 
 
 def test_a_size_or_codec_that_no_encoder_takes_is_refused(tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(video.ENCODERS, ".mp4", "XXXX")
-    with pytest.raises(InputError, match="cannot hold 64x48 pixels"), video.writing(tmp_path / "a.mp4", 5, (48, 64)):
+    with (
+        pytest.raises(InputError, match="cannot hold 64x48 pixels"),
+        video.open_writer(tmp_path / "a.mp4", 5, (48, 64)),
+    ):
         pass
     assert names(tmp_path) == []
     assert capfd.readouterr() == ("", "")

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ccnet_cli.media import background as pipeline
+from ccnet_cli.media.background import background_writer, prefetch
 
 
 def test_items_are_loaded_in_order_and_no_more_than_allowed_before_they_are_wanted():
@@ -15,12 +15,12 @@ def test_items_are_loaded_in_order_and_no_more_than_allowed_before_they_are_want
         loaded.append(item)
         return item * 10
 
-    items = pipeline.ahead(load, range(8), 2)
+    items = prefetch(load, range(8), 2)
     assert next(items) == 0
     time.sleep(0.05)
     assert loaded == [0, 1, 2]
     assert list(items) == [10, 20, 30, 40, 50, 60, 70]
-    assert list(pipeline.ahead(load, [])) == []
+    assert list(prefetch(load, [])) == []
 
 
 def test_an_error_in_loading_comes_in_its_turn_and_nothing_is_loaded_for_one_who_left():
@@ -30,12 +30,12 @@ def test_an_error_in_loading_comes_in_its_turn_and_nothing_is_loaded_for_one_who
         loaded.append(item)
         return 1 // (item - 3)
 
-    items = pipeline.ahead(load, range(9), 1)
+    items = prefetch(load, range(9), 1)
     with pytest.raises(ZeroDivisionError):
         for _ in items:
             pass
     assert max(loaded) <= 4
-    items = pipeline.ahead(loaded.append, range(100, 200), 1)
+    items = prefetch(loaded.append, range(100, 200), 1)
     next(items)
     items.close()
     assert max(loaded) <= 101
@@ -43,9 +43,9 @@ def test_an_error_in_loading_comes_in_its_turn_and_nothing_is_loaded_for_one_who
 
 def test_calls_are_made_in_order_by_another_thread_before_the_block_ends():
     made = []
-    with pipeline.behind() as hand:
+    with background_writer() as submit:
         for number in range(20):
-            hand(lambda n: made.append((n, threading.get_ident())), number)
+            submit(lambda n: made.append((n, threading.get_ident())), number)
     assert [number for number, _ in made] == list(range(20))
     assert {thread for _, thread in made}.isdisjoint({threading.get_ident()})
 
@@ -54,9 +54,9 @@ def test_no_more_than_allowed_wait():
     gate, handed = threading.Event(), []
 
     def produce():
-        with pipeline.behind(2) as hand:
+        with background_writer(2) as submit:
             for number in range(5):
-                hand(gate.wait, 10)
+                submit(gate.wait, 10)
                 handed.append(number)
 
     thread = threading.Thread(target=produce)
@@ -77,9 +77,9 @@ def test_nothing_is_written_after_what_failed(late):
             raise OSError("full")
         made.append(number)
 
-    with pytest.raises(OSError, match="full"), pipeline.behind() as hand:
+    with pytest.raises(OSError, match="full"), background_writer() as submit:
         for number in range(3 if late else 50):
-            hand(write, number)
+            submit(write, number)
     assert made == [0, 1]
 
 
@@ -90,26 +90,26 @@ def test_an_error_of_the_block_waits_for_what_was_handed_over_and_yields_to_an_e
         time.sleep(0.02)
         made.append(number)
 
-    with pytest.raises(KeyError), pipeline.behind(9) as hand:
+    with pytest.raises(KeyError), background_writer(9) as submit:
         for number in range(4):
-            hand(write, number)
+            submit(write, number)
         raise KeyError("the fifth cannot be read")
     assert made == [0, 1, 2, 3]
 
     def full():
         raise OSError("full")
 
-    with pytest.raises(OSError, match="full"), pipeline.behind() as hand:
-        hand(full)
+    with pytest.raises(OSError, match="full"), background_writer() as submit:
+        submit(full)
         raise KeyError("the next cannot be read")
 
 
 def test_a_second_signal_gives_up_what_waits():
     made, gate = [], threading.Event()
-    with pytest.raises(KeyboardInterrupt), pipeline.behind(9) as hand:
-        hand(gate.wait, 10)
+    with pytest.raises(KeyboardInterrupt), background_writer(9) as submit:
+        submit(gate.wait, 10)
         for number in range(5):
-            hand(made.append, number)
+            submit(made.append, number)
         threading.Timer(0.05, gate.set).start()
         raise KeyboardInterrupt
     assert made == []
