@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ccnet_cli.media.images import Pixels, cv2
+from ccnet_cli.media.images import cv2
 from ccnet_cli.media.pixels import scaled_size, swap_pairs
 
-# H, W an image; h, w the crop
+# H, W an image; h, w the crop; images are BGR, all arrays uint8
 
 # how often a crop is redrawn that one class fills
 MAX_REDRAWS = 10
@@ -41,14 +41,14 @@ def random_scale(minimum: float, maximum: float, step: float, random: np.random.
 
 
 def cut(
-    image_HW3: Pixels,
-    label_HW: Pixels,
+    image_HW3: np.ndarray,
+    label_HW: np.ndarray,
     size: tuple[int, int],
     crop: tuple[int, int],
     random: np.random.Generator,
     category_ratio: float = 1.0,
     ignore_index: int = 255,
-) -> tuple[Pixels, Pixels]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Cut a random part of at most crop (h, w) from the picture scaled to size; as cropping the padded picture does.
 
     With category_ratio below 1 the part is redrawn, at most MAX_REDRAWS times, while one class covers that fraction.
@@ -64,7 +64,7 @@ def cut(
     return image_part(image_HW3, size, *window), label
 
 
-def image_part(image_HW3: Pixels, size: tuple[int, int], rows: slice, columns: slice) -> Pixels:
+def image_part(image_HW3: np.ndarray, size: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
     """The rows and columns of an image scaled to size, equal to resize's to the last bit; little else is scaled."""
     whole = image_HW3.shape[:2]
     if size == whole:
@@ -82,7 +82,7 @@ def image_part(image_HW3: Pixels, size: tuple[int, int], rows: slice, columns: s
     return np.asarray(scaled)[rows, columns]
 
 
-def label_part(label_HW: Pixels, size: tuple[int, int], rows: slice, columns: slice) -> Pixels:
+def label_part(label_HW: np.ndarray, size: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
     """The rows and columns of a label map scaled to size, equal to resize's; only these are looked up."""
     if size == label_HW.shape:
         return label_HW[rows, columns]
@@ -96,7 +96,7 @@ def _nearest(old: int, new: int) -> np.ndarray:
     return np.asarray(cv2.resize(indices, (new, 1), interpolation=cv2.INTER_NEAREST_EXACT)[0])
 
 
-def largest_fraction(label_HW: Pixels, ignore_index: int) -> float:
+def largest_fraction(label_HW: np.ndarray, ignore_index: int) -> float:
     """The fraction of the most frequent class among the pixels that are not ignored; 1 if all are ignored."""
     counts = cv2.calcHist([label_HW], [0], None, [256], [0, 256]).ravel()
     counts[ignore_index] = 0
@@ -104,7 +104,7 @@ def largest_fraction(label_HW: Pixels, ignore_index: int) -> float:
     return float(counts.max() / total) if total else 1.0
 
 
-def distort(image_HW3: Pixels, random: np.random.Generator) -> Pixels:
+def distort(image_HW3: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Change brightness, contrast, saturation and hue of BGR, each with equal chances; contrast second or last."""
     image = image_HW3
     if random.integers(2):
@@ -123,20 +123,22 @@ def distort(image_HW3: Pixels, random: np.random.Generator) -> Pixels:
     return np.asarray(image)
 
 
-def _linear(slope: float, offset: float = 0.0) -> Pixels:
+def _linear(slope: float, offset: float = 0.0) -> np.ndarray:
     """The table of slope * value + offset, clipped to 0 and 255, fractions dropped."""
     values = np.arange(256, dtype=np.float32) * np.float32(slope) + np.float32(offset)
     return values.clip(0, 255).astype(np.uint8)
 
 
-def _map_hsv(image_HW3: Pixels, channel: int, table: Pixels) -> Pixels:
+def _map_hsv(image_HW3: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
     """BGR with the table applied to its hue (channel 0) or saturation (1)."""
     hsv = cv2.cvtColor(image_HW3, cv2.COLOR_BGR2HSV)
     hsv[..., channel] = table[hsv[..., channel]]
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR))
 
 
-def mirror(image_HW3: Pixels, label_HW: Pixels, pairs: Sequence[tuple[int, int]] = ()) -> tuple[Pixels, Pixels]:
+def mirror(
+    image_HW3: np.ndarray, label_HW: np.ndarray, pairs: Sequence[tuple[int, int]] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Swap left and right; pairs are the classes that swap too, such as left and right arm."""
     label = cv2.flip(label_HW, 1)
     if pairs:
@@ -145,8 +147,8 @@ def mirror(image_HW3: Pixels, label_HW: Pixels, pairs: Sequence[tuple[int, int]]
 
 
 def resize(
-    image_HW3: Pixels, label_HW: Pixels, scale: float, fit: tuple[int, int] | None = None
-) -> tuple[Pixels, Pixels]:
+    image_HW3: np.ndarray, label_HW: np.ndarray, scale: float, fit: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The image bilinear and the label nearest, in the scaled size."""
     height, width = scaled_size((label_HW.shape[0], label_HW.shape[1]), scale, fit)
     if (height, width) == label_HW.shape:
@@ -159,8 +161,8 @@ def resize(
 
 
 def pad(
-    image_HW3: Pixels, label_HW: Pixels, crop: tuple[int, int], left: int, ignore_index: int
-) -> tuple[Pixels, Pixels]:
+    image_HW3: np.ndarray, label_HW: np.ndarray, crop: tuple[int, int], left: int, ignore_index: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Extend to the crop at the bottom, by left at the left and the rest at the right, with 0 and with ignore_index."""
     below, beside = (max(whole - part, 0) for whole, part in zip(crop, label_HW.shape, strict=True))
     if not below and not beside:
