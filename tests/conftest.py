@@ -33,22 +33,34 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-@pytest.fixture
-def ccnet(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command line in a process of its own, in an empty folder or in `cwd`, and return what it printed."""
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
-    def run(*arguments: object, cwd: Path = tmp_path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+
+@pytest.fixture(scope="session")
+def run_ccnet() -> Run:
+    """Run the command line in a process of its own, in the folder `cwd`, and return what it printed."""
+
+    def run(
+        *arguments: object, cwd: Path, timeout: float = 120, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "ccnet_cli.cli", *map(str, arguments)]
+        own = _environment() | environment
         return subprocess.run(
-            command, cwd=cwd, env=_environment(), capture_output=True, text=True, timeout=timeout, check=False
+            command, cwd=cwd, env=own, capture_output=True, text=True, timeout=timeout, check=False
         )
 
     return run
 
 
+@pytest.fixture
+def ccnet(tmp_path: Path, run_ccnet: Run) -> Run:
+    """As run_ccnet, in an empty folder unless `cwd` names another."""
+    return lambda *arguments, cwd=tmp_path, **options: run_ccnet(*arguments, cwd=cwd, **options)
+
+
 def _environment() -> dict[str, str]:
     # a checkpoint or terminal of the person who runs the tests must not reach them
     kept = {
-        key: value for key, value in os.environ.items() if key not in ("CCNET_CHECKPOINT", "FORCE_COLOR", "COLUMNS")
+        key: value for key, value in os.environ.items() if key not in ("CCNET_CHECKPOINT", "CCNET_EXTEND", "FORCE_COLOR", "COLUMNS")
     }
     return kept | {"PYTHONPATH": str(Path(__file__).parent.parent)}

@@ -1,4 +1,4 @@
-"""The README's commands, options and keys exist, and its pictures are what the commands beside them draw."""
+"""Commands, options and keys of the README and the guides exist; pictures are what the commands beside them draw."""
 
 import re
 import shlex
@@ -14,13 +14,22 @@ from ccnet_cli.media import images
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
+GUIDES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "ccnet_cli" / "guides").glob("*.md"))}
+CONTRIBUTING = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+MANUAL = "\n".join([README, *GUIDES.values(), CONTRIBUTING])
 
 
-def commands() -> list[str]:
-    """Every `ccnet ...` of the README: in its shell blocks, and in code spans."""
-    lines = [part.strip() for block in BLOCKS for line in block.splitlines() for part in line.split("&&")]
-    return [line for line in [*lines, *re.findall(r"`(ccnet [^`\n]+)`", README)] if line.startswith("ccnet ")]
+def blocks(text: str) -> list[str]:
+    """The shell blocks of a text."""
+    return re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
+
+
+def commands(text: str = MANUAL) -> list[str]:
+    """Every `ccnet ...` of a text: in its shell blocks, and in code spans."""
+    lines = [part.strip() for block in blocks(text) for line in block.splitlines() for part in line.split("&&")]
+    spans = re.findall(r"`(ccnet [^`\n]+)`", text)
+    # a word in capitals stands for any command
+    return [line for line in dict.fromkeys([*lines, *spans]) if line.startswith("ccnet ") and "COMMAND" not in line]
 
 
 def parse(line: str) -> tuple[str, dict[str, object]]:
@@ -36,7 +45,7 @@ def parse(line: str) -> tuple[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_a_command_of_the_readme_exists(line: str):
+def test_a_command_of_the_manual_exists(line: str):
     name, values = parse(line)
     if name == "train" and values and not str(values["preset"]).endswith(".yaml"):
         assert config.load(str(values["preset"]), values["overrides"] or ())
@@ -54,11 +63,11 @@ def test_the_readme_shows_the_promised_lines():
         "ccnet eval",
         "ccnet predict img.png -o mask.png",
         "ccnet visualize --point 300,400",
-    } <= set(commands())
+    } <= set(commands(README))
 
 
 def test_both_one_line_commands_pin_torch():
-    one_liners = [block for block in BLOCKS if "venv" in block]
+    one_liners = [block for block in blocks(README) if "venv" in block]
     assert len(one_liners) == 2
     for block in one_liners:
         assert len(block.splitlines()) == 1
@@ -67,15 +76,15 @@ def test_both_one_line_commands_pin_torch():
 
 
 def test_the_ten_lines_for_own_data_are_a_preset(tmp_path: Path):
-    (block,) = re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.S)
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", GUIDES["data"], re.M | re.S)
     assert len(block.splitlines()) <= 10
     path = tmp_path / "mine.yaml"
     path.write_text(block)
     assert config.load(str(path)).data.dataset == "folder"
 
 
-def test_every_override_of_the_readme_is_a_preset_key():
-    overrides = re.findall(r"-s ([\w.]+=[^\s`|]+)", README)
+def test_every_override_of_the_manual_is_a_preset_key():
+    overrides = re.findall(r"-s ([\w.]+=[^\s`|]+)", MANUAL)
     assert len(overrides) > 10
     for override in overrides:
         # files that the reader has, and options of pets' own preset
@@ -83,18 +92,18 @@ def test_every_override_of_the_readme_is_a_preset_key():
 
 
 def test_what_stands_beside_the_authors_flags_exists():
-    rows = re.findall(r"^\| (`--.*?) \| (.*) \|$", README, re.M)
+    rows = re.findall(r"^\| (`--.*?) \| (.*) \|$", GUIDES["data"], re.M)
     assert len(rows) > 10
     commands = typer.main.get_command(cli.app).commands
     known = {option for name in ("train", "eval") for parameter in commands[name].params for option in parameter.opts}
     ours = [word for _, cell in rows for span in re.findall(r"`([^`]+)`", cell) for word in span.split()]
     assert {word for word in ours if word.startswith("-")} <= known
     keys = [word for word in ours if re.fullmatch(r"(data|model|train)\.\w+", word)]
-    assert keys and set(keys) <= set(config.keys())
+    assert keys and set(keys) <= set(config.keys(config.load("cityscapes-r2-ohem")))
 
 
 def test_a_command_beside_each_picture_draws_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pictures = re.findall(r"!\[[^]]*\]\((\S+?)\)", README)
+    pictures = re.findall(r"!\[[^]]*\]\((\S+?)\)", MANUAL)
     assert pictures
     # where no run of the reader's is newer than the demo weights
     monkeypatch.chdir(tmp_path)
@@ -109,3 +118,15 @@ def test_a_command_beside_each_picture_draws_it(tmp_path: Path, monkeypatch: pyt
         assert kept.shape == drawn.shape and (ROOT / name).stat().st_size < 500_000
         # fonts differ between versions of OpenCV, and rounding between processors
         assert np.abs(kept - drawn).mean() < 2
+
+
+def test_the_readme_is_short_and_links_every_guide():
+    assert len(README.splitlines()) <= 220
+    links = {target for target in re.findall(r"\]\(([^)#:]+)\)", README)}
+    assert {f"ccnet_cli/guides/{name}.md" for name in GUIDES} <= links
+    assert all((ROOT / target).exists() for target in links)
+
+
+def test_guides_that_the_manual_names_exist():
+    named = set(re.findall(r"ccnet guide (\w+)", MANUAL))
+    assert named and named <= set(GUIDES)
