@@ -45,9 +45,7 @@ def run_ccnet() -> Run:
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "ccnet_cli.cli", *map(str, arguments)]
         own = _environment() | environment
-        return subprocess.run(
-            command, cwd=cwd, env=own, capture_output=True, text=True, timeout=timeout, check=False
-        )
+        return subprocess.run(command, cwd=cwd, env=own, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run
 
@@ -61,6 +59,8 @@ def ccnet(tmp_path: Path, run_ccnet: Run) -> Run:
 def _environment() -> dict[str, str]:
     # a checkpoint or terminal of the person who runs the tests must not reach them
     kept = {
-        key: value for key, value in os.environ.items() if key not in ("CCNET_CHECKPOINT", "CCNET_EXTEND", "FORCE_COLOR", "COLUMNS")
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("CCNET_CHECKPOINT", "CCNET_EXTEND", "FORCE_COLOR", "COLUMNS")
     }
     return kept | {"PYTHONPATH": str(Path(__file__).parent.parent)}

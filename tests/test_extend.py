@@ -28,7 +28,9 @@ def folder(tmp_path_factory):
             label = np.zeros((56, 72), np.uint8)
             y, x = random.integers(4, 24, 2)
             label[y : y + 24, x : x + 32] = 1
-            image = np.where(label[..., None] == 1, (40, 40, 200), (90, 120, 60)) + random.integers(-20, 20, (56, 72, 3))
+            image = np.where(label[..., None] == 1, (40, 40, 200), (90, 120, 60)) + random.integers(
+                -20, 20, (56, 72, 3)
+            )
             for kind, pixels in (("images", image.astype(np.uint8)), ("masks", label)):
                 path = place / "data" / kind / split / f"{index}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,9 +89,7 @@ def test_onnx_runtime_answers_as_the_network_does(trained, module_ccnet, folder)
     pytest.importorskip("onnxruntime")
     written = module_ccnet("export", "run", "--format", "onnx", "-o", "blocks.onnx")
     assert written.returncode == 0, written.stderr
-    ours, theirs = (
-        module_ccnet("eval", name, "--data", "data", "--json", "-") for name in ("run", "blocks.onnx")
-    )
+    ours, theirs = (module_ccnet("eval", name, "--data", "data", "--json", "-") for name in ("run", "blocks.onnx"))
     assert theirs.returncode == 0, theirs.stderr
     assert json.loads(theirs.stdout)["miou"] == pytest.approx(json.loads(ours.stdout)["miou"], abs=1e-3)
 
@@ -141,7 +141,8 @@ def test_the_attention_takes_an_implementation_from_outside(module_ccnet):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [("1 +", "SyntaxError"), ("raise ValueError('no')", "ValueError"), (None, "not a Python file")]
+    ("content", "words"),
+    [("1 +", "SyntaxError"), ("raise ValueError('no')", "ValueError"), (None, "not a Python file")],
 )
 def test_a_file_that_cannot_be_imported_is_refused_in_one_line(content, words, ccnet, tmp_path):
     if content is not None:
@@ -161,7 +162,8 @@ def test_nothing_outside_the_rooms_names_the_built_in_parts():
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         asked = {
-            ast.unparse(node.args[1]) for node in ast.walk(tree)
+            ast.unparse(node.args[1])
+            for node in ast.walk(tree)
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
         }
         assert not {name.rpartition(".")[2] for name in asked} & parts, path
