@@ -58,9 +58,6 @@ def ccnet(tmp_path: Path, run_ccnet: Run) -> Run:
 
 def _environment() -> dict[str, str]:
     # a checkpoint or terminal of the person who runs the tests must not reach them
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("CCNET_CHECKPOINT", "CCNET_EXTEND", "FORCE_COLOR", "COLUMNS")
-    }
-    return kept | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    own = ("CCNET_CHECKPOINT", "CCNET_EXTEND", "FORCE_COLOR", "COLUMNS")
+    shared = {key: value for key, value in os.environ.items() if key not in own}
+    return shared | {"PYTHONPATH": str(Path(__file__).parent.parent)}

@@ -122,7 +122,7 @@ def test_a_command_beside_each_picture_draws_it(tmp_path: Path, monkeypatch: pyt
 
 def test_the_readme_is_short_and_links_every_guide():
     assert len(README.splitlines()) <= 220
-    links = {target for target in re.findall(r"\]\(([^)#:]+)\)", README)}
+    links = set(re.findall(r"\]\(([^)#:]+)\)", README))
     assert {f"ccnet_cli/guides/{name}.md" for name in GUIDES} <= links
     assert all((ROOT / target).exists() for target in links)
 
