@@ -38,7 +38,7 @@ def parse(line: str) -> tuple[str, dict[str, object]]:
     command = typer.main.get_command(cli.app)
     if words and words[0] in {option for parameter in command.params for option in parameter.opts}:
         return command.name, {}
-    while hasattr(command, "commands"):
+    while words and hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
     # a bare name is how the text speaks of a command
     return command.name, command.make_context(command.name, words).params if words else {}
@@ -87,6 +87,9 @@ def test_every_override_of_the_manual_is_a_preset_key():
     overrides = re.findall(r"-s ([\w.]+=[^\s`|]+)", MANUAL)
     assert len(overrides) > 10
     for override in overrides:
+        if override.endswith(("=pooled", "=mine")):
+            # parts that the reader adds
+            continue
         # files that the reader has, and options of pets' own preset
         assert config.load("cityscapes-r2-ohem", [override.replace("=FILE", "=val.lst")])
 
