@@ -5,11 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ccnet_cli.cli.options import (
-    Json,
-    examples,
-    refuse_unwritable,
-)
+from ccnet_cli.cli.options import Json, examples, refuse_unwritable
 from ccnet_cli.cli.output import block, write_json
 
 app = typer.Typer()
@@ -18,18 +14,18 @@ app = typer.Typer()
 @app.command(epilog=examples("ccnet doctor", "ccnet doctor --data Cityscapes --data CamVid", "ccnet doctor --json -"))
 def doctor(
     folders: Annotated[
-        list[Path] | None, typer.Option("--data", metavar="DIR", help="Folder of a data set to look at; repeatable.")
+        list[Path] | None, typer.Option("--data", metavar="DIR", help="Folder of a data set to check; repeatable.")
     ] = None,
     json_file: Json = None,
 ) -> None:
-    """Look at what ccnet needs here, and say what is missing.
+    """Check what ccnet needs here, and say what is missing.
 
-    Prints a block to paste into an issue. Exit code 3 where it cannot run on the CPU.
+    Prints a block to paste into an issue. Exit code 3 if ccnet cannot run on the CPU.
     """
     refuse_unwritable(json_file)
-    from ccnet_cli.commands.doctor import doctor as look
+    from ccnet_cli.commands.doctor import check_installation
 
-    report = look(folders or ())
+    report = check_installation(folders or ())
     if not write_json(report.to_mapping(), json_file):
         block((check.state, check.name, check.detail, check.fix) for check in report.checks)
     if not report.healthy:

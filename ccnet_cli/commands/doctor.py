@@ -1,7 +1,6 @@
-"""What ccnet finds here, checked piece by piece: no check depends on another, and none can bring the command down.
+"""Check piece by piece what ccnet needs here: no check depends on another, and none can bring the command down.
 
-What is heavy, or might crash, is asked in a process of its own: `python -m ccnet_cli.commands.doctor torch` answers
-as JSON.
+What is heavy, or might crash, runs in a process of its own: `python -m ccnet_cli.commands.doctor torch` prints JSON.
 """
 
 import ctypes
@@ -19,24 +18,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ccnet_cli import __version__, version
+from ccnet_cli import __version__, parts, version
 from ccnet_cli.errors import CCNetError, one_line
 
 State = Literal["ok", "warn", "fail"]
 
-# seconds until a process that does not answer is given up: torch may come over a slow network
-LIMIT = 120
+# a probe that takes longer has failed; torch may be read over a slow network
+PROBE_SECONDS = 120
 PACKAGES = ("numpy", "scipy", "numba", "typer", "rich", "pydantic", "pyyaml")
-# of what opencv-python is linked to; opencv-python-headless does without
-LIBRARIES = ("libGL.so.1", "libxcb.so.1", "libglib-2.0.so.0", "libgthread-2.0.so.0")
+# some libraries that opencv-python needs and opencv-python-headless does not
+OPENCV_LIBRARIES = ("libGL.so.1", "libxcb.so.1", "libglib-2.0.so.0", "libgthread-2.0.so.0")
 GIB = 1 << 30
-# where no device says which compute capability is meant
-ARCHITECTURE = (8, 0)
+REINSTALL = f"install ccnet-cli {__version__} anew: pip install --force-reinstall ccnet-cli"
+# the compute capability to compile for where there is no device
+DEFAULT_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was found of one thing: fail is what CPU use cannot do without, warn what one may miss, with its fix."""
+    """One result, with the fix for a bad one: without what fails ccnet does not run on the CPU, unlike what warns."""
 
     name: str
     state: State
@@ -46,7 +46,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """All checks, in the order in which they are told."""
+    """All checks, in the order in which they are printed."""
 
     checks: tuple[Check, ...]
 
@@ -56,36 +56,37 @@ class Report:
         return all(check.state != "fail" for check in self.checks)
 
     def to_mapping(self) -> dict[str, Any]:
-        """As plain types, for JSON."""
+        """Plain types, fit for JSON."""
         return {"healthy": self.healthy, "checks": [asdict(check) for check in self.checks]}
 
 
-def doctor(data: Sequence[Path] = ()) -> Report:
-    """Check the machine, the libraries, the folders that are written to, and the data sets in the folders given."""
-    folders = [str(folder.absolute()) for folder in data]
+def check_installation(data: Sequence[Path] = ()) -> Report:
+    """Check the machine, the libraries, the folders that ccnet writes to, and the data sets in the folders `data`."""
+    datasets = [str(folder.absolute()) for folder in data]
     with ThreadPoolExecutor() as pool:
-        torch = pool.submit(_elsewhere, "torch", "fail")
-        numba = pool.submit(_elsewhere, "numba", "warn")
-        opencv = pool.submit(_elsewhere, "opencv", "fail")
-        sets = pool.submit(_elsewhere, "data", "fail", *folders)
-        machine = [*_guarded(_ccnet), *_guarded(_python), *_guarded(_machine), *_guarded(_packages)]
-        places = [*_guarded(_presets), *_guarded(_runs), *_guarded(_temporary), *_guarded(_shared_memory)]
-        return Report((*machine, *torch.result(), *numba.result(), *opencv.result(), *places, *sets.result()))
+        torch = pool.submit(_probe, "torch", "fail")
+        numba = pool.submit(_probe, "numba", "warn")
+        opencv = pool.submit(_probe, "opencv", "fail")
+        sets = pool.submit(_probe, "data", "fail", *datasets)
+        here = (_check_ccnet, _check_python, _check_machine, _check_packages)
+        folders = (_check_presets, _check_runs, _check_temporary, _check_shared_memory)
+        machine, written = ([row for check in checks for row in _run_check(check)] for checks in (here, folders))
+        return Report((*machine, *torch.result(), *numba.result(), *opencv.result(), *written, *sets.result()))
 
 
-def _guarded(check: Callable[..., list[Check]], *arguments: Any, state: State = "fail") -> list[Check]:
-    """The outcome of a check, whatever happens in it."""
-    name = check.__name__.strip("_").replace("_", " ")
+def _run_check(check: Callable[..., list[Check]], *arguments: Any, state: State = "fail") -> list[Check]:
+    """The result of a check, even if it raises."""
+    name = check.__name__.removeprefix("_check").strip("_").replace("_", " ")
     try:
         return check(*arguments)
     except CCNetError as error:
         return [Check(name, state, f"{error.what}: {error.why}", error.fix)]
     except Exception as error:
-        return [Check(name, state, one_line(f"{type(error).__name__}: {error}"), _reinstall())]
+        return [Check(name, state, one_line(f"{type(error).__name__}: {error}"), REINSTALL)]
 
 
-def _elsewhere(name: str, state: State, *words: str) -> list[Check]:
-    """What the probe of that name finds, in a process that may crash or never end; then a check in that state."""
+def _probe(name: str, state: State, *words: str) -> list[Check]:
+    """The checks of _run_probe in a process of their own; if it crashes or does not end, one check in that state."""
     command = [sys.executable, "-P", "-m", "ccnet_cli.commands.doctor", name, *words]
     paths = os.pathsep.join(path for path in sys.path if path)
     try:
@@ -96,21 +97,21 @@ def _elsewhere(name: str, state: State, *words: str) -> list[Check]:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=LIMIT,
+            timeout=PROBE_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return [Check(name, state, f"no answer within {LIMIT} s", f"see what keeps {' '.join(command[:5])}")]
+        return [Check(name, state, f"no answer within {PROBE_SECONDS} s", f"see what keeps {' '.join(command[:5])}")]
     except OSError as error:
         return [Check(name, state, f"no process could be started ({error.strerror})", "free memory or processes")]
     if done.returncode != 0:
-        return [Check(name, state, _ending(done), _reinstall())]
-    # libraries may print too
+        return [Check(name, state, _describe_exit(done), REINSTALL)]
+    # libraries may have printed before
     return [Check(**row) for row in json.loads(done.stdout.splitlines()[-1])]
 
 
-def _ending(done: subprocess.CompletedProcess[str]) -> str:
-    """How a process ended that gave no answer."""
+def _describe_exit(done: subprocess.CompletedProcess[str]) -> str:
+    """How a process ended that printed no checks."""
     last = one_line((done.stderr.strip().splitlines() or [""])[-1])
     if done.returncode < 0:
         return (
@@ -119,22 +120,17 @@ def _ending(done: subprocess.CompletedProcess[str]) -> str:
     return f"its process ended with code {done.returncode} {last}".strip()
 
 
-def _reinstall() -> str:
-    return f"install ccnet-cli {__version__} anew: pip install --force-reinstall ccnet-cli"
-
-
-def _ccnet() -> list[Check]:
+def _check_ccnet() -> list[Check]:
     commit = version.revision(version.ROOT)
-    return [
-        Check("ccnet", "ok", f"{__version__}{f', git {commit}' if commit else ''}, {_short(Path(__file__).parents[1])}")
-    ]
+    git = f", git {commit}" if commit else ""
+    return [Check("ccnet", "ok", f"{__version__}{git}, {_hide_home(Path(__file__).parents[1])}")]
 
 
-def _python() -> list[Check]:
+def _check_python() -> list[Check]:
     return [Check("python", "ok", f"{platform.python_version()}, {platform.platform()}")]
 
 
-def _machine() -> list[Check]:
+def _check_machine() -> list[Check]:
     cores = os.cpu_count()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -146,49 +142,49 @@ def _machine() -> list[Check]:
     return [Check("machine", "ok", text)]
 
 
-def _packages() -> list[Check]:
-    found = {name: version.installed_version(name) for name in PACKAGES}
-    missing = [name for name, number in found.items() if number is None]
+def _check_packages() -> list[Check]:
+    versions = {name: version.installed_version(name) for name in PACKAGES}
+    missing = [name for name, number in versions.items() if number is None]
     if missing:
         return [Check("packages", "fail", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")]
-    return [Check("packages", "ok", ", ".join(f"{name} {number}" for name, number in found.items()))]
+    return [Check("packages", "ok", ", ".join(f"{name} {number}" for name, number in versions.items()))]
 
 
-def _presets() -> list[Check]:
+def _check_presets() -> list[Check]:
     from ccnet_cli import config
 
     names = config.names()
     for name in names:
         config.load(name)
     if not names:
-        return [Check("presets", "fail", f"none in {_short(config.folder())}", _reinstall())]
-    return [Check("presets", "ok", f"{len(names)} in {_short(config.folder())}")]
+        return [Check("presets", "fail", f"none in {_hide_home(config.folder())}", REINSTALL)]
+    return [Check("presets", "ok", f"{len(names)} in {_hide_home(config.folder())}")]
 
 
-def _runs() -> list[Check]:
-    return [_place("runs", Path("runs").absolute(), "run ccnet in a folder of yours, or give train --run DIR")]
+def _check_runs() -> list[Check]:
+    return [_check_folder("runs", Path("runs").absolute(), "run ccnet in a folder of yours, or give train --run DIR")]
 
 
-def _temporary() -> list[Check]:
-    return [_place("temporary", Path(tempfile.gettempdir()), "set TMPDIR to a folder that you can write to")]
+def _check_temporary() -> list[Check]:
+    return [_check_folder("temporary", Path(tempfile.gettempdir()), "set TMPDIR to a folder that you can write to")]
 
 
-def _place(name: str, folder: Path, fix: str) -> Check:
-    """Whether files can be written in a folder, or in the one above where it is to be made."""
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    told = _short(folder) + ("" if there == folder else " (made on first use)")
+def _check_folder(name: str, folder: Path, fix: str) -> Check:
+    """Whether files can be written in a folder, or in the nearest one above if it does not exist yet."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    shown = _hide_home(folder) + ("" if existing == folder else " (made on first use)")
     try:
-        with tempfile.TemporaryFile(dir=there) as file:
+        with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"ccnet")
             file.flush()
     except OSError as error:
-        return Check(name, "fail", f"{told}: not written to ({error.strerror})", fix)
-    free = shutil.disk_usage(there).free / GIB
-    return Check(name, "ok" if free >= 1 else "warn", f"{told}, {free:.1f} GiB free", "" if free >= 1 else "make room")
+        return Check(name, "fail", f"{shown}: not written to ({error.strerror})", fix)
+    free = shutil.disk_usage(existing).free / GIB
+    return Check(name, "ok" if free >= 1 else "warn", f"{shown}, {free:.1f} GiB free", "" if free >= 1 else "make room")
 
 
-def _shared_memory() -> list[Check]:
-    """Processes that read images hand them on through /dev/shm, of which containers have 64 MiB unless told."""
+def _check_shared_memory() -> list[Check]:
+    """Data workers hand on images through /dev/shm, of which containers have 64 MiB by default."""
     folder = Path("/dev/shm")
     if not folder.is_dir():
         return [Check("shared memory", "ok", f"no {folder} here")]
@@ -199,22 +195,22 @@ def _shared_memory() -> list[Check]:
     return [Check("shared memory", "ok", f"{folder}, {size:.1f} GiB")]
 
 
-def _short(path: Path) -> str:
-    """The path as one may show it in public, without the name of the home folder."""
+def _hide_home(path: Path) -> str:
+    """The path without the name of the home folder, fit to be shown in public."""
     home = Path(os.environ.get("HOME") or "/")
     return str(Path("~") / path.relative_to(home)) if home != Path("/") and path.is_relative_to(home) else str(path)
 
 
-def _torch() -> list[Check]:
+def _check_torch() -> list[Check]:
     import torch
 
-    has = [name for name, there in torch.cpu.get_capabilities().items() if there is True and "bf16" in name]
+    bf16 = [name for name, has in torch.cpu.get_capabilities().items() if has is True and "bf16" in name]
     threads = torch.get_num_threads()
     text = f"{torch.__version__}, {threads} thread{'s' * (threads > 1)}, {torch.backends.cpu.get_cpu_capability()}, "
-    return [Check("torch", "ok", text + (f"bf16 by {', '.join(has)}" if has else "no instructions for bf16"))]
+    return [Check("torch", "ok", text + (f"bf16 by {', '.join(bf16)}" if bf16 else "no instructions for bf16"))]
 
 
-def _cuda() -> list[Check]:
+def _check_cuda() -> list[Check]:
     import torch
 
     if torch.version.cuda is None:
@@ -229,13 +225,13 @@ def _cuda() -> list[Check]:
     driver = torch._C._cuda_getDriverVersion()
     checks = [Check("cuda", "ok", f"{built}, the driver for {driver // 1000}.{driver % 1000 // 10}")]
     for index in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(index)
-        text = f"{found.name}, sm_{found.major}{found.minor}, {found.total_memory / GIB:.1f} GiB"
+        gpu = torch.cuda.get_device_properties(index)
+        text = f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / GIB:.1f} GiB"
         checks.append(Check(f"cuda:{index}", "ok", text))
     return checks
 
 
-def _demo_weights() -> list[Check]:
+def _check_demo_weights() -> list[Check]:
     from ccnet_cli.runs import checkpoint
     from ccnet_cli.weights import find
 
@@ -244,8 +240,8 @@ def _demo_weights() -> list[Check]:
     return [Check("demo weights", "ok", text)]
 
 
-def _numba_cuda() -> list[Check]:
-    """Numba's CUDA target, down to one of our kernels, compiled with no need of a GPU; the CPU needs none of it."""
+def _check_numba_cuda() -> list[Check]:
+    """Numba's CUDA target, down to one of our kernels, which compiles without a GPU; the CPU needs none of it."""
     from ccnet_cli.ops.cuda import launch
 
     launch.require()
@@ -257,37 +253,37 @@ def _numba_cuda() -> list[Check]:
 
     name, text = "numba cuda", f"numba-cuda {version.installed_version('numba-cuda')}"
     paths = get_cuda_paths()
-    # a library that is not found is left as a bare name for the loader, or as nothing
+    # of a library that is not found the path is its bare name, or None
     missing = [key for key in ("nvvm", "nvrtc") if not (paths.get(key) and Path(paths[key].info or "").is_file())]
     if missing:
         return [Check(name, "warn", f"{text}; not found: {', '.join(missing)}", f"pip install '{launch.extra()}'")]
-    text += f", toolkit {_short(Path(paths['nvvm'].info).parent)}"
+    text += f", toolkit {_hide_home(Path(paths['nvvm'].info).parent)}"
     try:
         device = cuda.get_current_device()
         architecture = device.compute_capability
         gpu = f"device {device.name}, the driver for {'.'.join(map(str, driver.get_version()))}"
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Error at")]
-        architecture, gpu = ARCHITECTURE, f"no device: {lines[0].rstrip('.') if lines else type(error).__name__}"
-    found = compiles(architecture)
-    if found != "compiles":
-        return [Check(name, "warn", f"{text}; {one_line(gpu)}", found)]
+        architecture, gpu = DEFAULT_CAPABILITY, f"no device: {lines[0].rstrip('.') if lines else type(error).__name__}"
+    outcome = compiles(architecture)
+    if outcome != "compiles":
+        return [Check(name, "warn", f"{text}; {one_line(gpu)}", outcome)]
     compiled = f"kernels compile for sm_{architecture[0]}{architecture[1]}"
     return [Check(name, "ok", f"{text}; {compiled}; {one_line(gpu)}")]
 
 
-def _opencv() -> list[Check]:
+def _check_opencv() -> list[Check]:
     try:
         from ccnet_cli.media.images import cv2
     except CCNetError as error:
-        missing = ", ".join(library for library in LIBRARIES if not _loads(library))
+        missing = ", ".join(library for library in OPENCV_LIBRARIES if not _can_load(library))
         text = error.why + (f"; this system lacks {missing}" if missing else "")
         return [Check("opencv", "fail", text, "; ".join([error.fix, *getattr(error, "__notes__", ())]))]
     packages = [name for name in ("opencv-python", "opencv-python-headless") if version.installed_version(name)]
     return [Check("opencv", "ok", " ".join([cv2.__version__, *packages]))]
 
 
-def _loads(library: str) -> bool:
+def _can_load(library: str) -> bool:
     try:
         ctypes.CDLL(library)
     except OSError:
@@ -295,21 +291,21 @@ def _loads(library: str) -> bool:
     return True
 
 
-def _cache() -> list[Check]:
+def _check_cache() -> list[Check]:
     from ccnet_cli.datasets import toyscapes
 
-    place = toyscapes.built_in_folder()
-    if place.is_dir():
-        return [Check("cache", "ok", f"{_short(place)}, the built-in data set, drawn")]
-    found = _place("cache", place, "set CCNET_CACHE to a folder that you can write to")
-    return [Check("cache", found.state, f"{found.detail}; the built-in data set is drawn on first use", found.fix)]
+    folder = toyscapes.built_in_folder()
+    if folder.is_dir():
+        return [Check("cache", "ok", f"{_hide_home(folder)}, the built-in data set, drawn")]
+    check = _check_folder("cache", folder, "set CCNET_CACHE to a folder that you can write to")
+    return [Check("cache", check.state, f"{check.detail}; the built-in data set is drawn on first use", check.fix)]
 
 
-def _data(folder: str) -> list[Check]:
+def _check_data(folder: str) -> list[Check]:
     from ccnet_cli import datasets
     from ccnet_cli.errors import InputError
 
-    name, path = f"data {_short(Path(folder))}", Path(folder)
+    name, path = f"data {_hide_home(Path(folder))}", Path(folder)
     try:
         return [Check(name, "ok", datasets.recognise(path))]
     except InputError as error:
@@ -320,16 +316,17 @@ def _data(folder: str) -> list[Check]:
         ]
 
 
-def _answer(name: str, words: Sequence[str]) -> list[Check]:
-    """The checks of one process."""
+def _run_probe(name: str, words: Sequence[str]) -> list[Check]:
+    """The checks of one process; parts from outside may define data sets."""
     if name == "torch":
-        return [*_guarded(_torch), *_guarded(_cuda, state="warn"), *_guarded(_demo_weights)]
+        return [*_run_check(_check_torch), *_run_check(_check_cuda, state="warn"), *_run_check(_check_demo_weights)]
     if name == "numba":
-        return _guarded(_numba_cuda, state="warn")
+        return _run_check(_check_numba_cuda, state="warn")
     if name == "opencv":
-        return _guarded(_opencv)
-    return [*_guarded(_cache), *(check for word in words for check in _guarded(_data, word))]
+        return _run_check(_check_opencv)
+    parts.extend_from_environment()
+    return [*_run_check(_check_cache), *(check for word in words for check in _run_check(_check_data, word))]
 
 
 if __name__ == "__main__":
-    print(json.dumps([asdict(check) for check in _answer(sys.argv[1], sys.argv[2:])]))
+    print(json.dumps([asdict(check) for check in _run_probe(sys.argv[1], sys.argv[2:])]))

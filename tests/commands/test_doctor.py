@@ -106,8 +106,8 @@ def test_a_torch_that_fails_is_told(
 ):
     torch_of(behaviour)
     if behaviour == "hang":
-        monkeypatch.setattr(doctor, "LIMIT", 0.5)
-    checks = doctor._elsewhere("torch", "fail")
+        monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.5)
+    checks = doctor._probe("torch", "fail")
     assert [(check.name, check.state, check.detail) for check in checks] == told
     assert all(check.fix for check in checks)
 
@@ -128,7 +128,7 @@ def test_a_torch_that_crashes_leaves_the_other_checks(
 
 def test_a_process_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    (check,) = doctor._elsewhere("numba", "warn")
+    (check,) = doctor._probe("numba", "warn")
     assert (check.name, check.state) == ("numba", "warn")
     assert "No such file" in check.detail
 
@@ -146,17 +146,17 @@ def test_a_check_that_raises_is_a_failed_check():
     def _other() -> list[Check]:
         raise InputError("what", "why", "fix")
 
-    (check,) = doctor._guarded(_some_check)
+    (check,) = doctor._run_check(_some_check)
     assert (check.name, check.state, check.detail) == ("some check", "fail", r"KeyError: 'x\ny'")
-    assert doctor._guarded(_other, state="warn") == [Check("other", "warn", "what: why", "fix")]
+    assert doctor._run_check(_other, state="warn") == [Check("other", "warn", "what: why", "fix")]
 
 
 def test_a_damaged_preset_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for module in (config, config.presets):
         monkeypatch.setattr(module, "folder", lambda: tmp_path)
-    assert doctor._guarded(doctor._presets)[0].state == "fail"
+    assert doctor._run_check(doctor._check_presets)[0].state == "fail"
     (tmp_path / "bad.yaml").write_text("name: [")
-    (check,) = doctor._guarded(doctor._presets)
+    (check,) = doctor._run_check(doctor._check_presets)
     assert (check.name, check.state) == ("presets", "fail")
     assert "bad.yaml:1:" in check.detail
 
@@ -166,17 +166,17 @@ def test_damaged_demo_weights_are_told(tmp_path: Path, monkeypatch: pytest.Monke
 
     shutil.copytree(find.DEMO, tmp_path / "demo")
     monkeypatch.setattr(find, "DEMO", tmp_path / "demo")
-    assert doctor._guarded(doctor._demo_weights)[0].state == "ok"
+    assert doctor._run_check(doctor._check_demo_weights)[0].state == "ok"
     content = bytearray((tmp_path / "demo" / "demo.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "demo" / "demo.pt").write_bytes(content)
-    assert doctor._guarded(doctor._demo_weights)[0].state == "fail"
+    assert doctor._run_check(doctor._check_demo_weights)[0].state == "fail"
     (tmp_path / "demo" / "demo.pt").unlink()
-    assert doctor._guarded(doctor._demo_weights)[0].state == "fail"
+    assert doctor._run_check(doctor._check_demo_weights)[0].state == "fail"
 
 
 def test_a_folder_is_tried_where_it_will_be_made(tmp_path: Path):
-    check = doctor._place("runs", tmp_path / "a" / "b", "fix")
+    check = doctor._check_folder("runs", tmp_path / "a" / "b", "fix")
     assert check.state == "ok"
     assert check.detail.startswith(f"{tmp_path / 'a' / 'b'} (made on first use), ")
     assert list(tmp_path.iterdir()) == []
@@ -184,7 +184,7 @@ def test_a_folder_is_tried_where_it_will_be_made(tmp_path: Path):
 
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "runs").touch()
-    check = doctor._place("runs", tmp_path / "runs", "fix")
+    check = doctor._check_folder("runs", tmp_path / "runs", "fix")
     assert (check.state, check.detail, check.fix) == (
         "fail",
         f"{tmp_path / 'runs'}: not written to (Not a directory)",
@@ -195,46 +195,46 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path, monkeypatch:
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    assert "Read-only" in doctor._place("runs", tmp_path, "fix").detail
+    assert "Read-only" in doctor._check_folder("runs", tmp_path, "fix").detail
 
 
 def test_little_space_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = types.SimpleNamespace(free=(1 << 30) - 1, total=64 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    assert doctor._place("runs", tmp_path, "fix").state == "warn"
+    assert doctor._check_folder("runs", tmp_path, "fix").state == "warn"
     if Path("/dev/shm").is_dir():
-        (check,) = doctor._shared_memory()
+        (check,) = doctor._check_shared_memory()
         assert (check.state, check.detail) == ("warn", "/dev/shm, 64 MiB")
         assert "--shm-size" in check.fix
     usage.free, usage.total = 1 << 30, 256 << 20
-    assert doctor._place("runs", tmp_path, "fix").state == "ok"
-    assert doctor._shared_memory()[0].state == "ok"
+    assert doctor._check_folder("runs", tmp_path, "fix").state == "ok"
+    assert doctor._check_shared_memory()[0].state == "ok"
 
 
 def test_the_name_of_the_home_folder_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path / "ann"))
-    assert doctor._short(tmp_path / "ann" / "x" / "y") == "~/x/y"
-    assert doctor._short(tmp_path / "anna") == str(tmp_path / "anna")
+    assert doctor._hide_home(tmp_path / "ann" / "x" / "y") == "~/x/y"
+    assert doctor._hide_home(tmp_path / "anna") == str(tmp_path / "anna")
     monkeypatch.setenv("HOME", "/")
-    assert doctor._short(Path("/usr/lib")) == "/usr/lib"
+    assert doctor._hide_home(Path("/usr/lib")) == "/usr/lib"
 
 
 def test_the_built_in_set_is_found_but_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from ccnet_cli.datasets import toyscapes
 
     monkeypatch.setenv("CCNET_CACHE", str(tmp_path))
-    (check,) = doctor._cache()
+    (check,) = doctor._check_cache()
     assert check.state == "ok"
     assert "drawn on first use" in check.detail
     assert list(tmp_path.iterdir()) == []
     toyscapes.built_in_folder().mkdir()
-    assert doctor._cache()[0].detail == f"{toyscapes.built_in_folder()}, the built-in data set, drawn"
+    assert doctor._check_cache()[0].detail == f"{toyscapes.built_in_folder()}, the built-in data set, drawn"
     monkeypatch.setenv("CCNET_CACHE", "/proc/nowhere")
-    assert doctor._cache()[0].state == "fail"
+    assert doctor._check_cache()[0].state == "fail"
 
 
 def test_a_data_folder_that_is_not_there_fails(tmp_path: Path):
-    assert doctor._data(str(tmp_path / "x"))[0].state == "fail"
+    assert doctor._check_data(str(tmp_path / "x"))[0].state == "fail"
 
 
 def test_a_cuda_build_without_a_driver_gives_torchs_reason(monkeypatch: pytest.MonkeyPatch):
@@ -245,7 +245,7 @@ def test_a_cuda_build_without_a_driver_gives_torchs_reason(monkeypatch: pytest.M
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "init", init)
-    (check,) = doctor._cuda()
+    (check,) = doctor._check_cuda()
     assert (check.state, check.detail) == (
         "warn",
         "torch is built for CUDA 13.0; Found no NVIDIA driver on your system.",
@@ -261,7 +261,7 @@ def test_every_gpu_is_listed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.__getitem__)
     monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13010, raising=False)
-    driver, *devices = doctor._cuda()
+    driver, *devices = doctor._check_cuda()
     assert (driver.state, driver.detail) == ("ok", "torch is built for CUDA 12.8, the driver for 13.1")
     assert [(check.name, check.detail) for check in devices] == [
         ("cuda:0", "GPU 0, sm_90, 80.0 GiB"),
@@ -276,7 +276,7 @@ def test_without_numba_cuda_the_extra_that_fits_torch_is_named(monkeypatch: pyte
 
     monkeypatch.setattr(launch, "_missing", lambda name: True)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    assert doctor._guarded(doctor._numba_cuda, state="warn") == [
+    assert doctor._run_check(doctor._check_numba_cuda, state="warn") == [
         Check(
             "numba cuda",
             "warn",
@@ -290,7 +290,7 @@ def test_without_numba_cuda_the_extra_that_fits_torch_is_named(monkeypatch: pyte
 def test_a_kernel_that_does_not_compile_is_told():
     code = "import json\nfrom ccnet_cli.commands import doctor\nfrom ccnet_cli.ops import cuda\n"
     code += "cuda.compiles = lambda arch: 'sm_10: too old; pip install other'\n"
-    code += "print(json.dumps(doctor._numba_cuda()[0].__dict__))"
+    code += "print(json.dumps(doctor._check_numba_cuda()[0].__dict__))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     check = Check(**json.loads(done.stdout))
     assert (check.state, check.fix) == ("warn", "sm_10: too old; pip install other")
@@ -301,7 +301,7 @@ def test_a_toolkit_that_is_missing_is_told():
     code = "import json, numba.cuda.cuda_paths as paths\nfrom ccnet_cli.commands import doctor\n"
     code += "found = paths.get_cuda_paths()\n"
     code += "found['nvvm'] = None\npaths.get_cuda_paths = lambda: found\n"
-    code += "print(json.dumps(doctor._numba_cuda()[0].__dict__))"
+    code += "print(json.dumps(doctor._check_numba_cuda()[0].__dict__))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     check = Check(**json.loads(done.stdout))
     assert check.state == "warn"
