@@ -222,7 +222,7 @@ def _check_cuda() -> list[Check]:
     except (RuntimeError, AssertionError) as error:
         why = one_line(str(error).strip().partition("\n")[0])
         return [Check("cuda", "warn", f"{built}; {why}", "the CPU is used; for a GPU, install NVIDIA's driver")]
-    driver = torch._C._cuda_getDriverVersion()
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
     checks = [Check("cuda", "ok", f"{built}, the driver for {driver // 1000}.{driver % 1000 // 10}")]
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
