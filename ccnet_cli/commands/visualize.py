@@ -13,7 +13,7 @@ from torch import Tensor
 from ccnet_cli import files
 from ccnet_cli.errors import InputError, NonFiniteError, notice
 from ccnet_cli.figures import viewer
-from ccnet_cli.figures.figure import Attended, Point, Share, cross_of, figure
+from ccnet_cli.figures.attention import Fractions, ModelMaps, Point, cross_mask, draw_figure
 from ccnet_cli.inference.artifact import Artifact, load_model
 from ccnet_cli.inference.runtime import network
 from ccnet_cli.inference.views import to_input, upsampled
@@ -54,7 +54,7 @@ class Summary:
         """Plain types, fit for JSON; each point has its class and a mapping r1, r2, ... of shares."""
         points = [
             {"point": list(p.point), "cell": list(p.cell), "class": p.name}
-            | {f"r{r}": asdict(share) for r, share in enumerate(p.shares, start=1)}
+            | {f"r{r}": asdict(share) for r, share in enumerate(p.fractions, start=1)}
             for p in self.points
         ]
         compared = None if self.compared is None else self.compared.to_mapping()
@@ -91,7 +91,7 @@ def visualize(
 ) -> Summary:
     """Write a PNG with a row for each point (X, Y): the image, and the R = 1, R = 2, ... attention over it.
 
-    Weights above the clip-th percentile (see figure.clip_limit) share the brightest colour. maps also writes an npz
+    Weights above the clip-th percentile (see clip_limit) share the brightest colour. maps also writes an npz
     file of the raw float64 arrays r1, r2, ... (n, h, w), points (n, 2) and image_size (H, W). Without an image, the
     sample that comes with ccnet is drawn. preset and overrides are those of load_model. compare, a second
     checkpoint, adds its maps beside the first's. InputError for a point outside the image and for a model without
@@ -119,7 +119,7 @@ def visualize(
         beside = _attended(other, points, picture.shape[:2])
         compared = _summary(output, image, other, beside, picture.shape[:2])
         summary = Summary(**{**vars(summary), "compared": compared})
-    canvas = figure(picture, drawn.points, drawn.maps, clip, drawn.align_corners, drawn.title, beside)
+    canvas = draw_figure(picture, [drawn, *([] if beside is None else [beside])], clip)
     files.write_bytes(output, images.encode_png(canvas, smallest=True))
     if maps is not None:
         files.write_bytes(maps, _npz(points, drawn.maps, picture.shape[:2]))
@@ -187,11 +187,11 @@ def locate(
     return (int(column.argmax()), int(row.argmax())), int(own)
 
 
-def share(map_hw: np.ndarray, cell: tuple[int, int], own_hw: np.ndarray) -> Share:
+def share(map_hw: np.ndarray, cell: tuple[int, int], own_hw: np.ndarray) -> Fractions:
     """How much of a map that sums to 1 lies where own is true, and on and off the cross of the cell."""
-    cross = cross_of(map_hw.shape, cell)
+    cross = cross_mask(map_hw.shape, cell)
     weights = map_hw.astype(np.float64)
-    return Share(*(float(weights[where].sum()) for where in (own_hw, cross, ~cross)))
+    return Fractions(*(float(weights[where].sum()) for where in (own_hw, cross, ~cross)))
 
 
 def _load_attentive(path: Path | None, preset: str | None, overrides: Sequence[str]) -> Artifact[models.CCNet]:
@@ -225,7 +225,7 @@ def _look(artifact: Artifact[models.CCNet], picture: np.ndarray, place: torch.de
     return _Sight(artifact, scores[0], passes)
 
 
-def _attended(sight: _Sight, points: Sequence[tuple[int, int]], size: tuple[int, int]) -> Attended:
+def _attended(sight: _Sight, points: Sequence[tuple[int, int]], size: tuple[int, int]) -> ModelMaps:
     """The maps of each point and what they say, for a figure."""
     align_corners, classes = sight.artifact.network.align_corners, sight.classes
     described, composed = [], []
@@ -237,10 +237,10 @@ def _attended(sight: _Sight, points: Sequence[tuple[int, int]], size: tuple[int,
         described.append(Point(point, (x, y), sight.artifact.classes.names[own], shares))
         composed.append(drawn)
     title = "/".join(sight.artifact.path.parts[-2:])
-    return Attended(described, composed, align_corners, title)
+    return ModelMaps(described, composed, align_corners, title)
 
 
-def _summary(output: Path, image: Path, sight: _Sight, drawn: Attended, size: tuple[int, ...]) -> Summary:
+def _summary(output: Path, image: Path, sight: _Sight, drawn: ModelMaps, size: tuple[int, ...]) -> Summary:
     model, path = sight.artifact.network, str(sight.artifact.path)
     (H, W), (h, w) = size, sight.classes.shape
     return Summary(str(output), str(image), path, model.recurrence, model.gamma, (H, W), (h, w), tuple(drawn.points))
@@ -259,7 +259,7 @@ def _page(
     model, classes, size = sight.artifact.network, sight.artifact.classes, picture.shape[:2]
     middle = [(size[1] // 2, size[0] // 2)]
     drawn = _attended(sight, list(points[:1]) or middle, size)
-    still = figure(picture, drawn.points, drawn.maps, clip, drawn.align_corners)
+    still = draw_figure(picture, [drawn], clip)
     cells, channels = sight.classes, model.head.attention.query_conv.out_channels
     # query and key in 16 bits, or the weights in somewhat more than 8: what is smaller is kept; query and key can be
     # made coarser where there are many of them

@@ -27,12 +27,13 @@ DPI = 100
 PANEL_WIDTH, PANEL_HEIGHT, CELL = 480, 360, 44
 # up to so many points each gets a dot
 MAX_DOTS = 40
+FONT_SIZE = 9.0
 # colours that colour-blind eyes tell apart (Okabe and Ito, 2008)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, EDGE, MISSING = "#333333", "#bbbbbb", "#e1e1e1"
 STYLE = {
     "text.parse_math": False,
-    "font.size": 9.0,
+    "font.size": FONT_SIZE,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": EDGE,
@@ -169,8 +170,9 @@ def _text_width(texts: Sequence[str]) -> int:
     from matplotlib.font_manager import FontProperties
 
     renderer = _figure(1, 1).canvas.get_renderer()  # type: ignore[attr-defined]
-    font = FontProperties(size=STYLE["font.size"])
-    return max(round(renderer.get_text_width_height_descent(text, font, False)[0]) for text in texts)
+    font = FontProperties(size=FONT_SIZE)
+    widths: list[float] = [renderer.get_text_width_height_descent(text, font, False)[0] for text in texts]
+    return round(max(widths))
 
 
 def _pixels(figure: "Figure") -> Pixels:

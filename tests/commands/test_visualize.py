@@ -58,11 +58,11 @@ def test_the_maps_of_a_checkpoint_are_drawn_and_written(checkpoint, photograph, 
         column, row = passes[0][0, :5, y, x].numpy(), passes[0][0, 5:, y, x].numpy()
         np.testing.assert_allclose(np.delete(r1[index][:, x], y), np.delete(column, y), rtol=1e-6)
         np.testing.assert_allclose(r1[index][y], row, rtol=1e-6)
-        for map, part in zip((r1[index], r2[index]), point.shares, strict=True):
+        for map, part in zip((r1[index], r2[index]), point.fractions, strict=True):
             assert abs(map.sum() - 1) < 1e-5 and abs(part.on_cross + part.off_cross - 1) < 1e-5
             assert part.own_class == pytest.approx(map[own].sum(), abs=1e-6)
             assert part.off_cross == pytest.approx(map[~on_cross].sum(), abs=1e-6)
-        assert point.shares[0].off_cross == 0 and point.shares[1].off_cross > 0.1
+        assert point.fractions[0].off_cross == 0 and point.fractions[1].off_cross > 0.1
 
     mapping = summary.to_mapping()
     assert mapping["recurrence"] == 2 and mapping["gamma"] == 0.5 and mapping["grid"] == [5, 8]

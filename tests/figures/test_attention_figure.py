@@ -6,17 +6,17 @@ import cv2
 import numpy as np
 import pytest
 
-from ccnet_cli.figures.figure import (
-    Attended,
+from ccnet_cli.figures.attention import (
+    Fractions,
+    ModelMaps,
     Point,
-    Share,
+    add_inset,
     clip_limit,
-    enlarged,
-    figure,
-    marked,
+    draw_figure,
+    enlarge,
+    mark_cross_ends,
+    mark_point,
     overlay,
-    ticked,
-    with_closeup,
 )
 from ccnet_cli.media import images
 
@@ -45,17 +45,17 @@ def test_weights_are_colours_over_the_dimmed_image():
 
 def test_a_map_is_enlarged_with_its_corners_in_the_corners():
     map_hw = np.array([[0.0, 2.0], [1.0, 0.5]], np.float32)
-    large = enlarged(map_hw, (5, 9), align_corners=True)
+    large = enlarge(map_hw, (5, 9), align_corners=True)
     assert large.shape == (5, 9) and large[[0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [0, 1, 1, 0.5]
     assert large[0, 4] == 0.5 and large.min() >= 0 and large.max() <= 1
 
 
 def test_the_point_is_marked_where_it_is():
     panel = np.zeros((50, 80, 3), np.uint8)
-    drawn = marked(panel, (60, 10), lines=True)
+    drawn = mark_point(panel, (60, 10), lines=True)
     assert not panel.any()
     assert (drawn[10, :40] > 0).all() and (drawn[30:, 60] > 0).all() and not drawn[30:, :50].any()
-    rows, columns = marked(panel, (60, 10)).any(-1).nonzero()
+    rows, columns = mark_point(panel, (60, 10)).any(-1).nonzero()
     assert abs(rows.mean() - 10) < 1 and abs(columns.mean() - 60) < 1
 
 
@@ -65,10 +65,11 @@ def test_figures_of_any_shape_have_a_row_for_each_point_and_a_panel_for_each_map
     image = np.random.default_rng(1).integers(0, 256, (H, W, 3), np.uint8)
     h, w = -(-H // 8), -(-W // 8)
     map_hw = np.full((h, w), 1 / (h * w), np.float32)
-    one = Point((W - 1, H - 1), (w - 1, h - 1), "Tür", (Share(1, 0.5, 0.5),) * 2)
-    single = figure(image, [one], [[map_hw, map_hw]])
-    double = figure(image, [one, one], [[map_hw, map_hw]] * 2)
-    narrow = figure(image, [Point(one.point, one.cell, one.name, one.shares[:1])], [[map_hw]])
+    one = Point((W - 1, H - 1), (w - 1, h - 1), "Tür", (Fractions(1, 0.5, 0.5),) * 2)
+    single = draw_figure(image, [ModelMaps([one], [[map_hw, map_hw]])])
+    double = draw_figure(image, [ModelMaps([one, one], [[map_hw, map_hw]] * 2)])
+    short = Point(one.point, one.cell, one.name, one.fractions[:1])
+    narrow = draw_figure(image, [ModelMaps([short], [[map_hw]])])
     assert single.dtype == np.uint8 and single.shape[2] == 3
     assert double.shape[1] == single.shape[1] and double.shape[0] > single.shape[0]
     assert narrow.shape[1] < single.shape[1] and narrow.shape[0] == single.shape[0]
@@ -81,7 +82,8 @@ def test_a_photograph_keeps_its_colours_and_the_maps_do_not():
     image = images.read_image(min(folder.glob("*.jpg")))
     map_hw = np.zeros((46, 61), np.float32)
     map_hw[20], map_hw[:, 30] = 0.01, 0.01
-    picture = figure(image, [Point((240, 160), (30, 20), "car", (Share(1, 1, 0),))], [[map_hw]])
+    point = Point((240, 160), (30, 20), "car", (Fractions(1, 1, 0),))
+    picture = draw_figure(image, [ModelMaps([point], [[map_hw]])])
     top, left = 46, 28
     expected = cv2.resize(image, (533, 400), interpolation=cv2.INTER_CUBIC)
     assert (picture[top : top + 100, left : left + 200] == expected[:100, :200]).all()
@@ -92,7 +94,7 @@ def test_a_photograph_keeps_its_colours_and_the_maps_do_not():
 
 def test_ticks_show_where_the_cross_ends_and_hide_nothing_else():
     panel = np.zeros((50, 80, 3), np.uint8)
-    drawn = ticked(panel, (60, 10))
+    drawn = mark_cross_ends(panel, (60, 10))
     assert not panel.any()
     for y, x in ((10, 0), (10, 79), (0, 60), (49, 60)):
         assert drawn[y, x].any()
@@ -103,23 +105,24 @@ def test_a_close_up_lies_in_the_corner_farthest_from_what_matters():
     panel = np.zeros((400, 600, 3), np.uint8)
     coloured = panel.copy()
     coloured[95:106, 495:506] = (10, 20, 30)
-    drawn = with_closeup(panel, coloured, (100, 500), (550, 350), (97, 128))
+    drawn = add_inset(panel, coloured, (100, 500), (550, 350), (97, 128))
     rows, columns = drawn.any(-1).nonzero()
     assert rows.min() > 200 and columns.max() < 300 and not panel.any()
     # 11 pixels, three times as large, their edges softened
     assert 25 <= (drawn == (10, 20, 30)).all(-1).sum() ** 0.5 <= 36
-    assert not with_closeup(panel, coloured, (100, 500), (550, 350), (5, 8)).any()
+    assert not add_inset(panel, coloured, (100, 500), (550, 350), (5, 8)).any()
 
 
 def test_only_a_narrow_peak_is_shown_larger():
     image = np.full((400, 600, 3), 90, np.uint8)
-    one = [Point((500, 300), (106, 73), "car", (Share(1, 1, 0),))]
+    one = [Point((500, 300), (106, 73), "car", (Fractions(1, 1, 0),))]
     narrow = np.full((97, 128), 0.4 / 97 / 128)
     wide = narrow.copy()
     narrow[10, 10] = 0.6
     wide[10], wide[:, 10] = 0.6 / 225, 0.6 / 225
     framed = [
-        (figure(image, one, [[map_hw]])[46:446, 646:1246] == 255).all(-1).any(0).sum() for map_hw in (narrow, wide)
+        (draw_figure(image, [ModelMaps(one, [[map_hw]])])[46:446, 646:1246] == 255).all(-1).any(0).sum()
+        for map_hw in (narrow, wide)
     ]
     assert framed[0] > 80 and framed[1] < 60
 
@@ -127,10 +130,11 @@ def test_only_a_narrow_peak_is_shown_larger():
 def test_two_models_stand_side_by_side():
     image = np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8)
     map_hw = np.full((5, 8), 1 / 40)
-    first, second = (Point((3, 4), (0, 1), name, (Share(1, 0.5, 0.5),) * 2) for name in ("car", "bus"))
-    alone = figure(image, [first], [[map_hw]], title="a")
-    both = figure(image, [first], [[map_hw]], title="a", beside=Attended([second], [[map_hw, map_hw]], True, "b"))
-    column = alone.shape[1] - figure(image, [first], [[]]).shape[1]
+    first, second = (Point((3, 4), (0, 1), name, (Fractions(1, 0.5, 0.5),) * 2) for name in ("car", "bus"))
+    model = ModelMaps([first], [[map_hw]], True, "a")
+    alone = draw_figure(image, [model])
+    both = draw_figure(image, [model, ModelMaps([second], [[map_hw, map_hw]], True, "b")])
+    column = alone.shape[1] - draw_figure(image, [ModelMaps([first], [[]])]).shape[1]
     assert both.shape[1] == alone.shape[1] + 2 * column and both.shape[0] > alone.shape[0]
     # the second model's name is written above its own maps
     assert (both[:40, -2 * column :] < 100).any() and not (alone[:10] < 255).any()
