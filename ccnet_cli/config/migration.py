@@ -153,10 +153,3 @@ def _default(part: str) -> dict[str, Any]:
 def _has(part: Mapping[str, Any], key: str) -> bool:
     """Whether a part of the kinds of before has the key; parts that came later say so themselves when they are read."""
     return not (part.get("kind") == "tiny" and key in NOT_TINY)
-
-
-def assign(mapping: dict[str, Any], old: Mapping[str, Any]) -> None:
-    """Set keys that the section model had before version 0.2, by their old names, in a mapping with today's keys."""
-    for key, value in sorted(old.items(), key=lambda item: item[0] not in ("backbone", "auxiliary")):
-        if not translate(mapping, f"model.{key}", value, lambda _: None):
-            mapping["model"][key] = value

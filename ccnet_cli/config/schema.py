@@ -107,11 +107,11 @@ def _data(value: object) -> Data:
         raise PartError(list(error.errors(include_url=False))) from None
 
 
-def _terms(value: object) -> dict[str, Section]:
+def _terms(value: object) -> dict[str, Section | None]:
     """Every term's settings, by its kind, which is its name unless it is given."""
     if not isinstance(value, Mapping):
         raise ValueError("a group of terms expected, each with its name")
-    terms: dict[str, Section] = {}
+    terms: dict[str, Section | None] = {}
     for name, term in value.items():
         if term is None:
             # --set loss.NAME=null takes a term away

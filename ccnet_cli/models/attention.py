@@ -33,8 +33,7 @@ class CrissCrossAttention(nn.Module):
 
     def project(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
         """Query, key and value of each pixel in one convolution: (B, C', H, W) twice and (B, C, H, W)."""
-        reduced = self.query_conv.out_channels
-        return self._projected(x_BCHW).split([reduced, reduced, self.value_conv.out_channels], dim=1)
+        return self._projected(x_BCHW).split(self.widths, dim=1)
 
     def _projected(self, x_BCHW: Tensor) -> Tensor:
         convs = (self.query_conv, self.key_conv, self.value_conv)
@@ -56,6 +55,21 @@ class CrissCrossAttention(nn.Module):
         gathered = ops.aggregate(attention_BPHW, value, self.implementation)
         return self.gamma.to(gathered.dtype) * gathered + x_BCHW, attention_BPHW
 
+    @property
+    def widths(self) -> list[int]:
+        """Channels of query, key and value."""
+        return [conv.out_channels for conv in (self.query_conv, self.key_conv, self.value_conv)]
+
+    @torch.no_grad()
+    def joined_projection(self, dtype: torch.dtype) -> nn.Conv2d:
+        """One convolution to query, key and gamma times value: gamma times a sum of values is a sum of these."""
+        convs, scales = (self.query_conv, self.key_conv, self.value_conv), (1, 1, self.gamma.to(dtype))
+        joined = nn.utils.skip_init(nn.Conv2d, convs[0].in_channels, sum(self.widths), 1, dtype=dtype)
+        for name in ("weight", "bias"):
+            parts = [getattr(conv, name).to(dtype) * scale for conv, scale in zip(convs, scales, strict=True)]
+            getattr(joined, name).copy_(torch.cat(parts))
+        return joined
+
     def portable(self) -> nn.Module:
         """The same in torch's own operators, for export."""
         return PlainCrissCross(self)
@@ -66,14 +80,8 @@ class PlainCrissCross(nn.Module):
 
     def __init__(self, attention: CrissCrossAttention) -> None:
         super().__init__()
-        convs = attention.query_conv, attention.key_conv, attention.value_conv
-        # gamma times a sum of values is the sum of values times gamma
-        scales = (1, 1, attention.gamma)
-        self.channels = [conv.out_channels for conv in convs]
-        self.project = nn.Conv2d(convs[0].in_channels, sum(self.channels), 1)
-        for name in ("weight", "bias"):
-            joined = torch.cat([getattr(conv, name) * scale for conv, scale in zip(convs, scales, strict=True)])
-            setattr(self.project, name, nn.Parameter(joined))
+        self.channels = attention.widths
+        self.project = attention.joined_projection(torch.float32)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Gamma times what the cross holds, plus the input."""

@@ -1,9 +1,9 @@
 """Layers that backbones and heads share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 # what a part's fold is given: make(conv, norm=None, act=None, widths=None, dtype=None) -> the three as one module. It
 # is called as module(*inputs, onto=None), works on the concatenation of inputs of these widths, and adds to onto
@@ -29,3 +29,21 @@ def initialise(module: nn.Module) -> None:
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+
+
+class FoldedStages(nn.Module):
+    """Stages of folded layers, for inference: image -> the maps of the last `levels` stages, the deepest last."""
+
+    def __init__(self, stages: Sequence[Sequence[nn.Module]], levels: int) -> None:
+        super().__init__()
+        count = len(stages) - levels + 1
+        # in one sequence, maps that nobody takes are freed at once
+        self.trunk = nn.Sequential(*(layer for stage in stages[:count] for layer in stage))
+        self.rest = nn.ModuleList(nn.Sequential(*stage) for stage in stages[count:])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The maps, (B, C, h, w) each."""
+        maps = [self.trunk(x)]
+        for stage in self.rest:
+            maps.append(stage(maps[-1]))
+        return maps

@@ -17,7 +17,7 @@ from ccnet_cli.models import network as models
 from ccnet_cli.models.network import CCNet, build
 from ccnet_cli.ops import convolution
 from ccnet_cli.ops.cpu import convolution as kernels
-from ccnet_cli.weights.layouts import recognise
+from ccnet_cli.weights.recognise import recognise
 
 CPU = torch.device("cpu")
 PAPER = config.load("cityscapes-r2").model

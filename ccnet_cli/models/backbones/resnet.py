@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ccnet_cli.models.backbones import ResNet as Settings
-from ccnet_cli.models.layers import Make, conv_norm, initialise
+from ccnet_cli.models.layers import FoldedStages, Make, conv_norm, initialise
 
 
 class BasicBlock(nn.Module):
@@ -113,35 +113,17 @@ class ResNet(nn.Module):
 
     def fold(self, make: Make, levels: int = 2) -> nn.Module:
         """Itself for inference; of its maps, the `levels` deepest."""
-        return FoldedResNet(self, make, levels)
+        depth = range(1, self.stem_depth + 1)
+        stem = [make(getattr(self, f"conv{i}"), getattr(self, f"bn{i}"), self.relu) for i in depth]
+        layers = (self.layer1, self.layer2, self.layer3, self.layer4)
+        first, *rest = ([Residual(block, make) for block in layer.children()] for layer in layers)
+        return FoldedStages([[*stem, copy.copy(self.maxpool), *first], *rest], levels)
 
     def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
         for block in layer.children():
             recompute = self.recompute and self.training
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
-
-
-class FoldedResNet(nn.Module):
-    """A ResNet of folded convolutions, for inference: image -> the deepest maps, as many as `levels` says."""
-
-    def __init__(self, backbone: ResNet, make: Make, levels: int) -> None:
-        super().__init__()
-        depth = range(1, backbone.stem_depth + 1)
-        stem = [make(getattr(backbone, f"conv{i}"), getattr(backbone, f"bn{i}"), backbone.relu) for i in depth]
-        self.stem = nn.Sequential(*stem, copy.copy(backbone.maxpool))
-        layers = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
-        self.layers = nn.ModuleList(nn.Sequential(*(Residual(block, make) for block in layer)) for layer in layers)
-        self.levels = levels
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> [..., (B, c4, h, w)] at stride 8."""
-        x, maps = self.stem(x), []
-        for layer in self.layers:
-            x = layer(x)
-            # what nobody takes is freed at once
-            maps = [*maps, x][-self.levels :]
-        return maps
 
 
 class Residual(nn.Module):

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ccnet_cli.models.backbones import Tiny as Settings
-from ccnet_cli.models.layers import Make, conv_norm, initialise
+from ccnet_cli.models.layers import FoldedStages, Make, conv_norm, initialise
 
 
 class Tiny(nn.Module):
@@ -26,24 +26,8 @@ class Tiny(nn.Module):
 
     def fold(self, make: Make, levels: int = 2) -> nn.Module:
         """Itself for inference; of its maps, the `levels` deepest."""
-        return FoldedTiny(self, make, levels)
-
-
-class FoldedTiny(nn.Module):
-    """The tiny backbone of folded convolutions, for inference."""
-
-    def __init__(self, backbone: Tiny, make: Make, levels: int) -> None:
-        super().__init__()
-        self.stem, self.layer3, self.layer4 = (
-            nn.Sequential(*(make(*layers[at : at + 3]) for at in range(0, len(layers), 3)))
-            for layers in (backbone.stem, backbone.layer3, backbone.layer4)
-        )
-        self.levels = levels
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> the deepest maps, (B, 2 width, h, w)."""
-        c3 = self.layer3(self.stem(x))
-        return [c3, self.layer4(c3)][-self.levels :]
+        stages = ([*self.stem, *self.layer3], [*self.layer4])
+        return FoldedStages([[make(*stage[at : at + 3]) for at in range(0, len(stage), 3)] for stage in stages], levels)
 
 
 def _conv_norm_relu(inputs: int, outputs: int, stride: int) -> list[nn.Module]:

@@ -20,8 +20,10 @@ class FCNHead(nn.Sequential):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Class scores at the map's size."""
-        scores: Tensor = super().forward(features[-1])
-        return scores
+        x = features[-1]
+        for layer in self:
+            x = layer(x)
+        return x
 
     def fold(self, make: Make) -> nn.Module:
         """Itself for inference."""

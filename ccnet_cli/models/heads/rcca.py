@@ -111,22 +111,16 @@ class FoldedPasses(nn.Module):
     def __init__(self, rcca: RecurrentCrissCross, make: Make) -> None:
         super().__init__()
         attention = rcca.attention
-        convs = (attention.query_conv, attention.key_conv, attention.value_conv)
-        scales = (1, 1, attention.gamma.double())
-        self.widths = [conv.out_channels for conv in convs]
-        joined = nn.utils.skip_init(nn.Conv2d, convs[0].in_channels, sum(self.widths), 1, dtype=torch.float64)
-        for name in ("weight", "bias"):
-            scaled = [getattr(conv, name).double() * scale for conv, scale in zip(convs, scales, strict=True)]
-            getattr(joined, name).copy_(torch.cat(scaled))
-        self.project = make(joined)
+        self.widths = attention.widths
+        self.project = make(attention.joined_projection(torch.float64))
         self.recurrence = rcca.recurrence
         self.implementation, self.choices = attention.implementation, attention.choices
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         for _ in range(self.recurrence):
-            projected = self.project(x_BCHW).split(self.widths, dim=1)
-            x_BCHW = ops.criss_cross(*projected, self.implementation, self.choices).add_(x_BCHW)
+            query, key, value = self.project(x_BCHW).split(self.widths, dim=1)
+            x_BCHW = ops.criss_cross(query, key, value, self.implementation, self.choices).add_(x_BCHW)
         return x_BCHW
 
 
