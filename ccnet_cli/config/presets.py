@@ -128,17 +128,22 @@ def _choose_kind(settings: dict[str, Any], key: str, kind: object) -> None:
 
 
 def differences(one: Preset, other: Preset) -> list[str]:
-    """The dotted keys in which two presets differ, in the schema's order."""
+    """The dotted keys in which two presets differ, in the schema's order; of a part that only one has, its group."""
     both = dict.fromkeys([*keys(one), *keys(other)])
-    return [key for key in both if value(one, key) != value(other, key)]
+    return list(dict.fromkeys(_group(key, one, other) for key in both if value(one, key) != value(other, key)))
+
+
+def _group(key: str, one: Preset, other: Preset) -> str:
+    group = key.rpartition(".")[0]
+    return group if group and None in (value(one, group), value(other, group)) else key
 
 
 def value(preset: Preset, key: str) -> Any:
-    """What a preset has under a dotted key; None where its parts have no such key."""
+    """What a preset has under a dotted key, a mapping for a group; None where its parts have no such key."""
     inner: Any = preset
     for name in key.split("."):
         inner = inner.get(name) if isinstance(inner, Mapping) else getattr(inner, name, None)
-    return inner
+    return inner.model_dump(mode="json") if isinstance(inner, BaseModel) else inner
 
 
 def keys(preset: Preset) -> list[str]:

@@ -478,3 +478,15 @@ def test_differences_are_named_by_their_keys():
     )
     assert config.differences(one, other) == ["seed", "data.crop", "loss.ohem.min_kept"]
     assert config.differences(one, one) == []
+
+
+def test_a_part_that_only_one_preset_has_differs_as_a_whole():
+    one, other = config.load("cityscapes-r2"), config.load("cityscapes-r2-ohem", ["model.auxiliary=null"])
+    different = config.differences(one, other)
+    assert [key for key in different if "." in key] == [
+        "model.auxiliary",
+        "loss.cross_entropy",
+        "loss.auxiliary",
+        "loss.ohem",
+    ]
+    assert config.value(one, "loss.ohem") is None and config.value(other, "loss.ohem")["kind"] == "ohem"
