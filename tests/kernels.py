@@ -195,7 +195,7 @@ def simulate(launches: Sequence[steps.Step], arrays: dict[str, np.ndarray]) -> N
     # the simulator waits for its threads by polling
     sys.setswitchinterval(5e-5)
     for step in launches:
-        kernel = cuda.jit(build.function(step.kernel))
+        kernel = cuda.jit(build.make_function(step.kernel))
         # the simulator copies what a launch gets back element by element, so the arrays stay themselves
         arguments = [arrays[x] if isinstance(x, str) else np.int32(x) for x in step.arguments]
         kernel[step.grid, step.kernel.threads](*arguments)

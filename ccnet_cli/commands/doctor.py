@@ -249,14 +249,14 @@ def _check_numba_cuda() -> list[Check]:
     from numba.cuda.cuda_paths import get_cuda_paths
     from numba.cuda.cudadrv.driver import driver
 
-    from ccnet_cli.ops.cuda import compiles
+    from ccnet_cli.ops.cuda import try_to_compile
 
     name, text = "numba cuda", f"numba-cuda {version.installed_version('numba-cuda')}"
     paths = get_cuda_paths()
     # of a library that is not found the path is its bare name, or None
     missing = [key for key in ("nvvm", "nvrtc") if not (paths.get(key) and Path(paths[key].info or "").is_file())]
     if missing:
-        return [Check(name, "warn", f"{text}; not found: {', '.join(missing)}", f"pip install '{launch.extra()}'")]
+        return [Check(name, "warn", f"{text}; not found: {', '.join(missing)}", f"pip install '{launch.pip_extra()}'")]
     text += f", toolkit {_hide_home(Path(paths['nvvm'].info).parent)}"
     try:
         device = cuda.get_current_device()
@@ -265,7 +265,7 @@ def _check_numba_cuda() -> list[Check]:
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Error at")]
         architecture, gpu = DEFAULT_CAPABILITY, f"no device: {lines[0].rstrip('.') if lines else type(error).__name__}"
-    outcome = compiles(architecture)
+    outcome = try_to_compile(architecture)
     if outcome != "compiles":
         return [Check(name, "warn", f"{text}; {one_line(gpu)}", outcome)]
     compiled = f"kernels compile for sm_{architecture[0]}{architecture[1]}"

@@ -64,16 +64,16 @@ class Convolution(nn.Module):
         self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
         self.slope = slope(act)
         self.fused = fused
-        suits = convolution.suits(conv) and all(kernels.takes(width, len(weight)) for width in widths)
+        suits = convolution.supports(conv) and all(kernels.supports(width, len(weight)) for width in widths)
         # multiply-adds of a pixel where the kernels could take it
-        self.worth = weight.numel() if suits and convolution.quick(dtype, *widths, len(weight)) else 0
+        self.worth = weight.numel() if suits and convolution.is_faster(dtype, *widths, len(weight)) else 0
         self.widths, self.quick = list(widths), False
 
     @cached_property
     def filters(self) -> list[kernels.Filters]:
         """Winograd's, of each input."""
         whole = torch.cat(list(self.weights), dim=1)
-        return [kernels.filters(own) for own in whole.split(self.widths, dim=1)]
+        return [kernels.transform_filters(own) for own in whole.split(self.widths, dim=1)]
 
     def forward(self, *inputs: Tensor, onto: Tensor | None = None) -> Tensor:
         """(B, C, H, W) of each input -> (B, outputs, h, w), added to `onto` in place where that is given."""
@@ -90,7 +90,7 @@ class Convolution(nn.Module):
         last, after = len(inputs) - 1, 1.0 if self.slope is None else self.slope
         for index, (x, own) in enumerate(zip(inputs, self.filters, strict=True)):
             bias = self.bias.float() if index == 0 else None
-            onto = kernels.filtered(x, own, self.dilation[0], bias, onto, after if index == last else 1.0)
+            onto = kernels.convolve_transformed(x, own, self.dilation[0], bias, onto, after if index == last else 1.0)
         return onto
 
     def _plain(

@@ -178,9 +178,9 @@ class Predictor:
             self._scores += scores.classes * scores.size[0] * scores.size[1]
             return "torch"
         try:
-            from ccnet_cli.ops import labels
+            from ccnet_cli.ops.cpu import prediction
 
-            labels.compiled()
+            prediction.compile_kernel()
         except Exception as error:  # a compiler may fail in any way, and torch gives the same prediction
             detail(f"torch predicts the classes: the compiled kernel cannot be loaded ({error})")
             self._loads = False
@@ -222,9 +222,9 @@ def _weighted_sum(axis: int, values: Tensor, first: Tensor, weights: Tensor) -> 
 
 def _predict_compiled(scores: Scores, label: np.ndarray | None, ignore_index: int) -> tuple[np.ndarray, Confusion]:
     """Prediction and confusion by the kernel; as many threads as torch would use take rows in turn."""
-    from ccnet_cli.ops import labels
+    from ccnet_cli.ops.cpu import prediction as kernel
 
-    fill, arrays = labels.compiled(), _kernel_arrays(scores.tiles)
+    fill, arrays = kernel.compile_kernel(), _kernel_arrays(scores.tiles)
     classes, (height, width) = scores.classes, scores.size
     prediction = np.empty((height, width), np.uint8)
     truth = np.empty((0, 0), np.uint8) if label is None else np.ascontiguousarray(label, np.uint8)
@@ -244,9 +244,9 @@ def _predict_compiled(scores: Scores, label: np.ndarray | None, ignore_index: in
     counts = np.zeros((count, classes, classes), np.int64)
     with ThreadPoolExecutor(count) as pool:
         wrong = np.bitwise_or.reduce([work(counts[0])] if count == 1 else list(pool.map(work, counts)))
-    if wrong & labels.INFINITE:
+    if wrong & kernel.NOT_FINITE:
         raise _not_finite()
-    if wrong & labels.OUTSIDE:
+    if wrong & kernel.LABEL_OUTSIDE:
         raise ValueError(f"label outside 0..{classes - 1}")
     confusion = Confusion(classes)
     confusion.matrix += torch.from_numpy(counts.sum(0))

@@ -65,5 +65,5 @@ def __getattr__(name: str) -> Any:
     home = {"Choices": "choice", "use": "choice", "Conv2d": "convolution", "accelerate": "convolution"}
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found = getattr(import_module(f"{__name__}.{home.get(name, 'operators')}"), name)
-    return found
+    globals()[name] = value = getattr(import_module(f"{__name__}.{home.get(name, 'operators')}"), name)
+    return value

@@ -91,8 +91,8 @@ class Choices:
 def use(network: nn.Module, choices: Choices) -> None:
     """Let all modules of a network that measure choices, each its own by default, share these."""
     for module in network.modules():
-        if isinstance(getattr(module, "choices", None), Choices):
-            module.choices = choices
+        if isinstance(vars(module).get("choices"), Choices):
+            vars(module)["choices"] = choices
 
 
 def describe(tensors: Iterable[Tensor], device: str, gradients: bool) -> str:

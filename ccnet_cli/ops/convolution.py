@@ -1,6 +1,7 @@
-"""3x3 convolutions: a module like torch's own, which on the CPU takes the kernels where they are faster."""
+"""3x3 convolutions: a module like torch's own, which uses the CPU kernels where they are faster."""
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -10,16 +11,16 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ccnet_cli.ops.cpu import convolution as kernels
 
-# channels in and out from which on the kernels are faster: with fewer, tiles are moved more than multiplied
-LEAST = {torch.float32: 64, torch.bfloat16: 128}
+# with fewer input or output channels the kernels are slower: they move tiles more than they multiply
+MIN_CHANNELS = {torch.float32: 64, torch.bfloat16: 128}
 
 
 class Conv2d(nn.Conv2d):
-    """torch's convolution; on the CPU, large 3x3 ones go by Winograd's minimal filtering.
+    """torch's convolution; on the CPU, large 3x3 ones are computed by Winograd's minimal filtering.
 
-    These take a third to a half of the time in float32, and half to all of it in bfloat16, in which the weights are not
-    rounded. Results are as exact as float32's, not the same to the bit. implementation is "auto", or "direct" for
-    torch's own alone.
+    They take a third to a half of the time in float32, and half to all of it in bfloat16, where the weights are not
+    rounded. Results are as exact as float32's, not the same to the bit. implementation "auto" chooses by size, "direct"
+    is always torch's own.
     """
 
     implementation = "auto"
@@ -37,51 +38,56 @@ class Conv2d(nn.Conv2d):
 def accelerate(network: nn.Module) -> nn.Module:
     """Make each nn.Conv2d that the CPU kernels support a Conv2d, in place: same objects, parameters and keys."""
     for module in network.modules():
-        if type(module) is nn.Conv2d and suits(module):
+        if type(module) is nn.Conv2d and supports(module):
             module.__class__ = Conv2d
     return network
 
 
 def pays_off(conv: nn.Conv2d, x_BCHW: Tensor) -> bool:
-    """Whether the kernels take such a convolution of such an input, and are worth their start."""
+    """Whether the kernels support this convolution of this input, are faster, and repay their start."""
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x_BCHW.dtype
     plain = x_BCHW.device.type == "cpu" and conv.weight.dtype == (torch.float32 if autocast else dtype)
     channels = conv.in_channels, conv.out_channels
-    if not plain or torch.compiler.is_compiling() or not suits(conv) or not quick(dtype, *channels):
+    if not plain or torch.compiler.is_compiling() or not supports(conv) or not is_faster(dtype, *channels):
         return False
     B, C, H, W = x_BCHW.shape
-    return B * H * W * C * conv.out_channels * 9 >= kernels.WORTH
+    return B * H * W * C * conv.out_channels * 9 >= kernels.MIN_MACS
 
 
-def quick(dtype: torch.dtype, *channels: int) -> bool:
-    """Whether the kernels are known to be faster for so many input and output channels on this processor.
+def is_faster(dtype: torch.dtype, *channels: int) -> bool:
+    """Whether the kernels are known to be faster on this processor for these numbers of input and output channels.
 
-    That is in its vectors, and for bfloat16 where it has no instructions for matrices.
+    They need AVX; for bfloat16, the processor's matrix instructions (AMX) are faster still.
     """
-    return _vectors() and min(channels) >= LEAST.get(dtype, math.inf) and not (dtype != torch.float32 and _matrices())
+    return (
+        _has_avx()
+        and min(channels) >= MIN_CHANNELS.get(dtype, math.inf)
+        and not (dtype != torch.float32 and _has_amx())
+    )
 
 
 @cache
-def _vectors() -> bool:
+def _has_avx() -> bool:
     return torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 @cache
-def _matrices() -> bool:
-    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
+def _has_amx() -> bool:
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16"))
 
 
-def suits(conv: nn.Conv2d) -> bool:
-    """Whether the kernels take such a convolution: 3x3 in steps of 1, the same size out, whole panels of channels."""
+def supports(conv: nn.Conv2d) -> bool:
+    """Whether the kernels compute this convolution: 3x3, stride 1, the same size out, whole panels of channels."""
     same = conv.dilation[0] == conv.dilation[1] and conv.padding == conv.dilation and conv.padding_mode == "zeros"
     square = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.groups == 1
-    return square and same and kernels.takes(conv.in_channels, conv.out_channels)
+    return square and same and kernels.supports(conv.in_channels, conv.out_channels)
 
 
 @torch.library.custom_op("ccnet::convolution", mutates_args=())
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    return kernels.convolution(x, weight, bias, dilation)
+    return kernels.convolve(x, weight, bias, dilation)
 
 
 @torch.library.custom_op("ccnet::convolution_input", mutates_args=())
@@ -124,7 +130,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Te
     wanted = ctx.needs_input_grad
     d_bias = grad.sum((0, 2, 3), dtype=weight.dtype) if wanted[2] else None
     if torch.is_grad_enabled():
-        # somebody wants gradients of these gradients, which torch's own have
+        # the caller wants gradients of these gradients, which torch's operator has
         once = [1, 1], [ctx.dilation] * 2, [ctx.dilation] * 2, False, [0, 0], 1, [wanted[0], wanted[1], False]
         d_x, d_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight.to(x.dtype), None, *once)
     else:
@@ -136,19 +142,19 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Te
 _convolution.register_autograd(_gradients, setup_context=_save)
 
 
-# FLOPs as torch counts those of its own convolutions, whatever the way that they are computed
+# FLOPs as torch counts those of its own convolutions, not those that Winograd's filtering takes
 
 
 @register_flop_formula(torch.ops.ccnet.convolution)
-def _flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+def _flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
     return 2 * x[0] * x[2] * x[3] * weight[0] * weight[1] * 9
 
 
 @register_flop_formula(torch.ops.ccnet.convolution_input)
-def _input_flops(grad: Any, weight: Any, *_: Any, **__: Any) -> int:
+def _input_flops(grad: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
     return _flops(grad, weight)
 
 
 @register_flop_formula(torch.ops.ccnet.convolution_weight)
-def _weight_flops(x: Any, grad: Any, *_: Any, **__: Any) -> int:
+def _weight_flops(x: Sequence[int], grad: Sequence[int], *_: Any, **__: Any) -> int:
     return 2 * x[0] * x[1] * x[2] * x[3] * grad[1] * 9

@@ -1,4 +1,4 @@
-"""Tensors as the kernels read them: pixels of unit channel stride at equal distances."""
+"""Tensors as all Numba kernels read them: pixels of unit channel stride at equal distances."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def pixels(x_BCHW: Tensor) -> Tensor:
-    """A view (B, H, W, C) with unit channel stride and evenly spaced pixels; a copy of what is laid out otherwise."""
+    """A view (B, H, W, C) with unit channel stride and evenly spaced pixels, or a copy if the layout is another."""
     x_BHWC = x_BCHW.detach().permute(0, 2, 3, 1)
     H, W, C = x_BHWC.shape[1:]
     step = pixel_step(x_BHWC)
@@ -16,5 +16,5 @@ def pixels(x_BCHW: Tensor) -> Tensor:
 
 
 def pixel_step(x_BHWC: Tensor) -> int:
-    """From one pixel to the next; the stride of an axis of length 1 says nothing."""
+    """Elements from one pixel to the next; the stride of an axis of length 1 means nothing."""
     return next((x_BHWC.stride(axis) for axis in (2, 1, 0) if x_BHWC.shape[axis] > 1), x_BHWC.shape[-1])

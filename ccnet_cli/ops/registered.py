@@ -18,19 +18,19 @@ from ccnet_cli.ops import IMPLEMENTATIONS, composed, cpu
 def load(implementation: str, device: str) -> Any:
     """The module of an implementation for a type of device."""
     # graphs that 0.1.0 exported say "vector" where they mean numba on the CPU
-    found = IMPLEMENTATIONS["numba" if implementation == "vector" else implementation].on(device)
-    return import_module(found) if isinstance(found, str) else found
+    module = IMPLEMENTATIONS["numba" if implementation == "vector" else implementation].on(device)
+    return import_module(module) if isinstance(module, str) else module
 
 
 def _operator(implementation: str, x: Tensor, name: str) -> Any:
     """An implementation's operator, or that composed of its others; InputError where it has neither."""
-    found = getattr(load(implementation, x.device.type), name, None)
-    if found is None and name in vars(composed):
+    operator = getattr(load(implementation, x.device.type), name, None)
+    if operator is None and name in vars(composed):
         others = _bilinear(lambda other, *inputs: _operator(implementation, x, other)(*inputs))
         return partial(getattr(composed, name), others)
-    if found is None:
+    if operator is None:
         raise InputError(f"implementation {implementation}", f"it has no {name}", "add it, or use another")
-    return found
+    return operator
 
 
 def _bilinear(call: Callable[..., Tensor]) -> Any:
@@ -203,15 +203,16 @@ def _residual(projected: Tensor, x: Tensor, gamma: Tensor, reduced: int) -> tupl
 def _residual_backward(
     grad: Tensor, projected: Tensor, attention: Tensor, gamma: Tensor, reduced: int
 ) -> tuple[Tensor, Tensor]:
-    query, key, value = split_projection(projected, reduced)
     d_projected = _empty(projected, projected.shape[1])
-    d_gamma = cpu.gradients(grad, query, key, value, attention, gamma.item(), *split_projection(d_projected, reduced))
+    inputs, outputs = (split_projection(x, reduced) for x in (projected, d_projected))
+    d_gamma = cpu.write_gradients(grad, inputs, attention, gamma.item(), outputs)
     return d_projected, d_gamma.reshape(gamma.shape)
 
 
 def split_projection(projected: Tensor, reduced: int) -> tuple[Tensor, ...]:
     """Query, key (`reduced` channels each) and value."""
-    return projected.split([reduced, reduced, projected.shape[1] - 2 * reduced], dim=1)
+    parts: tuple[Tensor, ...] = projected.split([reduced, reduced, projected.shape[1] - 2 * reduced], dim=1)
+    return parts
 
 
 @_residual.register_fake

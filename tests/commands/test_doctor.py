@@ -274,7 +274,7 @@ def test_without_numba_cuda_the_extra_that_fits_torch_is_named(monkeypatch: pyte
 
     from ccnet_cli.ops.cuda import launch
 
-    monkeypatch.setattr(launch, "_missing", lambda name: True)
+    monkeypatch.setattr(launch, "_is_missing", lambda name: True)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     assert doctor._run_check(doctor._check_numba_cuda, state="warn") == [
         Check(
@@ -289,7 +289,7 @@ def test_without_numba_cuda_the_extra_that_fits_torch_is_named(monkeypatch: pyte
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
 def test_a_kernel_that_does_not_compile_is_told():
     code = "import json\nfrom ccnet_cli.commands import doctor\nfrom ccnet_cli.ops import cuda\n"
-    code += "cuda.compiles = lambda arch: 'sm_10: too old; pip install other'\n"
+    code += "cuda.try_to_compile = lambda arch: 'sm_10: too old; pip install other'\n"
     code += "print(json.dumps(doctor._check_numba_cuda()[0].__dict__))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     check = Check(**json.loads(done.stdout))

@@ -93,16 +93,16 @@ def test_the_engine_answers_what_the_model_does(variant, fused, monkeypatch):
 )
 @torch.no_grad()
 def test_winograds_filtering_answers_the_same_chosen_by_size_and_number_alone(changes, precision, monkeypatch):
-    monkeypatch.setattr(convolution, "LEAST", dict.fromkeys(convolution.LEAST, 32))
-    if not convolution.quick(models.PRECISIONS[precision], 32):
+    monkeypatch.setattr(convolution, "MIN_CHANNELS", dict.fromkeys(convolution.MIN_CHANNELS, 32))
+    if not convolution.is_faster(models.PRECISIONS[precision], 32):
         pytest.skip("the kernels are not used on this processor")
     model, seen = network(**changes), []
     fast = engine.prepare(model, CPU, precision, images=7)
     worth = sum(conv.worth for conv in fast.convolutions)
     assert worth > 0.5 * sum(p.numel() for p in fast.parameters())
     monkeypatch.setattr(engine, "MIN_MACS_FOR_WINOGRAD", 7 * (40 * 48 // 64) * worth)
-    plain = kernels.filtered
-    monkeypatch.setattr(kernels, "filtered", lambda *given: seen.append(given) or plain(*given))
+    plain = kernels.convolve_transformed
+    monkeypatch.setattr(kernels, "convolve_transformed", lambda *given: seen.append(given) or plain(*given))
     for x, quick in ((image(1, 40, 47), False), (image(1, 40, 48), True), (image(2, 40, 47), False)):
         assert error(fast(x), model(x)) < (1e-5 if precision == "fp32" else 0.05)
         assert bool(seen) is quick

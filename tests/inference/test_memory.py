@@ -82,9 +82,9 @@ from ccnet_cli.inference import views as inference
 from ccnet_cli.inference.views import Views
 from ccnet_cli.datasets.source import open_source
 from ccnet_cli import config
-from ccnet_cli.ops import labels
+from ccnet_cli.ops.cpu import prediction
 # what is loaded once is no leak
-labels.compiled()
+prediction.compile_kernel()
 LEAK = []
 class Stub(torch.nn.Module):
     align_corners = True

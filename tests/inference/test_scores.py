@@ -11,7 +11,7 @@ from ccnet_cli.errors import NonFiniteError
 from ccnet_cli.inference import scores
 from ccnet_cli.inference import views as inference
 from ccnet_cli.inference.scores import Predictor, Scores, Taps, Tile
-from ccnet_cli.ops import labels
+from ccnet_cli.ops.cpu import prediction, simd
 
 BOTH = pytest.mark.parametrize("implementation", scores.IMPLEMENTATIONS)
 # one pixel, thin, odd, a block of columns and one more, a run of rows and one more, two bands
@@ -170,7 +170,7 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch):
         calls.append(1)
         raise OSError(errno.ENOSPC, "no room")
 
-    monkeypatch.setattr(labels, "compiled", fail)
+    monkeypatch.setattr(prediction, "compile_kernel", fail)
     for _ in range(3):
         np.testing.assert_array_equal(predictor.predict(found), expected)
     assert len(calls) == 1
@@ -179,18 +179,17 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch):
         found.predict("numba")
 
 
-def test_without_a_folder_to_keep_it_in_the_kernel_is_compiled_all_the_same(monkeypatch):
-    asked = []
+def test_without_a_folder_for_the_cache_kernels_are_compiled_all_the_same():
+    options = []
 
-    def njit(signature, nogil, cache=False, real=labels.njit):
-        asked.append(cache)
+    def compile(signature, cache=False):
+        options.append((signature, cache))
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: function
 
-    monkeypatch.setattr(labels, "njit", njit)
-    assert labels.compiled.__wrapped__() is labels.fill
-    assert asked == [True, False]
+    assert simd.compile_cached(compile, "int64(int64)", len) is len
+    assert options == [("int64(int64)", True), ("int64(int64)", False)]
 
 
 def test_taps_are_those_of_the_matrix_even_where_weights_are_all_zero():

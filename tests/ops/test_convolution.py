@@ -82,12 +82,12 @@ def test_filters_are_kept_and_the_result_added_bent_and_written_in_place(shape, 
     x, weight, bias, onto = inputs(*shape)
     x, onto = x.to(dtype), onto.to(dtype)
     dilation = shape[-1]
-    kept = kernels.filters(weight)
+    kept = kernels.transform_filters(weight)
     plain = definition(x, weight, bias, onto, dilation)[0]
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
-    close([kernels.filtered(x, kept, dilation)], [plain - bias[:, None, None].double()], tolerance)
+    close([kernels.convolve_transformed(x, kept, dilation)], [plain - bias[:, None, None].double()], tolerance)
     expected = F.leaky_relu(plain + onto.double(), SLOPE)
-    got = kernels.filtered(x, kept, dilation, bias, onto, SLOPE)
+    got = kernels.convolve_transformed(x, kept, dilation, bias, onto, SLOPE)
     assert got.data_ptr() == onto.data_ptr() and got.dtype == dtype
     close([got], [expected], tolerance)
 
@@ -95,7 +95,7 @@ def test_filters_are_kept_and_the_result_added_bent_and_written_in_place(shape, 
 def test_what_cannot_be_added_to_in_place_is_refused():
     x, weight, _, onto = inputs(*SHAPES[1])
     with pytest.raises(ValueError, match="innermost"):
-        kernels.filtered(x, kernels.filters(weight), 1, onto_BKHW=onto.contiguous())
+        kernels.convolve_transformed(x, kernels.transform_filters(weight), 1, onto_BKHW=onto.contiguous())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -118,8 +118,8 @@ def test_a_gradient_may_be_wanted_of_one_input_alone(wanted):
 
 def test_results_are_the_same_to_the_bit_for_any_number_of_threads(monkeypatch):
     # tiles in several groups, and the gradient's sum in several parts
-    monkeypatch.setattr(kernels, "GROUP", 5)
-    monkeypatch.setattr(kernels, "SPREAD", 36 * 32 * 20)
+    monkeypatch.setattr(kernels, "MAX_TILES", 5)
+    monkeypatch.setattr(kernels, "MAX_SPREAD", 36 * 32 * 20)
     tensors = inputs(*SHAPES[3])
     close(step(*tensors, 2), definition(*tensors, 2))
     found = list(by_threads(lambda: step(*tensors, 2), monkeypatch))
@@ -138,7 +138,7 @@ def test_an_image_is_the_same_to_the_bit_in_any_batch():
 def test_nothing_is_read_before_it_is_written(monkeypatch):
     tensors = inputs(*SHAPES[6])
     expected = step(*tensors, 1)
-    monkeypatch.setattr(kernels, "_kept", type("Kept", (), {})())
+    monkeypatch.setattr(kernels, "_memory", type("Kept", (), {})())
     poison(monkeypatch)
     for mine, wanted in zip(step(*tensors, 1), expected, strict=True):
         assert torch.equal(mine, wanted)
@@ -202,13 +202,13 @@ def test_torch_accepts_the_operators():
     ],
 )
 def test_the_module_is_torchs_whether_the_kernels_take_it_or_not(changes, taken, monkeypatch):
-    if not convolution.quick(torch.float32, 64):
+    if not convolution.is_faster(torch.float32, 64):
         pytest.skip("the kernels are not used on this processor")
-    monkeypatch.setattr(kernels, "WORTH", 1)
+    monkeypatch.setattr(kernels, "MIN_MACS", 1)
     given = {"in_channels": 64, "out_channels": 96, "kernel_size": 3, "padding": 1} | changes
     conv, seen = ops.Conv2d(**given), []
-    plain = kernels.convolution
-    monkeypatch.setattr(kernels, "convolution", lambda *inputs: seen.append(inputs) or plain(*inputs))
+    plain = kernels.convolve
+    monkeypatch.setattr(kernels, "convolve", lambda *inputs: seen.append(inputs) or plain(*inputs))
     x = torch.randn(1, given["in_channels"], 8, 9)
     torch.testing.assert_close(conv(x), torch.nn.Conv2d.forward(conv, x), atol=1e-5, rtol=1e-5)
     assert len(seen) == taken
@@ -227,13 +227,13 @@ def test_small_convolutions_other_types_and_other_processors_keep_torchs(monkeyp
     def processor(vectors: str, **capabilities: bool) -> None:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-        convolution._vectors.cache_clear()
-        convolution._matrices.cache_clear()
+        convolution._has_avx.cache_clear()
+        convolution._has_amx.cache_clear()
 
     conv, x = ops.Conv2d(128, 128, 3, padding=1), torch.randn(1, 128, 8, 9)
     processor("AVX512", avx512_bf16=True)
     assert not convolution.pays_off(conv, x)
-    monkeypatch.setattr(kernels, "WORTH", 8 * 9 * 128 * 128 * 9)
+    monkeypatch.setattr(kernels, "MIN_MACS", 8 * 9 * 128 * 128 * 9)
     assert convolution.pays_off(conv, x) and not convolution.pays_off(conv, x[..., 1:])
     assert not convolution.pays_off(conv, x.double()) and not convolution.pays_off(conv, x.bfloat16())
     assert not convolution.pays_off(conv, x.to("meta"))
@@ -243,15 +243,15 @@ def test_small_convolutions_other_types_and_other_processors_keep_torchs(monkeyp
         assert convolution.pays_off(conv, x) and conv(x).dtype == torch.bfloat16
     with torch.autocast("cpu", torch.float16):
         assert not convolution.pays_off(conv, x)
-    assert convolution.quick(torch.float32, 64, 64) and not convolution.quick(torch.float32, 64, 63)
-    assert not convolution.quick(torch.bfloat16, 96, 128)
+    assert convolution.is_faster(torch.float32, 64, 64) and not convolution.is_faster(torch.float32, 64, 63)
+    assert not convolution.is_faster(torch.bfloat16, 96, 128)
     processor("AVX512", amx_bf16=True)
-    assert convolution.pays_off(conv, x) and not convolution.quick(torch.bfloat16, 128)
+    assert convolution.pays_off(conv, x) and not convolution.is_faster(torch.bfloat16, 128)
     processor("DEFAULT")
     assert not convolution.pays_off(conv, x)
     monkeypatch.undo()
-    convolution._vectors.cache_clear()
-    convolution._matrices.cache_clear()
+    convolution._has_avx.cache_clear()
+    convolution._has_amx.cache_clear()
 
 
 @pytest.mark.parametrize("features", ["+avx2,+avx,+fma,+sse4.2,+ssse3", "+sse4.2,+ssse3"])

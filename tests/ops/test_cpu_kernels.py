@@ -165,7 +165,7 @@ def test_auto_takes_them_for_large_maps_in_float32_alone(monkeypatch):
     monkeypatch.setattr(cpu, "criss_cross", lambda *inputs: seen.append(inputs[0].dtype) or plain(*inputs))
     attention(x)
     assert seen == []
-    monkeypatch.setattr(cpu, "WORTH", 9 * 8 * 17 * 18)
+    monkeypatch.setattr(cpu, "MIN_MACS", 9 * 8 * 17 * 18)
     attention(x)
     attention(x[..., :7])
     attention.double()(x.double())

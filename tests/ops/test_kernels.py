@@ -418,11 +418,11 @@ def test_half_precision_is_stored_but_not_summed(on_ptxrun, dtype):
 
 def test_a_missing_compiler_is_refused_with_the_line_that_mends_it(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(launch, "_missing", lambda name: name == "numba_cuda")
+    monkeypatch.setattr(launch, "_is_missing", lambda name: name == "numba_cuda")
     kernel = steps.Kernel("nn", "float32", (16, 13), True, 32)
     with pytest.raises(InputError, match=r"pip install 'ccnet-cli\[cuda1[23]\]'"):
         launch.machine_code(kernel, (8, 0))
-    assert launch._missing("numba_cuda") and not list(tmp_path.iterdir())
+    assert launch._is_missing("numba_cuda") and not list(tmp_path.iterdir())
 
 
 @compiles
@@ -435,10 +435,10 @@ def test_an_architecture_too_old_for_the_toolkit_is_refused():
 
 @compiles
 def test_whether_kernels_compile_is_told_in_words(monkeypatch):
-    assert cuda.compiles((8, 0)) == "compiles"
-    assert re.search(r"sm_35.*cuda12", cuda.compiles((3, 5)))
-    monkeypatch.setattr(launch, "_missing", lambda name: name == "cuda.bindings")
-    told = cuda.compiles((8, 0))
+    assert cuda.try_to_compile((8, 0)) == "compiles"
+    assert re.search(r"sm_35.*cuda12", cuda.try_to_compile((3, 5)))
+    monkeypatch.setattr(launch, "_is_missing", lambda name: name == "cuda.bindings")
+    told = cuda.try_to_compile((8, 0))
     assert "cuda.bindings is not installed; pip install" in told and "\n" not in told
 
 
@@ -455,7 +455,7 @@ def test_types_and_sizes_that_the_kernels_do_not_hold_are_refused():
 
 @pytest.mark.parametrize(("length", "expected"), [(97, 13), (128, 16), (129, 9), (257, 11), (512, 16), (64, 8), (1, 4)])
 def test_tiles_cover_a_line_with_little_waste(length, expected):
-    assert steps.size(length, 16) == expected
+    assert steps.tile_size(length, 16) == expected
 
 
 @compiles
@@ -510,7 +510,7 @@ def test_a_pass_is_five_launches_with_its_pointers_on_the_current_stream(monkeyp
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=next(streams)))
-    caches = (launch._prepared, launch._loaded, launch._context)
+    caches = (launch._prepare, launch._load, launch._context)
     for cache in caches:
         cache.cache_clear()
     inputs = laid_out("last slices", 4, 8)
@@ -537,7 +537,7 @@ def test_a_pass_is_five_launches_with_its_pointers_on_the_current_stream(monkeyp
 
 def test_what_the_driver_refuses_is_told_by_name():
     with pytest.raises(EnvironmentFailure, match=r"ERROR_INVALID.*model\.implementation=gemm"):
-        launch._checked((SimpleNamespace(name="ERROR_INVALID"),))
+        launch._check((SimpleNamespace(name="ERROR_INVALID"),))
 
 
 def test_nothing_of_numba_is_loaded_with_the_operators():

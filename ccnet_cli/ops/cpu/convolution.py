@@ -1,9 +1,8 @@
 """3x3 convolutions and their gradients by Winograd's minimal filtering; nothing of Numba loads before the first use.
 
 Stride 1, as much padding as dilation; input and output channels come in multiples of PANEL. Tensors are float32, or
-bfloat16 with filters, sums and the filters' gradient in float32. `winograd` tells of the method. What a step needs only
-for a while stays with the thread that takes it: memory that the system hands out anew each time costs as much as the
-products.
+bfloat16 with filters, sums and the filters' gradient in float32. `winograd` explains the method. Each thread that calls
+keeps its scratch memory: allocating it anew each time costs as much as the products.
 """
 
 import threading
@@ -15,24 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ccnet_cli.ops.cpu.threads import together
+from ccnet_cli.ops.cpu.threads import run_threads
 from ccnet_cli.ops.layout import pixel_step, pixels
 
 # B batch, H height, W width, C input channels, K output channels, Y and X the taps
 
-# multiply-adds of a convolution from which on the kernels repay their start
-WORTH = 1 << 30
+# the kernels' start costs more than smaller convolutions, in multiply-adds
+MIN_MACS = 1 << 30
 # two of the longest vectors
 PANEL = 32
 # input and output channels whose filters are transformed at once
-BLOCK = 512
+MAX_BLOCK = 512
 # output tiles that a thread computes at once
-GROUP = 84
-# floats of the output's transformed gradient, and input channels of a thread's part of the filters' gradient
-SPREAD, SHARE = 1 << 23, 64
+MAX_TILES = 84
+# of the filters' gradient: floats of the transformed output gradient, and input channels of one task
+MAX_SPREAD, MAX_INPUTS = 1 << 23, 64
 WORD = 4
 
-_kept = threading.local()
+_memory = threading.local()
 
 
 @dataclass(frozen=True)
@@ -44,23 +43,23 @@ class Filters:
     blocks: dict[tuple[int, int], Tensor]
 
 
-def takes(inputs: int, outputs: int) -> bool:
-    """Whether the kernels convolve so many channels."""
+def supports(inputs: int, outputs: int) -> bool:
+    """Whether the kernels convolve these numbers of channels."""
     return inputs % PANEL == 0 and outputs % PANEL == 0
 
 
-def filters(weight_KCYX: Tensor) -> Filters:
-    """Filters to keep; they take four times the weights' memory."""
+def transform_filters(weight_KCYX: Tensor) -> Filters:
+    """Filters for any number of convolutions; they take four times the weights' memory."""
     K, C = weight_KCYX.shape[:2]
     blocks = {
-        (i, o): _transformed(weight_KCYX, (i, _width(C, i)), (o, _width(K, o)), torch.empty)
-        for o in range(0, K, BLOCK)
-        for i in range(0, C, BLOCK)
+        (i, o): _transform(weight_KCYX, _span(C, i), _span(K, o), torch.empty)
+        for o in range(0, K, MAX_BLOCK)
+        for i in range(0, C, MAX_BLOCK)
     }
     return Filters(C, K, blocks)
 
 
-def filtered(
+def convolve_transformed(
     x_BCHW: Tensor,
     filters: Filters,
     dilation: int,
@@ -68,34 +67,33 @@ def filtered(
     onto_BKHW: Tensor | None = None,
     slope: float = 1.0,
 ) -> Tensor:
-    """(B, C, H, W) -> (B, K, H, W): the convolution and the bias, added in place to what is given as onto.
+    """(B, C, H, W) -> (B, K, H, W): the convolution and the bias, added to `onto` in place if there is one.
 
-    Negative results are multiplied with slope.
+    Negative results are multiplied by slope.
     """
-    return _convolved(
+    return _convolve(
         x_BCHW, (filters.inputs, filters.outputs), dilation, filters.blocks.__getitem__, bias_K, onto_BKHW, slope
     )
 
 
-def convolution(x_BCHW: Tensor, weight_KCYX: Tensor, bias_K: Tensor | None, dilation: int) -> Tensor:
+def convolve(x_BCHW: Tensor, weight_KCYX: Tensor, bias_K: Tensor | None, dilation: int) -> Tensor:
     """(B, C, H, W) -> (B, K, H, W)."""
     K, C = weight_KCYX.shape[:2]
 
-    def block(at: tuple[int, int]) -> Tensor:
-        return _transformed(weight_KCYX, (at[0], _width(C, at[0])), (at[1], _width(K, at[1])), _workspace("filters"))
+    def block(first: tuple[int, int]) -> Tensor:
+        return _transform(weight_KCYX, _span(C, first[0]), _span(K, first[1]), _workspace("filters"))
 
-    return _convolved(x_BCHW, (C, K), dilation, block, bias_K)
+    return _convolve(x_BCHW, (C, K), dilation, block, bias_K)
 
 
 def input_gradient(grad_BKHW: Tensor, weight_KCYX: Tensor, dilation: int) -> Tensor:
     """(B, K, H, W) -> (B, C, H, W): the convolution with turned filters, from outputs to inputs."""
     K, C = weight_KCYX.shape[:2]
 
-    def block(at: tuple[int, int]) -> Tensor:
-        outputs, inputs = (at[0], _width(K, at[0])), (at[1], _width(C, at[1]))
-        return _transformed(weight_KCYX, outputs, inputs, _workspace("filters"), flipped=True)
+    def block(first: tuple[int, int]) -> Tensor:
+        return _transform(weight_KCYX, _span(K, first[0]), _span(C, first[1]), _workspace("filters"), flipped=True)
 
-    return _convolved(grad_BKHW, (K, C), dilation, block)
+    return _convolve(grad_BKHW, (K, C), dilation, block)
 
 
 def weight_gradient(x_BCHW: Tensor, grad_BKHW: Tensor, dilation: int) -> Tensor:
@@ -106,28 +104,28 @@ def weight_gradient(x_BCHW: Tensor, grad_BKHW: Tensor, dilation: int) -> Tensor:
     (B, H, W, C), K = x.shape, grad.shape[-1]
     out = x.new_empty(K, 3, 3, C, dtype=torch.float32)
     tiles = _Tiles(H, W, dilation)
-    count = B * tiles.each
-    pieces = -(-count * winograd.POINTS * K // SPREAD)
+    count = B * tiles.per_image
+    pieces = -(-count * winograd.POINTS * K // MAX_SPREAD)
     most = -(-count // pieces)
     spread = _workspace("spread")(winograd.POINTS * most * K)
-    # something to do for every thread
+    # at least one task for every thread
     threads = torch.get_num_threads()
-    block = PANEL if SHARE * threads > C else SHARE
+    block = PANEL if MAX_INPUTS * threads > C else MAX_INPUTS
     blocks = -(-C // block)
     part = K if blocks >= threads else max(K * blocks // threads // PANEL, 1) * PANEL
     size = winograd.gradient_scratch(most, min(block, C), part)
-    plan = tiles.plan(C, K) | _place("x", x) | _place("out", grad)
+    plan = tiles.plan(C, K) | _address("x", x) | _address("out", grad)
     plan |= {"weight": out.data_ptr(), "weight_step": C * WORD, "spread": spread.data_ptr()}
     plan |= {"block": block, "part": part}
     for piece in range(pieces):
-        first, last = (count * end // pieces for end in (piece, piece + 1))
+        first, last = (count * edge // pieces for edge in (piece, piece + 1))
         plan |= {"first": first, "last": last, "add": int(piece > 0)}
         _run("spread", last - first, plan, size, grad.element_size())
         _run("gradient", blocks * -(-K // part), plan, size, x.element_size())
     return out.permute(0, 3, 1, 2)
 
 
-def _convolved(
+def _convolve(
     x_BCHW: Tensor,
     channels: tuple[int, int],
     dilation: int,
@@ -136,50 +134,50 @@ def _convolved(
     onto_BKHW: Tensor | None = None,
     slope: float = 1.0,
 ) -> Tensor:
-    """The convolution in blocks of channels, whose filters a function gives."""
+    """The convolution in blocks of channels; block(first input, first output) returns a block's filters."""
     from ccnet_cli.ops.cpu import winograd
 
     x, (C, K) = pixels(x_BCHW), channels
     B, H, W, _ = x.shape
-    starts = range(0, C, BLOCK)
-    # sums are rounded once
+    starts = range(0, C, MAX_BLOCK)
+    # round sums once: bfloat16 cannot hold those of the first blocks
     exact = x.dtype == torch.float32 or len(starts) == 1
     if onto_BKHW is None:
         out = x.new_empty(B, H, W, K, dtype=x.dtype if exact else torch.float32)
     else:
         out = pixels(onto_BKHW) if exact else onto_BKHW.permute(0, 2, 3, 1).float()
         if exact and out.data_ptr() != onto_BKHW.data_ptr():
-            raise ValueError("what is added to in place must have its channels innermost")
+            raise ValueError("onto must have its channels innermost in memory")
     bias = None if bias_K is None else bias_K.detach().float().contiguous()
     tiles = _Tiles(H, W, dilation)
-    count, threads = B * tiles.each, torch.get_num_threads()
-    # as many for each thread
-    groups = -(-max(count // GROUP, 1) // threads) * threads
+    count, threads = B * tiles.per_image, torch.get_num_threads()
+    # equally many groups for each thread
+    groups = -(-max(count // MAX_TILES, 1) // threads) * threads
     group = -(-count // groups)
-    for o in range(0, K, BLOCK):
+    for o in range(0, K, MAX_BLOCK):
         for i in starts:
-            inputs, outputs = _width(C, i), _width(K, o)
-            plan = tiles.plan(inputs, outputs) | _place("x", x, i) | _place("out", out, o)
+            (_, inputs), (_, outputs) = _span(C, i), _span(K, o)
+            plan = tiles.plan(inputs, outputs) | _address("x", x, i) | _address("out", out, o)
             plan |= {"filters": block((i, o)).data_ptr(), "first": 0, "last": count, "group": group}
             plan |= {"bias": plan["zeros"] if bias is None or i else bias.data_ptr() + o * WORD}
             plan |= {"add": int(onto_BKHW is not None or i > 0), "slope": slope if i == starts[-1] else 1.0}
             size = winograd.forward_scratch(group, inputs, outputs)
             _run("forward", -(-count // group), plan, size, x.element_size(), out.element_size())
-    found = out.permute(0, 3, 1, 2)
+    out_BKHW = out.permute(0, 3, 1, 2)
     if exact:
-        return found
-    return found.to(x.dtype) if onto_BKHW is None else onto_BKHW.copy_(found)
+        return out_BKHW
+    return out_BKHW.to(x.dtype) if onto_BKHW is None else onto_BKHW.copy_(out_BKHW)
 
 
-def _transformed(
+def _transform(
     weight_KCYX: Tensor,
     inputs: tuple[int, int],
     outputs: tuple[int, int],
     empty: Callable[[int], Tensor],
     flipped: bool = False,
 ) -> Tensor:
-    """The filters from so many inputs to so many outputs, each a first channel and a count."""
-    from ccnet_cli.ops.cpu import winograd
+    """The filters of a block; inputs and outputs are each its first channel and how many it has."""
+    from ccnet_cli.ops.cpu import simd, winograd
 
     weight = weight_KCYX.detach().permute(0, 2, 3, 1).float().contiguous()
     (first, count), (output, width) = inputs, outputs
@@ -188,17 +186,18 @@ def _transformed(
     row, column = (first, output) if flipped else (output, first)
     plan = {"inputs": count, "outputs": width, "filters": out.data_ptr(), "weight_step": step}
     plan |= {"weight": weight.data_ptr() + row * winograd.TAPS * step + column * WORD}
-    size = winograd.TAPS * winograd.LANES**2 * WORD
-    _run("flipped" if flipped else "filters", count if flipped else count // winograd.LANES, plan, size)
+    size = winograd.TAPS * simd.LANES**2 * WORD
+    _run("flipped" if flipped else "filters", count if flipped else count // simd.LANES, plan, size)
     return out
 
 
-def _width(channels: int, first: int) -> int:
-    return min(BLOCK, channels - first)
+def _span(channels: int, first: int) -> tuple[int, int]:
+    """The first channel of a block, and how many it has."""
+    return first, min(MAX_BLOCK, channels - first)
 
 
 class _Tiles:
-    """The output tiles of an image: those of each of the interleaved grids that a dilated convolution keeps apart."""
+    """The output tiles of an image, grid by grid: a dilated convolution is one of each of several interleaved grids."""
 
     def __init__(self, H: int, W: int, dilation: int) -> None:
         from ccnet_cli.ops.cpu import winograd
@@ -211,39 +210,39 @@ class _Tiles:
         )
 
     @property
-    def each(self) -> int:
-        """How many an image has."""
+    def per_image(self) -> int:
+        """Tiles in one image."""
         return len(self.rows) * len(self.columns)
 
     def plan(self, inputs: int, outputs: int) -> dict[str, Any]:
-        """What the kernels are told of them."""
+        """The fields of a plan that describe them."""
         zeros = _workspace("zeros", torch.zeros)(max(inputs, outputs))
-        places = {"rows": self.rows.ctypes.data, "columns": self.columns.ctypes.data, "zeros": zeros.data_ptr()}
+        addresses = {"rows": self.rows.ctypes.data, "columns": self.columns.ctypes.data, "zeros": zeros.data_ptr()}
         counts = {"down": len(self.rows), "across": len(self.columns)}
-        return self.sizes | places | counts | {"inputs": inputs, "outputs": outputs}
+        return self.sizes | addresses | counts | {"inputs": inputs, "outputs": outputs}
 
 
-def _place(name: str, x_BHWC: Tensor, first: int = 0) -> dict[str, int]:
+def _address(name: str, x_BHWC: Tensor, first: int = 0) -> dict[str, int]:
     size = x_BHWC.element_size()
     return {name: x_BHWC.data_ptr() + first * size, f"{name}_step": pixel_step(x_BHWC) * size}
 
 
 def _workspace(name: str, make: Callable[[int], Tensor] = torch.empty) -> Callable[[int], Tensor]:
-    """Gives so many floats of this thread's memory of that name, which keep what was written there."""
+    """A function that returns N floats of this thread's memory of that name, with what was last written there."""
 
     def empty(count: int) -> Tensor:
-        if len(getattr(_kept, name, ())) < count:
-            setattr(_kept, name, make(count))
-        kept: Tensor = getattr(_kept, name)[:count]
-        return kept
+        if len(getattr(_memory, name, ())) < count:
+            setattr(_memory, name, make(count))
+        memory: Tensor = getattr(_memory, name)[:count]
+        return memory
 
     return empty
 
 
 def _run(task: str, count: int, fields: dict[str, Any], size: int, *elements: int) -> None:
-    """Run so many tasks in all threads, each with so many bytes of its own.
+    """Run `count` tasks in all threads, each of which has `size` bytes of its own.
 
-    elements are the sizes of a number in what is read and in what is written.
+    elements are the bytes of a number in the tensors that are read and in those that are written.
     """
     from ccnet_cli.ops.cpu import winograd
 
@@ -255,4 +254,4 @@ def _run(task: str, count: int, fields: dict[str, Any], size: int, *elements: in
     fields = fields | {"task": winograd.TASKS[task], "count": count} | winograd.addresses(*elements)
     for name, value in (fields | {"scratch": scratch.data_ptr(), "scratch_whole": size}).items():
         plan[name] = value
-    together(winograd.work, plan.ctypes.data, threads)
+    run_threads(winograd.work.address, plan.ctypes.data, threads)

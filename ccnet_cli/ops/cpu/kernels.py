@@ -23,15 +23,15 @@ TASKS = {
     name: number for number, name in enumerate(("forward", "backward", "affinity", "product", "aggregate", "scatter"))
 }
 _FORWARD, _BACKWARD, _AFFINITY, _PRODUCT, _, _SCATTER = TASKS.values()
-# channels of a product with weights that are packed at once
-ACROSS = 128
-# of a pass: the columns' own part, the rows', and what the columns need the rows for
+# channels that are packed at once for a product with weights
+MAX_PACKED = 128
+# steps of a task: columns alone, rows, and the part of the columns that needs the rows
 COLUMN, ROW, REST = range(3)
-# functions that are called by their address, which is another in each process and no constant of what Numba keeps
+# functions that are called by address: it differs between processes, so it must not be a constant in Numba's cache
 LEAVES = ("product", "pack_tiles", "pack_panels", "pack_transposed", "softmaxes", "softmaxes_backward")
 
-# what a pass works on: sizes; where tensors lie, an address and the bytes from pixel to pixel, or 0 where there is
-# none; attention and its gradient, pull, have height + width floats a pixel, dots has one for each row of an image
+# a task's description: sizes; for each tensor its address, or 0 for none, and the bytes from pixel to pixel; attention
+# and its gradient, pull, have height + width floats a pixel, dots has one for each row of an image
 TENSORS = ("query", "key", "value", "base", "out", "grad", "d_query", "d_key", "d_value")
 PLAN = np.dtype(
     [
@@ -39,57 +39,57 @@ PLAN = np.dtype(
         *((f"{name}{suffix}", np.int64) for name in TENSORS for suffix in ("", "_step")),
         *((name, np.int64) for name in ("attention", "pull", "dots", "scratch", "scratch_left", "scratch_whole")),
         *((name, np.int64) for name in LEAVES),
-        # what its threads count together: lines still to do, and threads that have come
+        # counters of all threads: the next line to do, and the threads that have started
         *((name, np.int64) for name in ("count", "next", "threads")),
         ("scale", np.float32),
     ],
     align=True,
 )
-NEXT, THREADS = (PLAN.fields[name][1] for name in ("next", "threads"))
+NEXT, THREADS = (simd.offset(PLAN, name) for name in ("next", "threads"))
 
 
 def scratch(height: int, width: int, reduced: int, channels: int, deep: int) -> tuple[int, int]:
-    """Bytes of a thread's packed left operand, and of both; whole squares are written, even where they are not full.
+    """Bytes of a thread's packed left operand, and of both operands; packing writes whole squares.
 
-    deep is how many channels the products have that give energies, or their gradient.
+    deep is the number of channels that products sum over which give energies or their gradient.
     """
     line = max(height, width)
     left = -(-line // TILE) * max(line, deep) + LANES
-    # a transposed operand has a panel for some pixels, the others have one for some channels
-    across = min(max(reduced, channels), ACROSS)
+    # panels hold pixels in a transposed operand, channels in the others
+    across = min(max(reduced, channels), MAX_PACKED)
     right = max(-(-line // PANEL) * deep, -(-across // PANEL) * line) + LANES
     return WORD * LANES * left, WORD * (LANES * left + PANEL * right)
 
 
 def _exponential(builder: Any, x: Any) -> Any:
-    """e to the power of numbers up to 0, to float32's rounding; 0 where that is no normal number."""
+    """e to the power of numbers up to 0, to float32's rounding; 0 where the result would be subnormal."""
     low = simd.constant(-87.0)
-    # nan stays in x, and becomes nothing that no integer can be
+    # nan stays in x, and is clipped here: it would have no integer
     clipped = simd.maximum(builder)(x, low)
     rounded = builder.call(
         simd.function(builder, f"llvm.rint.v{LANES}f32", VECTOR, VECTOR),
         [builder.fmul(clipped, simd.constant(1.44269504088896341))],
     )
-    # log(2) in two parts, of which the first has few bits
+    # log(2) as a sum, whose first number has few bits
     rest = simd.fma(builder, rounded, simd.constant(-0.693359375), x)
     rest = simd.fma(builder, rounded, simd.constant(2.12194440054690583e-4), rest)
     result = simd.constant(1 / 5040)
     for factor in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
         result = simd.fma(builder, result, rest, simd.constant(factor))
-    exponent = builder.shl(builder.add(builder.fptosi(rounded, NUMBERS), simd.whole(127)), simd.whole(23))
+    exponent = builder.shl(builder.add(builder.fptosi(rounded, NUMBERS), simd.integer(127)), simd.integer(23))
     result = builder.fmul(result, builder.bitcast(exponent, VECTOR))
     return builder.select(builder.fcmp_ordered("<", x, low), simd.constant(0.0), result)
 
 
 class _Vectors:
-    """A loop over a pixel's floats, a vector at a time, in which sums are carried."""
+    """A loop over a pixel's floats, a vector at a time, that carries sums."""
 
     def __init__(self, builder: Any, count: Any, *sums: Any) -> None:
         self.builder, self.count = builder, count
         self.cells = [cgutils.alloca_once_value(builder, value) for value in sums]
 
     def each(self, body: Callable[..., Any]) -> list[Any]:
-        """Call body(byte offset, mask, *sums), which gives the new sums; the last ones."""
+        """Call body(byte offset, mask, *sums) -> new sums for each vector; return the last sums."""
         builder = self.builder
         blocks = builder.sdiv(builder.add(self.count, I64(LANES - 1)), I64(LANES))
         with cgutils.for_range(builder, blocks) as loop:
@@ -103,7 +103,7 @@ class _Vectors:
 
 @intrinsic
 def _softmax(typingctx, address, count):
-    """Softmax over so many floats, in place."""
+    """Softmax over `count` floats, in address."""
 
     def generate(context, builder, signature, arguments):
         address, count = arguments
@@ -114,20 +114,20 @@ def _softmax(typingctx, address, count):
             return [simd.maximum(builder)(most, simd.load(builder, builder.add(address, offset), mask, lowest))]
 
         (most,) = _Vectors(builder, count, lowest).each(largest)
-        most = simd.reduced(builder, most, simd.maximum(builder))
+        most = simd.reduce(builder, most, simd.maximum(builder))
 
         def powers(offset, mask, total):
-            place = builder.add(address, offset)
-            found = _exponential(builder, builder.fsub(simd.load(builder, place, mask, lowest), most))
-            simd.store(builder, found, place, mask)
-            return [builder.fadd(total, builder.select(mask, found, zero))]
+            vector = builder.add(address, offset)
+            result = _exponential(builder, builder.fsub(simd.load(builder, vector, mask, lowest), most))
+            simd.store(builder, result, vector, mask)
+            return [builder.fadd(total, builder.select(mask, result, zero))]
 
         (total,) = _Vectors(builder, count, zero).each(powers)
-        factor = builder.fdiv(simd.constant(1.0), simd.reduced(builder, total, builder.fadd))
+        factor = builder.fdiv(simd.constant(1.0), simd.reduce(builder, total, builder.fadd))
 
         def scaled(offset, mask):
-            place = builder.add(address, offset)
-            simd.store(builder, builder.fmul(simd.load(builder, place, mask, zero), factor), place, mask)
+            vector = builder.add(address, offset)
+            simd.store(builder, builder.fmul(simd.load(builder, vector, mask, zero), factor), vector, mask)
             return []
 
         _Vectors(builder, count).each(scaled)
@@ -138,7 +138,7 @@ def _softmax(typingctx, address, count):
 
 @intrinsic
 def _softmax_backward(typingctx, weights, pull, count, scale):
-    """weights * (pull - sum of weights * pull) * scale over so many floats, in pull's place; gives that sum."""
+    """pull = weights * (pull - sum of weights * pull) * scale over `count` floats; returns that sum."""
 
     def generate(context, builder, signature, arguments):
         weights, pull, count, scale = arguments
@@ -151,13 +151,13 @@ def _softmax_backward(typingctx, weights, pull, count, scale):
             return [simd.fma(builder, *both(offset, mask), total)]
 
         (total,) = _Vectors(builder, count, zero).each(products)
-        total = simd.reduced(builder, total, builder.fadd)
+        total = simd.reduce(builder, total, builder.fadd)
         factor = simd.splat(builder, scale)
 
         def gradient(offset, mask):
             weight, pulled = both(offset, mask)
-            found = builder.fmul(builder.fmul(weight, builder.fsub(pulled, total)), factor)
-            simd.store(builder, found, builder.add(pull, offset), mask)
+            result = builder.fmul(builder.fmul(weight, builder.fsub(pulled, total)), factor)
+            simd.store(builder, result, builder.add(pull, offset), mask)
             return []
 
         _Vectors(builder, count).each(gradient)
@@ -179,7 +179,7 @@ def _put(typingctx, address, value):
 
 @intrinsic
 def _copy(typingctx, target, source, count):
-    """So many floats, at most a panel's row of them, and zeros after them."""
+    """Copy `count` floats, at most a panel's row, and fill the row with zeros."""
 
     def generate(context, builder, signature, arguments):
         target, source, count = arguments
@@ -194,17 +194,17 @@ def _copy(typingctx, target, source, count):
 
 
 def _sums(builder: Any, rows: int, halves: int, whole: bool, arguments: Any) -> None:
-    """One tile of so many rows and vectors, whose sums are all in registers, whole where it has all columns; see _tile.
+    """One tile of _tile, with all sums in registers; whole means that it has all columns.
 
-    What it will write, and what that is added to, comes near while it multiplies.
+    Prefetches output and addend during the product.
     """
     depth, left, left_step, right, out, out_step, base, base_step, scale, columns = arguments
     based = builder.icmp_signed("!=", base, I64(0))
     near, near_step = builder.select(based, base, out), builder.select(based, base_step, out_step)
     for row, half in itertools.product(range(rows), range(halves)):
-        simd.fetch(builder, simd.place(builder, near, near_step, row, half))
-        simd.fetch(builder, simd.place(builder, out, out_step, row, half), write=True)
-    found = simd.product(builder, rows, halves, depth, left, left_step, right)
+        simd.prefetch(builder, simd.tile_address(builder, near, near_step, row, half))
+        simd.prefetch(builder, simd.tile_address(builder, out, out_step, row, half), write=True)
+    products = simd.product(builder, rows, halves, depth, left, left_step, right)
     factor, all_lanes = simd.splat(builder, scale), ir.Constant(MASK, [I1(1)] * LANES)
     masks = [
         all_lanes if whole else simd.mask(builder, builder.sub(columns, I64(LANES * half))) for half in range(halves)
@@ -214,12 +214,12 @@ def _sums(builder: Any, rows: int, halves: int, whole: bool, arguments: Any) -> 
             with branch:
                 for row, half in itertools.product(range(rows), range(halves)):
                     if added:
-                        start = simd.place(builder, base, base_step, row, half)
+                        start = simd.tile_address(builder, base, base_step, row, half)
                         start = simd.load(builder, start, masks[half], simd.constant(0.0))
-                        total = simd.fma(builder, factor, found[row][half], start)
+                        total = simd.fma(builder, factor, products[row][half], start)
                     else:
-                        total = builder.fmul(factor, found[row][half])
-                    simd.store(builder, total, simd.place(builder, out, out_step, row, half), masks[half])
+                        total = builder.fmul(factor, products[row][half])
+                    simd.store(builder, total, simd.tile_address(builder, out, out_step, row, half), masks[half])
 
 
 @intrinsic
@@ -270,7 +270,7 @@ def _product(rows, columns, depth, left, left_step, packed, right, out, out_step
 
 @simd.leaf(*[INT] * 5)
 def _pack_tiles(target, source, step, rows, depth):
-    """So many rows into tiles: at each depth, a vector of the rows' floats there."""
+    """Pack rows into tiles: for each depth, a vector of the rows' floats."""
     tiles = (rows + TILE - 1) // TILE
     for tile in range(tiles):
         first, last = rows * tile // tiles, rows * (tile + 1) // tiles
@@ -280,7 +280,7 @@ def _pack_tiles(target, source, step, rows, depth):
 
 @simd.leaf(*[INT] * 5)
 def _pack_panels(target, source, step, depth, columns):
-    """So many rows into panels, as they are."""
+    """Pack rows into panels, as they are."""
     for panel in range((columns + PANEL - 1) // PANEL):
         first = panel * PANEL
         there = target + first * depth * WORD
@@ -290,7 +290,7 @@ def _pack_panels(target, source, step, depth, columns):
 
 @simd.leaf(*[INT] * 5)
 def _pack_transposed(target, source, step, columns, depth):
-    """So many rows into panels, each as a column."""
+    """Pack rows into panels, each as a column."""
     for first in range(0, columns, LANES):
         there = target + (first // PANEL * PANEL * depth + first % PANEL) * WORD
         simd.transpose(there, PANEL * WORD, source + first * step, step, columns - first, depth)
@@ -304,7 +304,7 @@ def _softmaxes(attention, pixels, positions):
 
 @simd.leaf(*[INT] * 5, FLOAT)
 def _softmaxes_backward(attention, pull, pixels, positions, dot, scale):
-    """Also the sum over all pixels of attention * pull, into dot."""
+    """The softmax's backward for all pixels; dot becomes the sum of attention * pull."""
     total = np.float32(0)
     for pixel in range(pixels):
         offset = pixel * positions * WORD
@@ -312,32 +312,32 @@ def _softmaxes_backward(attention, pull, pixels, positions, dot, scale):
     _put(dot, total)
 
 
-# a line is its first pixel, the pixels from one to the next, how many, and where its arm begins in the attention
+# a line is: its first pixel, the step to the next pixel, the number of pixels, the offset of its arm in the attention
 
 
 @simd.helper
 def _energies(plan, line, scratch, out, left, left_step, right, right_step, depth):
-    """A line's left @ right^T into its arm of out."""
+    """Write a line's left @ right^T to its arm of out."""
     first, stride, n, arm = line
     positions, panels = plan.height + plan.width, scratch + plan.scratch_left
     simd.call(plan.pack_tiles, (scratch, left + first * left_step, stride * left_step, n, depth))
     simd.call(plan.pack_transposed, (panels, right + first * right_step, stride * right_step, n, depth))
-    place, step = out + (first * positions + arm) * WORD, stride * positions * WORD
+    target, step = out + (first * positions + arm) * WORD, stride * positions * WORD
     operands = scratch, LANES * WORD, 1, panels
-    simd.call(plan.product, (n, n, depth, *operands, place, step, 0, 0, np.float32(1)))
+    simd.call(plan.product, (n, n, depth, *operands, target, step, 0, 0, np.float32(1)))
 
 
 @simd.helper
-def _weighted(plan, line, scratch, weights, spread, right, right_step, columns, out, out_step, base, base_step, scale):
-    """A line's base + scale * weights @ right, or weights^T if they are to spread."""
+def _weigh(plan, line, scratch, weights, spread, right, right_step, columns, out, out_step, base, base_step, scale):
+    """Write a line's base + scale * weights @ right, or weights^T @ right to spread."""
     first, stride, n, arm = line
     positions, panels = plan.height + plan.width, scratch + plan.scratch_left
     left, step = weights + (first * positions + arm) * WORD, stride * positions * WORD
     if not spread:
         simd.call(plan.pack_tiles, (scratch, left, step, n, n))
         left, step = scratch, LANES * WORD
-    for start in range(0, columns, ACROSS):
-        count = min(ACROSS, columns - start)
+    for start in range(0, columns, MAX_PACKED):
+        count = min(MAX_PACKED, columns - start)
         source = right + first * right_step + start * WORD
         simd.call(plan.pack_panels, (panels, source, stride * right_step, n, count))
         operands = left, step, 1 - spread, panels
@@ -350,7 +350,7 @@ def _weighted(plan, line, scratch, weights, spread, right, right_step, columns, 
 
 @simd.helper
 def _scores(plan, line, scratch):
-    """The energies of query and key, in the columns without the pixel itself unless they are but products."""
+    """Energies of query and key; columns mask the pixel itself, but not in a plain product."""
     first, stride, n, arm = line
     positions = plan.height + plan.width
     query, key = (plan.query, plan.query_step), (plan.key, plan.key_step)
@@ -362,12 +362,12 @@ def _scores(plan, line, scratch):
 
 
 @simd.helper
-def _gathered(plan, line, scratch):
-    """Base and scale times what the rows' arms hold, to which the columns' arms are added."""
+def _gather(plan, line, scratch):
+    """Base plus scale times the sums over the rows' arms, to which those over the columns' are added later."""
     value, out, base = (plan.value, plan.value_step), (plan.out, plan.out_step), (plan.base, plan.base_step)
     spread = 1 if plan.task == _SCATTER else 0
     start = base if plan.step == ROW else out
-    _weighted(plan, line, scratch, plan.attention, spread, *value, plan.channels, *out, *start, plan.scale)
+    _weigh(plan, line, scratch, plan.attention, spread, *value, plan.channels, *out, *start, plan.scale)
 
 
 @simd.helper
@@ -379,7 +379,7 @@ def _forward(plan, line, scratch):
     if plan.step == ROW:
         simd.call(plan.softmaxes, (plan.attention + first * positions * WORD, n, positions))
     if plan.step != COLUMN:
-        _gathered(plan, line, scratch)
+        _gather(plan, line, scratch)
 
 
 @simd.helper
@@ -393,23 +393,23 @@ def _backward(plan, line, scratch):
     if step != REST:
         _energies(plan, line, scratch, plan.pull, *grad, *value, plan.channels)
         d_base = d_value if step == ROW else nothing
-        _weighted(plan, line, scratch, plan.attention, 1, *grad, plan.channels, *d_value, *d_base, scale)
+        _weigh(plan, line, scratch, plan.attention, 1, *grad, plan.channels, *d_value, *d_base, scale)
     if step == ROW:
         offset = first * positions * WORD
         dot = plan.dots + first // n * WORD
         simd.call(plan.softmaxes_backward, (plan.attention + offset, plan.pull + offset, n, positions, dot, scale))
     if step != COLUMN:
         q_base, k_base = (d_query, d_key) if step == REST else (nothing, nothing)
-        _weighted(plan, line, scratch, plan.pull, 0, *key, plan.reduced, *d_query, *q_base, one)
-        _weighted(plan, line, scratch, plan.pull, 1, *query, plan.reduced, *d_key, *k_base, one)
+        _weigh(plan, line, scratch, plan.pull, 0, *key, plan.reduced, *d_query, *q_base, one)
+        _weigh(plan, line, scratch, plan.pull, 1, *query, plan.reduced, *d_key, *k_base, one)
 
 
 @simd.leaf(types.CPointer(from_dtype(PLAN)))
 def lines(plans):
-    """One thread's part of a step: the next line that no other has taken, until there is none."""
+    """One thread's work in a step: take the next line until there is none."""
     plan = carray(plans, 1)[0]
-    scratch = plan.scratch + simd.taken(plans, THREADS) * plan.scratch_whole
-    index = simd.taken(plans, NEXT)
+    scratch = plan.scratch + simd.fetch_and_add(plans, THREADS) * plan.scratch_whole
+    index = simd.fetch_and_add(plans, NEXT)
     while index < plan.count:
         if plan.step == ROW:
             line = (index * plan.width, 1, plan.width, plan.height)
@@ -424,10 +424,13 @@ def lines(plans):
             if plan.step != REST:
                 _scores(plan, line, scratch)
         elif plan.step != COLUMN:
-            _gathered(plan, line, scratch)
-        index = simd.taken(plans, NEXT)
+            _gather(plan, line, scratch)
+        index = simd.fetch_and_add(plans, NEXT)
 
 
-ADDRESSES = dict(
-    zip(LEAVES, (_product, _pack_tiles, _pack_panels, _pack_transposed, _softmaxes, _softmaxes_backward), strict=True)
-)
+ADDRESSES = {
+    name: leaf.address
+    for name, leaf in zip(
+        LEAVES, (_product, _pack_tiles, _pack_panels, _pack_transposed, _softmaxes, _softmaxes_backward), strict=True
+    )
+}

@@ -1,4 +1,4 @@
-"""What all CPU kernels are made of: vectors of float32 as LLVM is told of them, and functions that Numba compiles.
+"""Building blocks of all CPU kernels: LLVM code for vectors of float32, and functions that Numba compiles.
 
 Everything is addressed in bytes. A product runs over tiles of up to TILE rows and 2 vectors of columns, whose sums stay
 in registers.
@@ -26,7 +26,7 @@ F32, I1, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(32), ir.IntType(64
 VECTOR, NUMBERS, MASK = (ir.VectorType(kind, LANES) for kind in (F32, I32, I1))
 INT, FLOAT = types.int64, types.float32
 
-# a function that Numba compiles anew into each of those that call it
+# a function that Numba compiles anew into each of its callers
 helper = njit(error_model="numpy")
 
 
@@ -45,8 +45,8 @@ def constant(value: float) -> Any:
     return ir.Constant(VECTOR, [F32(value)] * LANES)
 
 
-def whole(value: int) -> Any:
-    """A whole number in every lane."""
+def integer(value: int) -> Any:
+    """An integer in every lane."""
     return ir.Constant(NUMBERS, [I32(value)] * LANES)
 
 
@@ -63,42 +63,42 @@ def pointer(builder: Any, address: Any, kind: Any = VECTOR) -> Any:
 
 
 def mask(builder: Any, count: Any) -> Any:
-    """The first `count` lanes, all or none where it is beyond them."""
+    """The first `count` lanes; all for a larger count, none for a negative one."""
     lanes = ir.Constant(NUMBERS, [I32(lane) for lane in range(LANES)])
     return builder.icmp_signed("<", lanes, splat(builder, builder.trunc(count, I32)))
 
 
 def load(builder: Any, address: Any, mask: Any, other: Any) -> Any:
-    """A vector whose lanes are read where masked, else taken from the other."""
+    """A vector: lanes in the mask are read, the rest are those of `other`."""
     arguments = (VECTOR.as_pointer(), I32, MASK, VECTOR)
     masked = function(builder, f"llvm.masked.load.v{LANES}f32.p0", VECTOR, *arguments)
     return builder.call(masked, [pointer(builder, address), I32(WORD), mask, other])
 
 
 def store(builder: Any, vector: Any, address: Any, mask: Any) -> None:
-    """Write the lanes that are masked."""
+    """Write the lanes in the mask."""
     arguments = (VECTOR, VECTOR.as_pointer(), I32, MASK)
     masked = function(builder, f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType(), *arguments)
     builder.call(masked, [vector, pointer(builder, address), I32(WORD), mask])
 
 
-def fetch(builder: Any, address: Any, write: bool = False) -> None:
-    """Begin to bring a cache line near; the address may be anything."""
-    prefetch = function(builder, "llvm.prefetch.p0", ir.VoidType(), I64.as_pointer(), I32, I32, I32)
-    builder.call(prefetch, [pointer(builder, address, I64), I32(int(write)), I32(3), I32(1)])
+def prefetch(builder: Any, address: Any, write: bool = False) -> None:
+    """Prefetch a cache line; the address may be invalid."""
+    instruction = function(builder, "llvm.prefetch.p0", ir.VoidType(), I64.as_pointer(), I32, I32, I32)
+    builder.call(instruction, [pointer(builder, address, I64), I32(int(write)), I32(3), I32(1)])
 
 
-def plus(builder: Any, address: Any, step: Any, count: int) -> Any:
-    """An address so many steps on."""
+def advance(builder: Any, address: Any, step: Any, count: int) -> Any:
+    """An address moved by `count` steps."""
     return builder.add(address, builder.mul(step, I64(count)))
 
 
-def place(builder: Any, start: Any, step: Any, row: int, half: int) -> Any:
-    """Where a vector of a tile lies whose rows are a step apart."""
-    return builder.add(plus(builder, start, step, row), I64(WORD * LANES * half))
+def tile_address(builder: Any, start: Any, step: Any, row: int, half: int) -> Any:
+    """The address of a vector in a tile whose rows are `step` bytes apart."""
+    return builder.add(advance(builder, start, step, row), I64(WORD * LANES * half))
 
 
-def reduced(builder: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
+def reduce(builder: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
     """All lanes combined, in every lane."""
     half = LANES // 2
     while half:
@@ -109,7 +109,7 @@ def reduced(builder: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> An
 
 
 def maximum(builder: Any) -> Callable[[Any, Any], Any]:
-    """The function that gives the larger of two vectors' numbers."""
+    """A function of two vectors: the larger number of each lane."""
     larger = function(builder, f"llvm.maxnum.v{LANES}f32", *[VECTOR] * 3)
     return lambda a, b: builder.call(larger, [a, b])
 
@@ -117,9 +117,9 @@ def maximum(builder: Any) -> Callable[[Any, Any], Any]:
 def product(
     builder: Any, rows: int, halves: int, depth: Any, left: Any, left_step: Any, right: Any, row_step: int = 1
 ) -> list[list[Any]]:
-    """A tile of left @ right: so many rows and vectors, whose sums are all in registers.
+    """A tile of left @ right of `rows` rows and `halves` vectors, with all sums in registers.
 
-    left has its rows' floats row_step floats apart, and left_step bytes on those of the next depth; right is a panel.
+    In left, neighbouring rows are row_step floats apart, and depths left_step bytes; right is a panel.
     """
     before, loop = builder.block, builder.append_basic_block("depth")
     builder.branch(loop)
@@ -130,11 +130,11 @@ def product(
     sums = [[builder.phi(VECTOR) for _ in range(halves)] for _ in range(rows)]
     panel, scalars = pointer(builder, right_at), pointer(builder, left_at, F32)
     vectors = [builder.load(builder.gep(panel, [I32(half)]), align=WORD) for half in range(halves)]
-    found = []
+    products = []
     for row, phis in enumerate(sums):
         scalar = splat(builder, builder.load(builder.gep(scalars, [I32(row * row_step)]), align=WORD))
-        found.append([fma(builder, scalar, vector, phi) for vector, phi in zip(vectors, phis, strict=True)])
-        for phi, value in zip(phis, found[-1], strict=True):
+        products.append([fma(builder, scalar, vector, phi) for vector, phi in zip(vectors, phis, strict=True)])
+        for phi, value in zip(phis, products[-1], strict=True):
             phi.add_incoming(constant(0.0), before)
             phi.add_incoming(value, loop)
     following = builder.add(index, I64(1))
@@ -144,12 +144,12 @@ def product(
     done = builder.append_basic_block("done")
     builder.cbranch(builder.icmp_signed("<", following, depth), loop, done)
     builder.position_at_end(done)
-    return found
+    return products
 
 
 @intrinsic
-def taken(typingctx, counters, field):
-    """A counter of the plan before one is added to it, which no other thread gets."""
+def fetch_and_add(typingctx, counters, field):
+    """Atomic fetch-and-add of 1 to a counter of the plan; returns the old value."""
 
     def generate(context, builder, signature, arguments):
         address = builder.add(builder.ptrtoint(arguments[0], I64), arguments[1])
@@ -160,7 +160,7 @@ def taken(typingctx, counters, field):
 
 @intrinsic
 def transpose(typingctx, target, target_step, source, source_step, rows, count):
-    """Up to a vector of rows, of which each has so many floats: as columns, a vector each, zeros for missing rows.
+    """Write up to LANES rows of `count` floats as columns, a vector each, with zeros for missing rows.
 
     Writes whole squares, up to LANES - 1 vectors too many.
     """
@@ -172,16 +172,16 @@ def transpose(typingctx, target, target_step, source, source_step, rows, count):
         with cgutils.for_range(builder, blocks) as loop:
             first = builder.mul(loop.index, I64(LANES))
             inside = mask(builder, builder.sub(count, first))
-            place = builder.add(source, builder.mul(first, I64(WORD)))
+            address = builder.add(source, builder.mul(first, I64(WORD)))
             vectors = []
             for row in range(LANES):
                 there = builder.icmp_signed("<", I64(row), rows)
-                # a masked load of nothing is slow where there is no memory
-                start = builder.select(there, plus(builder, place, source_step, row), place)
+                # even a load without lanes is slow where no memory is mapped
+                start = builder.select(there, advance(builder, address, source_step, row), address)
                 vectors.append(load(builder, start, builder.select(there, inside, nothing), zero))
             half = 1
             while half < LANES:
-                # blocks off the diagonal change places
+                # swap the blocks off the diagonal
                 lanes = range(LANES)
                 upper = [lane if not lane & half else LANES + lane - half for lane in lanes]
                 lower = [lane + half if not lane & half else LANES + lane for lane in lanes]
@@ -191,9 +191,9 @@ def transpose(typingctx, target, target_step, source, source_step, rows, count):
                         order = ir.Constant(NUMBERS, [I32(lane) for lane in order])
                         vectors[at] = builder.shuffle_vector(*pair, order)
                 half *= 2
-            place = builder.add(target, builder.mul(first, target_step))
+            address = builder.add(target, builder.mul(first, target_step))
             for column, vector in enumerate(vectors):
-                builder.store(vector, pointer(builder, plus(builder, place, target_step, column)), align=WORD)
+                builder.store(vector, pointer(builder, advance(builder, address, target_step, column)), align=WORD)
         return context.get_dummy_value()
 
     return types.void(*[INT] * 6), generate
@@ -201,7 +201,7 @@ def transpose(typingctx, target, target_step, source, source_step, rows, count):
 
 @intrinsic
 def call(typingctx, address, arguments):
-    """Call a C function that gives nothing."""
+    """Call a C function that returns nothing."""
 
     def generate(context, builder, signature, values):
         address, arguments = values
@@ -213,27 +213,28 @@ def call(typingctx, address, arguments):
     return types.void(INT, arguments), generate
 
 
-def cached(compile: Callable[..., Any], function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """The function compiled for such arguments, or taken from Numba's cache where it has a folder for that."""
+def compile_cached(compile: Callable[..., Any], signature: Any, function: Callable[..., Any], **options: Any) -> Any:
+    """The function compiled for a signature, or read from Numba's cache beside its file or in the user's folder."""
     try:
-        return compile(types.void(*arguments), cache=True, **options)(function)
-    except RuntimeError:
-        return compile(types.void(*arguments), **options)(function)
+        return compile(signature, cache=True, **options)(function)
+    except Exception:  # a folder or a cached file may be broken in any way; an error of the function itself comes again
+        return compile(signature, **options)(function)
 
 
-# compiled functions live as long as something holds them
-_KEPT: list[Any] = []
+def offset(plan: Any, name: str) -> int:
+    """The offset of a field in bytes."""
+    return int(plan.fields[name][1])
+
+
 _STAMP = blake2s(Path(__file__).read_bytes(), digest_size=4).hexdigest()
 
 
-def leaf(*arguments: Any) -> Callable[[Callable[..., Any]], int]:
-    """Compile to a C function and give its address: Numba would compile an ordinary one anew into all its callers."""
+def leaf(*arguments: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile to a C function, to be called by its `address`: Numba would compile an ordinary one into each caller."""
 
-    def compiled(function: Callable[..., Any]) -> int:
-        # Numba looks for changes in the function's own file, and this one is in it too
+    def compile_leaf(function: Callable[..., Any]) -> Any:
+        # Numba looks for changes in the function's own file, but code of this one is in it too
         function.__qualname__ += f"_{_STAMP}"
-        _KEPT.append(cached(cfunc, function, *arguments, error_model="numpy"))
-        address: int = _KEPT[-1].address
-        return address
+        return compile_cached(cfunc, types.void(*arguments), function, error_model="numpy")
 
-    return compiled
+    return compile_leaf

@@ -1,4 +1,4 @@
-"""How the kernels' threads start."""
+"""Start the kernels' threads."""
 
 import ctypes
 import threading
@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 
-def together(function: int, argument: int, threads: int) -> None:
-    """Call a C function in so many threads at once."""
+def run_threads(function: int, argument: int, threads: int) -> None:
+    """Call a C function, by its address, in all of N threads at once."""
     parallel = openmp()
     if parallel:
         parallel(function, argument, threads, 0)
@@ -26,9 +26,9 @@ def together(function: int, argument: int, threads: int) -> None:
 
 @lru_cache(maxsize=1)
 def openmp() -> Callable[[int, int, int, int], None] | None:
-    """The start of a parallel region in the OpenMP that torch itself runs on; None where it has another interface.
+    """Start of a parallel region in the OpenMP that torch itself uses; None if that has another interface.
 
-    Threads of a second pool would fight with torch's for the processor, as both wait for work by spinning.
+    The threads of a second pool would compete with torch's for the processor: both spin while they wait for work.
     """
     try:
         parallel = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel

@@ -1,4 +1,4 @@
-"""The CPU kernels of 3x3 convolutions by Winograd's minimal filtering: 36 products for 16 pixels in place of 144.
+"""The CPU kernels of 3x3 convolutions by Winograd's minimal filtering: 36 products for 16 pixels in address of 144.
 
 A tile of 4 x 4 output pixels is A^T [(G g G^T) * (B^T d B)] A of its 6 x 6 input pixels d and the filter g (Lavin and
 Gray, CVPR 2016, equation 8); summed over input channels, the product in the middle is one of matrices for each of the
@@ -37,38 +37,38 @@ ROWS = LANES // 2
 TASKS = {name: number for number, name in enumerate(("filters", "flipped", "forward", "spread", "gradient"))}
 _FILTERS, _FLIPPED, _FORWARD, _SPREAD, _GRADIENT = TASKS.values()
 
-# functions that are called by their address, which is another in each process and no constant of what Numba keeps
+# functions that are called by address: it differs between processes, so it must not be a constant in Numba's cache
 LEAVES = ("multiply", "correlate", "gather", "unfold", "scatter", "transform", "collect")
 
 PLAN = np.dtype(
     [
         *((name, np.int64) for name in ("task", "height", "width", "inputs", "outputs", "dilation")),
-        # where tensors lie, and the bytes from one of their pixels, or of the filters' taps, to the next
+        # addresses of tensors, and the bytes from a pixel, or a tap of the filters, to the next
         *((f"{name}{suffix}", np.int64) for name in ("x", "out", "weight") for suffix in ("", "_step")),
         *((name, np.int64) for name in ("filters", "bias", "spread", "add")),
-        # output tiles: how many rows and columns of them an image has, and the first pixel of each
+        # output tiles: the rows and columns of them in an image, and the first pixel of each
         *((name, np.int64) for name in ("down", "across", "rows", "columns")),
-        # tiles from first to last; how many of them, or of the input and output channels, are a task
+        # tiles from first to last; tiles, input channels and output channels of one task
         *((name, np.int64) for name in ("first", "last", "group", "block", "part")),
         *((name, np.int64) for name in ("scratch", "scratch_whole", "zeros")),
         *((name, np.int64) for name in LEAVES),
-        # what its threads count together: tasks still to do, and threads that have come
+        # counters of all threads: the next task, and the threads that have started
         *((name, np.int64) for name in ("count", "next", "threads")),
         ("slope", np.float32),
     ],
     align=True,
 )
-NEXT, THREADS = (PLAN.fields[name][1] for name in ("next", "threads"))
+NEXT, THREADS = (simd.offset(PLAN, name) for name in ("next", "threads"))
 
 
 def forward_scratch(tiles: int, inputs: int, outputs: int) -> int:
-    """Bytes that a thread needs for so many tiles at once."""
+    """Bytes of scratch memory for this many tiles at once."""
     row = -(-inputs // DEPTH) * DEPTH + outputs
     return POINTS * 8 + WORD * (outputs + POINTS * tiles * row)
 
 
 def gradient_scratch(tiles: int, block: int, part: int) -> int:
-    """Bytes that a thread needs for the gradient of a block of input channels and a part of the output channels."""
+    """Bytes of scratch memory for the gradient of a block of input channels and a part of the output channels."""
     return POINTS * 8 + WORD * POINTS * block * (tiles + part)
 
 
@@ -78,10 +78,10 @@ def _matrices() -> tuple[list[list[float]], list[list[float]], list[list[float]]
 
     def product(roots: Sequence[Fraction]) -> list[Fraction]:
         """Coefficients, from the constant one on, of the polynomial with these roots."""
-        found = [Fraction(1)]
+        terms = [Fraction(1)]
         for root in roots:
-            found = [low - root * high for low, high in zip([Fraction(0), *found], [*found, Fraction(0)], strict=True)]
-        return found
+            terms = [low - root * high for low, high in zip([Fraction(0), *terms], [*terms, Fraction(0)], strict=True)]
+        return terms
 
     others = [[q for q in points if q != p] for p in points]
     values = [
@@ -96,52 +96,52 @@ def _matrices() -> tuple[list[list[float]], list[list[float]], list[list[float]]
     return a, g, b
 
 
-def _transposed(matrix: list[list[float]]) -> list[list[float]]:
+def _transpose(matrix: list[list[float]]) -> list[list[float]]:
     return [list(column) for column in zip(*matrix, strict=True)]
 
 
 _OUTPUT, _FILTER, _INPUT = _matrices()
 
 
-# what LLVM is told directly
+# LLVM code
 
 
-def _combined(builder: Any, row: Sequence[float], vectors: Sequence[Any]) -> Any:
-    """The sum of a row's factors times the vectors; None where all factors are 0."""
-    found = None
+def _combine(builder: Any, row: Sequence[float], vectors: Sequence[Any]) -> Any:
+    """The sum of a row's factors times the vectors; None if all factors are 0."""
+    total = None
     for factor, vector in sorted(zip(row, vectors, strict=True), key=lambda pair: abs(pair[0]) != 1):
         if not factor:
             continue
-        if found is None:
-            found = vector if factor == 1 else builder.fmul(vector, simd.constant(factor))
+        if total is None:
+            total = vector if factor == 1 else builder.fmul(vector, simd.constant(factor))
         elif abs(factor) == 1:
-            found = (builder.fadd if factor > 0 else builder.fsub)(found, vector)
+            total = (builder.fadd if factor > 0 else builder.fsub)(total, vector)
         else:
-            found = simd.fma(builder, vector, simd.constant(factor), found)
-    return found
+            total = simd.fma(builder, vector, simd.constant(factor), total)
+    return total
 
 
 def _line(builder: Any, matrix: list[list[float]], vectors: Sequence[Any]) -> list[Any]:
     """A matrix times a column of vectors; rows that differ in the odd factors' signs share their halves."""
-    found: list[Any] = []
+    results: list[Any] = []
     for index, row in enumerate(matrix):
         mirror = [factor if k % 2 == 0 else -factor for k, factor in enumerate(row)]
         if index and matrix[index - 1] == mirror and row != mirror:
             continue
         if index + 1 < len(matrix) and matrix[index + 1] == mirror and row != mirror:
-            even = _combined(builder, [f if k % 2 == 0 else 0.0 for k, f in enumerate(row)], vectors)
-            odd = _combined(builder, [f if k % 2 else 0.0 for k, f in enumerate(row)], vectors)
-            found += [builder.fadd(even, odd), builder.fsub(even, odd)]
+            even = _combine(builder, [f if k % 2 == 0 else 0.0 for k, f in enumerate(row)], vectors)
+            odd = _combine(builder, [f if k % 2 else 0.0 for k, f in enumerate(row)], vectors)
+            results += [builder.fadd(even, odd), builder.fsub(even, odd)]
         else:
-            found.append(_combined(builder, row, vectors))
-    return found
+            results.append(_combine(builder, row, vectors))
+    return results
 
 
 def _square(builder: Any, matrix: list[list[float]], vectors: Sequence[Any]) -> list[Any]:
     """matrix @ square of vectors @ matrix^T, row by row."""
     side = len(matrix[0])
     columns = [_line(builder, matrix, vectors[column::side]) for column in range(side)]
-    return [found for row in range(len(matrix)) for found in _line(builder, matrix, [c[row] for c in columns])]
+    return [result for row in range(len(matrix)) for result in _line(builder, matrix, [c[row] for c in columns])]
 
 
 def _read(builder: Any, address: Any) -> Any:
@@ -160,21 +160,21 @@ def _read_half(builder: Any, address: Any) -> Any:
     """A vector of bfloat16, which are the upper halves of float32."""
     kind = ir.VectorType(ir.IntType(16), LANES)
     halves = builder.load(simd.pointer(builder, address, kind), align=2)
-    return builder.bitcast(builder.shl(builder.zext(halves, NUMBERS), simd.whole(16)), VECTOR)
+    return builder.bitcast(builder.shl(builder.zext(halves, NUMBERS), simd.integer(16)), VECTOR)
 
 
 def _write_half(builder: Any, vector: Any, address: Any) -> None:
-    """A vector as bfloat16, rounded to the nearest and to even; what is no number stays none."""
+    """A vector as bfloat16, rounded to nearest, ties to even; nan stays nan."""
     bits = builder.bitcast(vector, NUMBERS)
-    odd = builder.and_(builder.lshr(bits, simd.whole(16)), simd.whole(1))
-    rounded = builder.add(builder.add(bits, simd.whole(0x7FFF)), odd)
+    odd = builder.and_(builder.lshr(bits, simd.integer(16)), simd.integer(1))
+    rounded = builder.add(builder.add(bits, simd.integer(0x7FFF)), odd)
     unordered = builder.fcmp_unordered("uno", vector, vector)
-    rounded = builder.select(unordered, simd.whole(0x7FC00000), rounded)
-    halves = builder.trunc(builder.lshr(rounded, simd.whole(16)), ir.VectorType(ir.IntType(16), LANES))
+    rounded = builder.select(unordered, simd.integer(0x7FC00000), rounded)
+    halves = builder.trunc(builder.lshr(rounded, simd.integer(16)), ir.VectorType(ir.IntType(16), LANES))
     builder.store(halves, simd.pointer(builder, address, halves.type), align=2)
 
 
-# what a tensor's vectors are read and written by, and the bytes of a number
+# functions that read and write a vector, and the bytes of a number
 _FULL, _HALF = (_read, _write, WORD), (_read_half, _write_half, WORD // 2)
 
 
@@ -183,9 +183,9 @@ def _gathering(matrix: list[list[float]], access: tuple[Any, Any, int]) -> Any:
 
     @intrinsic
     def gathering(typingctx, table, offset, vectors, target, step, pair_step, odd_step):
-        """matrix d matrix^T of the pixels d whose addresses a table holds; its entries lie step apart.
+        """matrix d matrix^T of the pixels d whose addresses a table holds; its entries are `step` bytes apart.
 
-        offset is the first channel; two vectors of channels lie pair_step from the next two, and odd_step apart.
+        offset is the first channel; two vectors of channels are odd_step apart, and pair_step from the next two.
         """
 
         def generate(context, builder, signature, arguments):
@@ -196,10 +196,10 @@ def _gathering(matrix: list[list[float]], access: tuple[Any, Any, int]) -> Any:
                 read = [read_one(builder, builder.add(_entry(builder, table, i), shift)) for i in range(pixels)]
                 pair = builder.mul(builder.lshr(loop.index, I64(1)), pair_step)
                 odd = builder.mul(builder.and_(loop.index, I64(1)), odd_step)
-                place = builder.add(target, builder.add(pair, odd))
-                for found in _square(builder, matrix, read):
-                    _write(builder, found, place)
-                    place = builder.add(place, step)
+                address = builder.add(target, builder.add(pair, odd))
+                for result in _square(builder, matrix, read):
+                    _write(builder, result, address)
+                    address = builder.add(address, step)
             return context.get_dummy_value()
 
         return types.void(*[INT] * 7), generate
@@ -217,16 +217,16 @@ def _moving(matrix: list[list[float]]) -> Any:
             more = simd.mask(builder, builder.mul(add, I64(LANES)))
             with cgutils.for_range(builder, vectors) as loop:
                 shift = builder.mul(loop.index, I64(LANES * WORD))
-                place = builder.add(source, shift)
+                address = builder.add(source, shift)
                 read = []
                 for _ in range(len(matrix[0]) ** 2):
-                    read.append(_read(builder, place))
-                    place = builder.add(place, source_step)
-                place = builder.add(target, shift)
-                for found in _square(builder, matrix, read):
-                    before = simd.load(builder, place, more, simd.constant(0.0))
-                    _write(builder, builder.fadd(found, before), place)
-                    place = builder.add(place, target_step)
+                    read.append(_read(builder, address))
+                    address = builder.add(address, source_step)
+                address = builder.add(target, shift)
+                for result in _square(builder, matrix, read):
+                    before = simd.load(builder, address, more, simd.constant(0.0))
+                    _write(builder, builder.fadd(result, before), address)
+                    address = builder.add(address, target_step)
             return context.get_dummy_value()
 
         return types.void(*[INT] * 6), generate
@@ -235,8 +235,8 @@ def _moving(matrix: list[list[float]]) -> Any:
 
 
 _gather_full, _gather_half = (_gathering(_INPUT, access) for access in (_FULL, _HALF))
-_unfold_full, _unfold_half = (_gathering(_transposed(_OUTPUT), access) for access in (_FULL, _HALF))
-_move_filter, _move_gradient = _moving(_FILTER), _moving(_transposed(_FILTER))
+_unfold_full, _unfold_half = (_gathering(_transpose(_OUTPUT), access) for access in (_FULL, _HALF))
+_move_filter, _move_gradient = _moving(_FILTER), _moving(_transpose(_FILTER))
 
 
 def _scattering(access: tuple[Any, Any, int]) -> Any:
@@ -244,7 +244,7 @@ def _scattering(access: tuple[Any, Any, int]) -> Any:
 
     @intrinsic
     def scattering(typingctx, source, step, table, vectors, bias, add, slope):
-        """A^T m A of the entries m, step apart, plus bias, added to pixels or not; negative ones times slope."""
+        """A^T m A of entries m, `step` bytes apart, plus bias, added to pixels or not; negative results times slope."""
 
         def generate(context, builder, signature, arguments):
             source, step, table, vectors, bias, add, slope = arguments
@@ -253,19 +253,19 @@ def _scattering(access: tuple[Any, Any, int]) -> Any:
             zero = simd.constant(0.0)
             with cgutils.for_range(builder, vectors) as loop:
                 shift = builder.mul(loop.index, I64(LANES * WORD))
-                place = builder.add(source, shift)
+                address = builder.add(source, shift)
                 read = []
                 for _ in range(POINTS):
-                    read.append(_read(builder, place))
-                    place = builder.add(place, step)
+                    read.append(_read(builder, address))
+                    address = builder.add(address, step)
                 constant = _read(builder, builder.add(bias, shift))
-                for index, found in enumerate(_square(builder, _OUTPUT, read)):
-                    place = builder.add(_entry(builder, table, index), builder.mul(loop.index, I64(LANES * size)))
-                    found = builder.fadd(found, constant)
-                    # whatever there is, it will be written next
-                    found = builder.fadd(found, builder.select(more, read_one(builder, place), zero))
-                    negative = builder.fcmp_ordered("<", found, zero)
-                    write_one(builder, builder.select(negative, builder.fmul(found, factor), found), place)
+                for index, result in enumerate(_square(builder, _OUTPUT, read)):
+                    address = builder.add(_entry(builder, table, index), builder.mul(loop.index, I64(LANES * size)))
+                    result = builder.fadd(result, constant)
+                    # read even where nothing is added: the vector is written next
+                    result = builder.fadd(result, builder.select(more, read_one(builder, address), zero))
+                    negative = builder.fcmp_ordered("<", result, zero)
+                    write_one(builder, builder.select(negative, builder.fmul(result, factor), result), address)
             return context.get_dummy_value()
 
         return types.void(*[INT] * 6, FLOAT), generate
@@ -309,21 +309,21 @@ def _sums(
     step: Any,
     add: Any,
 ) -> None:
-    """One tile of so many rows and two vectors, whose sums are all in registers."""
-    found = simd.product(builder, rows, 2, depth, left, I64(WORD * depth_step), right, row_step)
+    """One tile of `rows` rows and two vectors, with all sums in registers."""
+    products = simd.product(builder, rows, 2, depth, left, I64(WORD * depth_step), right, row_step)
     with builder.if_else(builder.icmp_signed("!=", add, I64(0))) as branches:
         for branch, added in zip(branches, (True, False), strict=True):
             with branch:
                 for row, half in itertools.product(range(rows), range(2)):
-                    place = simd.place(builder, out, step, row, half)
-                    total = found[row][half]
-                    _write(builder, builder.fadd(total, _read(builder, place)) if added else total, place)
+                    address = simd.tile_address(builder, out, step, row, half)
+                    total = products[row][half]
+                    _write(builder, builder.fadd(total, _read(builder, address)) if added else total, address)
 
 
 def _tiling(heights: Sequence[int], row_step: int, depth_step: int) -> Any:
     @intrinsic
     def tiling(typingctx, rows, depth, left, right, out, step, add):
-        """out = left @ right, or added to it, for rows of which there is one of the heights, and a panel's columns."""
+        """out = left @ right, or added to it, for a number of rows among the heights, and a panel's columns."""
 
         def generate(context, builder, signature, arguments):
             rows, *others = arguments
@@ -355,8 +355,8 @@ def _multiply(rows, columns, depth, left, right, out, step, add):
         across = panel * PANEL * WORD
         for tile in range(tiles):
             first, last = rows * tile // tiles, rows * (tile + 1) // tiles
-            place = out + first * step + across
-            _tile_forward(last - first, depth, left + first * DEPTH * WORD, right + across * depth, place, step, add)
+            address = out + first * step + across
+            _tile_forward(last - first, depth, left + first * DEPTH * WORD, right + across * depth, address, step, add)
 
 
 @simd.leaf(*[INT] * 7)
@@ -411,10 +411,10 @@ def _collect(source, source_step, target, target_step, vectors, add):
 
 @simd.helper
 def _pixels(plan, tile, base, step, side, before, outside, table):
-    """The addresses of a square of a tile's pixels, from so many before its own first one; outside for those beyond."""
-    image, place = tile // (plan.down * plan.across), tile % (plan.down * plan.across)
-    top = _peek(plan.rows + place // plan.across * 8) - before * plan.dilation
-    left = _peek(plan.columns + place % plan.across * 8) - before * plan.dilation
+    """The addresses of a square of pixels that starts `before` pixels before the tile; `outside` beyond the image."""
+    image, index = tile // (plan.down * plan.across), tile % (plan.down * plan.across)
+    top = _peek(plan.rows + index // plan.across * 8) - before * plan.dilation
+    left = _peek(plan.columns + index % plan.across * 8) - before * plan.dilation
     for i in range(side):
         y = top + i * plan.dilation
         for j in range(side):
@@ -445,7 +445,7 @@ def _filters(plan, task, scratch):
 
 @simd.helper
 def _flipped(plan, task):
-    """The same for the convolution backwards, whose input is an output channel, and whose taps are turned."""
+    """The same for the backward convolution, from output to input channels, with the taps rotated by 180 degrees."""
     inputs, outputs = plan.inputs, plan.outputs
     block = task // DEPTH * DEPTH
     depth = min(DEPTH, inputs - block)
@@ -525,10 +525,10 @@ def _gradient(plan, task, scratch):
 
 @simd.leaf(types.CPointer(from_dtype(PLAN)))
 def work(plans):
-    """One thread's part: the next task that no other has taken, until there is none."""
+    """One thread's work: take the next task until there is none."""
     plan = carray(plans, 1)[0]
-    scratch = plan.scratch + simd.taken(plans, THREADS) * plan.scratch_whole
-    task = simd.taken(plans, NEXT)
+    scratch = plan.scratch + simd.fetch_and_add(plans, THREADS) * plan.scratch_whole
+    task = simd.fetch_and_add(plans, NEXT)
     while task < plan.count:
         if plan.task == _FILTERS:
             _filters(plan, task, scratch)
@@ -540,11 +540,11 @@ def work(plans):
             _spread(plan, task, scratch)
         else:
             _gradient(plan, task, scratch)
-        task = simd.taken(plans, NEXT)
+        task = simd.fetch_and_add(plans, NEXT)
 
 
 _COMMON = {"multiply": _multiply, "correlate": _correlate, "transform": _transform, "collect": _collect}
-# by the bytes of a number
+# by bytes per number
 _READ = {
     4: {"gather": _gather_full_leaf, "unfold": _unfold_full_leaf},
     2: {"gather": _gather_half_leaf, "unfold": _unfold_half_leaf},
@@ -553,5 +553,6 @@ _WRITTEN = {4: {"scatter": _scatter_full_leaf}, 2: {"scatter": _scatter_half_lea
 
 
 def addresses(read: int = 4, written: int = 4) -> dict[str, int]:
-    """Where the leaves lie, for tensors with so many bytes a number."""
-    return _COMMON | _READ[read] | _WRITTEN[written]
+    """The leaves' addresses, for tensors with numbers of these sizes in bytes."""
+    leaves = _COMMON | _READ[read] | _WRITTEN[written]
+    return {name: leaf.address for name, leaf in leaves.items()}

@@ -22,15 +22,15 @@ def attention_width(height: int, width: int) -> int:
     return steps.padded(height) + steps.padded(width)
 
 
-def compiles(arch: tuple[int, int]) -> str:
-    """Whether a kernel can be compiled for a compute capability, without a GPU: "compiles", or the refusal's text."""
+def try_to_compile(arch: tuple[int, int]) -> str:
+    """Compile a kernel for a compute capability, which needs no GPU: "compiles", or the error's text."""
     from ccnet_cli.ops.cuda import launch
 
     try:
         launch.require()
         from ccnet_cli.ops.cuda import build
 
-        # of a small map, which takes least time
+        # for a small map, which takes least time
         build.assemble(steps.Kernel("softmax", "float32", (32, 8, 8), True, 32), arch)
     except (InputError, ImportError) as error:
         return str(error)
@@ -74,7 +74,7 @@ def criss_cross(
 ) -> tuple[Tensor, Tensor]:
     """Output (B, C, H, W) and attention (B, H, W, attention_width) of one pass of criss-cross attention.
 
-    tensor: gather on tensor cores, in TF32 or bfloat16, from sm_80 on; no operator asks for it.
+    tensor: gather on tensor cores, in TF32 or bfloat16, from sm_80 on; no operator uses it.
     """
     query, key, value = map(pixels, (query_BCHW, key_BCHW, value_BCHW))
     B, H, W, C = value.shape

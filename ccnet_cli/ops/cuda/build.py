@@ -22,13 +22,17 @@ from ccnet_cli.ops.cuda.tensor import tensor_product
 STORED = {"float32": types.float32, "float16": types.float16, "bfloat16": types.uint16}
 
 
-def function(kernel: Kernel) -> Callable[..., None]:
+def make_function(kernel: Kernel) -> Callable[..., None]:
     """The kernel in plain Python."""
-    if kernel.form in ("softmax", "softmax_backward"):
-        return {"softmax": softmax, "softmax_backward": softmax_backward}[kernel.form](*kernel.sizes)
+    make: Callable[..., Callable[..., None]]
+    if "softmax" in kernel.form:
+        make = softmax if kernel.form == "softmax" else softmax_backward
+        return make(*kernel.sizes)
     if kernel.form == "tensor":
-        return tensor_product(*kernel.sizes, kernel.dtype, kernel.aligned)
-    return line_product(kernel.form, *kernel.sizes, kernel.aligned)
+        make = tensor_product
+        return make(*kernel.sizes, kernel.dtype, kernel.aligned)
+    make = line_product
+    return make(kernel.form, *kernel.sizes, kernel.aligned)
 
 
 def signature(kernel: Kernel) -> Any:
@@ -45,23 +49,24 @@ def signature(kernel: Kernel) -> Any:
     return types.void(*pointers, *[types.int32] * numbers)
 
 
-def bounds(kernel: Kernel) -> tuple[int, int]:
-    """Threads and blocks that share a multiprocessor: 128 registers each for a product, 64 for a large softmax."""
+def launch_bounds(kernel: Kernel) -> tuple[int, int]:
+    """Threads per block, and blocks per multiprocessor: 128 registers per thread, or 64 in a large softmax."""
     return (THREADS, 2) if kernel.threads <= THREADS else (kernel.threads, 1)
 
 
 @lru_cache(maxsize=256)
 def ptx(kernel: Kernel, arch: tuple[int, int]) -> str:
-    """The kernel for a compute capability, compiled without a GPU; InputError where the toolkit is not there."""
-    # the simulator has no such errors
+    """The kernel for a compute capability, compiled without a GPU; InputError if the toolkit is missing."""
+    # imported here: the simulator does not have them
     from numba.cuda.cudadrv.error import CCSupportError, NvvmSupportError
 
     if kernel.form == "tensor" and arch < (8, 0):
         why = "TF32 and bfloat16 need sm_80 or newer"
         raise InputError(f"numba kernels on tensor cores of sm_{arch[0]}{arch[1]}", why, "do not use tensor cores")
-    options = {"device": False, "abi": "numba", "output": "ptx", "launch_bounds": bounds(kernel)}
+    options = {"device": False, "abi": "numba", "output": "ptx", "launch_bounds": launch_bounds(kernel)}
+    text: str
     try:
-        text, _ = cuda.compile(function(kernel), signature(kernel), cc=arch, **options)
+        text, _ = cuda.compile(make_function(kernel), signature(kernel), cc=arch, **options)
     except (NvvmSupportError, CCSupportError) as error:
         raise _refusal(arch, error) from None
     mangled = re.search(r"\.entry (\w+)\(", text)
@@ -70,8 +75,8 @@ def ptx(kernel: Kernel, arch: tuple[int, int]) -> str:
 
 
 @dataclass(frozen=True)
-class Assembled:
-    """Machine code, and what the assembler tells of it: registers of a thread, the rest in bytes."""
+class MachineCode:
+    """Machine code with the assembler's figures: registers per thread, the rest in bytes."""
 
     image: bytes
     registers: int
@@ -81,8 +86,8 @@ class Assembled:
 
 
 @lru_cache(maxsize=256)
-def assemble(kernel: Kernel, arch: tuple[int, int]) -> Assembled:
-    """The kernel as machine code for a compute capability, made without a GPU."""
+def assemble(kernel: Kernel, arch: tuple[int, int]) -> MachineCode:
+    """The kernel's machine code for a compute capability, assembled without a GPU."""
     text = ptx(kernel, arch).encode()
     try:
         from cuda.bindings import nvjitlink
@@ -101,17 +106,17 @@ def assemble(kernel: Kernel, arch: tuple[int, int]) -> Assembled:
         raise _refusal(arch, error) from None
     finally:
         nvjitlink.destroy(link)
-    return Assembled(bytes(image), *_resources(log.decode()))
+    return MachineCode(bytes(image), *_resources(log.decode()))
 
 
 def inner_loop(image: bytes, operation: str = "FFMA") -> tuple[int, int]:
-    """How often an operation and a vector load from shared memory stand in the densest loop of machine code."""
+    """How many of an operation, and how many vector loads from shared memory, the densest loop of machine code has."""
     tool = _disassembler()
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(image)
         file.flush()
-        done = subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
+        listing = subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True).stdout
+    lines = listing.splitlines()
     labels = {line.strip()[:-1]: number for number, line in enumerate(lines) if re.match(r"\.L_x_\d+:", line.strip())}
     loops = []
     for number, line in enumerate(lines):
@@ -122,7 +127,7 @@ def inner_loop(image: bytes, operation: str = "FFMA") -> tuple[int, int]:
         if multiplies:
             loads = sum(re.search(r" LDS\S*\.128", x) is not None for x in body)
             loops.append((multiplies / len(body), multiplies, loads))
-    # of the jumps back, that over the densest product
+    # of all loops, the one with the most products per instruction
     return max(loops)[1:] if loops else (0, 0)
 
 
@@ -135,16 +140,16 @@ def _disassembler() -> str:
 
 
 def _resources(log: str) -> tuple[int, int, int, int]:
-    """Registers, stack, spilled and shared bytes in the assembler's words."""
+    """Registers, and bytes of stack, spills and shared memory, from the assembler's log."""
 
     def number(pattern: str) -> int:
-        found = re.search(pattern, log)
-        return int(found.group(1)) if found else 0
+        match = re.search(pattern, log)
+        return int(match.group(1)) if match else 0
 
     spills = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
     registers = number(r"Used (\d+) registers")
     if not registers:
-        raise RuntimeError(f"the assembler tells no registers: {log!r}")
+        raise RuntimeError(f"no number of registers in the assembler's log: {log!r}")
     return registers, number(r"(\d+) bytes stack frame"), spills, number(r"(\d+) bytes smem")
 
 

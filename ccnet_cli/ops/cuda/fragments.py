@@ -1,4 +1,4 @@
-"""Products that a warp's 32 threads make together on tensor cores, from words of 32 bits: mma.sync of sm_80 and newer.
+"""Products of a warp's 32 threads on tensor cores, from words of 32 bits: mma.sync of sm_80 and newer.
 
 A word is one number in TF32 or two in bfloat16, the first in the lower half; it travels as the float32 of its bits.
 Thread `lane` of a warp holds, with group = lane // 4 and member = lane % 4, the words
@@ -7,7 +7,7 @@ Thread `lane` of a warp holds, with group = lane // 4 and member = lane % 4, the
     right (8, 8)   member, member + 4 of column group
     total (16, 8)  of row group columns 2 member, 2 member + 1, then the same of row group + 8, in float32
 
-The Numba CUDA simulator has no warps: in the plain Python of this file its threads show each other their words.
+The Numba CUDA simulator has no warps: in the plain Python of this file its threads exchange their words.
 """
 
 import threading
@@ -15,11 +15,12 @@ import threading
 import numpy as np
 from numba import config
 
-_SHOWN: dict[int, tuple[tuple[np.float32, ...], ...]] = {}
+# the simulator's threads: what each passes to the others of its warp
+_EXCHANGE: dict[int, tuple[tuple[np.float32, ...], ...]] = {}
 
 
 def tf32(value):
-    """The word of a float32, rounded to 10 bits behind the point, halves away from zero."""
+    """The word of a float32, rounded to 10 bits after the point, ties away from zero."""
     if not np.isfinite(value):
         return value
     return np.uint32((int(np.float32(value).view(np.uint32)) + 0x1000) & 0xFFFFE000).view(np.float32)
@@ -54,7 +55,7 @@ def _halves(word):
 
 def _multiply(left, right, total, numbers):
     thread = threading.current_thread()
-    _SHOWN[thread.thread_id] = left, right
+    _EXCHANGE[thread.thread_id] = left, right
     thread.syncthreads()
     warp, lane = thread.thread_id // 32 * 32, thread.thread_id % 32
     group, member = lane // 4, lane % 4
@@ -63,11 +64,11 @@ def _multiply(left, right, total, numbers):
         column = 2 * member + i % 2
         value = float(total[i])
         for k in range(4):
-            row = _SHOWN[warp + 4 * group + k][0][i // 2 :: 2]
-            words = zip(row, _SHOWN[warp + 4 * column + k][1], strict=True)
+            row = _EXCHANGE[warp + 4 * group + k][0][i // 2 :: 2]
+            words = zip(row, _EXCHANGE[warp + 4 * column + k][1], strict=True)
             value += sum(a * b for x, y in words for a, b in zip(numbers(x), numbers(y), strict=True))
         sums.append(np.float32(value))
-    # nobody shows the next words before everybody has seen these
+    # all threads read these words before one writes the next
     thread.syncthreads()
     return tuple(sums)
 
@@ -111,9 +112,9 @@ if not config.ENABLE_CUDASIM:
             left, right, total = (cgutils.unpack_tuple(builder, x) for x in arguments)
             words = [builder.bitcast(x, _I32) for x in (*left, *right)]
             result = ir.LiteralStructType([_F32] * 4)
-            # volatile, because all threads of the warp have to come to the same one
-            found = _assembly(builder, result, text, constraints, [*words, *total], volatile=True)
-            return cgutils.pack_array(builder, [builder.extract_value(found, i) for i in range(4)])
+            # volatile: all threads of the warp must execute the same one
+            values = _assembly(builder, result, text, constraints, [*words, *total], volatile=True)
+            return cgutils.pack_array(builder, [builder.extract_value(values, i) for i in range(4)])
 
         def typed(typingctx, left, right, total):
             return _FOUR(_FOUR, _TWO, _FOUR), generate

@@ -22,16 +22,16 @@ from ccnet_cli.ops.cuda.steps import ENTRY, Kernel, Step
 def run(steps: Sequence[Step], tensors: dict[str, Tensor]) -> None:
     """Launch in order on the tensors' device, on torch's current stream there.
 
-    A CUDA graph can capture it once the kernels are loaded, which a run before does.
+    A CUDA graph can capture it after a first run, which loads the kernels.
     """
     device = next(iter(tensors.values())).device
     pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream().cuda_stream
         # a thread that has not called the CUDA runtime yet has no context
-        _checked(_driver().cuCtxSetCurrent(_context(device.index)))
+        _check(_driver().cuCtxSetCurrent(_context(device.index)))
         for step in steps:
-            _prepared(step, device.index)(pointers, stream)
+            _prepare(step, device.index)(pointers, stream)
 
 
 class _Launch:
@@ -53,30 +53,30 @@ class _Launch:
         with self.lock:
             for name, slot in zip(self.names, self.slots, strict=True):
                 slot.value = pointers[name]
-            _checked(_driver().cuLaunchKernel(self.function, *self.shape, 0, stream, self.address, 0))
+            _check(_driver().cuLaunchKernel(self.function, *self.shape, 0, stream, self.address, 0))
 
 
 @lru_cache(maxsize=1024)
-def _prepared(step: Step, index: int) -> _Launch:
-    return _Launch(step, _loaded(step.kernel, index))
+def _prepare(step: Step, index: int) -> _Launch:
+    return _Launch(step, _load(step.kernel, index))
 
 
 @lru_cache(maxsize=64)
 def _context(index: int) -> Any:
     """The primary context of a device, which is the one that torch uses."""
-    _checked(_driver().cuInit(0))
-    return _checked(_driver().cuDevicePrimaryCtxRetain(_checked(_driver().cuDeviceGet(index))))
+    _check(_driver().cuInit(0))
+    return _check(_driver().cuDevicePrimaryCtxRetain(_check(_driver().cuDeviceGet(index))))
 
 
 @lru_cache(maxsize=256)
-def _loaded(kernel: Kernel, index: int) -> Any:
+def _load(kernel: Kernel, index: int) -> Any:
     """The kernel as a function in the primary context of a device, current here."""
-    module = _checked(_driver().cuModuleLoadData(machine_code(kernel, torch.cuda.get_device_capability(index))))
-    return _checked(_driver().cuModuleGetFunction(module, ENTRY.encode()))
+    module = _check(_driver().cuModuleLoadData(machine_code(kernel, torch.cuda.get_device_capability(index))))
+    return _check(_driver().cuModuleGetFunction(module, ENTRY.encode()))
 
 
 def machine_code(kernel: Kernel, arch: tuple[int, int]) -> bytes:
-    """The kernel for one architecture, from the folder of compiled kernels or compiled into it."""
+    """The kernel's machine code for one architecture, from the cache folder, or compiled and written there."""
     path = files.cache_folder() / "kernels" / f"{kernel.name}-sm_{arch[0]}{arch[1]}-{_version()}.cubin"
     if not path.is_file():
         require()
@@ -88,18 +88,18 @@ def machine_code(kernel: Kernel, arch: tuple[int, int]) -> bytes:
 
 
 def require() -> None:
-    """InputError, with the pip line that mends it, where the compiler of the kernels is not installed."""
+    """InputError, with the pip command to run, if the compiler of the kernels is not installed."""
     for name in ("numba_cuda", "cuda.bindings"):
-        if _missing(name):
-            raise InputError("implementation numba", f"{name} is not installed", f"pip install '{extra()}'")
+        if _is_missing(name):
+            raise InputError("implementation numba", f"{name} is not installed", f"pip install '{pip_extra()}'")
 
 
-def extra() -> str:
+def pip_extra() -> str:
     """The pip extra whose toolkit fits this torch."""
     return f"ccnet-cli[cuda{12 if (torch.version.cuda or '13').startswith('12') else 13}]"
 
 
-def _missing(name: str) -> bool:
+def _is_missing(name: str) -> bool:
     try:
         return find_spec(name) is None
     except ModuleNotFoundError:
@@ -108,7 +108,7 @@ def _missing(name: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _version() -> str:
-    """Of what decides the machine code: these sources and the compiler."""
+    """A hash of everything that decides the machine code: these sources and the compiler."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -126,8 +126,8 @@ def _driver() -> Any:
     return driver
 
 
-def _checked(outcome: tuple[Any, ...]) -> Any:
-    """The value of a call to the driver; EnvironmentFailure with the driver's name of the error."""
+def _check(outcome: tuple[Any, ...]) -> Any:
+    """The value of a call to the driver; EnvironmentFailure names the driver's error."""
     status, *values = outcome
     if status != 0:
         why = f"it answered {getattr(status, 'name', status)}"

@@ -24,41 +24,41 @@ MASKED = float32(-math.inf)
 
 
 def _stride(tile: int) -> int:
-    """Between rows in shared memory: 4 mod 32, so that a warp that turns vectors over meets every bank once."""
+    """Floats between rows in shared memory: 4 mod 32, so that a warp that transposes vectors uses every bank once."""
     return (tile + 27) // 32 * 32 + 4
 
 
 @inlined
-def _spot(vector, groups, turned):
-    """Step and place in a tile of a vector of four, which lies along the summed axis if it has to be turned over."""
-    if turned:
+def _position(vector, groups, transposed):
+    """Step and index in a tile of a vector of four, which runs along the summed axis if it is to be transposed."""
+    if transposed:
         return int32((vector & 1) << 2), int32(vector >> 1)
     step = int32(vector // groups)
     return step, int32((vector - step * groups) << 2)
 
 
 @inlined
-def _offset(step, place, hop, stride, turned):
+def _offset(step, index, hop, stride, transposed):
     """From a line's first pixel to an element of its matrix."""
-    if turned:
-        return int32(place * hop * stride + step)
-    return int32(step * hop * stride + place)
+    if transposed:
+        return int32(index * hop * stride + step)
+    return int32(step * hop * stride + index)
 
 
 @inlined
-def _count(steps, places, turned):
-    """How many elements there are from a vector's first to the end of the matrix: none where it lies beside it."""
-    if turned:
-        return steps if places > 0 else int32(0)
-    return places if steps > 0 else int32(0)
+def _count(steps, rest, transposed):
+    """How many elements there are from a vector's first to the matrix's edge: none if it is outside."""
+    if transposed:
+        return steps if rest > 0 else int32(0)
+    return rest if steps > 0 else int32(0)
 
 
 @inlined
-def _lay(shared, start, stride, step, place, values, turned):
-    """Put a vector into a tile, whose rows are the steps."""
+def _store(shared, start, stride, step, index, values, transposed):
+    """Write a vector to a tile, whose rows are the steps."""
     first, second, third, fourth = values
-    at = int32(start + step * stride + place)
-    if turned:
+    at = int32(start + step * stride + index)
+    if transposed:
         write(shared, at, first)
         write(shared, int32(at + stride), second)
         write(shared, int32(at + 2 * stride), third)
@@ -79,7 +79,7 @@ def _multiply(total, shared, row, near, far):
 
 @inlined
 def _mask(values, own):
-    """Four energies, -inf in place `own` if it is one of them."""
+    """Four energies, -inf at index `own` if it is one of them."""
     first, second, third, fourth = values
     if own == 0:
         first = MASKED
@@ -157,10 +157,10 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
         n0 = int32(tile * TILE_N)
         if m0 >= L:
             return
-        k_left, m = _spot(t, GROUPS_M, TURN_LEFT)
-        k_right, n = _spot(t, GROUPS_N, TURN_RIGHT)
-        left_places = int32(L - m0 - m) if t < VECTORS_M else int32(0)
-        right_places = int32(N - n0 - n) if t < VECTORS_N else int32(0)
+        k_left, m = _position(t, GROUPS_M, TURN_LEFT)
+        k_right, n = _position(t, GROUPS_N, TURN_RIGHT)
+        left_rest = int32(L - m0 - m) if t < VECTORS_M else int32(0)
+        right_rest = int32(N - n0 - n) if t < VECTORS_N else int32(0)
         left_at = _offset(k_left, int32(m0 + m), hop, left_stride, TURN_LEFT)
         left_at = int32(left_at + first * left_stride + (0 if NT else arm))
         right_at = _offset(k_right, int32(n0 + n), hop, right_stride, TURN_RIGHT)
@@ -175,10 +175,10 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
         base = int32(0)
         k0 = int32(-DEPTH)
         while k0 < K:
-            # the next tiles are on their way to registers while these are multiplied; at first there are none yet
+            # load the next tiles to registers while multiplying these; the first round has none to multiply
             k1 = int32(k0 + DEPTH)
-            left_next = fetch(left, left_at, _count(int32(K - k1 - k_left), left_places, TURN_LEFT), ALIGNED)
-            right_next = fetch(right, right_at, _count(int32(K - k1 - k_right), right_places, TURN_RIGHT), ALIGNED)
+            left_next = fetch(left, left_at, _count(int32(K - k1 - k_left), left_rest, TURN_LEFT), ALIGNED)
+            right_next = fetch(right, right_at, _count(int32(K - k1 - k_right), right_rest, TURN_RIGHT), ALIGNED)
             left_at = int32(left_at + (DEPTH if TURN_LEFT else DEPTH * hop * left_stride))
             right_at = int32(right_at + (DEPTH if TURN_RIGHT else DEPTH * hop * right_stride))
             if k0 >= 0 and t < WORKERS:
@@ -196,9 +196,9 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
             base = int32(BUFFER - base)
             if k1 < K:
                 if t < VECTORS_M:
-                    _lay(shared, base, STRIDE_M, k_left, m, left_next, TURN_LEFT)
+                    _store(shared, base, STRIDE_M, k_left, m, left_next, TURN_LEFT)
                 if t < VECTORS_N:
-                    _lay(shared, int32(base + RIGHT), STRIDE_N, k_right, n, right_next, TURN_RIGHT)
+                    _store(shared, int32(base + RIGHT), STRIDE_N, k_right, n, right_next, TURN_RIGHT)
                 cuda.syncthreads()
             k0 = k1
         if t >= WORKERS:

@@ -59,13 +59,13 @@ if not config.ENABLE_CUDASIM:
 
     _F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
-    def _place(context, builder, kind, where, index, width):
+    def _address(context, builder, kind, where, index, width):
         """The address of an element, as a pointer to `width` elements in memory, and its alignment in bytes."""
         size, stored = (4, _F32) if kind.dtype == types.float32 else (2, _I16)
         data = arrayobj.make_array(kind)(context, builder, where).data if isinstance(kind, types.Array) else where
-        place = builder.gep(builder.bitcast(data, stored.as_pointer()), [builder.sext(index, _I64)])
+        address = builder.gep(builder.bitcast(data, stored.as_pointer()), [builder.sext(index, _I64)])
         unit = stored if width == _ONE else ir.VectorType(stored, width)
-        return builder.bitcast(place, unit.as_pointer()), size * width
+        return builder.bitcast(address, unit.as_pointer()), size * width
 
     def _to_float(builder, kind, x):
         if kind.dtype == types.float32:
@@ -91,15 +91,15 @@ if not config.ENABLE_CUDASIM:
         def typed(typingctx, source, index):
             def generate(context, builder, signature, arguments):
                 kind = signature.args[0]
-                place, alignment = _place(context, builder, kind, *arguments, width)
+                address, alignment = _address(context, builder, kind, *arguments, width)
                 if width == _ONE:
-                    return _to_float(builder, kind, builder.load(place, align=alignment))
+                    return _to_float(builder, kind, builder.load(address, align=alignment))
                 if kind.dtype == types.float32:
-                    found = builder.load(place, align=alignment)
-                    parts = [builder.extract_element(found, _I32(i)) for i in range(width)]
+                    vector = builder.load(address, align=alignment)
+                    parts = [builder.extract_element(vector, _I32(i)) for i in range(width)]
                 else:
                     # as one integer: NVVM reads a vector of four float16 in two halves
-                    bits = builder.load(builder.bitcast(place, _I64.as_pointer()), align=alignment)
+                    bits = builder.load(builder.bitcast(address, _I64.as_pointer()), align=alignment)
                     parts = [builder.trunc(builder.lshr(bits, _I64(16 * i)), _I16) for i in range(width)]
                 return cgutils.pack_array(builder, [_to_float(builder, kind, x) for x in parts])
 
@@ -111,15 +111,15 @@ if not config.ENABLE_CUDASIM:
         def generate(context, builder, signature, arguments):
             kind = signature.args[0]
             where, index, *values = arguments
-            place, alignment = _place(context, builder, kind, where, index, width)
-            found = [_from_float(builder, kind, value) for value in values]
+            address, alignment = _address(context, builder, kind, where, index, width)
+            stored = [_from_float(builder, kind, value) for value in values]
             if width == _ONE:
-                builder.store(found[0], place, align=alignment)
+                builder.store(stored[0], address, align=alignment)
             else:
-                vector = ir.Constant(ir.VectorType(found[0].type, width), ir.Undefined)
-                for i, value in enumerate(found):
+                vector = ir.Constant(ir.VectorType(stored[0].type, width), ir.Undefined)
+                for i, value in enumerate(stored):
                     vector = builder.insert_element(vector, value, _I32(i))
-                builder.store(vector, place, align=alignment)
+                builder.store(vector, address, align=alignment)
             return context.get_dummy_value()
 
         def one(typingctx, target, index, value):
@@ -135,7 +135,7 @@ if not config.ENABLE_CUDASIM:
 
 @inlined
 def fetch(source, index, count, aligned):
-    """Four elements; those from `count` on are 0 or, in one aligned access, whatever lies there."""
+    """Four elements; those from `count` on are 0, or arbitrary in one aligned access."""
     first = second = third = fourth = float32(0)
     if count > 0:
         if aligned:

@@ -7,24 +7,23 @@ from ccnet_cli.errors import InputError
 SIDE = 8  # rows and columns of a product that a thread holds
 DEPTH = 8  # steps of the summed axis in shared memory at once
 VECTOR = 4  # elements of one aligned access
-KEPT = (8, 48)  # entries of a cross in one thread of a softmax
-THREADS = 256  # in a block, but 1024 where a cross needs them
+ENTRIES = (8, 48)  # of a cross in one thread of a softmax; more only where the first do not suffice
+THREADS = 256  # per block, but 1024 where a cross needs them
 # a product on tensor cores (tensor.py), by words of 32 bits
 WORDS = 16  # steps of the summed axis in shared memory at once: 16 numbers in TF32, 32 in bfloat16
-CHANNELS = 32  # that a warp holds
-PARTS = 7  # times 8 pixels that a warp holds at most; 8 would not fit into 128 registers
+CHANNELS = 32  # per warp
+PARTS = 7  # at most, of 8 pixels each, per warp; 8 would not fit into 128 registers
 BANDS = 2  # warps down a tile
 ENTRY = "kernel"  # the compiled function's name
-# indices in the kernels are int32
-MOST = 2**31 - 1
+MAX_INDEX = 2**31 - 1  # in the kernels, whose indices are int32
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What to compile.
+    """One kernel to compile.
 
-    sizes: threads across and down a tile; for a softmax the group, its entries each, and pixels; on tensor cores warps
-    across and down a tile, and how many times 8 pixels each.
+    sizes: threads across and down a tile; for a softmax threads of a group, entries per thread, and pixels; on tensor
+    cores warps across and down a tile, and parts of 8 pixels per warp.
     """
 
     form: str
@@ -35,7 +34,7 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        """The form, its tile or group, and what it stores."""
+        """The form, its tile or group, and the type that it stores."""
         if self.form == "tensor":
             across, down, parts = self.sizes
             sizes: tuple[int, ...] = (CHANNELS * across, SIDE * parts * down)
@@ -45,13 +44,13 @@ class Kernel:
 
     @property
     def threads(self) -> int:
-        """Of a block; those of a product all fetch at least one vector or hold a part."""
+        """Threads per block; each one of a product fetches at least one vector or holds a part."""
         if "softmax" in self.form:
             return self.sizes[0] * self.sizes[2]
         if self.form == "tensor":
             return 32 * self.sizes[0] * self.sizes[1]
         across, down = self.sizes
-        # a tile is SIDE * size places times SIDE steps
+        # a tile has SIDE * size pixels or channels, and SIDE steps
         most = max(across * down, *(SIDE * size * DEPTH // VECTOR for size in self.sizes))
         return -(-most // self.lanes) * self.lanes
 
@@ -76,7 +75,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Grid:
-    """What the kernels of one operator share. arm: where the row's part of a pixel's energies begins.
+    """Sizes that the kernels of one operator share. arm: the offset of the row in a pixel's energies.
 
     largest and lanes are smaller than a GPU's only where threads are simulated one by one. tensor: gather on tensor
     cores, in TF32 or bfloat16; nothing chooses it before a GPU has confirmed it.
@@ -93,7 +92,7 @@ class Grid:
 
     @property
     def pixels(self) -> int:
-        """In all images."""
+        """Pixels of all images."""
         return self.images * self.height * self.width
 
 
@@ -103,8 +102,8 @@ def padded(length: int) -> int:
 
 
 def check(grid: Grid, *strides: int) -> None:
-    """InputError unless every element of the buffers has an index that the kernels can hold."""
-    if grid.pixels * max(strides) > MOST or grid.images > 65535:
+    """InputError if an element of a buffer has an index that the kernels cannot hold."""
+    if grid.pixels * max(strides) > MAX_INDEX or grid.images > 65535:
         raise InputError(
             f"{grid.images} maps of {grid.height}x{grid.width}",
             "too large for the numba kernels, whose indices have 32 bits",
@@ -112,26 +111,26 @@ def check(grid: Grid, *strides: int) -> None:
         )
 
 
-def size(length: int, largest: int) -> int:
-    """Threads along a tile such that equal tiles cover length with the least waste; of several, the largest tile."""
+def tile_size(length: int, largest: int) -> int:
+    """Threads along a tile so that equal tiles cover length with the least waste; of equal ones, the largest tile."""
     least = min(4, largest)
     return min(range(largest, least - 1, -1), key=lambda n: -(-length // (SIDE * n)) * n)
 
 
 def products(form: str, grid: Grid, left: Buffer, right: Buffer, out: Buffer, channels: int, mask: bool) -> list[Step]:
-    """Rows, then columns; in one launch if they need the same tiles and do not write to the same place."""
+    """Rows, then columns; in one launch if both need the same tiles and write to different addresses."""
     check(grid, left.stride, right.stride, out.stride)
     H, W = grid.height, grid.width
     aligned = left.aligned and right.aligned and out.aligned
     steps = []
     sizes = []
     for length in (W, H):
-        down = size(length, grid.largest)
-        sizes.append((down if form == "nt" else size(channels, grid.largest), down))
-    together = form == "nt" and sizes[0] == sizes[1]
-    for start, lines in ((0, H + W),) if together else ((0, H), (H, W)):
+        down = tile_size(length, grid.largest)
+        sizes.append((down if form == "nt" else tile_size(channels, grid.largest), down))
+    merged = form == "nt" and sizes[0] == sizes[1]
+    for start, lines in ((0, H + W),) if merged else ((0, H), (H, W)):
         across, down = sizes[0 if start == 0 else 1]
-        lengths = (W, H) if together else (W,) if start == 0 else (H,)
+        lengths = (W, H) if merged else (W,) if start == 0 else (H,)
         tiles = max(
             -(-length // (SIDE * down)) * -(-(length if form == "nt" else channels) // (SIDE * across))
             for length in lengths
@@ -144,7 +143,7 @@ def products(form: str, grid: Grid, left: Buffer, right: Buffer, out: Buffer, ch
 
 
 def gathering(grid: Grid, left: Buffer, right: Buffer, out: Buffer, channels: int) -> list[Step]:
-    """The form nn, on tensor cores if the grid says so."""
+    """The form nn, on tensor cores if the grid asks for them."""
     if not grid.tensor:
         return products("nn", grid, left, right, out, channels, mask=False)
     if grid.dtype == "float16":
@@ -156,7 +155,7 @@ def gathering(grid: Grid, left: Buffer, right: Buffer, out: Buffer, channels: in
     steps = []
     for start, lines, length in ((0, H, W), (H, W, H)):
         # so that a thread fetches two vectors of each operand at most
-        parts = size(-(-length // BANDS), min(PARTS, 2 * across, grid.largest))
+        parts = tile_size(-(-length // BANDS), min(PARTS, 2 * across, grid.largest))
         sizes = (across, BANDS, parts)
         kernel = Kernel("tensor", grid.dtype, sizes, left.aligned and right.aligned and out.aligned, grid.lanes)
         tiles = -(-length // (SIDE * BANDS * parts)) * -(-channels // (CHANNELS * across))
@@ -169,19 +168,21 @@ def gathering(grid: Grid, left: Buffer, right: Buffer, out: Buffer, channels: in
 def softmaxes(form: str, grid: Grid, names: tuple[str, ...], stride: int) -> Step:
     """The softmax over every pixel's cross, or its backward."""
     group = grid.lanes
-    while group * KEPT[0] < stride and group < 1024:
+    while group * ENTRIES[0] < stride and group < 1024:
         group *= 2
-    keep = next(kept for kept in KEPT if group * kept >= stride)
+    keep = next(entries for entries in ENTRIES if group * entries >= stride)
     pixels = max(grid.lanes * 8 // group, 1)
     kernel = Kernel(form, "float32", (group, keep, pixels), True, grid.lanes)
     numbers = (stride, grid.arm, grid.height, grid.width, grid.pixels)
     return Step(kernel, (-(-grid.pixels // pixels), 1, 1), (*names, *numbers))
 
 
-def forward(
-    grid: Grid, c: int, C: int, query: Buffer, key: Buffer, value: Buffer, energy: Buffer, out: Buffer
-) -> list[Step]:
-    """Output and, in the buffer of the energies, attention of one pass; c channels of query and key, C of value."""
+def forward(grid: Grid, c: int, C: int, *buffers: Buffer) -> list[Step]:
+    """One pass with c channels of query and key, C of value.
+
+    The buffers are query, key and value, energy, which ends as the attention, and out.
+    """
+    query, key, value, energy, out = buffers
     return [
         *products("nt", replace(grid, dtype="float32"), query, key, energy, c, mask=True),
         softmaxes("softmax", grid, (energy.name,), energy.stride),
@@ -189,21 +190,13 @@ def forward(
     ]
 
 
-def backward(
-    grid: Grid,
-    c: int,
-    C: int,
-    query: Buffer,
-    key: Buffer,
-    value: Buffer,
-    attention: Buffer,
-    grad: Buffer,
-    pull: Buffer,
-    d_query: Buffer,
-    d_key: Buffer,
-    d_value: Buffer,
-) -> list[Step]:
-    """Gradients of query, key and value; the buffer pull, laid out like the attention, ends as that of the energies."""
+def backward(grid: Grid, c: int, C: int, *buffers: Buffer) -> list[Step]:
+    """Gradients of query, key and value.
+
+    The buffers are query, key, value, attention, grad, pull, d_query, d_key and d_value; pull, laid out like the
+    attention, ends as the gradient of the energies.
+    """
+    query, key, value, attention, grad, pull, d_query, d_key, d_value = buffers
     full = replace(grid, dtype="float32")
     return [
         *products("nt", grid, grad, value, pull, C, mask=False),

@@ -1,7 +1,7 @@
 """The form nn of lines.py on tensor cores: gathering along rows and columns in TF32 or bfloat16, summed in float32.
 
-Off by default: no GPU has run it yet. Both operands are rounded on their way into shared memory, where they lie as
-words (see fragments.py). A warp's left operand is the value, channels by summed pixels, its right one the energies,
+Off by default: no GPU has run it yet. Both operands are rounded when they are written to shared memory, as words (see
+fragments.py). A warp's left operand is the value, channels by summed pixels, its right one the energies,
 summed pixels by pixels, so that a thread ends with four neighbouring channels of a pixel. A product does not mind the
 order of what it sums, and this one is chosen so that a thread finds its words of two steps side by side: it reads
 vectors only, and a warp meets every bank of shared memory once.
@@ -20,7 +20,7 @@ from ccnet_cli.ops.cuda.steps import CHANNELS, PARTS, SIDE, WORDS
 
 @inlined
 def _cut(values, count):
-    """Four elements of which those from `count` on are 0, whatever lay there: nan times 0 is nan."""
+    """Four elements, 0 from `count` on, whatever they were: nan times 0 is nan."""
     first, second, third, fourth = values
     if count < 2:
         second = float32(0)
@@ -39,7 +39,7 @@ def _pair(word):
 
 @inlined
 def _swizzled(word, vector):
-    """Where in a row of the value's words a vector lies: the rows that a warp reads at once use different banks."""
+    """The offset of a vector in a row of the value's words: rows that a warp reads at once use different banks."""
     return int32((vector ^ (word >> 2 << 1)) << 2)
 
 
@@ -52,19 +52,19 @@ def _product(left, right, total, paired):
 def _multiply(total, part, energies, one, two, three, four, paired):
     """Add two steps to a warp's 8 pixels and 32 channels: four products for one vector of energies."""
     near, far = energies[:2], energies[2:]
-    held = total[part, 0], total[part, 1], total[part, 2], total[part, 3]
-    held = _product((one[0], one[1], two[0], two[1]), near, held, paired)
-    held = _product((three[0], three[1], four[0], four[1]), far, held, paired)
-    total[part, 0], total[part, 1], total[part, 2], total[part, 3] = held
-    held = total[part, 4], total[part, 5], total[part, 6], total[part, 7]
-    held = _product((one[2], one[3], two[2], two[3]), near, held, paired)
-    held = _product((three[2], three[3], four[2], four[3]), far, held, paired)
-    total[part, 4], total[part, 5], total[part, 6], total[part, 7] = held
+    sums = total[part, 0], total[part, 1], total[part, 2], total[part, 3]
+    sums = _product((one[0], one[1], two[0], two[1]), near, sums, paired)
+    sums = _product((three[0], three[1], four[0], four[1]), far, sums, paired)
+    total[part, 0], total[part, 1], total[part, 2], total[part, 3] = sums
+    sums = total[part, 4], total[part, 5], total[part, 6], total[part, 7]
+    sums = _product((one[2], one[3], two[2], two[3]), near, sums, paired)
+    sums = _product((three[2], three[3], four[2], four[3]), far, sums, paired)
+    total[part, 4], total[part, 5], total[part, 6], total[part, 7] = sums
 
 
 @inlined
-def _lay(shared, at, near, far, side, paired):
-    """Put eight numbers into shared memory as four words in bfloat16, side by side or across; or `near` in TF32."""
+def _store_words(shared, at, near, far, side, paired):
+    """Write eight numbers to shared memory as four words of bfloat16, side by side or across; or `near` in TF32."""
     one, two, three, four = near
     five, six, seven, eight = far
     if not paired:
@@ -156,35 +156,35 @@ def tensor_product(across: int, down: int, parts: int, dtype: str, aligned: bool
         m, k_left = int32(t >> 2), int32((t & 3) << 2)
         word = int32(t // GROUPS)
         n, k_right = int32((t - word * GROUPS) << 2), _pair(word) if PAIRED else word
-        left_places = min(int32(L - m0), int32(TILE_M))
-        right_places = int32(C - n0 - n)
+        left_rest = min(int32(L - m0), int32(TILE_M))
+        right_rest = int32(C - n0 - n)
         left_at = int32((first + (m0 + m) * hop) * left_stride + arm + k_left)
         right_at = int32((first + k_right * hop) * right_stride + n0 + n)
         right_to = int32(RIGHT + word * TILE_N + _swizzled(word, int32(n >> 2)))
         base = int32(0)
         k0 = int32(-DEPTH)
         while k0 < L:
-            # the next tiles are laid beside those that are multiplied; at first there are none yet
+            # write the next tiles beside those that are multiplied; the first round has none to multiply
             base = int32(BUFFER - base)
             k1 = int32(k0 + DEPTH)
             if k1 < L:
                 count = int32(L - k1 - k_left)
                 for i in range(FETCHED_M):
                     if m + i * LINES < TILE_M:
-                        some = count if m + i * LINES < left_places else int32(0)
+                        elements = count if m + i * LINES < left_rest else int32(0)
                         at = int32(left_at + i * LINES * hop * left_stride)
-                        near = far = _cut(fetch(left, at, some, ALIGNED), some)
+                        near = far = _cut(fetch(left, at, elements, ALIGNED), elements)
                         if PAIRED:
-                            far = _cut(fetch(left, int32(at + 16), int32(some - 16), ALIGNED), int32(some - 16))
-                        _lay(shared, int32(base + t * 4 + i * WORKERS * 4), near, far, True, PAIRED)
+                            far = _cut(fetch(left, int32(at + 16), int32(elements - 16), ALIGNED), int32(elements - 16))
+                        _store_words(shared, int32(base + t * 4 + i * WORKERS * 4), near, far, True, PAIRED)
                 count = int32(L - k1 - k_right)
                 for i in range(FETCHED_N):
                     at = int32(right_at + i * 8 * hop * right_stride)
-                    near = far = fetch(right, at, right_places if count > i * 8 else int32(0), ALIGNED)
+                    near = far = fetch(right, at, right_rest if count > i * 8 else int32(0), ALIGNED)
                     if PAIRED:
-                        some = right_places if count > i * 8 + 1 else int32(0)
-                        far = fetch(right, int32(at + hop * right_stride), some, ALIGNED)
-                    _lay(shared, int32(base + right_to + i * 8 * TILE_N ^ i * 16), near, far, False, PAIRED)
+                        elements = right_rest if count > i * 8 + 1 else int32(0)
+                        far = fetch(right, int32(at + hop * right_stride), elements, ALIGNED)
+                    _store_words(shared, int32(base + right_to + i * 8 * TILE_N ^ i * 16), near, far, False, PAIRED)
             if k0 >= 0:
                 p, q = int32(BUFFER - base + line_at), int32(BUFFER - base + value_at)
                 one, two = read4(shared, q), read4(shared, int32(q + TILE_N))
