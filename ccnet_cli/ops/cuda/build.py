@@ -24,15 +24,12 @@ STORED = {"float32": types.float32, "float16": types.float16, "bfloat16": types.
 
 def make_function(kernel: Kernel) -> Callable[..., None]:
     """The kernel in plain Python."""
-    make: Callable[..., Callable[..., None]]
     if "softmax" in kernel.form:
-        make = softmax if kernel.form == "softmax" else softmax_backward
-        return make(*kernel.sizes)
+        return (softmax if kernel.form == "softmax" else softmax_backward)(*kernel.sizes)
+    across, down, *parts = kernel.sizes
     if kernel.form == "tensor":
-        make = tensor_product
-        return make(*kernel.sizes, kernel.dtype, kernel.aligned)
-    make = line_product
-    return make(kernel.form, *kernel.sizes, kernel.aligned)
+        return tensor_product(across, down, parts[0], kernel.dtype, kernel.aligned)
+    return line_product(kernel.form, across, down, kernel.aligned)
 
 
 def signature(kernel: Kernel) -> Any:
