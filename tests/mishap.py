@@ -12,11 +12,11 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from ccnet_cli import cli
-from ccnet_cli.commands import train
 from ccnet_cli.datasets.training import TrainingSet
 from ccnet_cli.inference import scoring
 from ccnet_cli.parallel import supervisor
 from ccnet_cli.runs import checkpoint
+from ccnet_cli.training import loader
 from ccnet_cli.training.trainer import Trainer
 
 MISHAP = os.environ.get("CCNET_MISHAP", "")
@@ -98,7 +98,7 @@ WHAT = {
     "eval": lambda: slowly(scoring, "batch_scores", 1.5),
     "save": lambda: slowly(checkpoint, "save", 0.5),
     "first batch": lambda: slowly(TrainingSet, "__getitem__", 0.3),
-    "loader": lambda: slowly(train, "_quiet_worker", 0.5),
+    "loader": lambda: slowly(loader, "init_worker", 0.5),
     "worker SIGKILL": lambda: fail_in_worker(die(signal.SIGKILL)),
     "worker SIGSEGV": lambda: fail_in_worker(die(signal.SIGSEGV)),
     "worker raise": lambda: fail_in_worker(explode),
@@ -111,7 +111,7 @@ WHAT[MISHAP]()
 # the twin of a test: without its guard, what it promises does not hold
 WITHOUT = os.environ.get("CCNET_WITHOUT")
 if WITHOUT == "deaf workers":
-    train._quiet_worker = lambda _: signal.pthread_sigmask(signal.SIG_UNBLOCK, supervisor.SIGNALS)
+    loader.init_worker = lambda _: signal.pthread_sigmask(signal.SIG_UNBLOCK, supervisor.SIGNALS)
 if WITHOUT == "signals":
     supervisor.Worker.signals = lambda *_: contextlib.nullcontext(int)
 if WITHOUT == "loader timeout":

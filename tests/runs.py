@@ -15,8 +15,11 @@ import numpy as np
 import torch
 
 from ccnet_cli import config
+from ccnet_cli.commands import train as commands
 from ccnet_cli.media import images
 from ccnet_cli.runs import checkpoint
+from ccnet_cli.training.plan import Plan, make_plan
+from ccnet_cli.training.request import TrainRequest
 
 SETTINGS = {
     "model.width=8",
@@ -52,6 +55,16 @@ def make_horizons(folder: Path) -> Path:
 def preset(data: Path, *more: str) -> config.Preset:
     """The preset of a run on the horizons; more are overrides."""
     return config.load("quickstart", [f"data.root={data}", *sorted(SETTINGS), *more])
+
+
+def train(made: config.Preset, run: Path, **options: Any) -> Path | None:
+    """What the command does with a request of these options."""
+    return commands.train(TrainRequest(made, run, **options))
+
+
+def plan_of(made: config.Preset, run: Path, **options: Any) -> Plan:
+    """The plan of a run on the CPU."""
+    return make_plan(TrainRequest(made, run, device="cpu", **options))[0]
 
 
 def arguments(data: Path, run: Path, *more: str) -> list[str]:

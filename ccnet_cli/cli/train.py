@@ -87,21 +87,23 @@ def train(
     from ccnet_cli.commands.train import train as start
     from ccnet_cli.parallel.group import Limits
     from ccnet_cli.parallel.supervisor import parse_nodes
+    from ccnet_cli.training.request import TrainRequest
 
-    folder = start(
+    request = TrainRequest(
         settings,
         run=run,
         resume=resume,
+        strict=strict,
+        weights=weights,
+        partial=partial,
+        device=device,
         gpus=gpus,
         processes=processes,
-        weights=weights,
-        device=device,
-        partial=partial,
-        strict=strict,
         nodes=parse_nodes(nodes, node_rank, rendezvous),
         restarts=max_restarts,
         limits=Limits(join_timeout, timeout, shutdown_timeout),
     )
-    # one of several speaks
+    folder = start(request)
+    # one of several processes prints it
     if folder is not None:
         print(folder)

@@ -1,40 +1,44 @@
-"""What a training run is going to do, settled and checked before anything is written."""
+"""What a training run is going to do, decided and checked before anything is written."""
 
 import os
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ccnet_cli import config
+from ccnet_cli.devices import computes_bf16, local_device
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
-from ccnet_cli.models.network import computes_bf16, share
 from ccnet_cli.runs import checkpoint
+from ccnet_cli.training.request import TrainRequest
 
-# where torch's loader workers hand over their batches, by shared memory
-SHARED = Path("/dev/shm")
-# batches that each worker holds ready, and that a process has in hand
-AHEAD, IN_HAND = 2, 2
+# through which torch's loader workers pass their batches
+SHARED_MEMORY = Path("/dev/shm")
+# batches that wait for each worker, and that a process holds itself
+PREFETCHED, HELD = 2, 2
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What every process of a run needs to know; resume is where to continue, weights where to begin.
+    """What every process of a run needs to know: the resolved preset, the run folder, the checkpoint to resume from.
 
-    device is that of a run of one process; of several on CUDA, each takes its own. partial is read_start's, strict
-    Trainer.restore's.
+    device is that of a run of one process; of several on CUDA, each takes its own.
     """
 
+    request: TrainRequest
     preset: config.Preset
     run: Path
     processes: int
     device: torch.device
-    resume: Path | None
-    weights: Path | None
-    partial: bool
-    strict: bool = False
+    resume: Path | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
+        return self.run / "checkpoints"
 
     @property
     def micro_batch(self) -> int:
@@ -56,81 +60,41 @@ class Plan:
         return self.preset.train.batch // (self.processes * self.micro_batch)
 
 
-def make(
-    preset: config.Preset,
-    run: Path | None,
-    resume: str | None,
-    gpus: int | None,
-    processes: int,
-    weights: Path | None,
-    device: str,
-    partial: bool = False,
-    strict: bool = False,
-    machines: int = 1,
-    started: int | None = None,
-    again: Path | None = None,
-) -> Plan:
-    """The plan that train's arguments ask for; InputError for what cannot run here.
+def make_plan(
+    request: TrainRequest, processes: int | None = None, run: Path | None = None
+) -> tuple[Plan, dict[str, Any] | None]:
+    """The plan of a request, and the content of the checkpoint to resume from; InputError for what cannot run here.
 
-    started is how many processes there are already, again the run folder of processes that were started anew.
+    processes is the number over all nodes, that of one node if None; run the folder that the processes had before they
+    were restarted.
     """
-    place = share(gpus, processes, device)
-    preset = _resolved(preset, place)
-    if preset.train.precision == "fp16" and place.type == "cpu":
-        raise InputError("preset key train.precision: fp16", "needs a GPU", "use bf16 or fp32")
-    if preset.train.batch == 1:
-        raise InputError("preset key train.batch: 1", "batch normalisation needs 2 images or more", "use 2 or more")
-    if preset.log.tensorboard and find_spec("tensorboard") is None:
-        raise InputError("preset key log.tensorboard", "not installed", "run pip install 'ccnet-cli[tensorboard]'")
-    if weights and resume:
-        raise InputError("option --weights", "--resume is given too", "give one of them")
-    if strict and not resume:
-        raise InputError("option --strict-resume", "there is nothing to resume", "add --resume")
-    if partial and not weights:
-        raise InputError("option --allow-partial", "there are no weights to take in part", "add --weights FILE")
-    found = None
-    if again is not None:
-        run = again
-    if resume == "auto":
+    device = local_device(request.gpus, request.processes, request.device)
+    preset = _resolve(request.preset, device)
+    _check(request, preset, device)
+    restarted = run is not None
+    run, resume, content = run or request.run, None, None
+    if request.resume == "auto":
         run = run or _newest_run(preset.name)
-        found = _resumable(run) if run else None
-        if found is None:
+        newest = checkpoint.read_newest(run / "checkpoints") if run else None
+        if newest is None:
             notice(f"nothing to resume{f' in {run}' if run else ''}: starting a new run")
-    elif resume is not None:
-        found = Path(resume)
-        if not checkpoint.is_resumable(checkpoint.read(found)):
-            raise InputError(found, "holds weights alone, not a run's state", "use --weights to start from it")
-        if checkpoint.STEP.fullmatch(found.stem) and not found.with_suffix(".json").is_file():
-            raise InputError(found, "has no manifest: it counts as never written", "resume from an earlier one")
-        run = run or (found.parent.parent if found.parent.name == "checkpoints" else found.parent)
-    elif again is None and run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
+        else:
+            resume, content = newest
+    elif request.resume is not None:
+        resume = Path(request.resume)
+        content = _read_resumable(resume)
+        run = run or (resume.parent.parent if resume.parent.name == "checkpoints" else resume.parent)
+    elif not restarted and run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise InputError(run, "is not an empty folder", "continue it with --resume, or choose another --run")
     run = run or Path("runs") / f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    count = started or (gpus or processes) * machines
-    plan = Plan(preset, run, count, place, found, weights, partial, strict)
+    plan = Plan(request, preset, run, processes or request.local_processes, device, resume)
     _check_shared_memory(plan)
     if plan.micro_batch == 1:
         notice("warning: batch normalisation sees one image at a time (micro batch 1)")
-    return plan
+    return plan, content
 
 
-def _check_shared_memory(plan: Plan) -> None:
-    """EnvironmentFailure where the workers' batches have no room: a worker that fails to hand one over hangs."""
-    data = plan.preset.data
-    height, width = data.crop
-    # an image of 3 float32 and a label of one int64 for each pixel
-    batch = plan.micro_batch * height * width * (3 * 4 + 8)
-    needed = plan.processes * (data.workers * AHEAD + IN_HAND) * batch
-    if not data.workers or not SHARED.is_dir():
-        return
-    space = os.statvfs(SHARED)
-    free = space.f_bavail * space.f_frsize
-    if free < needed:
-        why = f"{free >> 20} MiB free, the data workers need {-(-needed >> 20)}"
-        raise EnvironmentFailure(SHARED, why, "make it larger (docker run --shm-size), or set data.workers=0")
-
-
-def _resolved(preset: config.Preset, device: torch.device) -> config.Preset:
+def _resolve(preset: config.Preset, device: torch.device) -> config.Preset:
     """The preset as the run folder keeps it: no automatic choice left, and data that are found from any folder."""
     train, data = preset.train, preset.data
     if train.precision == "auto":
@@ -140,12 +104,50 @@ def _resolved(preset: config.Preset, device: torch.device) -> config.Preset:
     return preset.model_copy(update={"train": train, "data": data})
 
 
+def _check(request: TrainRequest, preset: config.Preset, device: torch.device) -> None:
+    """InputError for settings that no run here can have, and options that contradict each other."""
+    if preset.train.precision == "fp16" and device.type == "cpu":
+        raise InputError("preset key train.precision: fp16", "needs a GPU", "use bf16 or fp32")
+    if preset.train.batch == 1:
+        raise InputError("preset key train.batch: 1", "batch normalisation needs 2 images or more", "use 2 or more")
+    if preset.log.tensorboard and find_spec("tensorboard") is None:
+        raise InputError("preset key log.tensorboard", "not installed", "run pip install 'ccnet-cli[tensorboard]'")
+    if request.weights and request.resume:
+        raise InputError("option --weights", "--resume is given too", "give one of them")
+    if request.strict and not request.resume:
+        raise InputError("option --strict-resume", "there is nothing to resume", "add --resume")
+    if request.partial and not request.weights:
+        raise InputError("option --allow-partial", "there are no weights to take in part", "add --weights FILE")
+
+
+def _read_resumable(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint; InputError if no run can be resumed from it."""
+    content = checkpoint.read(path)
+    if not checkpoint.is_resumable(content):
+        raise InputError(path, "holds weights alone, not a run's state", "use --weights to start from it")
+    if checkpoint.STEP.fullmatch(path.stem) and not path.with_suffix(".json").is_file():
+        raise InputError(path, "has no manifest: it counts as never written", "resume from an earlier one")
+    return content
+
+
 def _newest_run(name: str) -> Path | None:
+    """The run of a preset below ./runs that wrote a checkpoint last."""
     folders = (run / "checkpoints" for run in Path("runs").glob(f"{name}-*"))
     newest = [paths[0] for folder in folders if (paths := checkpoint.list_checkpoints(folder))]
     return max(newest, key=lambda path: path.stat().st_mtime).parent.parent if newest else None
 
 
-def _resumable(run: Path) -> Path | None:
-    newest = checkpoint.read_newest(run / "checkpoints")
-    return newest[0] if newest else None
+def _check_shared_memory(plan: Plan) -> None:
+    """EnvironmentFailure where the workers' batches have no room: a worker that cannot pass one on hangs."""
+    data = plan.preset.data
+    height, width = data.crop
+    # an image of 3 float32 and a label of one int64 for each pixel
+    batch = plan.micro_batch * height * width * (3 * 4 + 8)
+    needed = plan.processes * (data.workers * PREFETCHED + HELD) * batch
+    if not data.workers or not SHARED_MEMORY.is_dir():
+        return
+    space = os.statvfs(SHARED_MEMORY)
+    free = space.f_bavail * space.f_frsize
+    if free < needed:
+        why = f"{free >> 20} MiB free, the data workers need {-(-needed >> 20)}"
+        raise EnvironmentFailure(SHARED_MEMORY, why, "make it larger (docker run --shm-size), or set data.workers=0")

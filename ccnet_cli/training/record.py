@@ -16,16 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, notice
 from ccnet_cli.figures import charts
 from ccnet_cli.media import images
+from ccnet_cli.models.network import Normalisation
 
 COLUMNS = (
     *("step", "epoch", "loss", "lr", "images_per_second", "stall", "seconds"),
     *("miou", "pixel_accuracy", "mean_accuracy"),
 )
+# of a row, what TensorBoard does not plot
+NOT_PLOTTED = {"step", "epoch", "seconds", "classes"}
 PACKAGES = (
     "ccnet-cli",
     "torch",
@@ -37,6 +41,7 @@ PACKAGES = (
     "numba-cuda",
     "typer",
 )
+MAX_BATCH_IMAGES = 8
 
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
@@ -68,63 +73,61 @@ class Record:
     full disk is reported once and stops no run: what could not be written follows when there is space again.
     """
 
-    def __init__(self, folder: Path, step: int = 0, tensorboard: bool = False, losses: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, step: int = 0, losses: Sequence[str] = (), tensorboard: bool = False) -> None:
         self.folder = folder
         self.rows = [row for row in _read_log(folder / "log.jsonl") if row["step"] <= step]
-        before = [key for row in self.rows for key in row if key.startswith("loss/")]
-        self.columns = tuple(dict.fromkeys([*COLUMNS, *before, *losses]))
-        self.behind = False
+        earlier = [key for row in self.rows for key in row if key.startswith("loss/")]
+        self.columns = tuple(dict.fromkeys([*COLUMNS, *earlier, *losses]))
+        self.incomplete = False
         self._rewrite()
-        self.board: Any = None
+        self.tensorboard: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(folder / "tensorboard"))
+            self.tensorboard = SummaryWriter(str(folder / "tensorboard"))
 
-    def add(self, classes: Mapping[str, float | None] | None = None, **numbers: float) -> None:
-        """Append one row, {column: number}; every row has its step, and what is not finite is left out.
+    def add(self, numbers: Mapping[str, float], classes: Mapping[str, float | None] | None = None) -> None:
+        """Append one row of numbers by their columns; every row has its step, and what is not finite is left out.
 
         classes, the IoU of each, goes into the log alone.
         """
         row: dict[str, Any] = {column: value for column, value in numbers.items() if math.isfinite(value)}
         if classes is not None:
             row["classes"] = dict(classes)
-        self.rows.append(row)
-        with self._forbearing():
-            self._append(row)
-        if self.board is not None:
-            for column in set(row) - {"step", "epoch", "seconds", "classes"}:
-                self.board.add_scalar(column, row[column], row["step"])
+        self._append(row)
+        if self.tensorboard is not None:
+            for column in row.keys() - NOT_PLOTTED:
+                self.tensorboard.add_scalar(column, row[column], row["step"])
 
     def skip(self, step: int, samples: list[str]) -> None:
         """Append the row of a step that was skipped, with the samples of its batch."""
-        self.rows.append({"step": step, "skipped": samples})
-        with self._forbearing():
-            self._append(self.rows[-1])
+        self._append({"step": step, "skipped": samples})
 
     def draw(self) -> None:
         """Write curves.png from all rows so far."""
-        with self._forbearing():
+        with self._tolerate_full_disk():
             images.write_image(self.folder / "curves.png", charts.training_curves(self.rows))
 
     @contextmanager
-    def _forbearing(self) -> Iterator[None]:
+    def _tolerate_full_disk(self) -> Iterator[None]:
         try:
             yield
         except (OSError, EnvironmentFailure) as error:
-            if not self.behind:
+            if not self.incomplete:
                 notice(f"warning: {self.folder}: log not written ({error}); training goes on")
-            self.behind = True
+            self.incomplete = True
 
     def _append(self, row: dict[str, Any]) -> None:
-        if self.behind:
-            self._rewrite()
-            self.behind = False
-            return
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        with (self.folder / "metrics.csv").open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerow([row.get(column, "") for column in self.columns])
+        self.rows.append(row)
+        with self._tolerate_full_disk():
+            if self.incomplete:
+                self._rewrite()
+                self.incomplete = False
+                return
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            with (self.folder / "metrics.csv").open("a", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerow([row.get(column, "") for column in self.columns])
 
     def _rewrite(self) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
@@ -152,18 +155,14 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def mosaic(
-    batch_BCHW: torch.Tensor,
-    label_BHW: torch.Tensor,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    channel_order: str,
-    palette: images.Palette,
+    image_BCHW: Tensor, label_BHW: Tensor, normalisation: Normalisation, palette: images.Palette
 ) -> images.Pixels:
     """Up to 8 images of a batch as the network gets them, each above its label, BGR uint8; ignored pixels black."""
+    mean, std = np.array(normalisation.mean), np.array(normalisation.std)
     columns = []
-    for image, label in list(zip(batch_BCHW, label_BHW, strict=True))[:8]:
-        pixels = image.float().cpu().numpy().transpose(1, 2, 0) * np.array(std) + np.array(mean)
+    for image, label in list(zip(image_BCHW, label_BHW, strict=True))[:MAX_BATCH_IMAGES]:
+        pixels = image.float().cpu().numpy().transpose(1, 2, 0) * std + mean
         pixels = pixels.round().clip(0, 255).astype(np.uint8)
-        shown = pixels[..., ::-1] if channel_order == "rgb" else pixels
-        columns.append(np.vstack([shown, images.colorize(label.cpu().numpy().astype(np.uint8), palette)]))
+        pixels = pixels[..., ::-1] if normalisation.channel_order == "rgb" else pixels
+        columns.append(np.vstack([pixels, images.colorize(label.cpu().numpy().astype(np.uint8), palette)]))
     return np.hstack(columns)

@@ -1,16 +1,12 @@
 """All that changes while training: the model, its optimiser, and how one step changes them."""
 
 import copy
-import hashlib
-import json
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,13 +19,11 @@ from ccnet_cli.models import network as models
 from ccnet_cli.models.network import CCNet
 from ccnet_cli.parallel.group import Group
 from ccnet_cli.runs import checkpoint
-from ccnet_cli.weights import load as loading
-
-# the samples of a step stay the same however they are shared; the order in which numbers are added up does not
-SHARES = ("world_size", "global_batch")
+from ccnet_cli.training import state as states
+from ccnet_cli.weights.load import Start, initialize_from, load_weights, read_facts
 
 
-class Network(nn.Module):
+class LossNetwork(nn.Module):
     """Images and labels -> total loss and its terms: one module, so that gradients are reduced over ranks at once."""
 
     def __init__(self, model: CCNet, objective: Objective) -> None:
@@ -45,16 +39,16 @@ class Network(nn.Module):
 
 @dataclass
 class Trainer:
-    """All that changes while training; `state` and `restore` name every part of it.
+    """All that changes while training; `state` and `resume` name every part of it.
 
-    step counts batches, those skipped too; epoch and offset are where in the data the next batch begins. nonfinite
-    counts the skipped steps in a row, failed_saves the checkpoints that the disk refused in a row. losses are those of
-    the last step on this rank: `loss`, and each term before its weight as `loss/NAME`.
+    step counts batches, skipped ones too; epoch and offset are where in the data the next batch begins. nonfinite
+    counts the skipped steps in a row, failed_saves the checkpoints in a row that the disk refused. losses and norm (of
+    the gradient) are those of the last step on this rank; losses are named as in loss_names.
     """
 
     preset: config.Preset
     source: Source
-    network: Network
+    network: LossNetwork
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averaged: CCNet | None
@@ -71,7 +65,7 @@ class Trainer:
     best: float = -1.0
     best_step: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
-    before: list[Tensor] = field(default_factory=list)
+    _buffers: list[Tensor] = field(default_factory=list)
 
     @property
     def model(self) -> CCNet:
@@ -79,64 +73,62 @@ class Trainer:
         return self.network.model
 
     @property
+    def inference_model(self) -> CCNet:
+        """The model to evaluate and to save: the moving average of the weights where there is one."""
+        return self.averaged or self.model
+
+    @property
     def device(self) -> torch.device:
         """This rank's device."""
         return self.group.device
 
     @property
-    def inference_model(self) -> CCNet:
-        """The model to evaluate and to keep: the weights' moving average where there is one."""
-        return self.averaged or self.model
+    def loss_names(self) -> list[str]:
+        """What the losses are called in the log: `loss`, the total, and `loss/NAME`, each term before its weight."""
+        return ["loss", *(f"loss/{name}" for name in self.network.objective.terms)]
+
+    @property
+    def position(self) -> int:
+        """Where the next batch begins in the stream of samples."""
+        return self.epoch * len(self.source.samples) + self.offset
 
     def set_rate(self, rate: float) -> None:
-        """The learning rate of the next step."""
+        """Set the learning rate of the next step."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    @property
-    def seen(self) -> int:
-        """The position of the next batch in the stream of samples."""
-        return self.epoch * len(self.source.samples) + self.offset
-
-    def buffers(self) -> list[Tensor]:
+    def copy_buffers(self) -> list[Tensor]:
         """A copy of the network's buffers, for update to put back: a forward pass alone moves the running statistics.
 
         It lies in the same memory each time.
         """
         buffers = list(self.network.buffers())
-        if not self.before:
-            self.before = [torch.empty_like(buffer) for buffer in buffers]
-        _copy(buffers, self.before)
-        return self.before
-
-    @property
-    def loss_names(self) -> list[str]:
-        """The names of the total loss and of its terms, as they are logged."""
-        return ["loss", *(f"loss/{name}" for name in self.network.objective.terms)]
+        if not self._buffers:
+            self._buffers = [torch.empty_like(buffer) for buffer in buffers]
+        _copy(buffers, self._buffers)
+        return self._buffers
 
     def update(self, losses: Tensor, buffers: list[Tensor]) -> bool:
         """Step the optimiser with the gradients at hand, unless on any rank these or the loss are not finite.
 
-        losses (1 + terms,) are the total and its terms, as in loss_names.
-
-        False for a step that every rank skipped: it leaves the model, its buffers as given, the moving average and the
-        optimiser as they were, but takes its place in the schedule and its batch from the data. With fp16 it lowers the
-        scale; as long as that can help it does not count in nonfinite.
+        losses (1 + terms,) are in the order of loss_names. False for a step that every rank skips: it leaves model,
+        moving average and optimiser as they were, and puts the buffers back, but takes its place in the schedule and
+        its batch from the data. With fp16 it lowers the scale; as long as that can help it does not count in nonfinite.
 
         A step waits for the device here alone, and once: losses, norm and the verdict of all ranks come in one piece.
         Read a step later, schedule, moving average and checkpoint would not know of the last step.
         """
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
-        lowers = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        verdict = torch.maximum(2 * _unsound(losses[0]), (1 if lowers else 2) * _unsound(norm))
+        scale_can_fall = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        verdict = torch.maximum(2 * _not_finite(losses[0]), (1 if scale_can_fall else 2) * _not_finite(norm))
         measured = torch.cat([losses, torch.stack([norm, self.group.all_reduce_max(verdict)])])
-        *values, self.norm, bad = measured.tolist()
+        *values, self.norm, worst = measured.tolist()
         self.losses = dict(zip(self.loss_names, values, strict=True))
         self.step += 1
-        self.epoch, self.offset = divmod(self.seen + self.preset.train.batch, len(self.source.samples))
-        if bad:
-            self.nonfinite += bad == 2
+        self.epoch, self.offset = divmod(self.position + self.preset.train.batch, len(self.source.samples))
+        if worst:
+            self.nonfinite += worst == 2
             _copy(buffers, list(self.network.buffers()))
             if self.scaler.is_enabled():
                 self.scaler.update()
@@ -172,113 +164,87 @@ class Trainer:
                 "epoch": self.epoch,
                 "offset": self.offset,
                 "nonfinite": self.nonfinite,
-                "random": self.group.gather(_random_state(self.device)),
-                "circumstances": self.circumstances(),
-            }
-            | ({"objective": objective} if objective else {}),
+                "random": self.group.gather(states.random_state(self.device)),
+                "circumstances": self._fingerprint(),
+                **({"objective": objective} if objective else {}),
+            },
         }
 
-    def facts(self) -> dict[str, Any]:
-        """What a checkpoint's manifest tells of it beside its size and hash."""
-        return {"epoch": self.epoch, "offset": self.offset} | self.circumstances()
+    def manifest(self) -> dict[str, Any]:
+        """What a checkpoint's manifest records beside its size and hash."""
+        return {"epoch": self.epoch, "offset": self.offset} | self._fingerprint()
 
-    def circumstances(self) -> dict[str, Any]:
-        """What else the bits of the next steps hang on, beside the state and the preset's keys."""
-        mapping = config.to_mapping(self.preset)
-        cudnn = torch.backends.cudnn
-        return {
-            "world_size": self.group.world_size,
-            "global_batch": self.preset.train.batch,
-            "num_threads": torch.get_num_threads(),
-            "precision": self.preset.train.precision,
-            "device": self.device.type,
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
-            "float32_matmul": torch.get_float32_matmul_precision(),
-            "cudnn": [cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic],
-            "torch": str(torch.__version__),
-            "cuda": torch.version.cuda,
-            "numpy": np.__version__,
-            "config_sha256": hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest(),
-            "list_sha256": self._list_sha256,
-        }
+    def _fingerprint(self) -> dict[str, Any]:
+        return states.environment_fingerprint(self.preset, self.group, self._list_sha256)
 
     @cached_property
     def _list_sha256(self) -> str:
         return self.source.samples.fingerprint()
 
-    def restore(self, content: dict[str, Any], path: Path, strict: bool = False) -> None:
+    def resume(self, content: dict[str, Any], path: Path, strict: bool = False) -> None:
         """Continue from a checkpoint's content; InputError where it does not fit this run.
 
-        What differs from before is told in a line; with strict it is refused.
+        A notice says what differs from before; with strict, that is refused.
         """
         training = content["training"]
-        for what in self._differences(content):
+        for difference in self._differences(content, path):
             if strict:
-                raise InputError(path, f"was trained with {what}", "resume without --strict-resume, or as before")
-            notice(f"warning: resumed with {what}")
-        loading.load_weights(self.inference_model, content["model"], path)
+                raise InputError(path, f"was trained with {difference}", "resume without --strict-resume, or as before")
+            notice(f"warning: resumed with {difference}")
+        load_weights(self.inference_model, content["model"], path)
         if self.averaged:
-            loading.load_weights(self.model, training["model"] or content["model"], path)
-        try:
-            self.network.objective.load_state_dict(training.get("objective", {}))
-            self.optimizer.load_state_dict(training["optimizer"])
-            # how the passes are made is this version's to say, not the file's
-            for group in self.optimizer.param_groups:
-                group["fused"] = self.optimizer.defaults["fused"]
-            self.scaler.load_state_dict(training["scaler"])
-        except (ValueError, KeyError, RuntimeError) as error:
-            why = f"its optimiser state does not fit ({error})"
-            raise InputError(path, why, "resume with the preset that it was trained with") from None
+            load_weights(self.model, training["model"] or content["model"], path)
+        for what, load in (("optimiser", self._load_optimizer), ("loss", self._load_objective)):
+            try:
+                load(training)
+            except (ValueError, KeyError, RuntimeError) as error:
+                why = f"its {what} state does not fit ({error})"
+                raise InputError(path, why, "resume with the preset that it was trained with") from None
         self.step, self.metrics, self.best = content["step"], content["metrics"], training["best"]
         self.origin = content.get("origin", "")
         self.choices.load(content.get("choices"))
-        # before they were saved, a batch told them
+        # the first checkpoints did not save them: they follow from the batch
         position = divmod(self.step * content["preset"]["train"]["batch"], len(self.source.samples))
         self.epoch, self.offset = training.get("epoch", position[0]), training.get("offset", position[1])
         self.nonfinite, self.best_step = training.get("nonfinite", 0), training.get("best_step", -1)
-        states = training["random"]
-        if len(states) == self.group.world_size:
-            _set_random_state(states[self.group.rank], self.device)
+        if len(training["random"]) == self.group.world_size:
+            states.set_random_state(training["random"][self.group.rank], self.device)
 
-    def _differences(self, content: dict[str, Any]) -> Iterator[str]:
-        """What a run that continues from a checkpoint's content would do otherwise than before, a phrase each."""
-        keys = config.differences(self.preset, config.from_mapping(content["preset"]))
+    def _load_optimizer(self, training: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(training["optimizer"])
+        # how the passes over the weights are made is this version's choice, not the file's
+        for group in self.optimizer.param_groups:
+            group["fused"] = self.optimizer.defaults["fused"]
+        self.scaler.load_state_dict(training["scaler"])
+
+    def _load_objective(self, training: dict[str, Any]) -> None:
+        self.network.objective.load_state_dict(training.get("objective", {}))
+
+    def _differences(self, content: dict[str, Any], path: Path) -> Iterator[str]:
+        """What differs between this run and the one that wrote a checkpoint, a phrase each."""
+        keys = config.differences(self.preset, read_facts(content, path).preset)
         if keys:
             yield f"other values of {', '.join(keys)} than before"
-        now, before = self.circumstances(), content["training"].get("circumstances", {})
-        before = {"world_size": len(content["training"]["random"])} | before
-        shares = [f"{key} {now[key]}, was {before[key]}" for key in SHARES if now[key] != before.get(key, now[key])]
-        if shares:
-            yield f"{', '.join(shares)}: sample-exact, not bit-exact"
-        others = [key for key in now if key not in (*SHARES, "config_sha256") and now[key] != before.get(key, now[key])]
-        if "list_sha256" in others:
-            others.remove("list_sha256")
-            yield "another list of training images than before: other samples will come"
-        if others:
-            yield ", ".join(f"{key} {now[key]}, was {before[key]}" for key in others) + ": not bit-exact"
+        training = content["training"]
+        before = {"world_size": len(training["random"]), **training.get("circumstances", {})}
+        yield from states.differences(self._fingerprint(), before)
 
 
-def build(
-    preset: config.Preset,
-    source: Source,
-    group: Group,
-    weights: Path | None = None,
-    partial: bool = False,
-) -> Trainer:
-    """Model, optimiser and the rest at step 0; weights is a file to begin with, partial as read_start takes it."""
+def build(preset: config.Preset, source: Source, group: Group, start: Start | None = None) -> Trainer:
+    """Model, optimiser and the rest at step 0, initialized from a file's weights if given."""
     train, device = preset.train, group.device
     choices = _choices(group)
     model = models.build(preset.model, len(source.classes), train.checkpoint_activations)
-    origin = loading.initialize_from(model, loading.read_start(weights, partial), preset.model) if weights else ""
+    origin = initialize_from(model, start, preset.model) if start else ""
     if train.sync_bn and device.type == "cuda" and group.world_size > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     model = model.to(device)
     ops.use(model, choices)
     if train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = objectives.build(preset.loss, source.ignore_index, model.align_corners).to(device)
     objective.check(model.output_names)
-    network = Network(model, objective)
+    network = LossNetwork(model, objective)
     averaged = copy.deepcopy(model).eval().requires_grad_(False) if train.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
     return Trainer(preset, source, network, make_optimizer(network, preset), scaler, averaged, group, choices, origin)
@@ -292,53 +258,37 @@ def _choices(group: Group) -> ops.Choices:
     return ops.Choices(group.broadcast, group.broadcast(name), quiet=group.rank > 0)
 
 
-def make_optimizer(model: nn.Module, preset: config.Preset) -> torch.optim.Optimizer:
+def make_optimizer(module: nn.Module, preset: config.Preset) -> torch.optim.Optimizer:
     """The preset's optimiser of a module's parameters."""
     train, lr = preset.train, preset.schedule.lr
     if train.optimizer == "sgd":
         # fused: one pass over the weights in place of five
-        return torch.optim.SGD(model.parameters(), lr, train.momentum, weight_decay=train.weight_decay, fused=True)
+        return torch.optim.SGD(module.parameters(), lr, train.momentum, weight_decay=train.weight_decay, fused=True)
     # AdamW's decay would pull norms, biases and the attention's gamma towards 0 at full strength
-    plain = [p for p in model.parameters() if p.dim() <= 1]
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    vectors = [p for p in module.parameters() if p.dim() <= 1]
+    others = [p for p in module.parameters() if p.dim() > 1]
+    groups = [{"params": others, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr, betas=(train.momentum, 0.999))
 
 
-def _unsound(value: Tensor) -> Tensor:
+def _not_finite(value: Tensor) -> Tensor:
     """1 where a number is not finite, else 0."""
     return (~value.isfinite()).float()
 
 
 def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
-    """Copy each into its target, all of a type at once."""
+    """Copy each tensor into its target, all of a type at once."""
     for dtype in {source.dtype for source in sources}:
-        chosen = [index for index, source in enumerate(sources) if source.dtype == dtype]
-        torch._foreach_copy_([targets[index] for index in chosen], [sources[index] for index in chosen])
+        indices = [index for index, source in enumerate(sources) if source.dtype == dtype]
+        torch._foreach_copy_([targets[index] for index in indices], [sources[index] for index in indices])
 
 
 @torch.no_grad()
 def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
-    new = model.state_dict()
+    """Move the average, weights and running statistics, by 1 - decay towards the model."""
+    current = model.state_dict()
     for key, value in averaged.state_dict().items():
         if value.is_floating_point():
-            value.lerp_(new[key], 1 - decay)
+            value.lerp_(current[key], 1 - decay)
         else:
-            value.copy_(new[key])
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    # a numpy array would not be read back
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    own = {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate()}
-    return own | {"numpy": [str(kind), keys.tolist(), *rest]}
-
-
-def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
-    random.setstate(state["python"])
-    if "numpy" in state:
-        np.random.set_state(tuple(state["numpy"]))
+            value.copy_(current[key])

@@ -907,7 +907,7 @@ def test_row_84_workers_without_shared_memory_are_told_at_the_start(place, capfd
         f_frsize = 1
         f_bavail = needed - 1
 
-    monkeypatch.setattr(plan, "SHARED", place)
+    monkeypatch.setattr(plan, "SHARED_MEMORY", place)
     monkeypatch.setattr(plan.os, "statvfs", lambda path: Space if path == place else space)
     before = files(place)
     code, out = ran([*TRAIN, "-s", "data.workers=2"], capfd)

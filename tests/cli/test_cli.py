@@ -524,35 +524,31 @@ def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: 
     from ccnet_cli.commands import train
     from ccnet_cli.parallel.group import Limits
     from ccnet_cli.parallel.supervisor import Nodes
+    from ccnet_cli.training.request import TrainRequest
 
-    asked: list[object] = []
-
-    def start(preset: config.Preset, **settings: object) -> Path:
-        asked.extend([preset, settings])
-        return Path("runs/new")
-
-    monkeypatch.setattr(train, "train", start)
+    requests: list[TrainRequest] = []
+    monkeypatch.setattr(train, "train", lambda request: requests.append(request) or Path("runs/new"))
     data = "odd: [name], # here"
     words = ["--data", data, "--seed", "7", "-s", "seed=3", "-o", "r", "--resume", "auto", "--gpus", "2"]
     words += ["--strict-resume", "--nodes", "3", "--node-rank", "1", "--rendezvous", "a:1", "--max-restarts", "2"]
     words += ["--join-timeout", "4", "--timeout", "5", "--shutdown-timeout", "6"]
     assert call("train", "--preset", "camvid", *words, "--weights", "w.pth", "--processes", "4") == 0
     assert capsys.readouterr().out == "runs/new\n"
-    preset, settings = asked
+    (request,) = requests
+    preset = request.preset
     assert (preset.name, preset.data.root, preset.seed) == ("camvid", data, 7)
-    assert settings == {
-        "run": Path("r"),
-        "resume": "auto",
-        "gpus": 2,
-        "processes": 4,
-        "weights": Path("w.pth"),
-        "device": "auto",
-        "partial": False,
-        "strict": True,
-        "nodes": Nodes(3, 1, "a", 1),
-        "restarts": 2,
-        "limits": Limits(join=4, collective=5, shutdown=6),
-    }
+    assert request == TrainRequest(
+        preset,
+        run=Path("r"),
+        resume="auto",
+        strict=True,
+        weights=Path("w.pth"),
+        gpus=2,
+        processes=4,
+        nodes=Nodes(3, 1, "a", 1),
+        restarts=2,
+        limits=Limits(join=4, collective=5, shutdown=6),
+    )
 
 
 def test_the_built_in_data_is_made_and_passes_its_check(folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -7,13 +7,13 @@ import torch
 from bad_inputs import photograph, png
 from torch.utils.data import DataLoader
 
-from ccnet_cli.commands.train import _quiet_worker
 from ccnet_cli.datasets import FolderData, transforms
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import load_pair, open_source
 from ccnet_cli.datasets.training import Augmentation, Item, TrainingSet, collate, raise_worker_errors, to_device
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import pixels
+from ccnet_cli.training.loader import init_worker
 
 MEAN, STD = (10.0, 20.0, 30.0), (2.0, 4.0, 8.0)
 
@@ -136,7 +136,7 @@ def test_workers_start_no_threads(source):
             batch_sampler=Batches(5, 4, 3),
             num_workers=1,
             collate_fn=tuple,
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=init_worker,
             multiprocessing_context="fork",
         )
         assert list(loader) == [(1, 1)]

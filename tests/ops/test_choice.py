@@ -229,11 +229,11 @@ def test_a_resumed_run_makes_the_choices_of_before(tmp_path):
     content = trainer.state()
     assert content["choices"] == {"here": "numba"}
     table.known = {"here": "gemm"}
-    trainer.restore(content, tmp_path / "x.pt")
+    trainer.resume(content, tmp_path / "x.pt")
     assert table.known == {"here": "numba"}
     # checkpoints of before had none
     del content["choices"]
-    trainer.restore(content, tmp_path / "x.pt")
+    trainer.resume(content, tmp_path / "x.pt")
     assert table.known == {"here": "numba"} and table.share is None and not table.quiet
 
 

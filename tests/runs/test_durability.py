@@ -26,15 +26,15 @@ from runs import (
     preset,
     start,
     steps,
+    train,
     wait_until,
 )
 
 from ccnet_cli import config, files
-from ccnet_cli.commands import train as training
-from ccnet_cli.commands.train import train
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs import folder as runfolder
+from ccnet_cli.training.loop import Loop
 
 
 @pytest.fixture(scope="module")
@@ -590,14 +590,14 @@ def test_best_weights_that_the_disk_refused_are_not_the_best_so_far(data, tmp_pa
     monkeypatch.setattr(checkpoint, "save", sometimes)
     scores = iter([0.9, 0.5])
 
-    def evaluate(trainer, val, record, asked):
+    def evaluate(loop):
+        trainer = loop.trainer
         trainer.metrics = {"miou": next(scores)}
-        better = trainer.metrics["miou"] > trainer.best
-        if better:
+        if trainer.metrics["miou"] > trainer.best:
             trainer.best, trainer.best_step = trainer.metrics["miou"], trainer.step
-        return 0, better
+        return 0
 
-    monkeypatch.setattr(training, "_evaluate", evaluate)
+    monkeypatch.setattr(Loop, "_evaluate", evaluate)
     run = train(preset(data, "checkpoint.every=3"), run=tmp_path / "run")
     assert checkpoint.read(run / "best.pt")["metrics"]["miou"] == 0.5
 
@@ -711,7 +711,7 @@ def crash(monkeypatch, data, run, error=RuntimeError, **more):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_step", failing)
+        patch.setattr(Loop, "_step", failing)
         with pytest.raises(type(error) if isinstance(error, Exception) else error):
             train(preset(data, "checkpoint.every=1", "schedule.steps=9"), run=run, resume="auto", **more)
 
@@ -759,7 +759,7 @@ def test_a_resume_that_was_refused_or_stopped_has_not_failed(data, tmp_path, who
 
 def test_a_kill_is_an_attempt(data, tmp_path, whole, monkeypatch):
     run = shutil.copytree(whole, tmp_path / "run")
-    monkeypatch.setattr(training, "_step", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(Loop, "_step", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     for _ in range(3):
         process = forked(lambda: train(preset(data, "schedule.steps=9"), run=run, resume="auto"))
         assert ended(process) == -signal.SIGKILL

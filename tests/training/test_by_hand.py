@@ -6,11 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from runs import make_horizons, preset
+from runs import make_horizons, preset, train
 from torch.nn import functional as F
 
 from ccnet_cli import datasets
-from ccnet_cli.commands.train import train
 from ccnet_cli.models import network as models
 from ccnet_cli.runs import checkpoint
 
@@ -99,8 +98,8 @@ def by_hand(made, micro, optimizer, clip):
         total, gradients = 0.0, dict.fromkeys(weights, 0.0)
         batches = list(micro_batches(made, step * made.train.batch, made.train.batch, micro))
         for image, label in batches:
-            loss = 0.0
-            for scores, weight in zip(model.with_auxiliary(image), (1.0, 0.3), strict=True):
+            loss, outputs = 0.0, model.outputs(image)
+            for scores, weight in ((outputs.main, 1.0), (outputs.auxiliary["auxiliary"], 0.3)):
                 large = F.interpolate(scores, label.shape[1:], mode="bilinear", align_corners=True)
                 loss = loss + weight * F.cross_entropy(large, label, ignore_index=255)
             found = torch.autograd.grad(loss, list(model.parameters()))

@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ccnet_cli.models.network import Normalisation
 from ccnet_cli.training.record import Record, mosaic
 
 
 def test_rows_after_the_resumed_step_are_dropped(tmp_path):
     record = Record(tmp_path)
     for step in range(1, 5):
-        record.add(step=step, loss=1.0 / step, lr=0.1)
+        record.add({"step": step, "loss": 1.0 / step, "lr": 0.1})
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')
     again = Record(tmp_path, step=2)
-    again.add(step=3, loss=0.25, lr=0.1)
+    again.add({"step": 3, "loss": 0.25, "lr": 0.1})
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 0.5), (3, 0.25)]
     assert [line.split(",")[0] for line in (tmp_path / "metrics.csv").read_text().splitlines()] == [
@@ -32,12 +33,12 @@ def test_every_term_of_the_loss_has_a_column(tmp_path):
     """Behind the fixed ones; a folder of before gets them when it is resumed, and keeps those of a term that went."""
     fixed = "step,epoch,loss,lr,images_per_second,stall,seconds,miou,pixel_accuracy,mean_accuracy"
     record = Record(tmp_path)
-    record.add(step=1, loss=1.5, lr=0.1)
+    record.add({"step": 1, "loss": 1.5, "lr": 0.1})
     assert (tmp_path / "metrics.csv").read_text().splitlines() == [fixed, "1,,1.5,0.1,,,,,,"]
     record = Record(tmp_path, step=1, losses=["loss", "loss/ohem"])
-    record.add(step=2, loss=1.25, **{"loss/ohem": 1.0})
+    record.add({"step": 2, "loss": 1.25, "loss/ohem": 1.0})
     record = Record(tmp_path, step=2, losses=["loss", "loss/plain"])
-    record.add(step=3, loss=0.5, **{"loss/plain": 0.25})
+    record.add({"step": 3, "loss": 0.5, "loss/plain": 0.25})
     assert (tmp_path / "metrics.csv").read_text().splitlines() == [
         f"{fixed},loss/ohem,loss/plain",
         "1,,1.5,0.1,,,,,,,,",
@@ -48,18 +49,18 @@ def test_every_term_of_the_loss_has_a_column(tmp_path):
 
 def test_a_full_disk_is_told_once_and_made_up_for(tmp_path, monkeypatch, capsys):
     record = Record(tmp_path)
-    record.add(step=1, loss=1.0)
+    record.add({"step": 1, "loss": 1.0})
 
     def refusing(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", refusing)
-        record.add(step=2, loss=0.5)
+        record.add({"step": 2, "loss": 0.5})
         record.skip(3, ["a", "b"])
         record.draw()
     assert capsys.readouterr().err.count("log not written") == 1
-    record.add(step=4, loss=0.25)
+    record.add({"step": 4, "loss": 0.25})
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows == [
         {"step": 1, "loss": 1.0},
@@ -75,7 +76,7 @@ def test_the_mosaic_shows_image_and_label_as_they_were():
     rgb = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5)).astype(np.float32)
     batch = (torch.from_numpy(rgb) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     label = torch.tensor([0, 1, 255]).repeat(2, 4, 2)[:, :, :5]
-    picture = mosaic(batch, label, mean, std, "rgb", [(1, 2, 3), (4, 5, 6)])
+    picture = mosaic(batch, label, Normalisation("rgb", mean, std), [(1, 2, 3), (4, 5, 6)])
     assert picture.shape == (8, 10, 3)
     assert (picture[:4, 5:, ::-1].transpose(2, 0, 1) == rgb[1]).all()
     assert picture[4, :3].tolist() == [[3, 2, 1], [6, 5, 4], [0, 0, 0]]

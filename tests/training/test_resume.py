@@ -14,19 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import arguments, canonical, make_horizons, outcome, preset, start, steps, wait_until
+from runs import arguments, canonical, make_horizons, outcome, plan_of, preset, start, steps, train, wait_until
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ccnet_cli.commands import train as training
-from ccnet_cli.commands.train import train
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import open_source
+from ccnet_cli.datasets.training import TrainingSet
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.group import Group, Limits
+from ccnet_cli.parallel.group import Group
 from ccnet_cli.runs import checkpoint
-from ccnet_cli.training import plan
+from ccnet_cli.training import process
+from ccnet_cli.training import state as states
 from ccnet_cli.training import trainer as trainers
 from ccnet_cli.weights import find
 
@@ -204,10 +204,8 @@ def test_a_resume_at_an_epoch_s_end_repeats_and_skips_none(step):
 
 def test_another_global_batch_continues_where_the_data_were_left(whole, data, tmp_path, capsys, monkeypatch):
     seen, middle = [], str(whole(*RICH) / "checkpoints/step_00000010.pt")
-    item = training.datasets.TrainingSet.__getitem__
-    monkeypatch.setattr(
-        training.datasets.TrainingSet, "__getitem__", lambda self, key: (seen.append(key), item(self, key))[1]
-    )
+    item = TrainingSet.__getitem__
+    monkeypatch.setattr(TrainingSet, "__getitem__", lambda self, key: (seen.append(key), item(self, key))[1])
     run = train(preset(data, *LONG, *RICH, "train.batch=2", "eval.every=0"), run=tmp_path / "run", resume=middle)
     told = capsys.readouterr().err
     assert "global_batch 2, was 4: sample-exact, not bit-exact" in told
@@ -232,9 +230,9 @@ def test_python_s_and_numpy_s_numbers_continue():
     random.seed(3)
     np.random.seed(4)
     np.random.standard_normal()
-    state = trainers._random_state(torch.device("cpu"))
+    state = states.random_state(torch.device("cpu"))
     wanted = random.random(), np.random.standard_normal(), np.random.random(), torch.rand(())
-    trainers._set_random_state(state, torch.device("cpu"))
+    states.set_random_state(state, torch.device("cpu"))
     assert (random.random(), np.random.standard_normal(), np.random.random(), torch.rand(())) == wanted
 
 
@@ -352,7 +350,7 @@ def spoil(kind, first, times, rank=0):
 
     Each entry is the step, whether it was skipped, and whether it left weights, buffers and optimiser as they were.
     """
-    forward, update = trainers.Network.forward, trainers.Trainer.update
+    forward, update = trainers.LossNetwork.forward, trainers.Trainer.update
     happened, current = [], [0]
 
     def bad():
@@ -375,7 +373,7 @@ def spoil(kind, first, times, rank=0):
         current[0] = self.step + 1
         return applied
 
-    trainers.Network.forward, trainers.Trainer.update = spoilt_forward, watched_update
+    trainers.LossNetwork.forward, trainers.Trainer.update = spoilt_forward, watched_update
     current[0] = 1
     return happened
 
@@ -383,7 +381,7 @@ def spoil(kind, first, times, rank=0):
 @pytest.fixture
 def mended(monkeypatch):
     """Whatever spoil replaces is put back."""
-    monkeypatch.setattr(trainers.Network, "forward", trainers.Network.forward)
+    monkeypatch.setattr(trainers.LossNetwork, "forward", trainers.LossNetwork.forward)
     monkeypatch.setattr(trainers.Trainer, "update", trainers.Trainer.update)
 
 
@@ -418,7 +416,7 @@ def test_a_step_that_is_not_finite_is_skipped_whole(data, tmp_path, capsys, mend
 
 def test_without_the_guard_the_weights_are_ruined(data, tmp_path, mended, monkeypatch):
     """The twin of the test above."""
-    monkeypatch.setattr(trainers, "_unsound", torch.zeros_like)
+    monkeypatch.setattr(trainers, "_not_finite", torch.zeros_like)
     spoil("loss", 5, 1)
     with pytest.raises((NonFiniteError, AssertionError)):
         run = train(preset(data, *BAD, "schedule.steps=6"), run=tmp_path / "run")
@@ -449,13 +447,13 @@ def _spoilt_work(worker, made, kind, times, folder):
     """One of two processes, of which the second meets something that is not finite."""
     happened = spoil(kind, 5, times, rank=1)
     try:
-        training._work(worker, made, made.device, Limits())
+        process.run(worker, made.request, made.device, made)
     finally:
         (folder / str(os.environ["RANK"])).write_text(json.dumps(happened))
 
 
 def assert_skipped_by_two(data, folder, kind, times):
-    made = plan.make(preset(data, *BAD), folder / "run", None, None, 2, None, "cpu")
+    made = plan_of(preset(data, *BAD), folder / "run", processes=2)
     (folder / "run").mkdir()
     if times < 10:
         supervisor.run(_spoilt_work, (made, kind, times, folder), 2)
@@ -494,7 +492,7 @@ def scaled_step(trainer, spoilt):
     trainer.scaler.scale(loss).backward()
     if spoilt:
         next(trainer.model.parameters()).grad[0] = math.inf
-    return trainer.update(loss.detach().repeat(len(trainer.loss_names)), trainer.buffers())
+    return trainer.update(loss.detach().repeat(len(trainer.loss_names)), trainer.copy_buffers())
 
 
 def test_half_precision_lowers_its_scale_and_the_schedule_goes_on(data, tmp_path):
@@ -507,10 +505,10 @@ def test_half_precision_lowers_its_scale_and_the_schedule_goes_on(data, tmp_path
     assert weights[1] == weights[2] == weights[3] != weights[4]
     assert trainer.scaler.get_scale() == 65536 / 4
     # a skipped step takes its place in the schedule and its batch; while the scale can fall it is no failure
-    assert (trainer.step, trainer.seen, trainer.nonfinite) == (5, 20, 0)
+    assert (trainer.step, trainer.position, trainer.nonfinite) == (5, 20, 0)
     path = checkpoint.save(tmp_path, 5, trainer.state(), keep=2)
     again = scaled_trainer(data)
-    again.restore(checkpoint.read(path), path)
+    again.resume(checkpoint.read(path), path)
     assert again.scaler.get_scale() == 16384
     assert canonical(again.state()) == canonical(trainer.state())
 
@@ -549,12 +547,12 @@ def test_a_step_waits_for_the_device_once(data, monkeypatch):
 
 def test_the_copy_of_the_buffers_takes_memory_once(data):
     trainer = scaled_trainer(data)
-    first = trainer.buffers()
+    first = trainer.copy_buffers()
     wanted = [buffer.clone() for buffer in trainer.model.buffers()]
     for buffer in trainer.model.buffers():
         buffer += 1
     assert all(torch.equal(*pair) for pair in zip(first, wanted, strict=True))
-    second = trainer.buffers()
+    second = trainer.copy_buffers()
     assert [one.data_ptr() for one in first] == [one.data_ptr() for one in second]
     assert all(torch.equal(*pair) for pair in zip(second, trainer.model.buffers(), strict=True))
     assert {buffer.dtype for buffer in second} == {torch.float32, torch.int64}
@@ -575,7 +573,7 @@ def test_a_run_from_before_the_fused_optimiser_goes_on_with_it(data, tmp_path, w
         scaled_step(trainer, False)
         path = checkpoint.save(tmp_path / str(fused), 1, trainer.state(), keep=2)
         again = scaled_trainer(data, "train.optimizer=sgd", "train.ema=0.0")
-        again.restore(checkpoint.read(path), path)
+        again.resume(checkpoint.read(path), path)
         assert again.optimizer.param_groups[0]["fused"] is True
         again.set_rate(1e-3)
         assert scaled_step(again, False)

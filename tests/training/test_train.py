@@ -14,19 +14,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from runs import SETTINGS, make_horizons, preset
+from runs import SETTINGS, make_horizons, plan_of, preset, train
 
 from ccnet_cli import config, datasets
 from ccnet_cli.commands.evaluate import evaluate
-from ccnet_cli.commands.train import _loader, train
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.losses import CrossEntropy, Ohem
 from ccnet_cli.losses import objective as objectives
 from ccnet_cli.losses.objective import Objective
 from ccnet_cli.media import images
+from ccnet_cli.parallel.group import Group
 from ccnet_cli.runs import checkpoint
-from ccnet_cli.training import plan
+from ccnet_cli.training import loader, plan
+from ccnet_cli.training.loader import make_loader
 
 
 @pytest.fixture
@@ -110,8 +111,8 @@ def test_a_long_schedule_begins_at_once(data, tmp_path):
     """A loader that laid out every batch beforehand would need gigabytes here."""
     made = config.load("quickstart", [f"data.root={data}", *sorted(SETTINGS), "schedule.steps=1000000000"])
     source = datasets.open_source(made.data, "train")
-    plan_ = plan.make(made, tmp_path / "run", None, None, 1, None, "cpu")
-    batch = next(iter(_loader(plan_, source, 0)))
+    plan_ = plan_of(made, tmp_path / "run")
+    batch = next(iter(make_loader(plan_, source, Group())))
     assert batch.images.shape == (4, 32, 48, 3) and batch.labels.shape == (4, 32, 48)
 
 
@@ -119,15 +120,15 @@ def test_the_preset_s_augmentation_reaches_the_samples(data, tmp_path):
     keys = ["fit=[80, 60]", "scale_min=0.5", "scale_max=1.5", "scale_step=0", "category_ratio=0.8", "photometric=true"]
     loaded = preset(data, *(f"data.{key}" for key in keys), "seed=4")
     source = datasets.open_source(loaded.data, "train")
-    loader = _loader(plan.make(loaded, tmp_path / "run", None, None, 1, None, "cpu"), source, 0)
+    made = make_loader(plan_of(loaded, tmp_path / "run"), source, Group())
     augmentation = datasets.Augmentation(
         crop=(32, 48), scale_min=0.5, scale_max=1.5, scale_step=0, fit=(80, 60), category_ratio=0.8, photometric=True
     )
     expected = datasets.TrainingSet(source, augmentation, seed=4)
     for index in range(6):
-        for ours, theirs in zip(loader.dataset[2, index], expected[2, index], strict=True):
+        for ours, theirs in zip(made.dataset[2, index], expected[2, index], strict=True):
             np.testing.assert_array_equal(ours, theirs)
-    assert vars(loader.dataset) == vars(expected)
+    assert vars(made.dataset) == vars(expected)
 
 
 def test_a_checkpoint_of_persons_knows_what_a_mirror_exchanges(tmp_path):
@@ -156,8 +157,8 @@ def test_the_log_tells_how_long_it_waited_for_data(data, tmp_path, capsys, monke
 
         return moving
 
-    monkeypatch.setattr("ccnet_cli.commands.train.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("ccnet_cli.commands.train.datasets.collate", moved(3, datasets.collate))
+    monkeypatch.setattr("ccnet_cli.training.loop.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(loader, "collate", moved(3, loader.collate))
     monkeypatch.setattr(Objective, "forward", moved(1, Objective.forward))
     run = train(preset(data, "log.every=2", "eval.every=0"), run=tmp_path / "run")
     rows = [row for row in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if "loss" in row]

@@ -7,11 +7,11 @@ import peers
 import pytest
 import tiny
 import torch
+from runs import train
 
 from ccnet_cli import cli, config
 from ccnet_cli.commands.evaluate import evaluate
 from ccnet_cli.commands.export import export
-from ccnet_cli.commands.train import train
 from ccnet_cli.errors import InputError
 from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.models.network import build

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import canonical, make_horizons, preset
+from runs import canonical, make_horizons, preset, train
 
-from ccnet_cli.commands.train import train
 from ccnet_cli.inference.artifact import open_artifact
 from ccnet_cli.runs import checkpoint
 

@@ -1,0 +1,159 @@
+"""One process of a run: it opens the data, builds the trainer or resumes it, and runs the loop."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ccnet_cli import config, files
+from ccnet_cli.datasets import classes_of
+from ccnet_cli.datasets.source import Source, open_source
+from ccnet_cli.datasets.training import watch_workers
+from ccnet_cli.errors import InputError, notice
+from ccnet_cli.parallel.group import Group, joined
+from ccnet_cli.parallel.supervisor import Worker
+from ccnet_cli.runs import checkpoint
+from ccnet_cli.runs import folder as runfolder
+from ccnet_cli.training import trainer as trainers
+from ccnet_cli.training.loop import Loop, name_checkpoint, score_due
+from ccnet_cli.training.plan import Plan, make_plan
+from ccnet_cli.training.record import Record, environment
+from ccnet_cli.training.request import TrainRequest
+from ccnet_cli.training.state import seed_rank
+from ccnet_cli.weights.load import Start, check_start, read_start
+
+
+@dataclass
+class Inputs:
+    """What `prepare` has read, so that a run of one process reads nothing twice; content is that of a checkpoint."""
+
+    source: Source | None = None
+    start: Start | None = None
+    content: dict[str, Any] | None = None
+
+
+def prepare(request: TrainRequest, group: Group) -> tuple[Plan, Inputs]:
+    """Build, validate and announce the plan, and read its inputs; after a restart, reuse the run folder."""
+    earlier = group.recall("run")
+    processes = group.world_size if group.world_size > 1 else None
+    plan, content = make_plan(request, processes, run=Path(earlier) if earlier else None)
+    group.remember("run", str(plan.run))
+    preset, start = plan.preset, _read_start(request)
+    if start:
+        check_start(start, preset.model, len(classes_of(preset.data)))
+    source, _ = (open_source(preset.data, split) for split in ("train", "val"))
+    count = f"{plan.processes} process{'es' if plan.processes > 1 else ''}"
+    batch = f"global batch {preset.train.batch} = {count} x {plan.micro_batch} images"
+    length = f"{preset.schedule.steps} steps, {preset.train.precision}"
+    notice(f"{plan.run}: {batch} x {plan.accumulation} accumulated, {length}")
+    return plan, Inputs(source, start, content)
+
+
+def _read_start(request: TrainRequest) -> Start | None:
+    return read_start(request.weights, request.partial) if request.weights else None
+
+
+@contextmanager
+def run_folder(plan: Plan) -> Iterator[None]:
+    """Make the run folder; remove it again if bad input stops the run before its first checkpoint."""
+    plan.run.parent.mkdir(parents=True, exist_ok=True)
+    existed = True
+    with suppress(FileExistsError):
+        plan.run.mkdir()
+        existed = False
+    try:
+        yield
+    except InputError:
+        if not existed and not checkpoint.list_checkpoints(plan.checkpoints):
+            shutil.rmtree(plan.run)
+        raise
+
+
+def run(
+    worker: Worker, request: TrainRequest, device: torch.device, plan: Plan | None = None, inputs: Inputs | None = None
+) -> Path | None:
+    """Train in this process, by the plan given or by one that rank 0 makes and broadcasts; the run folder.
+
+    In the second case all ranks but the first return None.
+    """
+    inputs = inputs or Inputs()
+    with joined(device, request.limits, worker.supervised) as group, worker.signals(group) as stop_signal:
+        if plan is not None:
+            _train(plan, inputs, group, stop_signal)
+            return plan.run
+        plan = group.decide_on_rank0(lambda: prepare(request, group)[0])
+        with run_folder(plan) if group.rank == 0 else nullcontext():
+            _train(plan, inputs, group, stop_signal)
+        return plan.run if group.rank == 0 else None
+
+
+def _train(plan: Plan, inputs: Inputs, group: Group, stop_signal: Callable[[], int]) -> None:
+    preset = plan.preset
+    resume = group.decide_on_rank0(lambda: _resume_point(plan, group))
+    with ExitStack() as resources:
+        group.decide_on_rank0(lambda: _claim_folder(plan, resume, resources))
+        trainer = _make_trainer(plan, inputs, group, resume)
+        record = None
+        if group.rank == 0:
+            record = Record(plan.run, trainer.step, trainer.loss_names, preset.log.tensorboard)
+        score_first = group.broadcast(record is not None and _is_unscored(plan, resume, trainer.step, record))
+        if trainer.step >= preset.schedule.steps and not score_first:
+            if record:
+                notice(f"nothing to do: {plan.run} has done {trainer.step} of {preset.schedule.steps} steps")
+            return
+        if record:
+            # not before the checkpoint is known to fit: a resume that is refused leaves the run as it was
+            files.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
+            text = json.dumps(environment(group.device, plan.processes), indent=1)
+            files.write_bytes(plan.run / "environment.json", text.encode())
+        with watch_workers():
+            Loop(plan, trainer, record, stop_signal).run(score_first)
+        files.failpoint("at_exit")
+
+
+def _resume_point(plan: Plan, group: Group) -> Path | None:
+    """The checkpoint to continue from: processes that were restarted take the newest, if there is one by now."""
+    newest = checkpoint.read_newest(plan.checkpoints) if group.attempt else None
+    return newest[0] if newest else plan.resume
+
+
+def _claim_folder(plan: Plan, resume: Path | None, resources: ExitStack) -> None:
+    """Lock the run folder, clear it of what dead processes left, and count the resume up front."""
+    resources.enter_context(runfolder.lock(plan.run))
+    files.sweep(plan.run)
+    checkpoint.delete_leftovers(plan.checkpoints)
+    if resume is not None and resume.parent == plan.checkpoints:
+        resources.enter_context(runfolder.count_attempt(resume))
+
+
+def _make_trainer(plan: Plan, inputs: Inputs, group: Group, resume: Path | None) -> trainers.Trainer:
+    """The trainer at the start of the run, with the same weights on all ranks, or at the checkpoint to resume from."""
+    preset, request = plan.preset, plan.request
+    torch.manual_seed(preset.seed)
+    source = group.run_on_all_ranks(lambda: inputs.source or open_source(preset.data, "train"))
+
+    def build() -> trainers.Trainer:
+        return trainers.build(preset, source, group, inputs.start or _read_start(request))
+
+    trainer = group.run_on_all_ranks(build)
+    seed_rank(preset.seed, group.rank)
+    if resume:
+        content = inputs.content if resume == plan.resume else None
+        group.run_on_all_ranks(lambda: trainer.resume(content or checkpoint.read(resume), resume, request.strict))
+        if group.rank == 0 and resume.parent == plan.checkpoints:
+            # a kill may have come between the checkpoint and its names
+            name_checkpoint(plan, trainer, resume)
+    # their weights would take memory for as long as the run lasts
+    inputs.start = inputs.content = None
+    return trainer
+
+
+def _is_unscored(plan: Plan, resume: Path | None, step: int, record: Record) -> bool:
+    """Whether a signal or a crash kept the run from scoring the checkpoint that it now continues from."""
+    own = resume is not None and plan.run in (resume.parent, resume.parent.parent)
+    return own and score_due(plan, step) and not any("miou" in row for row in record.rows if row["step"] == step)
