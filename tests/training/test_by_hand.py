@@ -15,12 +15,8 @@ from ccnet_cli.runs import checkpoint
 
 IMAGES = 6
 PLAIN = (
-    "model.dropout=0.0",
-    "model.auxiliary=true",
-    "model.auxiliary_bias=false",
-    "loss.ohem.enabled=false",
-    "loss.auxiliary=0.3",
-    "seed=3",
+    *("model.auxiliary=true", "model.auxiliary_channels=8", "model.auxiliary_bias=false", "model.dropout=0.0"),
+    *("loss.ohem.enabled=false", "loss.auxiliary=0.3", "seed=3"),
 )
 RATE = ("schedule.lr=0.02", "schedule.warmup=2", "schedule.power=2.0", "schedule.minimum=1e-3")
 SHORT = ("schedule.steps=3", "checkpoint.every=1", "checkpoint.keep=9", "eval.every=0")
