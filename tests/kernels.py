@@ -4,19 +4,31 @@ Run as a script, a process of its own for NUMBA_ENABLE_CUDASIM, it simulates cas
 """
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from ccnet_cli.ops import composed, reference
 from ccnet_cli.ops.cuda import steps
 
-PTXRUN = Path(__file__).parent.parent.parent / "shared" / "tools"
+ROOT = Path(__file__).parent.parent
+PTXRUN = ROOT.parent / "shared" / "tools"
+if (PTXRUN / "ptxrun").is_dir():
+    sys.path.insert(0, str(PTXRUN))
+
+compiles = pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed: ccnet-cli[cuda13]")
+runs = pytest.mark.skipif(
+    find_spec("numba_cuda") is None or not (PTXRUN / "ptxrun").is_dir(), reason="needs numba-cuda and ptxrun"
+)
 RESULTS = ("out", "d_query", "d_key", "d_value")
 
 
@@ -24,8 +36,8 @@ RESULTS = ("out", "d_query", "d_key", "d_value")
 class Case:
     """Random input of one size, what the definition makes of it in float64, and the launches that should make it too.
 
-    fused: query, key and value are slices of one tensor, as after one convolution. small: tiles and warps of a size
-    that the simulator can run, so that a small map has several of them.
+    fused: query, key and value are slices of one tensor, as after one convolution. largest: threads along a tile at
+    most, so that a small map has several tiles. small: the same with warps that the simulator can run.
     """
 
     images: int
@@ -35,6 +47,7 @@ class Case:
     W: int
     dtype: str = "float32"
     fused: bool = False
+    largest: int = 16
     small: int = 0
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     exact: dict[str, np.ndarray] = field(default_factory=dict)
@@ -61,7 +74,7 @@ class Case:
         made |= {"d_query": (c, "float32"), "d_key": (c, "float32"), "d_value": (C, self.dtype)}
         for name, (channels, dtype) in made.items():
             self.arrays[name] = encode(np.full(B * H * W * channels, np.nan), dtype)
-        grid = steps.Grid(B, H, W, arm, self.dtype, **({"largest": self.small, "lanes": 8} if self.small else {}))
+        grid = steps.Grid(B, H, W, arm, self.dtype, self.small or self.largest, 8 if self.small else 32)
         channels = {"query": c, "key": c, "value": C, "grad": C, "energy": width, "pull": width}
         channels |= {"out": C, "d_query": c, "d_key": c, "d_value": C}
 
@@ -199,6 +212,15 @@ def simulate(launches: Sequence[steps.Step], arrays: dict[str, np.ndarray]) -> N
         # the simulator copies what a launch gets back element by element, so the arrays stay themselves
         arguments = [arrays[x] if isinstance(x, str) else np.int32(x) for x in step.arguments]
         kernel[step.grid, step.kernel.threads](*arguments)
+
+
+def simulate_apart(cases: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The errors of cases simulated in a process of its own."""
+    command = [sys.executable, str(Path(__file__)), json.dumps(cases)]
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def execute(

@@ -1,7 +1,7 @@
-"""What tests of kernels do to tensors: other memory layouts, poison where nothing was written, numbers of threads."""
+"""Tensors in tests of kernels: comparisons that name what differs, memory layouts, poisoned memory, threads."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ccnet_cli.ops.cpu import threads
 
-# the same numbers (B, C, H, W) in memory that a kernel may not have thought of
+# the same numbers (B, C, H, W) in unusual memory layouts
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
     "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
@@ -23,8 +23,38 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def assert_near(
+    names: str, got: Sequence[Tensor], expected: Sequence[Tensor], relative: float = 1e-5, smallest: float = 0.0
+) -> None:
+    """Compare results by name; an error may be `relative` times the largest entry expected, or `smallest` if greater."""
+    failures = []
+    for name, mine, wanted in zip(names.split(), got, expected, strict=True):
+        assert mine.shape == wanted.shape, f"{name}: shape {tuple(mine.shape)}, not {tuple(wanted.shape)}"
+        difference = (mine.detach().double() - wanted.detach().double()).abs().nan_to_num(float("inf"))
+        error, bound = float(difference.max()), relative * max(float(wanted.detach().abs().max()), smallest)
+        if error > bound:
+            failures.append(f"{name}: {error:.1e} off at {_index(difference)}, {bound:.1e} allowed")
+    assert failures == []
+
+
+def assert_equal(names: str, got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Compare results by name, to the bit."""
+    failures = []
+    for name, mine, wanted in zip(names.split(), got, expected, strict=True):
+        assert mine.shape == wanted.shape, f"{name}: shape {tuple(mine.shape)}, not {tuple(wanted.shape)}"
+        assert mine.dtype == wanted.dtype, f"{name}: {mine.dtype}, not {wanted.dtype}"
+        difference = (mine.detach().double() - wanted.detach().double()).abs().nan_to_num(float("inf"))
+        if not torch.equal(mine, wanted):
+            failures.append(f"{name}: {float(difference.max()):.1e} off at {_index(difference)}")
+    assert failures == []
+
+
+def _index(difference: Tensor) -> tuple[int, ...]:
+    return tuple(int(axis) for axis in torch.unravel_index(difference.argmax(), difference.shape))
+
+
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill new memory with what is no number, or no index."""
+    """Fill new memory with nan, or 255."""
     plain, empty = Tensor.new_empty, torch.empty
 
     def filled(x: Tensor) -> Tensor:
@@ -48,7 +78,7 @@ def path_of_tests() -> str:
 
 
 def by_threads(call: Callable[[], list[Tensor]], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
-    """What a call gives twice each in one, two and three threads, and in threads that are not OpenMP's."""
+    """Results of a call, twice each in one, two and three threads, and once in threads that are not OpenMP's."""
     before = torch.get_num_threads()
     try:
         for count in (1, 2, 3):

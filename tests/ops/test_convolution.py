@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tensors import LAYOUTS, by_threads, features_of_this_cpu, path_of_tests, poison
+from tensors import LAYOUTS, assert_equal, assert_near, by_threads, features_of_this_cpu, path_of_tests, poison
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,6 +27,7 @@ SHAPES = [
     (1, 32, 544, 9, 10, 2),
 ]
 SLOPE = 0.25
+RESULTS = "out d_x d_weight d_bias"
 
 
 def inputs(B: int, C: int, K: int, H: int, W: int, dilation: int, seed: int = 0) -> list[Tensor]:
@@ -51,16 +52,10 @@ def definition(x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, dilation: 
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.double())]
 
 
-def close(got: list[Tensor], expected: list[Tensor], tolerance: float = 1e-5) -> None:
-    for mine, wanted in zip(got, expected, strict=True):
-        assert mine.shape == wanted.shape
-        assert (mine.double() - wanted).abs().max() <= tolerance * wanted.abs().max()
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_kernels_are_torchs_convolution_and_so_are_their_gradients(shape):
     tensors = inputs(*shape)
-    close(step(*tensors, shape[-1]), definition(*tensors, shape[-1]))
+    assert_near(RESULTS, step(*tensors, shape[-1]), definition(*tensors, shape[-1]))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -69,7 +64,7 @@ def test_bfloat16_is_rounded_once_at_the_end_and_the_filters_gradient_never(shap
     x, grad = x.bfloat16(), grad.bfloat16()
     got, expected = step(x, weight, bias, grad, shape[-1]), definition(x, weight, bias, grad, shape[-1])
     assert [tensor.dtype for tensor in got] == [torch.bfloat16] * 2 + [torch.float32] * 2
-    close(got[2:], expected[2:])
+    assert_near("d_weight d_bias", got[2:], expected[2:])
     for mine, wanted in zip(got[:2], expected[:2], strict=True):
         # half a unit in the last place, and what float32 adds
         room = wanted.abs() / 2**8 + 1e-5 * wanted.abs().max()
@@ -85,11 +80,12 @@ def test_filters_are_kept_and_the_result_added_bent_and_written_in_place(shape, 
     kept = kernels.transform_filters(weight)
     plain = definition(x, weight, bias, onto, dilation)[0]
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
-    close([kernels.convolve_transformed(x, kept, dilation)], [plain - bias[:, None, None].double()], tolerance)
+    alone = kernels.convolve_transformed(x, kept, dilation)
+    assert_near("out", [alone], [plain - bias[:, None, None].double()], tolerance)
     expected = F.leaky_relu(plain + onto.double(), SLOPE)
     got = kernels.convolve_transformed(x, kept, dilation, bias, onto, SLOPE)
     assert got.data_ptr() == onto.data_ptr() and got.dtype == dtype
-    close([got], [expected], tolerance)
+    assert_near("out", [got], [expected], tolerance)
 
 
 def test_what_cannot_be_added_to_in_place_is_refused():
@@ -103,8 +99,7 @@ def test_any_memory_layout_is_read_right(layout):
     tensors = inputs(*SHAPES[3])
     changed = [LAYOUTS[layout](x) if x.dim() == 4 else x for x in tensors]
     # the bias's gradient is torch's
-    for mine, wanted in zip(step(*changed, 2)[:3], step(*tensors, 2)[:3], strict=True):
-        assert torch.equal(mine, wanted)
+    assert_equal("out d_x d_weight", step(*changed, 2)[:3], step(*tensors, 2)[:3])
 
 
 @pytest.mark.parametrize("wanted", range(3))
@@ -121,10 +116,10 @@ def test_results_are_the_same_to_the_bit_for_any_number_of_threads(monkeypatch):
     monkeypatch.setattr(kernels, "MAX_TILES", 5)
     monkeypatch.setattr(kernels, "MAX_SPREAD", 36 * 32 * 20)
     tensors = inputs(*SHAPES[3])
-    close(step(*tensors, 2), definition(*tensors, 2))
+    assert_near(RESULTS, step(*tensors, 2), definition(*tensors, 2))
     found = list(by_threads(lambda: step(*tensors, 2), monkeypatch))
     for one, other in pairwise(found):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert_equal(RESULTS, one, other)
 
 
 def test_an_image_is_the_same_to_the_bit_in_any_batch():
@@ -140,8 +135,7 @@ def test_nothing_is_read_before_it_is_written(monkeypatch):
     expected = step(*tensors, 1)
     monkeypatch.setattr(kernels, "_memory", type("Kept", (), {})())
     poison(monkeypatch)
-    for mine, wanted in zip(step(*tensors, 1), expected, strict=True):
-        assert torch.equal(mine, wanted)
+    assert_equal(RESULTS, step(*tensors, 1), expected)
 
 
 def test_what_is_no_number_stays_none_and_reaches_no_pixel_that_is_far():
@@ -165,7 +159,7 @@ def test_gradients_of_gradients_are_torchs():
         leaves = [tensor.to(dtype).requires_grad_() for tensor in tensors[:3]]
         first = torch.autograd.grad(convolve(*leaves), leaves, tensors[3].to(dtype), create_graph=True)
         found.append(torch.autograd.grad(sum(g.square().sum() for g in first[:2]), leaves[:2]))
-    close([*found[0]], [*found[1]])
+    assert_near("d_x d_weight", *found)
 
 
 def _plain(*given: Tensor) -> Tensor:
@@ -220,7 +214,7 @@ def test_a_module_whose_weights_are_bfloat16_is_torchs_too():
     x, weight, bias, grad = (tensor.bfloat16() for tensor in inputs(*SHAPES[3]))
     got, expected = step(x, weight, bias, grad, 2), definition(x, weight, bias, grad, 2)
     assert {tensor.dtype for tensor in got} == {torch.bfloat16}
-    close(got, expected, 1e-2)
+    assert_near(RESULTS, got, expected, 1e-2)
 
 
 def test_small_convolutions_other_types_and_other_processors_keep_torchs(monkeypatch):
@@ -256,13 +250,19 @@ def test_small_convolutions_other_types_and_other_processors_keep_torchs(monkeyp
 
 @pytest.mark.parametrize("features", ["+avx2,+avx,+fma,+sse4.2,+ssse3", "+sse4.2,+ssse3"])
 def test_narrower_vectors_and_no_cache_folder_give_the_same(features):
-    """In a process that compiles for another processor, and has nowhere to keep what it compiles."""
+    """In a process that compiles for another processor, and has no folder for Numba's cache."""
     if "avx2" in features and "avx2" not in features_of_this_cpu():
         pytest.skip("this processor has no such vectors")
-    code = "from test_convolution import *\nfrom ccnet_cli.ops.cpu import simd\n"
-    code += f"assert simd.LANES == {8 if 'avx' in features else 4}\nfor shape in SHAPES[1:6]:\n"
-    code += "    test_the_kernels_are_torchs_convolution_and_so_are_their_gradients(shape)\n"
-    code += "    test_bfloat16_is_rounded_once_at_the_end_and_the_filters_gradient_never(shape)\n"
+    code = f"""
+import test_convolution, test_cpu_kernels
+from ccnet_cli.ops.cpu import simd
+assert simd.LANES == {8 if "avx" in features else 4}
+for shape in test_convolution.SHAPES[1:6]:
+    test_convolution.test_the_kernels_are_torchs_convolution_and_so_are_their_gradients(shape)
+    test_convolution.test_bfloat16_is_rounded_once_at_the_end_and_the_filters_gradient_never(shape)
+for shape in test_cpu_kernels.SHAPES[3:]:
+    test_cpu_kernels.test_the_sum_with_the_input_is_the_definition_and_so_are_its_gradients(shape)
+"""
     environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": os.devnull}
     environment["PYTHONPATH"] = path_of_tests()
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | environment)

@@ -1,32 +1,20 @@
 """The gathering on tensor cores without a GPU: simulated, as compiled PTX run by ptxrun, and as machine code."""
 
-import json
 import os
 import re
 import subprocess
 import sys
 from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from kernels import PTXRUN, Gathering, execute, tf32
+from kernels import ROOT, Gathering, compiles, execute, runs, simulate_apart, tf32
 
 from ccnet_cli import ops
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops import cuda
 from ccnet_cli.ops.cuda import launch, steps
-
-ROOT = Path(__file__).parents[2]
-if (PTXRUN / "ptxrun").is_dir():
-    sys.path.insert(0, str(PTXRUN))
-
-compiles = pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed: ccnet-cli[cuda13]")
-runs = pytest.mark.skipif(
-    find_spec("numba_cuda") is None or not (PTXRUN / "ptxrun").is_dir(), reason="needs numba-cuda and ptxrun"
-)
 
 SIMULATED = [
     {"images": 1, "C": 5, "H": 2, "W": 3, "small": 1},
@@ -37,16 +25,17 @@ LONGER = [
     {"images": 1, "C": 8, "H": 1, "W": 17, "small": 1},
     {"images": 2, "C": 3, "H": 34, "W": 1, "small": 1, "dtype": "bfloat16"},
 ]
+# the type that only the slow tests have, and whether all of it is slow
 RAGGED = [
-    {"images": 1, "C": 8, "H": 5, "W": 7},
-    {"images": 2, "C": 7, "H": 11, "W": 3},
-    {"images": 1, "C": 5, "H": 1, "W": 19},
-    {"images": 1, "C": 6, "H": 33, "W": 1},
-    {"images": 1, "C": 20, "H": 17, "W": 9, "wide": 44},
-    {"images": 1, "C": 12, "H": 4, "W": 8, "tight": True},
-    {"images": 1, "C": 1, "H": 1, "W": 1},
-    pytest.param({"images": 1, "C": 132, "H": 2, "W": 131}, marks=pytest.mark.slow),
-    pytest.param({"images": 1, "C": 64, "H": 70, "W": 3}, marks=pytest.mark.slow),
+    ({"images": 1, "C": 8, "H": 5, "W": 7}, "bfloat16", False),
+    ({"images": 2, "C": 7, "H": 11, "W": 3}, "float32", False),
+    ({"images": 1, "C": 5, "H": 1, "W": 19}, "float32", False),
+    ({"images": 1, "C": 6, "H": 33, "W": 1}, "float32", False),
+    ({"images": 1, "C": 20, "H": 17, "W": 9, "wide": 44}, "bfloat16", False),
+    ({"images": 1, "C": 12, "H": 4, "W": 8, "tight": True}, "bfloat16", False),
+    ({"images": 1, "C": 1, "H": 1, "W": 1}, "float32", False),
+    ({"images": 1, "C": 132, "H": 2, "W": 131}, "", True),
+    ({"images": 1, "C": 64, "H": 70, "W": 3}, "", True),
 ]
 DTYPES = ["float32", "bfloat16"]
 
@@ -63,18 +52,21 @@ def failures(errors: dict[str, float]) -> list[str]:
 @compiles
 @pytest.mark.parametrize("cases", [SIMULATED, pytest.param(LONGER, marks=pytest.mark.slow)], ids=["small", "longer"])
 def test_simulated_it_is_the_definition_within_rounding(cases):
-    told = json.dumps([{"tensor": True} | options for options in cases])
-    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tests" / "kernels.py"), told]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [failures(errors) for errors in found] == [[]] * len(cases)
+    errors = simulate_apart([{"tensor": True} | options for options in cases])
+    assert [failures(found) for found in errors] == [[]] * len(cases)
 
 
 @runs
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", RAGGED, ids=str)
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        # aligned kernels in one type, the others in the other; the slow tests have both
+        pytest.param(options, dtype, marks=pytest.mark.slow if slow or dtype == skipped else ())
+        for options, skipped, slow in RAGGED
+        for dtype in DTYPES
+    ],
+    ids=str,
+)
 def test_compiled_it_is_the_definition_within_rounding(options, dtype):
     made = Gathering(**options, dtype=dtype)
     for result in gather(made):
@@ -83,9 +75,10 @@ def test_compiled_it_is_the_definition_within_rounding(options, dtype):
 
 
 @runs
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_another_architecture_computes_the_same(dtype):
-    made = Gathering(**RAGGED[0], dtype=dtype)
+    made = Gathering(**RAGGED[0][0], dtype=dtype)
     gather(made, (9, 0))
     assert failures(made.errors()) == []
 
