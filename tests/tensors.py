@@ -26,7 +26,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 def assert_near(
     names: str, got: Sequence[Tensor], expected: Sequence[Tensor], relative: float = 1e-5, smallest: float = 0.0
 ) -> None:
-    """Compare results by name; an error may be `relative` times the largest entry expected, or `smallest` if greater."""
+    """Compare results by name; errors are relative to the largest entry expected, or to `smallest` if that is more."""
     failures = []
     for name, mine, wanted in zip(names.split(), got, expected, strict=True):
         assert mine.shape == wanted.shape, f"{name}: shape {tuple(mine.shape)}, not {tuple(wanted.shape)}"
