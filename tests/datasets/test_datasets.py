@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from bad_inputs import jpeg, photograph, png
+from bad_inputs import jpeg, photograph, png, with_exif
 from dataset_files import picture, put, settings
 
 from ccnet_cli.datasets import cityscapes, folder, recognise
@@ -30,6 +30,9 @@ def test_own_folders_may_have_any_name(own):
     assert source.samples[1].label == own / "masks/x.png"
     (own / "images/train").rename(own / "images/day")
     (own / "labels/train").rename(own / "labels/day")
+    named = settings(own, train_images="images/day", train_labels="labels/day", val_images="photos", val_labels="masks")
+    assert open_source(named, "train").samples[1].label == own / "labels/day/x.png"
+    assert open_source(named, "val").samples[1].image == own / "photos/x.jpg"
     assert len(open_source(settings(own, train_split="day"), "train").samples) == 2
 
 
@@ -97,6 +100,29 @@ def test_hidden_files_and_links_that_lead_back_are_left_out(own):
     assert len(open_source(settings(own), "val").samples) == 2
 
 
+def test_links_to_other_folders_are_followed(own, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for kind in ("images", "labels"):
+        (own / f"{kind}/val/deep").rename(elsewhere / kind)
+        (own / f"{kind}/val/deep").symlink_to(elsewhere / kind)
+    assert [sample.name for sample in open_source(settings(own), "val").samples] == ["deep/y", "x"]
+
+
+def test_the_root_may_begin_with_a_tilde(own, monkeypatch):
+    monkeypatch.setenv("HOME", str(own.parent))
+    assert len(open_source(settings(f"~/{own.name}"), "val").samples) == 2
+
+
+def test_a_rotation_in_an_image_s_exif_is_not_applied(own):
+    """A label map is stored as the sensor's pixels are."""
+    source = open_source(settings(own), "val")
+    plain = load_pair(source, source.samples[1])
+    put(own / "images/val/x.jpg", with_exif(source.samples[1].image.read_bytes(), 6))
+    for array, before in zip(load_pair(source, source.samples[1]), plain, strict=True):
+        np.testing.assert_array_equal(array, before)
+    assert load_label(source, source.samples[1]).shape == (6, 8)
+
+
 def test_check_counts_every_pixel(own):
     report = check(open_source(settings(own), "val"))
     assert report.problems == ()
@@ -147,6 +173,10 @@ def test_a_preset_s_palette_replaces_the_data_set_s_own(drives):
         open_source(settings(drives, "camvid", palette=colours[:3]), "val")
     with pytest.raises(InputError, match="classes of its own"):
         open_source(settings(drives, "camvid", classes=["a"]), "val")
+    names = list(source.classes.names)
+    assert open_source(settings(drives, "camvid", classes=names), "val").classes.names == tuple(names)
+    with pytest.raises(InputError, match="classes of its own"):
+        open_source(settings(drives, "camvid", classes=names[::-1]), "val")
 
 
 def test_classes_survive_a_checkpoint():
@@ -159,9 +189,12 @@ def test_classes_survive_a_checkpoint():
             Classes.from_mapping({**mapping, key: value})
 
 
-def test_checking_data_needs_no_torch():
-
-    code = "import sys, ccnet_cli.datasets; assert not {'torch', 'numba', 'scipy'} & sys.modules.keys()"
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [("datasets", "numpy cv2 torch numba scipy yaml"), ("datasets.report, ccnet_cli.cli.data", "torch numba scipy")],
+)
+def test_data_sets_are_known_without_numpy_and_checked_without_torch(modules, unwanted):
+    code = f"import sys, ccnet_cli.{modules}; assert not set({unwanted.split()}) & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -181,6 +214,9 @@ def test_a_data_set_is_told_by_its_folders(made, name, request):
 
 
 def test_folders_of_no_known_data_set_are_not_guessed(own, tmp_path):
+    # half of ADE20K's, VOC's and CamVid's
+    for name in ("images/training", "JPEGImages", "valannot"):
+        (own / name).mkdir()
     for place, words in ((own, "known by its folders"), (tmp_path / "missing", "not a folder")):
         with pytest.raises(InputError, match=words):
             recognise(place)

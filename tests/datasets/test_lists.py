@@ -1,5 +1,7 @@
+import hashlib
 import os
 import pickle
+import shutil
 import time
 
 import pytest
@@ -109,6 +111,48 @@ def test_a_list_may_lie_outside_the_root(own, tmp_path_factory, monkeypatch):
         assert len(open_source(settings(own, val_list=name), "val").samples) == 1
 
 
+def test_a_list_in_the_root_comes_before_one_in_the_working_folder(own, tmp_path_factory, monkeypatch):
+    put(own / "val.lst", b"images/val/x.jpg labels/val/x.png\n")
+    elsewhere = tmp_path_factory.mktemp("lists")
+    put(elsewhere / "val.lst", b"images/val/deep/y.jpg labels/val/deep/y.png\n")
+    monkeypatch.chdir(elsewhere)
+    assert [sample.name for sample in open_source(settings(own, val_list="val.lst"), "val").samples] == ["images/val/x"]
+
+
+def test_every_split_has_a_list_of_its_own(own):
+    names = {"train": "x", "val": "deep/y", "test": "x"}
+    for split, name in names.items():
+        put(own / f"{split}.lst", f"images/val/{name}.jpg labels/val/{name}.png\n".encode())
+    data = settings(own, **{f"{split}_list": f"{split}.lst" for split in names})
+    for split, name in names.items():
+        source = open_source(data, split)
+        assert [sample.name for sample in source.samples] == [f"images/val/{name}"]
+        assert source.samples.listing == own / f"{split}.lst"
+    assert open_source(data.model_copy(update={"val_split": "train", "val_list": None}), "val").samples.listing is None
+    put(own / "test.lst", b"images/val/x.jpg labels/val/x.png\n" * 2)
+    with pytest.raises(InputError, match=r"test\.lst line 2: names images/val/x again"):
+        open_source(data, "test")
+
+
+def test_a_fingerprint_is_of_names_in_order_wherever_they_lie(own, tmp_path_factory):
+    lines = ["images/val/x.jpg labels/val/x.png\n", "images/val/deep/y.jpg labels/val/deep/y.png\n"]
+
+    def fingerprint(*lines):
+        return open_source(listed(own, "".join(lines)), "val").samples.fingerprint()
+
+    first = fingerprint(*lines)
+    # written by hand: a line for each sample, NAME, a tab, and the label's name
+    assert first == hashlib.sha256(b"images/val/x\tx.png\nimages/val/deep/y\ty.png\n").hexdigest()
+    assert fingerprint(*reversed(lines)) != first
+    moved = tmp_path_factory.mktemp("moved") / "own"
+    shutil.copytree(own, moved)
+    put(moved / "labels/elsewhere/x.png", (own / "labels/val/x.png").read_bytes())
+    data = listed(moved, "".join(lines).replace("labels/val/x", "labels/elsewhere/x"))
+    assert open_source(data, "val").samples.fingerprint() == first
+    put(own / "labels/val/z.png", (own / "labels/val/x.png").read_bytes())
+    assert fingerprint(lines[0].replace("x.png", "z.png"), lines[1]) != first
+
+
 def test_a_million_lines_start_quickly(own):
     line = "images/val/{0}.jpg labels/val/{0}.png\n"
     put(own / "long.lst", "".join(line.format(number) for number in range(100_000)).encode())
@@ -124,7 +168,8 @@ def test_a_million_lines_start_quickly(own):
 def test_samples_are_a_sequence_and_travel_to_workers(own):
     source = open_source(settings(own), "val")
     assert [sample.name for sample in source.samples[1:]] == ["x"]
-    assert isinstance(source.samples[:1], Samples)
+    part = open_source(listed(own, "images/val/x.jpg labels/val/x.png\n"), "val").samples[:1]
+    assert isinstance(part, Samples) and part.where(part[0]) == f"{own}/val.lst line 1: "
     again = pickle.loads(pickle.dumps(source))
     assert list(again.samples) == list(source.samples)
 

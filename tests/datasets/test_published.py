@@ -94,6 +94,9 @@ def test_train_ids_without_a_void_pixel_are_noticed_over_the_whole_set(streets):
         label.write_bytes(png(STREET % 19))
     report = check(open_source(settings(streets, "cityscapes"), "val"))
     assert ["train ids" in problem for problem in report.problems] == [True]
+    # a traffic light, 19, is the first label id that is no train id
+    label.write_bytes(png(np.minimum(STREET, 19)))
+    assert check(open_source(settings(streets, "cityscapes"), "val")).problems == ()
 
 
 def test_label_ids_under_the_name_of_train_ids_are_refused(streets):
@@ -243,6 +246,9 @@ def test_voc_reads_its_own_lists_from_any_of_its_folders(objects):
 def test_lip_follows_its_lists_or_takes_all(persons):
     data = settings(persons, "lip")
     assert [sample.name for sample in open_source(data, "train").samples] == ["77_2", "77_1"]
+    put(persons / "val_id.txt", b"100_1\n100_1\n")
+    with pytest.raises(InputError, match=r"val_id\.txt line 2: names 100_1 again"):
+        open_source(data, "val")
     put(persons / "train_id.txt", b"77_1\n")
     assert [sample.name for sample in open_source(data, "train").samples] == ["77_1"]
     (persons / "train_id.txt").unlink()

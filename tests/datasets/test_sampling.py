@@ -36,6 +36,13 @@ def test_a_resume_continues_the_stream(start):
     assert list(batches) == list(batches)
 
 
+@pytest.mark.parametrize("first", [0, 7, 50])
+def test_a_resume_with_another_batch_continues_at_its_position(first):
+    everything = [item for batch in stream(25, 1, 0, 200) for item in batch]
+    batches = list(Batches(25, 6, 0, rank=1, world_size=2, start_step=4, steps=9, first=first))
+    assert batches == [everything[first + 6 * step + 3 : first + 6 * step + 6] for step in range(5)]
+
+
 def test_every_sample_comes_once_an_epoch_in_another_order_each_time():
     items = [item for batch in Batches(24, 8, 5, steps=9) for item in batch]
     orders = [[index for epoch, index in items if epoch == wanted] for wanted in range(3)]

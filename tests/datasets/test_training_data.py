@@ -11,7 +11,7 @@ from ccnet_cli.datasets import FolderData, transforms
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import load_pair, open_source
 from ccnet_cli.datasets.training import Augmentation, Item, TrainingSet, collate, raise_worker_errors, to_device
-from ccnet_cli.errors import InputError
+from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.media import pixels
 from ccnet_cli.training.loader import init_worker
 
@@ -243,4 +243,13 @@ def test_an_error_in_a_worker_arrives_as_itself(source, workers):
     source.samples[3].image.write_bytes(b"gone")
     loader = DataLoader(training(source), batch_sampler=Batches(5, 5, 0), num_workers=workers, collate_fn=collate)
     with pytest.raises(InputError, match=r"3\.png"):
+        list(raise_worker_errors(loader))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bug_in_a_worker_names_the_image_and_elsewhere_its_line(source, workers, monkeypatch):
+    monkeypatch.setattr("ccnet_cli.datasets.training.load_pair", lambda *_: 1 / 0)
+    loader = DataLoader(training(source), batch_sampler=Batches(5, 5, 0), num_workers=workers, collate_fn=collate)
+    error = EnvironmentFailure if workers else ZeroDivisionError
+    with pytest.raises(error, match=r"\.png: a worker failed on it \(ZeroDiv" if workers else "division by zero"):
         list(raise_worker_errors(loader))
