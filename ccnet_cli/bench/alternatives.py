@@ -1,13 +1,19 @@
 """What is measured against: the authors' attention and network, a non-local block, the bare products."""
 
+import copy
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccnet_cli import ops
 from ccnet_cli.bench.request import Work
+from ccnet_cli.errors import notice
 from ccnet_cli.models.attention import CrissCrossAttention
 from ccnet_cli.models.network import CCNet
+
+Module = TypeVar("Module", bound=nn.Module)
 
 # B batch, C channels of the map, H height, W width; L matrices of one line each
 
@@ -41,29 +47,38 @@ class Official(nn.Module):
         return self.attention.gamma * (from_column + from_row) + x_BCHW
 
 
-def plain(model: CCNet) -> CCNet:
-    """The model, its convolutions torch's own from now on."""
-    for module in model.modules():
+def use_plain_convolutions(network: CCNet) -> CCNet:
+    """Give the network torch's own convolutions, in place."""
+    for module in network.modules():
         if isinstance(module, ops.Conv2d):
             module.implementation = "direct"
-    return model
+    return network
 
 
-class OfficialNetwork(nn.Module):
-    """The authors' network as it evaluates: both heads, every batch norm by itself, features concatenated."""
+def official_network(network: CCNet, head: str) -> CCNet | None:
+    """A copy as the authors compute it, every operation by itself; None, with a notice, for a head of another kind."""
+    if head != "rcca":
+        notice(f"without official: the authors have no head of kind {head}")
+        return None
+    network = use_plain_convolutions(copy.deepcopy(network))
+    rcca = network.head.rcca
+    if rcca is not None:
+        network.head.rcca = Official(rcca.attention, rcca.recurrence)
+    return use_layout(network, torch.contiguous_format)
 
-    def __init__(self, model: CCNet) -> None:
-        super().__init__()
-        self.model = model
-        rcca = model.head.rcca
-        self.attention = nn.Identity() if rcca is None else Official(rcca.attention, rcca.recurrence)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Main and auxiliary scores."""
-        c3, c4 = self.model.backbone(x)
-        head = self.model.head
-        gathered = head.convb(self.attention(head.conva(c4)))
-        return head.bottleneck(torch.cat([c4, gathered], dim=1)), self.model.auxiliary([c3])
+def use_layout(network: Module, layout: torch.memory_format) -> Module:
+    """Keep the network's weights in a memory layout, in place."""
+    network.to(memory_format=layout)  # type: ignore[call-overload]
+    return network
+
+
+def open_gates(network: nn.Module) -> None:
+    """Set every scalar parameter to 0.5: the weight of a branch may start at 0, which would hide the branch."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.numel() == 1:
+                parameter.fill_(0.5)
 
 
 class NonLocal(nn.Module):

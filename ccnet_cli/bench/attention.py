@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ccnet_cli import ops
-from ccnet_cli.bench.alternatives import Floor, NonLocal, Official
+from ccnet_cli.bench.alternatives import Floor, NonLocal, Official, use_layout
 from ccnet_cli.bench.meter import Meter, count_inputs, count_operations, open_meter, require_equal
 from ccnet_cli.bench.report import Column, Report, Row, Spread, Table
 from ccnet_cli.bench.request import Run, Work
@@ -151,7 +151,7 @@ def _contenders(
             contenders.append(Contender(name, work, _next(forwards), _next(boths)))
             continue
         module, layout = _module(name, shared, work.recurrence)
-        forward, both = _calls(module.to(device, memory_format=layout), x_BCHW, grad_BCHW, layout, inputs)
+        forward, both = _calls(use_layout(module.to(device), layout), x_BCHW, grad_BCHW, layout, inputs)
         contenders.append(Contender(name, work.non_local() if name == NON_LOCAL else work, forward, both))
         if name != NON_LOCAL:
             results = [forward(), *both()]

@@ -162,9 +162,14 @@ def _ways(preset: config.Preset, source: Source, device: torch.device) -> dict[s
     training = _training(preset, source)
     recipe, model = training.augmentation, preset.model
 
+    # a data set may have a reader of its own
+    own = source.read_label is not images.read_label
+    read_label = source.read_label if own else partial(images.read_unchecked, grey=True)
+
     def plain(key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         sample = source.samples[key[1]]
-        return images.read_unchecked(sample.image), images.read_unchecked(sample.label, grey=True)
+        assert sample.label is not None
+        return images.read_unchecked(sample.image), read_label(sample.label)
 
     def official_way(key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         random = transforms.generator(preset.seed, *key)
@@ -235,10 +240,11 @@ def _rates(
     preset: config.Preset, source: Source, workers: Sequence[int], batch: int, device: torch.device
 ) -> Iterator[Row]:
     """Rates of a loader that does nothing else than to be waited for."""
-    training = _training(preset, source)
+    # torch's Dataset in all but its base class
+    training: Any = _training(preset, source)
     for count in workers:
         before, measured = BEFORE * max(count, 1), MEASURED * max(count, 1)
-        loader = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             training,
             batch_sampler=Batches(len(source.samples), batch, preset.seed, steps=before + measured),
             num_workers=count,

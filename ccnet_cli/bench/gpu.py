@@ -61,6 +61,8 @@ CORES = (
 )
 # what a check answers: whether all is as it must be, and what was seen
 Answer = tuple[bool, str]
+# query, key and value
+Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 def examine(device: str = "cuda", sizes: Sequence[tuple[int, int]] = SIZES) -> Report:
@@ -124,7 +126,7 @@ def checks(device: torch.device, choices: ops.Choices) -> Iterator[tuple[str, Ca
     """Name and question of each check."""
     for shape, dtype in product(SHAPES, TOLERANCES):
         name = f"parity {'x'.join(map(str, shape))} {_name(dtype)}"
-        yield name, lambda shape=shape, dtype=dtype: check_parity(inputs(shape, dtype, device), "numba")
+        yield name, partial(lambda *case: check_parity(inputs(*case), "numba"), shape, dtype, device)
     usual = inputs(SHAPES[0], torch.float32, device)
     yield "repeated runs", lambda: check_equal(run_step(usual, "numba"), run_step(usual, "numba"))
     yield "another stream", lambda: check_equal(_step_on_stream(usual), run_step(usual, "numba"))
@@ -136,23 +138,24 @@ def tensor_checks(device: torch.device) -> Iterator[tuple[str, Callable[[], Answ
     """Name and question of each check of the kernels on tensor cores."""
     for shape, dtype in product(SHAPES, TENSOR):
         name = f"tensor cores {'x'.join(map(str, shape))} {_name(dtype)}"
-        yield name, lambda shape=shape, dtype=dtype: check_gathering(inputs(shape, dtype, device))
+        yield name, partial(lambda *case: check_gathering(inputs(*case)), shape, dtype, device)
     usual = inputs(SHAPES[0], torch.float32, device)
-    yield (
-        "tensor cores, repeated runs",
-        lambda: check_equal([cuda.criss_cross(*usual, tensor=True)[0]], [cuda.criss_cross(*usual, tensor=True)[0]]),
-    )
+
+    def run() -> list[Tensor]:
+        return [cuda.criss_cross(*usual, tensor=True)[0]]
+
+    yield "tensor cores, repeated runs", lambda: check_equal(run(), run())
 
 
-def check_gathering(tensors: Sequence[Tensor]) -> Answer:
+def check_gathering(tensors: Inputs) -> Answer:
     """What tensor cores make of the attention and value, against the float64 product of the same, rounded."""
     value = tensors[2]
     out, attention = cuda.criss_cross(*tensors, tensor=True)
     H, W = value.shape[2:]
     arm = cuda.attention_width(H, 0)
     weights = torch.cat([attention[..., :H], attention[..., arm : arm + W]], -1).permute(0, 3, 1, 2).cpu()
-    parts = [round_as_tensor_cores(weights, value.dtype), round_as_tensor_cores(value.float().cpu(), value.dtype)]
-    exact, whole = ops.aggregate(*parts, "reference"), ops.aggregate(*(x.abs() for x in parts), "reference")
+    left, right = (round_as_tensor_cores(x, value.dtype) for x in (weights, value.float().cpu()))
+    exact, whole = ops.aggregate(left, right, "reference"), ops.aggregate(left.abs(), right.abs(), "reference")
     # sums whose terms are cut to 22 bits at worst; what is stored is rounded twice, after the rows and the columns
     bound = (H + W) * 2.0**-22 + (2.1 * 2.0**-8 if value.dtype == torch.bfloat16 else 0)
     fraction = float(((out.double().cpu() - exact).abs() / (bound * whole + 1e-30)).max())
@@ -194,28 +197,38 @@ def time_attention(size: tuple[int, int], precision: str, device: str) -> Row:
     except RuntimeError as error:
         why = "out of memory" if out_of_memory(error) else str(error).partition("\n")[0]
         return {"size": size, "precision": precision, "error": why}
-    return measured.values
+    return dict(measured.values)
 
 
-def inputs(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def inputs(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inputs:
     """Query, key and value as slices of one channels-last tensor, as after one convolution."""
     B, c, C, H, W = shape
     whole = torch.randn(B, 2 * c + C, H, W, generator=torch.Generator().manual_seed(0)) / c**0.25
     whole = whole.to(device, dtype).contiguous(memory_format=torch.channels_last)
-    return list(whole.split([c, c, C], dim=1))
+    query, key, value = whole.split([c, c, C], dim=1)
+    return query, key, value
 
 
-def run_step(tensors: Sequence[Tensor], implementation: str, choices: ops.Choices | None = None) -> list[Tensor]:
+def _map(tensors: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    query, key, value = map(change, tensors)
+    return query, key, value
+
+
+def _clone(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.preserve_format)
+
+
+def run_step(tensors: Inputs, implementation: str, choices: ops.Choices | None = None) -> list[Tensor]:
     """Output and gradients, under a gradient that differs from entry to entry."""
-    leaves = [x.detach().requires_grad_() for x in tensors]
-    out = ops.criss_cross(*leaves, implementation, choices)
+    query, key, value = leaves = [x.detach().requires_grad_() for x in tensors]
+    out = ops.criss_cross(query, key, value, implementation, choices)
     weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64, device=out.device).to(out.dtype).view(out.shape)
     return [out.detach(), *torch.autograd.grad(out, leaves, weight)]
 
 
-def check_parity(tensors: Sequence[Tensor], implementation: str) -> Answer:
+def check_parity(tensors: Inputs, implementation: str) -> Answer:
     """Output and gradients against the definition in float64 on the CPU."""
-    got, exact = run_step(tensors, implementation), run_step([x.double().cpu() for x in tensors], "reference")
+    got, exact = run_step(tensors, implementation), run_step(_map(tensors, lambda x: x.double().cpu()), "reference")
     right, differences = True, []
     for name, mine, wanted in zip(RESULTS, got, exact, strict=True):
         difference, largest = float((mine.double().cpu() - wanted).abs().max()), float(wanted.abs().max())
@@ -232,20 +245,20 @@ def check_equal(got: Sequence[Tensor], expected: Sequence[Tensor]) -> Answer:
     return not unequal, f"{', '.join(unequal)} differ" if unequal else "equal to the bit"
 
 
-def _step_on_stream(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _step_on_stream(tensors: Inputs) -> list[Tensor]:
     stream = torch.cuda.Stream(tensors[0].device)
     stream.wait_stream(torch.cuda.current_stream(tensors[0].device))
     with torch.cuda.stream(stream):
         # what the kernels read is only ready after this
         torch.cuda._sleep(10_000_000)
-        results = run_step([x.clone(memory_format=torch.preserve_format) for x in tensors], "numba")
+        results = run_step(_map(tensors, _clone), "numba")
     torch.cuda.current_stream(tensors[0].device).wait_stream(stream)
     return results
 
 
-def _replay_graph(tensors: Sequence[Tensor]) -> Answer:
+def _replay_graph(tensors: Inputs) -> Answer:
     """A graph replayed on input that has changed since."""
-    own = [x.clone(memory_format=torch.preserve_format) for x in tensors]
+    own = _map(tensors, _clone)
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.device(own[0].device):
         ops.criss_cross(*own, "numba")
@@ -259,7 +272,7 @@ def _replay_graph(tensors: Sequence[Tensor]) -> Answer:
         return check_equal([out], [expected])
 
 
-def _auto_choice(tensors: Sequence[Tensor], choices: ops.Choices) -> Answer:
+def _auto_choice(tensors: Inputs, choices: ops.Choices) -> Answer:
     """What auto takes is what it says it took."""
     got = run_step(tensors, "auto", choices)
     (name,) = choices.export().values()

@@ -90,7 +90,7 @@ def _rows(passes: Sequence[_Pass], meter: Meter) -> list[Row]:
     rows = []
     for one in passes:
         own, base = (one.name, one.size), (CRISS_CROSS, one.size)
-        row = {
+        row: Row = {
             "name": one.name,
             "size": one.size,
             "time": times[own],

@@ -98,15 +98,16 @@ def plan(H: int, W: int, C: int, dtype: str) -> dict[str, list[Step]]:
     grid = Grid(1, H, W, steps.padded(H), dtype)
     widths = {"query": c, "key": c, "value": C, "energy": steps.padded(H) + steps.padded(W), "out": C, "grad": C}
     widths |= {"pull": widths["energy"], "d_query": c, "d_key": c, "d_value": C}
-    buffers = {name: Buffer(name, width, width % steps.VECTOR == 0) for name, width in widths.items()}
-    inputs = [buffers[name] for name in ("query", "key", "value", "energy")]
-    rest = [buffers[name] for name in ("grad", "pull", "d_query", "d_key", "d_value")]
-    forward = steps.forward(grid, c, C, *inputs, buffers["out"])
-    found = {"forward": forward, "backward": steps.backward(grid, c, C, *inputs, *rest)}
+    b = {name: Buffer(name, width, width % steps.VECTOR == 0) for name, width in widths.items()}
+    inputs = b["query"], b["key"], b["value"], b["energy"]
+    gradients = b["grad"], b["pull"], b["d_query"], b["d_key"], b["d_value"]
+    launches = {
+        "forward": steps.forward(grid, c, C, *inputs, b["out"]),
+        "backward": steps.backward(grid, c, C, *inputs, *gradients),
+    }
     if dtype != "float16":
-        operands = (buffers[name] for name in ("energy", "value", "out"))
-        found[TENSOR] = steps.gathering(replace(grid, tensor=True), *operands, C)
-    return found
+        launches[TENSOR] = steps.gathering(replace(grid, tensor=True), b["energy"], b["value"], b["out"], C)
+    return launches
 
 
 def _works(planned: dict[str, list[Step]], arch: tuple[int, int]) -> list[str]:

@@ -1,6 +1,9 @@
 """What the loss costs here: the authors' way through numpy, plain cross entropy and ours, in one alternating run."""
 
-from collections.abc import Callable, Sequence
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +14,7 @@ from torch.nn import functional as F
 from ccnet_cli.bench.meter import Meter, open_meter, require_equal
 from ccnet_cli.bench.report import Column, Report, Row, Table, spread_columns
 from ccnet_cli.bench.request import Run
+from ccnet_cli.errors import notice
 from ccnet_cli.losses import CrossEntropy, Ohem
 from ccnet_cli.losses import objective as objectives
 from ccnet_cli.losses.cross_entropy import cross_entropy
@@ -31,7 +35,13 @@ DESCRIPTIONS = {
     "objective": "ours from the network's scores: enlarged in bands",
 }
 IGNORED = 255
-THRESHOLD, MIN_KEPT, AUXILIARY = 0.7, 100_000, 0.4
+THRESHOLD, MIN_KEPT = 0.7, 100_000
+# the authors' training loss
+TERMS = {
+    "ohem": Ohem(threshold=THRESHOLD, min_kept=MIN_KEPT),
+    "auxiliary": CrossEntropy(output="auxiliary", weight=0.4),
+}
+Loss = Callable[[Outputs, Tensor], Tensor]
 # relative: a pixel whose probability is the threshold's to the last place may be kept or not
 TOLERANCE = 3e-2
 
@@ -92,31 +102,31 @@ def _own(probability_BKHW: np.ndarray, label_BHW: np.ndarray) -> tuple[np.ndarra
     return np.take_along_axis(probability_BKHW, index_B1HW, axis=1)[:, 0], valid_BHW
 
 
-def official_objective(main_BKhw: Tensor, auxiliary_BKhw: Tensor | None, label_BHW: Tensor) -> Tensor:
-    """The authors' training loss: both heads' scores at label size, the main ones mined."""
-    total = official_ohem(_enlarged(main_BKhw, label_BHW), label_BHW)
-    if auxiliary_BKhw is None:
-        return total
-    return total + AUXILIARY * F.cross_entropy(_enlarged(auxiliary_BKhw, label_BHW), label_BHW, ignore_index=IGNORED)
+def official_objective(terms: Mapping[str, Term], align_corners: bool = True) -> Loss | None:
+    """The authors' way to the sum of a preset's terms: scores enlarged whole, mining through numpy.
 
+    None, with a notice, where they have no such term.
+    """
+    computed: list[tuple[Term, Callable[[Tensor, Tensor], Tensor]]] = []
+    for name, term in terms.items():
+        if isinstance(term, Ohem) and term.rule == "official":
+            computed.append((term, partial(official_ohem, threshold=term.threshold, min_kept=term.min_kept)))
+        elif isinstance(term, CrossEntropy) and term.average == "valid":
+            computed.append((term, partial(F.cross_entropy, ignore_index=IGNORED)))
+        else:
+            notice(f"without official: the authors have no loss term like {name}")
+            return None
 
-def own_objective(auxiliary: bool = True) -> Callable[..., Tensor]:
-    """Ours, called as official_objective is; without an auxiliary head it is the mined loss alone."""
-    terms: dict[str, Term] = {"ohem": Ohem(threshold=THRESHOLD, min_kept=MIN_KEPT)}
-    if auxiliary:
-        terms["auxiliary"] = CrossEntropy(output="auxiliary", weight=AUXILIARY)
-    objective = objectives.build(terms, IGNORED, align_corners=True)
-
-    def total(main_BKhw: Tensor, auxiliary_BKhw: Tensor | None, label_BHW: Tensor) -> Tensor:
-        further = {} if auxiliary_BKhw is None else {"auxiliary": auxiliary_BKhw}
-        loss: Tensor = objective(Outputs(main_BKhw, further, main_BKhw), label_BHW)[0]
-        return loss
+    def total(outputs: Outputs, label_BHW: Tensor) -> Tensor:
+        large = [_enlarge(outputs.named(term.output), label_BHW, align_corners) for term, _ in computed]
+        parts = (term.weight * compute(x, label_BHW) for (term, compute), x in zip(computed, large, strict=True))
+        return functools.reduce(operator.add, parts)
 
     return total
 
 
-def _enlarged(scores_BKhw: Tensor, label_BHW: Tensor) -> Tensor:
-    return F.interpolate(scores_BKhw.float(), label_BHW.shape[1:], mode="bilinear", align_corners=True)
+def _enlarge(scores_BKhw: Tensor, label_BHW: Tensor, align_corners: bool) -> Tensor:
+    return F.interpolate(scores_BKhw.float(), label_BHW.shape[1:], mode="bilinear", align_corners=align_corners)
 
 
 def _rows(size: tuple[int, int], batch: int, classes: int, meter: Meter, copy: float) -> list[Row]:
@@ -152,25 +162,26 @@ def _rows(size: tuple[int, int], batch: int, classes: int, meter: Meter, copy: f
 
 def _calls(leaves: dict[str, Tensor], label_BHW: Tensor) -> dict[str, Callable[[], Sequence[Tensor]]]:
     """Every row as a call that gives the loss and its gradients."""
-    objective = own_objective()
-    large: dict[str, Callable[..., Tensor]] = {
+    large: dict[str, Callable[[Tensor], Tensor]] = {
         PLAIN: lambda x: F.cross_entropy(x, label_BHW, ignore_index=IGNORED),
         OFFICIAL: lambda x: official_ohem(x, label_BHW),
         "cross_entropy": lambda x: cross_entropy(x, label_BHW),
         "ohem": lambda x: ohem_cross_entropy(x, label_BHW, THRESHOLD, MIN_KEPT),
         "mmseg": lambda x: mmseg_ohem_cross_entropy(x, label_BHW, THRESHOLD, MIN_KEPT),
     }
-    small: dict[str, Callable[..., Tensor]] = {
-        WHOLE: lambda *both: official_objective(*both, label_BHW),
-        "objective": lambda *both: objective(*both, label_BHW),
+    objective, official = objectives.build(TERMS, IGNORED, align_corners=True), official_objective(TERMS)
+    assert official is not None
+    small: dict[str, Loss] = {WHOLE: official, "objective": lambda *batch: objective(*batch)[0]}
+
+    def both(compute: Callable[[], Tensor], inputs: list[Tensor]) -> Sequence[Tensor]:
+        value = compute()
+        return value.detach(), *torch.autograd.grad(value, inputs)
+
+    scores, main, auxiliary = (leaves[name] for name in ("scores", "main", "auxiliary"))
+    outputs = Outputs(main, {"auxiliary": auxiliary}, main)
+    calls: dict[str, Callable[[], Sequence[Tensor]]] = {
+        name: partial(both, partial(compute, scores), [scores]) for name, compute in large.items()
     }
-    calls = {name: _both(way, [leaves["scores"]]) for name, way in large.items()}
-    return calls | {name: _both(way, [leaves["main"], leaves["auxiliary"]]) for name, way in small.items()}
-
-
-def _both(way: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[], Sequence[Tensor]]:
-    def call() -> Sequence[Tensor]:
-        value = way(*leaves)
-        return value.detach(), *torch.autograd.grad(value, leaves)
-
-    return call
+    return calls | {
+        name: partial(both, partial(loss, outputs, label_BHW), [main, auxiliary]) for name, loss in small.items()
+    }

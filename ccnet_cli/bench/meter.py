@@ -173,7 +173,7 @@ def count_operations(call: Call) -> int:
     """Floating-point operations of a call, 2 per multiply-add, in the operators that torch has formulas for."""
     with FlopCounterMode(display=False) as counter:
         call()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def peak_bytes(call: Call, device: torch.device) -> int:

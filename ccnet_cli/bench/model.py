@@ -7,20 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ccnet_cli import devices
 from ccnet_cli.bench import alternatives
 from ccnet_cli.bench.meter import Meter, count_operations, open_meter
 from ccnet_cli.bench.report import Column, Report, Row, Table, spread_columns
 from ccnet_cli.bench.request import Run
+from ccnet_cli.devices import PRECISIONS
 from ccnet_cli.errors import InputError
 from ccnet_cli.inference import engine, portable
 from ccnet_cli.inference import onnx as onnxfile
 from ccnet_cli.models import network as models
-from ccnet_cli.models.backbones.resnet import BasicBlock, Bottleneck
-from ccnet_cli.models.network import PRECISIONS, CCNet
+from ccnet_cli.models.network import CCNet
 from ccnet_cli.models.settings import Model
 
 # B batch, H and W the image
@@ -86,63 +88,72 @@ def measure(
             raise InputError(
                 "option --compiled", "torch compiles for the CPU with a C++ compiler, and there is none", "install g++"
             )
-        native = ["fp32", "bf16"] if models.computes_bf16(device) else ["fp32"]
-        precisions = [models.precision(name, device) for name in precisions or native]
-        network = _network(settings).to(device)
-        contenders = _contenders(network, precisions, compiled, device)
+        native = ["fp32", "bf16"] if devices.computes_bf16(device) else ["fp32"]
+        precisions = [devices.precision(name, device) for name in precisions or native]
+        parts: Any = settings
+        backbone, head = parts.backbone.kind, parts.head.kind
+        network = make_network(settings).to(device)
+        contenders = _contenders(network, head, precisions, compiled)
         if runtime:
-            contenders.append(Contender(RUNTIME, "fp32", _exported(network)))
+            contenders.append(Contender(RUNTIME, "fp32", _export(network)))
         rates = {name: 1000 * meter.convolution_rate(PRECISIONS[name]) for name in dict.fromkeys(["fp32", *precisions])}
-        rows = [row for size in sizes for row in _rows(contenders, settings, (batch, *size), meter, rates)]
-        backbone, recurrence = settings.backbone.kind, network.recurrence
-        values = {"backbone": backbone, "recurrence": recurrence, "batch": batch, **meter.values()}
-        title = f"{batch} x 3 x H x W, {backbone}, R={recurrence}, {meter}, {meter.repeats} rounds; "
-        title += "times as fast as the official one; of the floor: what a 3x3 convolution's rate would make of it, "
-        title += "here " + ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in rates.items())
+        rows = [row for size in sizes for row in _rows(contenders, make_image(batch, size).to(device), meter, rates)]
+        recurrence = network.recurrence
+        values = {"backbone": backbone, "head": head, "recurrence": recurrence, "batch": batch, **meter.values()}
+        attention = f"R={recurrence}" if head == "rcca" else head
+        title = f"{batch} x 3 x H x W, {backbone}, {attention}, {meter}, {meter.repeats} rounds; times as fast as the "
+        title += f"{contenders[0].name} one; of the floor: what a 3x3 convolution's rate would make of it, here "
+        title += ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in rates.items())
         return Report({**values, "rates": rates, "rows": rows}, [Table(title, COLUMNS, rows)])
 
 
-def _network(settings: Model) -> CCNet:
-    """Random weights, and batch norms as training might leave them.
+@torch.no_grad()
+def make_network(settings: Model) -> CCNet:
+    """A network of 19 classes with random weights whose scores stay in range and change little with rounding.
 
-    Small last scales keep a deep random network in range, and small queries its attention from being all or nothing.
+    Batch norms get random weights and the statistics of a forward pass. What no batch norm follows, so has a bias, is
+    drawn small, and so is the weight of the last batch norm of several in a module, which may end a residual branch.
     """
     torch.manual_seed(0)
-    network = models.build(settings, 19)
+    network = models.build(settings, 19).eval()
+    alternatives.open_gates(network)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            module.weight.uniform_(0.5, 1.5)
-            module.bias.normal_(0, 0.1)
-    for block in network.modules():
-        if isinstance(block, BasicBlock | Bottleneck):
-            (block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight.mul_(0.1)
-    if network.head.rcca is not None:
-        network.head.rcca.attention.gamma.fill_(0.5)
-        network.head.rcca.attention.query_conv.weight.mul_(0.05)
+        norms = [child for child in module.children() if isinstance(child, nn.BatchNorm2d)]
+        for index, norm in enumerate(norms):
+            scale = 0.1 if 0 < index == len(norms) - 1 else 1.0
+            norm.weight.uniform_(0.5 * scale, 1.5 * scale)
+            norm.bias.normal_(0, 0.1)
+            norm.momentum = 1.0
+            norm.train()
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            module.weight.normal_(0, 0.01)
+    network.outputs(make_image(2, (65, 65)))
     return network.eval()
 
 
-def _image(batch: int, size: tuple[int, int]) -> Tensor:
+def make_image(batch: int, size: tuple[int, int]) -> Tensor:
     """Colours that change from place to place and a little noise, of the size of normalised images."""
     coarse = torch.randn(batch, 3, -(-size[0] // 32), -(-size[1] // 32))
     smooth = nn.functional.interpolate(coarse, size=size, mode="bilinear", align_corners=True)
     return 50 * smooth + 5 * torch.randn(batch, 3, *size)
 
 
-def _contenders(network: CCNet, precisions: Sequence[str], compiled: bool, device: torch.device) -> list[Contender]:
-    plain = alternatives.plain(copy.deepcopy(network))
-    official = alternatives.OfficialNetwork(copy.deepcopy(plain))
-    plain = plain.to(memory_format=torch.channels_last)
-    found = [Contender(OFFICIAL, "fp32", lambda x: official(x)[0]), Contender(PLAIN, "fp32", plain)]
-    found += [Contender(ENGINE, name, engine.prepare(network, device, name)) for name in precisions]
+def _contenders(network: CCNet, head: str, precisions: Sequence[str], compiled: bool) -> list[Contender]:
+    """The networks that compute what this one does, the slowest way first."""
+    device = next(network.parameters()).device
+    contenders = []
+    official = alternatives.official_network(network, head)
+    if official is not None:
+        contenders.append(Contender(OFFICIAL, "fp32", lambda x: official.outputs(x).main))
+    plain = alternatives.use_plain_convolutions(copy.deepcopy(network))
+    contenders.append(Contender(PLAIN, "fp32", alternatives.use_layout(plain, torch.channels_last)))
+    contenders += [Contender(ENGINE, name, engine.prepare(network, device, name)) for name in precisions]
     if compiled:
-        found += [Contender(COMPILED, name, _compiled(plain, device, name)) for name in precisions]
-    return found
+        contenders += [Contender(COMPILED, name, _compile(plain, device, name)) for name in precisions]
+    return contenders
 
 
-def _compiled(network: nn.Module, device: torch.device, precision: str) -> Callable[[Tensor], Tensor]:
+def _compile(network: nn.Module, device: torch.device, precision: str) -> Callable[[Tensor], Tensor]:
     fast = torch.compile(network, dynamic=False, options={"freezing": True})
 
     def forward(x: Tensor) -> Tensor:
@@ -153,49 +164,46 @@ def _compiled(network: nn.Module, device: torch.device, precision: str) -> Calla
     return forward
 
 
-def _exported(network: CCNet) -> nn.Module:
+def _export(network: CCNet) -> nn.Module:
     content = onnxfile.write(portable.program(network), {})
     return onnxfile.OnnxNetwork(content, Path(RUNTIME), 19, network.normalisation, network.align_corners)
 
 
-def _rows(
-    contenders: Sequence[Contender],
-    settings: Model,
-    shape: tuple[int, int, int],
-    meter: Meter,
-    rates: dict[str, float],
-) -> list[Row]:
-    """Every network on images (batch, height, width); outputs are compared first."""
-    batch, *size = shape
-    x = _image(batch, (size[0], size[1])).to(meter.device)
-    outputs = [one.forward(x).float() for one in contenders]
-    expected = outputs[[one.name for one in contenders].index(PLAIN)]
+def _rows(contenders: Sequence[Contender], x_BCHW: Tensor, meter: Meter, rates: dict[str, float]) -> list[Row]:
+    """Every network on the same images; outputs are compared first."""
+    calls = {(one.name, one.precision): partial(one.forward, x_BCHW) for one in contenders}
+    scores: dict[tuple[str, str], Tensor] = {}
+    gflop: dict[tuple[str, str], float] = {}
+
+    def compute(key: tuple[str, str]) -> None:
+        scores[key] = calls[key]().float()
+
+    for key in calls:
+        if x_BCHW.is_cuda:
+            # the first call measures which implementation to take, and that is not counted
+            compute(key)
+        if key[0] in (OFFICIAL, PLAIN):
+            gflop[key] = count_operations(partial(compute, key)) / 1e9
+        else:
+            compute(key)
+    expected, needed = scores[PLAIN, "fp32"], gflop[PLAIN, "fp32"]
     spread = float(expected.max() - expected.min())
-    needed, official = _gflop(settings, shape)
-    times = meter.alternate({index: partial(one.forward, x) for index, one in enumerate(contenders)})
+    times = meter.alternate(calls)
+    slowest = next(iter(times.values()))
     rows = []
-    for one, time, output in zip(contenders, times.values(), outputs, strict=True):
-        gflop = official if one.name == OFFICIAL else needed
-        row = {
-            "name": one.name,
-            "precision": one.precision,
-            "size": tuple(size),
+    for (name, precision), time in times.items():
+        computed, output = gflop.get((name, precision), needed), scores[name, precision]
+        row: Row = {
+            "name": name,
+            "precision": precision,
+            "size": tuple(x_BCHW.shape[2:]),
             "forward": time,
-            "times": times[0].median / time.median,
-            "gflop": gflop,
-            "rate": 1000 * gflop / time.median,
-            "fraction": 1000 * needed / rates[one.precision] / time.median,
+            "times": slowest.median / time.median,
+            "gflop": computed,
+            "rate": 1000 * computed / time.median,
+            "fraction": 1000 * needed / rates[precision] / time.median,
             "error": float((output - expected).abs().max()) / spread,
             "agreement": float((output.argmax(1) == expected.argmax(1)).double().mean()),
         }
         rows.append(row)
     return rows
-
-
-def _gflop(settings: Model, shape: tuple[int, int, int]) -> tuple[float, float]:
-    """What inference needs, and what the authors' formulation computes, counted where nothing is computed."""
-    with torch.device("meta"):
-        network, x = models.build(settings, 19).eval(), torch.empty(shape[0], 3, *shape[1:])
-    networks = network, alternatives.OfficialNetwork(network)
-    needed, official = (count_operations(partial(each, x)) / 1e9 for each in networks)
-    return needed, official

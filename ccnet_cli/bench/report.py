@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 # what JSON holds of one line of a table
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

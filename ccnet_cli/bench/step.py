@@ -1,20 +1,24 @@
 """What a training step costs here: the authors' eager step and ours, in one alternating run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ccnet_cli import config
 from ccnet_cli.bench import alternatives
-from ccnet_cli.bench.alternatives import Official
-from ccnet_cli.bench.loss import IGNORED, official_objective, own_objective
+from ccnet_cli.bench.loss import IGNORED, Loss, official_objective
 from ccnet_cli.bench.meter import Meter, count_operations, open_meter, require_equal
 from ccnet_cli.bench.report import Column, Report, Row, Table, spread_columns
 from ccnet_cli.bench.request import Run
+from ccnet_cli.devices import PRECISIONS
+from ccnet_cli.losses import objective as objectives
 from ccnet_cli.models import network as models
-from ccnet_cli.models.network import PRECISIONS
+from ccnet_cli.models.network import CCNet
+from ccnet_cli.parts import Outputs
 from ccnet_cli.training import trainer
 
 # B batch, H height, W width of the images
@@ -65,101 +69,109 @@ def measure(
     """
     with open_meter(run) as meter:
         torch.manual_seed(0)
-        official, ours = (_Step(preset, classes, meter.device, way) for way in (True, False))
-        ours.model.load_state_dict(official.model.state_dict())
+        ways = make_ways(preset, classes, meter.device)
         convolution = {name: meter.convolution_rate(PRECISIONS[name]) for name in ("fp32", "bf16")}
         rows = []
         for size in sizes:
             x_BCHW = 60 * torch.randn(batch, 3, *size, device=meter.device)
             label_BHW = torch.randint(0, classes, (batch, *size), device=meter.device)
             label_BHW[torch.rand(label_BHW.shape, device=meter.device) < 0.1] = IGNORED
-            rows += _rows(official, ours, (x_BCHW, label_BHW), meter, convolution)
+            rows += _rows(ways, (x_BCHW, label_BHW), meter, convolution)
         rates = ", ".join(f"{name} {rate:.3f}" for name, rate in convolution.items())
         title = f"{preset.name}, {batch} images, {meter}, median, least and greatest of {meter.repeats}; ratio to "
-        title += "official, MiB at the peak above weights and optimiser; floor: a 3x3 convolution alone, TFLOP/s here: "
+        title += f"{next(iter(ways))}, MiB at the peak above weights and optimiser; floor: a 3x3 convolution alone, "
+        title += f"TFLOP/s here: {rates}"
         values = {"preset": preset.name, "batch": batch, **meter.values(), "convolution": convolution, "rows": rows}
-        return Report(values, [Table(title + rates, COLUMNS, rows)])
+        return Report(values, [Table(title, COLUMNS, rows)])
 
 
-def _scores(model: models.CCNet, x_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-    outputs = model.outputs(x_BCHW)
-    return outputs.main, outputs.auxiliary.get("auxiliary")
+@dataclass(frozen=True)
+class Way:
+    """A way to take a training step: the network, its loss, its optimiser, and what it computes in.
 
+    The learning rate is 0, so that every step computes the same.
+    """
 
-class _Step:
-    """A model with its optimiser, the authors' way or ours, and how it takes a step; the learning rate is 0."""
+    network: CCNet
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    layout: torch.memory_format
+    precision: str = "fp32"
+    recompute: bool = False
 
-    def __init__(self, preset: config.Preset, classes: int, device: torch.device, official: bool) -> None:
-        model = models.build(preset.model, classes).to(device)
-        rcca = model.head.rcca
-        if rcca is not None:
-            # at 0 the attention would be the identity, and a wrong one not be seen
-            rcca.attention.gamma.data.fill_(0.5)
-        self.objective: Callable[..., Tensor] = own_objective(model.auxiliary is not None)
-        self.layout = torch.channels_last
-        if official:
-            self.objective, self.layout = official_objective, torch.contiguous_format
-            alternatives.plain(model)
-            if rcca is not None:
-                model.head.rcca = Official(rcca.attention, rcca.recurrence)
-        self.model = model.to(memory_format=self.layout)
-        train = preset.train
-        self.optimizer = (
-            torch.optim.SGD(model.parameters(), 0.0, train.momentum, weight_decay=train.weight_decay)
-            if official
-            else trainer.make_optimizer(model, preset)
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0
-
-    def take(self, x_BCHW: Tensor, label_BHW: Tensor, precision: str = "fp32", recompute: bool = False) -> Tensor:
+    def step(self, x_BCHW: Tensor, label_BHW: Tensor) -> Tensor:
         """The loss, once the optimiser has moved."""
-        self.model.backbone.recompute = recompute
+        if hasattr(self.network.backbone, "recompute"):
+            self.network.backbone.recompute = self.recompute
         self.optimizer.zero_grad(set_to_none=True)
         x_BCHW = x_BCHW.contiguous(memory_format=self.layout)
-        with torch.autocast(x_BCHW.device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-            loss = self.objective(*_scores(self.model, x_BCHW), label_BHW)
+        with torch.autocast(x_BCHW.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
+            loss = self.loss(self.network.outputs(x_BCHW), label_BHW)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
     def gradient(self) -> Tensor:
-        """That of the last convolution's weights."""
-        gradient = self.model.head.bottleneck[-1].weight.grad
-        assert gradient is not None
-        return gradient
+        """That of the head's last weights."""
+        gradients = [p.grad for p in self.network.head.parameters() if p.dim() > 1 and p.grad is not None]
+        last: Tensor = gradients[-1]
+        return last.clone()
 
 
-def _rows(
-    official: _Step, ours: _Step, batch: tuple[Tensor, Tensor], meter: Meter, convolution: dict[str, float]
-) -> list[Row]:
-    calls: dict[str, Callable[[], Tensor]] = {OFFICIAL: partial(official.take, *batch)}
+def make_ways(preset: config.Preset, classes: int, device: torch.device) -> dict[str, Way]:
+    """The authors' way, where they have one for this network and loss, and ours, by the names of their rows."""
+    network = models.build(preset.model, classes).to(device)
+    alternatives.open_gates(network)
+    objective = objectives.build(preset.loss, IGNORED, network.align_corners).to(device)
+    objective.check(network.output_names)
+
+    def own_loss(outputs: Outputs, label_BHW: Tensor) -> Tensor:
+        total: Tensor = objective(outputs, label_BHW)[0]
+        return total
+
+    ways = {}
+    official_loss = official_objective(preset.loss, network.align_corners)
+    head: Any = preset.model.head
+    if official_loss and (official := alternatives.official_network(network, head.kind)):
+        train = preset.train
+        sgd = torch.optim.SGD(official.parameters(), 0.0, train.momentum, weight_decay=train.weight_decay)
+        ways[OFFICIAL] = Way(official, official_loss, sgd, torch.contiguous_format)
+    alternatives.use_layout(network, torch.channels_last)
+    optimizer = trainer.make_optimizer(trainer.Network(network, objective), preset)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
     for name, (precision, recompute) in OURS.items():
-        calls[name] = partial(ours.take, *batch, precision, recompute)
+        if hasattr(network.backbone, "recompute") or not recompute:
+            ways[name] = Way(network, own_loss, optimizer, torch.channels_last, precision, recompute)
+    return ways
+
+
+def _rows(ways: dict[str, Way], batch: tuple[Tensor, Tensor], meter: Meter, convolution: dict[str, float]) -> list[Row]:
+    calls = {name: partial(way.step, *batch) for name, way in ways.items()}
     results = []
-    for name, way in ((OFFICIAL, official), ("fp32", ours)):
+    for name in [name for name in (OFFICIAL, "fp32") if name in ways]:
         # dropout alike
         torch.manual_seed(1)
-        results.append([calls[name](), way.gradient().clone()])
-    require_equal("fp32", results[1], results[0], TOLERANCE)
+        results.append([calls[name](), ways[name].gradient()])
+    require_equal("fp32", results[-1], results[0], TOLERANCE)
     times = meter.alternate(calls)
+    base = next(iter(times.values()))
     rows = []
     for name, time in times.items():
         tflop = count_operations(calls[name]) / 1e12
         rate = 1000 * tflop / time.median
         # the gradients of the round before would count as there already
-        (official if name == OFFICIAL else ours).optimizer.zero_grad(set_to_none=True)
-        rows.append(
-            {
-                "size": tuple(batch[0].shape[2:]),
-                "name": name,
-                "what": DESCRIPTIONS[name],
-                "step": time,
-                "ratio": time.median / times[OFFICIAL].median,
-                "memory": meter.peak(calls[name]),
-                "tflop": tflop,
-                "rate": rate,
-                "floor": rate / convolution[OURS.get(name, ("fp32", False))[0]],
-            }
-        )
+        ways[name].optimizer.zero_grad(set_to_none=True)
+        row: Row = {
+            "size": tuple(batch[0].shape[2:]),
+            "name": name,
+            "what": DESCRIPTIONS[name],
+            "step": time,
+            "ratio": time.median / base.median,
+            "memory": meter.peak(calls[name]),
+            "tflop": tflop,
+            "rate": rate,
+            "floor": rate / convolution[ways[name].precision],
+        }
+        rows.append(row)
     return rows

@@ -1,7 +1,7 @@
 """`ccnet bench`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -35,7 +35,7 @@ BENCH_EXAMPLES = examples(
 app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT, epilog=BENCH_EXAMPLES)
 
 
-def _sizes(what: str, *default: str) -> typer.models.OptionInfo:
+def _sizes(what: str, *default: str) -> Any:
     help = f"Size of the {what}; repeatable."
     return typer.Option("--size", "--sizes", metavar="HxW", help=help, show_default=" ".join(default))
 
@@ -115,15 +115,19 @@ def bench_attention(
         "ccnet bench model",
         "ccnet bench model --size 769x769 --threads 2 --compiled",
         "ccnet bench model --size 385x385 --size 1024x2048 --backbone resnet50 --json model.json",
+        "ccnet bench model --preset voc-r2 -s model.head.kind=fcn",
     ),
 )
 def bench_model(
     size: Annotated[list[str] | None, _sizes("image", "769x769")] = None,
+    preset: Annotated[str, typer.Option("--preset", metavar="NAME|FILE", help="Whose model.")] = "cityscapes-r2",
+    overrides: Overrides = None,
     backbone: Annotated[
-        Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"],
-        typer.Option(metavar="NAME", help="tiny, or resnet18, 34, 50, 101 or 152."),
-    ] = "resnet101",
-    recurrence: Annotated[int, typer.Option(min=0, max=3, metavar="R", help="Passes of the attention.")] = 2,
+        str | None, typer.Option(metavar="KIND", help="Another backbone (model.backbone.kind).")
+    ] = None,
+    recurrence: Annotated[
+        int | None, typer.Option(min=0, max=3, metavar="R", help="Passes of the attention (model.head.recurrence).")
+    ] = None,
     batch: Batch = 1,
     threads: Threads = None,
     repeats: Repeats = 5,
@@ -149,9 +153,10 @@ def bench_model(
     from ccnet_cli import config
     from ccnet_cli.bench import model
 
-    settings = config.load("cityscapes-r2", [f"model.backbone={backbone}", f"model.recurrence={recurrence}"]).model
-    run = Run(device, threads, repeats)
-    _show([model.measure(settings, sizes, run, batch, precisions, compiled, runtime)], json_file)
+    chosen = [] if backbone is None else [f"model.backbone={backbone}"]
+    chosen += [] if recurrence is None else [f"model.head.recurrence={recurrence}"]
+    settings, run = config.load(preset, [*(overrides or ()), *chosen]), Run(device, threads, repeats)
+    _show([model.measure(settings.model, sizes, run, batch, precisions, compiled, runtime)], json_file)
 
 
 @app.command(

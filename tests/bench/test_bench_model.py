@@ -8,14 +8,16 @@ import torch
 from torch import nn
 from variants import variant
 
-from ccnet_cli import config
+from ccnet_cli import config, devices, ops
 from ccnet_cli.bench import meter
 from ccnet_cli.bench import model as bench
-from ccnet_cli.bench.alternatives import OfficialNetwork
+from ccnet_cli.bench.alternatives import Official, official_network
+from ccnet_cli.bench.meter import count_operations
 from ccnet_cli.bench.request import Run
 from ccnet_cli.errors import InputError
 from ccnet_cli.inference import engine
 from ccnet_cli.models import network as models
+from ccnet_cli.models.attention import RecurrentCrissCross
 
 PAPER = config.load("cityscapes-r2").model
 SMALL = variant(PAPER, **{"width": 8, "channels": 16, "query_channels": None, "auxiliary_channels": 8})
@@ -60,30 +62,32 @@ def test_every_network_is_there_with_positive_figures():
 @pytest.mark.parametrize("recurrence", [0, 2])
 @torch.no_grad()
 def test_the_official_network_answers_as_ours_with_both_heads(recurrence):
-    network = bench._network(variant(RESNET, recurrence=recurrence))
-    x = bench._image(2, (41, 57))
-    main, auxiliary = OfficialNetwork(network)(x)
-    main_scores, named, _ = network.outputs(x)
-    expected = main_scores, named["auxiliary"]
-    assert expected[0].std() > 0.1
-    torch.testing.assert_close(main, expected[0])
-    torch.testing.assert_close(auxiliary, expected[1])
-    names = [name for name, module in OfficialNetwork(network).named_modules() if isinstance(module, nn.BatchNorm2d)]
-    assert len(names) == len([m for m in network.modules() if isinstance(m, nn.BatchNorm2d)])
+    network = bench.make_network(variant(RESNET, recurrence=recurrence))
+    x = bench.make_image(2, (41, 57))
+    official = official_network(network, "rcca")
+    got, expected = official.outputs(x), network.outputs(x)
+    assert 0.1 < expected.main.std() < 10
+    torch.testing.assert_close(got.main, expected.main)
+    torch.testing.assert_close(got.auxiliary["auxiliary"], expected.auxiliary["auxiliary"])
+    kinds = [type(module) for module in official.modules()]
+    assert kinds.count(nn.BatchNorm2d) == len([m for m in network.modules() if isinstance(m, nn.BatchNorm2d)])
+    assert (Official in kinds) == bool(recurrence) and RecurrentCrissCross not in kinds
+    assert {m.implementation for m in official.modules() if isinstance(m, ops.Conv2d)} == {"direct"}
 
 
 def test_operations_are_counted_without_computing():
     """FACTS: 1396 GFLOP of the authors' network at 769x769; without the auxiliary head's two convolutions the rest."""
-    needed, official = bench._gflop(PAPER, (1, 769, 769))
+    with torch.device("meta"):
+        network, x = models.build(PAPER, 19).eval(), torch.empty(1, 3, 769, 769)
+    official = count_operations(lambda: official_network(network, "rcca").outputs(x)) / 1e9
     assert round(official) == 1396
     auxiliary = 2 * 97**2 * (9 * 1024 * 512 + 512 * 19) / 1e9
-    assert official - needed == pytest.approx(auxiliary)
-    assert bench._gflop(PAPER, (2, 769, 769)) == pytest.approx((2 * needed, 2 * official))
+    assert official - count_operations(lambda: network(x)) / 1e9 == pytest.approx(auxiliary)
 
 
 def test_bfloat16_is_measured_where_the_device_has_it(monkeypatch):
     for native in (True, False):
-        monkeypatch.setattr(models, "computes_bf16", lambda device, native=native: native)
+        monkeypatch.setattr(devices, "computes_bf16", lambda device, native=native: native)
         rows = bench.measure(**ONE).values["rows"]
         assert [row["precision"] for row in rows if row["name"] == "engine"] == ["fp32", "bf16"][: 1 + native]
 

@@ -103,16 +103,17 @@ def test_every_step_is_there_with_positive_figures(monkeypatch):
 
 def test_steps_are_measured_as_they_are_named(monkeypatch, unmeasured):
     seen = []
-    whole = steps._Step.take
+    whole = steps.Way.step
 
-    def note(self, x, label, precision="fp32", recompute=False):
-        before = [p.detach().clone() for p in self.model.parameters()]
-        loss = whole(self, x, label, precision, recompute)
-        assert all(torch.equal(*pair) for pair in zip(before, self.model.parameters(), strict=True))
-        seen.append((precision, recompute, self.model.backbone.recompute, self.optimizer.defaults["fused"]))
+    def note(self, x, label):
+        before = [p.detach().clone() for p in self.network.parameters()]
+        loss = whole(self, x, label)
+        assert all(torch.equal(*pair) for pair in zip(before, self.network.parameters(), strict=True))
+        network = self.network
+        seen.append((self.precision, self.recompute, network.backbone.recompute, self.optimizer.defaults["fused"]))
         return loss
 
-    monkeypatch.setattr(steps._Step, "take", note)
+    monkeypatch.setattr(steps.Way, "step", note)
     steps.measure(preset(), [(25, 25)], RUN, classes=3)
     assert set(seen) == {("fp32", False, False, None), *((*each, each[1], True) for each in steps.OURS.values())}
 
