@@ -90,10 +90,14 @@ class NonLocal(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        query, key, value = (conv(x_BCHW).flatten(2) for conv in _projections(self.attention))
-        weights = torch.bmm(query.transpose(1, 2), key).softmax(dim=2)
-        gathered = torch.bmm(value, weights.transpose(1, 2)).view_as(x_BCHW)
-        return self.attention.gamma * gathered + x_BCHW
+        return self.attention.gamma * non_local(*(conv(x_BCHW) for conv in _projections(self.attention))) + x_BCHW
+
+
+def non_local(query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor) -> Tensor:
+    """What a non-local block (CVPR 2018, embedded Gaussian) does between its projections: (B, C, H, W)."""
+    query, key, value = (x.flatten(2) for x in (query_BCHW, key_BCHW, value_BCHW))
+    attention = (query.transpose(1, 2) @ key).softmax(dim=2)
+    return (value @ attention.transpose(1, 2)).view_as(value_BCHW)
 
 
 class Floor:

@@ -4,7 +4,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,9 @@ from ccnet_cli.media.images import cv2
 
 # H, W a picture; h, w the crop
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+Key = tuple[int, int]
+
 OFFICIAL = "official"
 DESCRIPTIONS = {
     OFFICIAL: "the authors' way: all of it scaled, subtracted in float32, padded, cut, transposed, mirrored",
@@ -38,10 +40,8 @@ DESCRIPTIONS = {
 # the made pictures, and a preset that cuts as the authors do
 PICTURES = 3
 PRESET = "cityscapes-r2"
-# batches that are measured, and left out before them, for each worker
+# batches for each worker that are measured, and those before them that are not
 MEASURED, BEFORE = 8, 2
-
-
 # ratio is to official's median
 COLUMNS = (
     Column("one sample", "name"),
@@ -50,12 +50,7 @@ COLUMNS = (
     Column("", "what"),
 )
 # images per second that a loader hands to the network, once its workers run
-RATE_COLUMNS = (
-    Column("workers", "workers"),
-    Column("images/s", "median", ".1f"),
-    Column("least", "least", ".1f"),
-    Column("greatest", "greatest", ".1f"),
-)
+RATE_COLUMNS = (Column("workers", "workers"), *spread_columns("", ".1f", "images/s"))
 
 
 def measure(
@@ -71,14 +66,14 @@ def measure(
     Every round takes another sample and runs every way with the same scale, location and mirror, so that a busy machine
     slows them alike. All but the official way give the same pixels, which is checked first.
     """
-    with open_meter(run) as meter:
+    with open_meter(run) as meter, tempfile.TemporaryDirectory() as folder:
         measured = []
         for size in sizes if preset is None else sizes[:1]:
-            with _made(size) if preset is None else nullcontext(preset) as used:
-                if crop is not None:
-                    used = used.model_copy(update={"data": used.data.model_copy(update={"crop": crop})})
-                measured.append(_measure(used, workers, batch, meter))
-        name, cut = PRESET if preset is None else preset.name, used.data.crop
+            used = preset or make_preset(Path(folder, f"{size[0]}x{size[1]}"), size)
+            if crop is not None:
+                used = used.model_copy(update={"data": used.data.model_copy(update={"crop": crop})})
+            measured.append(_measure(used, workers, batch, meter))
+        name, cut = used.name, used.data.crop
         tables = []
         for one in measured:
             height, width = one["size"]
@@ -90,20 +85,18 @@ def measure(
         return Report({**values, "tables": measured}, tables)
 
 
-@contextmanager
-def _made(size: tuple[int, int]) -> Iterator[config.Preset]:
-    """A preset whose training data are made pictures, while the block runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        random = np.random.default_rng(0)
-        for index in range(PICTURES):
-            image, label = photograph(random, size)
-            images.write_image(Path(folder, f"images/train/{index}.png"), image)
-            images.write_label(Path(folder, f"labels/train/{index}.png"), label)
-        keys = ["data.dataset=folder", f"data.root={folder}", f"data.classes={[f'class {k}' for k in range(19)]}"]
-        yield config.load(PRESET, keys)
+def make_preset(folder: Path, size: tuple[int, int]) -> config.Preset:
+    """Write pictures of a size, and return a preset that trains on them."""
+    random = np.random.default_rng(0)
+    for index in range(PICTURES):
+        image, label = make_photograph(random, size)
+        images.write_image(folder / f"images/train/{index}.png", image)
+        images.write_label(folder / f"labels/train/{index}.png", label)
+    keys = ["data.dataset=folder", f"data.root={folder}", f"data.classes={[f'class {k}' for k in range(19)]}"]
+    return config.load(PRESET, keys)
 
 
-def photograph(random: np.random.Generator, size: tuple[int, int]) -> tuple[images.Pixels, images.Pixels]:
+def make_photograph(random: np.random.Generator, size: tuple[int, int]) -> tuple[images.Pixels, images.Pixels]:
     """A picture that a PNG stores in about as many bytes as a street's, 9 bits a pixel, and a label map of patches."""
     height, width = size
     picture = np.full((height, width, 3), 110, np.float32)
@@ -126,7 +119,7 @@ def _measure(preset: config.Preset, workers: Sequence[int], batch: int, meter: M
     source = open_source(preset.data, "train")
     ways = _ways(preset, source, meter.device)
     for key in _keys(source, 2):
-        _same(ways["whole"](key), ways["arrived"](key), 1 / min(preset.model.std))
+        _require_same(ways["whole"](key), ways["arrived"](key), 1 / min(preset.model.std))
     keys = _keys(source, WARM_UP[meter.device.type] + meter.repeats)
     times = meter.alternate({name: partial(_next, way, iter(keys)) for name, way in ways.items()})
     rows = [
@@ -143,11 +136,11 @@ def _measure(preset: config.Preset, workers: Sequence[int], batch: int, meter: M
     }
 
 
-def _next(way: Callable[[tuple[int, int]], Any], keys: Iterator[tuple[int, int]]) -> None:
+def _next(way: Callable[[Key], Any], keys: Iterator[Key]) -> None:
     way(next(keys))
 
 
-def _keys(source: Source, count: int) -> list[tuple[int, int]]:
+def _keys(source: Source, count: int) -> list[Key]:
     """Keys of samples, (epoch, index), as training meets them."""
     return [key for (key,) in Batches(len(source.samples), 1, seed=0, steps=count)]
 
@@ -157,26 +150,25 @@ def _training(preset: config.Preset, source: Source) -> TrainingSet:
     return TrainingSet(source, augmentation, preset.model.channel_order, preset.seed)
 
 
-def _ways(preset: config.Preset, source: Source, device: torch.device) -> dict[str, Callable[[tuple[int, int]], Any]]:
-    """What a sample of a key costs each way: the result is to be timed or compared."""
+def _ways(preset: config.Preset, source: Source, device: torch.device) -> dict[str, Callable[[Key], Any]]:
+    """Functions from a key to its sample, to be timed and compared."""
     training = _training(preset, source)
     recipe, model = training.augmentation, preset.model
-
     # a data set may have a reader of its own
     own = source.read_label is not images.read_label
     read_label = source.read_label if own else partial(images.read_unchecked, grey=True)
 
-    def plain(key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def decode(key: Key) -> tuple[np.ndarray, np.ndarray]:
         sample = source.samples[key[1]]
         assert sample.label is not None
         return images.read_unchecked(sample.image), read_label(sample.label)
 
-    def official_way(key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def official_way(key: Key) -> tuple[np.ndarray, np.ndarray]:
         random = transforms.generator(preset.seed, *key)
         scale = recipe.random_scale(random)
-        return official(*plain(key), scale, preset.data.crop, random, model.mean, preset.data.mirror)
+        return official(*decode(key), scale, preset.data.crop, random, model.mean, preset.data.mirror)
 
-    def whole(key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def whole(key: Key) -> Pair:
         image, label = load_pair(source, source.samples[key[1]])
         random = transforms.generator(preset.seed, *key)
         image, label = transforms.resize(image, label, recipe.random_scale(random), recipe.fit)
@@ -193,12 +185,12 @@ def _ways(preset: config.Preset, source: Source, device: torch.device) -> dict[s
             planes, (_, label) = planes[..., ::-1].copy(), transforms.mirror(image, label, source.classes.mirrored)
         return torch.from_numpy(planes), torch.from_numpy(label.astype(np.int64))
 
-    def arrived(key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def on_device(key: Key) -> Pair:
         batches = raise_worker_errors([collate([training[key]])])
         image, label, _ = next(to_device(batches, model.mean, model.std, device))
         return image[0], label[0]
 
-    ways = (official_way, whole, training.__getitem__, arrived, plain)
+    ways = (official_way, whole, training.__getitem__, on_device, decode)
     return dict(zip(DESCRIPTIONS, ways, strict=True))
 
 
@@ -228,9 +220,9 @@ def official(
     return image.copy(), label.copy()
 
 
-def _same(whole: tuple[torch.Tensor, torch.Tensor], arrived: tuple[torch.Tensor, torch.Tensor], level: float) -> None:
+def _require_same(whole: Pair, crop: Pair, level: float) -> None:
     """Raise RuntimeError unless a crop's labels are those of the whole picture and its pixels within a grey level."""
-    image, label = (each.cpu() for each in arrived)
+    image, label = (each.cpu() for each in crop)
     # not (>), so that nan is refused too
     if not torch.equal(label, whole[1]) or not float((image - whole[0]).abs().max()) <= 1.001 * level:
         raise RuntimeError("a crop differs from that of the whole picture: not timed")
@@ -239,7 +231,7 @@ def _same(whole: tuple[torch.Tensor, torch.Tensor], arrived: tuple[torch.Tensor,
 def _rates(
     preset: config.Preset, source: Source, workers: Sequence[int], batch: int, device: torch.device
 ) -> Iterator[Row]:
-    """Rates of a loader that does nothing else than to be waited for."""
+    """Images per second of a loader whose batches are only waited for."""
     # torch's Dataset in all but its base class
     training: Any = _training(preset, source)
     for count in workers:

@@ -1,4 +1,4 @@
-"""Evaluation around the network: from the tiles' logits to the confusion matrix, three ways, alternating."""
+"""What evaluation does around the network: from the tiles' scores to the confusion matrix, three ways, alternating."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccnet_cli.bench.meter import Meter, open_meter
-from ccnet_cli.bench.report import Column, Report, Row, Table
+from ccnet_cli.bench.report import Column, Report, Row, Table, spread_columns
 from ccnet_cli.bench.request import Run
 from ccnet_cli.inference import scores
 from ccnet_cli.inference.metrics import Confusion
@@ -26,37 +26,35 @@ COLUMNS = (
     Column("size", "size"),
     Column("mode", "mode"),
     Column("way", "name"),
-    Column("median", "median", ".1f"),
-    Column("least", "least", ".1f"),
-    Column("greatest", "greatest", ".1f"),
+    *spread_columns("", ".1f", "median"),
     Column("ratio", "ratio", ".1f"),
     Column("MiB", "memory", ".0f"),
 )
 
 
-class Ready(nn.Module):
-    """A network whose logits are there already: any picture of one size gets the same."""
+class FixedScores(nn.Module):
+    """A network that computes nothing: images of one size get the same random scores."""
 
     align_corners = True
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.classes = classes
-        self.known: dict[tuple[int, int], Tensor] = {}
+        self.scores: dict[tuple[int, int], Tensor] = {}
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Logits (B, K, h, w) that a picture's size alone decides."""
+        """Scores (B, K, h, w) that the size alone decides."""
         height, width = ((side + STRIDE - 1) // STRIDE for side in x_BCHW.shape[2:])
-        if (height, width) not in self.known:
+        if (height, width) not in self.scores:
             generator = torch.Generator().manual_seed(height * 100003 + width)
-            self.known[height, width] = torch.randn(1, self.classes, height, width, generator=generator)
-        return self.known[height, width].expand(len(x_BCHW), -1, -1, -1)
+            self.scores[height, width] = torch.randn(1, self.classes, height, width, generator=generator)
+        return self.scores[height, width].expand(len(x_BCHW), -1, -1, -1)
 
 
 def measure(
     sizes: Sequence[tuple[int, int]], run: Run, classes: int = 19, tile: tuple[int, int] = (769, 769)
 ) -> Report:
-    """Time and memory per image of each size, whole and sliding, the network replaced by logits of an eighth of a side.
+    """Time and memory per image of each size, whole and sliding, the network replaced by scores of an eighth of a side.
 
     official: what the authors' evaluation does, written anew; torch and numba: the two implementations of Scores. All
     three count the same labels, or RuntimeError is raised before anything is timed.
@@ -73,7 +71,7 @@ def measure(
 def official(
     network: nn.Module, image_1CHW: Tensor, label: np.ndarray, classes: int, tile: tuple[int, int] | None
 ) -> np.ndarray:
-    """Every tile's logits upsampled, summed up in numpy and divided by how many there are; argmax; one bincount."""
+    """Every tile's scores enlarged, summed up in numpy and divided by the tiles' number; argmax; one bincount."""
     height, width = image_1CHW.shape[2:]
     down, across = tile or (height, width)
     total = np.zeros((1, height, width, classes))
@@ -83,20 +81,22 @@ def official(
             part = image_1CHW[:, :, y : y + down, x : x + across]
             seen = part.shape[2:]
             padded = F.pad(part, (0, across - seen[1], 0, down - seen[0]))
-            logits = F.interpolate(network(padded), size=(down, across), mode="bilinear", align_corners=True)
-            total[:, y : y + down, x : x + across] += logits[:, :, : seen[0], : seen[1]].numpy().transpose(0, 2, 3, 1)
+            large = F.interpolate(network(padded), size=(down, across), mode="bilinear", align_corners=True)
+            total[:, y : y + down, x : x + across] += (
+                large[:, :, : seen[0], : seen[1]].numpy().transpose(0, 2, 3, 1)
+            )
             count[:, y : y + down, x : x + across] += 1
     ids = (total / count).argmax(3)[0].astype(np.uint8)
     valid = label != 255
-    found = label[valid].astype(np.int64) * classes + ids[valid]
-    return np.bincount(found, minlength=classes**2).reshape(classes, classes)
+    pairs = label[valid].astype(np.int64) * classes + ids[valid]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def _rows(size: tuple[int, int], mode: str, classes: int, tile: tuple[int, int], meter: Meter) -> list[Row]:
     random = np.random.default_rng(0)
     label = random.integers(0, classes, size, dtype=np.uint8)
     label[random.random(size) < 0.1] = 255
-    network, image = Ready(classes), torch.zeros(1, 3, *size)
+    network, image = FixedScores(classes), torch.zeros(1, 3, *size)
 
     def count(implementation: str) -> np.ndarray:
         confusion = Confusion(classes)
@@ -131,7 +131,7 @@ def _rows(size: tuple[int, int], mode: str, classes: int, tile: tuple[int, int],
 
 
 def resident(call: Callable[[], object]) -> float | None:
-    """MiB that a call adds, at its peak, to what the process holds; None where the system does not tell."""
+    """MiB that a call adds, at its peak, to what the process holds; None where the system does not say."""
     try:
         # from here on the peak counts anew
         Path("/proc/self/clear_refs").write_text("5")

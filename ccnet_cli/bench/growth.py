@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ccnet_cli import ops
+from ccnet_cli.bench.alternatives import non_local
 from ccnet_cli.bench.meter import Meter, open_meter
 from ccnet_cli.bench.report import Column, Report, Row, Table, spread_columns
 from ccnet_cli.bench.request import Run, Work
@@ -23,8 +24,6 @@ SIZES = ((33, 33), (49, 49), (65, 65), (97, 97), (129, 129), (129, 257))
 CRISS_CROSS, NON_LOCAL = "criss-cross", "non-local"
 # milliseconds of a turn: a small map's pass alone would measure how threads wake
 TURN = 100.0
-
-
 # of one pass among many in a row; memory is MiB at the peak above inputs and output; the constants are milliseconds and
 # MiB for 10^6 pairs of pixels, H W (H + W) of criss-cross, (H W)^2 of non-local; ratios are to criss-cross at that size
 COLUMNS = (
@@ -88,8 +87,8 @@ def _rows(passes: Sequence[_Pass], meter: Meter) -> list[Row]:
     times = meter.alternate({(one.name, one.size): one.call for one in order}, TURN)
     memory = {(one.name, one.size): meter.peak(one.call) - one.output / 2**20 for one in passes}
     rows = []
-    for one in passes:
-        own, base = (one.name, one.size), (CRISS_CROSS, one.size)
+    for own, one in {(one.name, one.size): one for one in passes}.items():
+        base = (CRISS_CROSS, one.size)
         row: Row = {
             "name": one.name,
             "size": one.size,
@@ -102,13 +101,6 @@ def _rows(passes: Sequence[_Pass], meter: Meter) -> list[Row]:
         }
         rows.append(row)
     return rows
-
-
-def non_local(query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor) -> Tensor:
-    """What a non-local block (CVPR 2018, embedded Gaussian) does between its projections: (B, C, H, W)."""
-    query, key, value = (x.flatten(2) for x in (query_BCHW, key_BCHW, value_BCHW))
-    attention = (query.transpose(1, 2) @ key).softmax(dim=2)
-    return (value @ attention.transpose(1, 2)).view_as(value_BCHW)
 
 
 def write_plot(report: Report, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the CUDA kernels are made of, told without a GPU: machine code, traffic and arithmetic, and modelled floors."""
+"""What the CUDA kernels are made of, without a GPU: machine code, traffic and arithmetic, and modelled floors."""
 
 import re
 from collections.abc import Sequence
@@ -111,7 +111,7 @@ def plan(H: int, W: int, C: int, dtype: str) -> dict[str, list[Step]]:
 
 
 def _works(planned: dict[str, list[Step]], arch: tuple[int, int]) -> list[str]:
-    """What an architecture can do of it."""
+    """The passes that an architecture can run."""
     return [work for work in planned if work != TENSOR or arch >= (8, 0)]
 
 
@@ -125,7 +125,7 @@ def _arch(name: str) -> tuple[int, int]:
 
 
 def occupancy(threads: int, registers: int, shared: int, arch: tuple[int, int]) -> float:
-    """The share of a multiprocessor's warps that blocks of such a kernel fill."""
+    """The fraction of a multiprocessor's warps that blocks of such a kernel fill."""
     most, memory, blocks = LIMITS[arch]
     warps = -(-threads // 32)
     # registers are handed out to warps in units of 256
@@ -141,28 +141,25 @@ def _row(kernel: Kernel, arch: tuple[int, int], launches: Sequence[Step], size: 
     made = build.assemble(kernel, arch)
     tensor = kernel.form == "tensor"
     multiplies, lds = build.inner_loop(made.image, "HMMA" if tensor else "FFMA")
-    mine = [step for step in launches if step.kernel == kernel]
+    costs = [_cost(step) for step in launches if step.kernel == kernel]
     return {
         "kernel": kernel.name,
         "arch": f"sm_{arch[0]}{arch[1]}",
         "size": size,
-        "registers": made.registers,
-        "stack": made.stack,
-        "spills": made.spills,
-        "shared": made.shared,
+        **{key: getattr(made, key) for key in ("registers", "stack", "spills", "shared")},
         "ffma": 0 if tensor else multiplies,
         "hmma": multiplies if tensor else 0,
         "lds": lds,
         "occupancy": occupancy(kernel.threads, made.registers, made.shared, arch),
-        "launches": len(mine),
-        "bytes": sum(_cost(step)[0] for step in mine),
-        "flops": sum(_cost(step)[1] for step in mine),
+        "launches": len(costs),
+        "bytes": sum(moved for moved, _ in costs),
+        "flops": sum(flops for _, flops in costs),
     }
 
 
 def _cost(step: Step) -> tuple[int, int]:
     """Bytes of a launch whose buffers are each moved once, and FLOPs, 2 per multiply-add, none for padding."""
-    wide = {"float32": 4}.get(step.kernel.dtype, 2)
+    itemsize = {"float32": 4}.get(step.kernel.dtype, 2)
     if "softmax" in step.kernel.form:
         stride, _, H, W, pixels = (x for x in step.arguments if isinstance(x, int))
         reads = 1 if step.kernel.form == "softmax" else 2
@@ -171,7 +168,7 @@ def _cost(step: Step) -> tuple[int, int]:
     lines, images = step.grid[1:]
     columns, rows = start > 0 or lines > H, start == 0
     positions = images * H * W * (H * columns + W * rows)
-    operands = images * H * W * C * wide * (columns + rows)
+    operands = images * H * W * C * itemsize * (columns + rows)
     # the columns of nn and tn add to what the rows wrote, and so read it too
     accesses = 2 if step.kernel.form == "nt" or not columns else 3
     return 4 * positions + accesses * operands, 2 * positions * C
@@ -179,12 +176,12 @@ def _cost(step: Step) -> tuple[int, int]:
 
 def _floors(H: int, W: int, C: int, dtype: str) -> list[Row]:
     """This project's kernels beside two formulations of the forward pass in library products."""
-    wide = {"float32": 4}.get(dtype, 2)
+    itemsize = {"float32": 4}.get(dtype, 2)
     c, pixels = max(C // 8, 1), H * W
     launches = plan(H, W, C, dtype)
     rows: list[Row] = []
     costs = {work: [sum(x) for x in zip(*map(_cost, launches[work]), strict=True)] for work in PASSES}
-    energies, features = 4 * pixels * (H + W), pixels * wide * C
+    energies, features = 4 * pixels * (H + W), pixels * itemsize * C
     projections = 2 * 4 * pixels * c
     # products in place of both directions, a mask over the diagonal, softmax out of place
     gemm = 2 * projections + energies + 4 * pixels + 2 * energies + energies + 5 * features

@@ -44,8 +44,6 @@ TERMS = {
 Loss = Callable[[Outputs, Tensor], Tensor]
 # relative: a pixel whose probability is the threshold's to the last place may be kept or not
 TOLERANCE = 3e-2
-
-
 # "both" is forward and backward from scores (B, K, H, W), or an eighth of that; ratio is to torch's cross entropy;
 # memory is MiB at the peak above what lived before, floor the fraction of the time in which a copy would read all
 # scores and write all gradients

@@ -35,8 +35,6 @@ DESCRIPTIONS = {
     COMPILED: "plain, compiled by torch with frozen weights",
     RUNTIME: "ours, exported and run by ONNX Runtime",
 }
-
-
 # times is how many times as fast as the official one; gflop (2 per multiply-add) is what a network computes, rate
 # (GFLOP/s) what that makes of the median; fraction is the part of the median in which what inference needs could be
 # computed at the rate of one convolution; error is the largest difference from the plain network's scores, relative to

@@ -55,12 +55,10 @@ class Column:
         return format(value / self.unit if self.unit else value, self.form)
 
 
-def spread_columns(key: str, form: str) -> list[Column]:
-    """Columns for the median, least and greatest milliseconds of a Spread."""
-    return [Column(heading, f"{key}.{name}", form) for heading, name in _SPREAD.items()]
-
-
-_SPREAD = {"ms": "median", "least": "least", "greatest": "greatest"}
+def spread_columns(key: str, form: str, heading: str = "ms") -> list[Column]:
+    """Columns of the median, under that heading, least and greatest of a Spread, or of a row's own for no key."""
+    names = {heading: "median", "least": "least", "greatest": "greatest"}
+    return [Column(text, f"{key}.{name}" if key else name, form) for text, name in names.items()]
 
 
 @dataclass(frozen=True)

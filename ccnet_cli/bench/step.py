@@ -24,13 +24,8 @@ from ccnet_cli.training import trainer
 # B batch, H height, W width of the images
 
 OFFICIAL = "official"
-# the row, its precision, and whether activations are computed again
-OURS = {
-    "fp32": ("fp32", False),
-    "bf16": ("bf16", False),
-    "fp32 recomputed": ("fp32", True),
-    "bf16 recomputed": ("bf16", True),
-}
+# row: its precision, and whether activations are computed again
+OURS = {f"{name} recomputed" if again else name: (name, again) for again in (False, True) for name in ("fp32", "bf16")}
 DESCRIPTIONS = {
     OFFICIAL: "the authors' way, eager: channels first, lines copied, scores enlarged whole, mining through numpy",
     "fp32": "ours: channels last, Winograd's convolutions, loss in bands, fused optimiser",
@@ -40,8 +35,6 @@ DESCRIPTIONS = {
 }
 # relative, of the loss and the classifier's gradient after a hundred float32 layers
 TOLERANCE = 1e-2
-
-
 # ratio is to the authors' median; memory is MiB at the peak above weights and optimiser state, gradients included; rate
 # is of the operations that torch counts in a step, floor its fraction of what a convolution reaches in the same run and
 # precision

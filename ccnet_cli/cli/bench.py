@@ -1,7 +1,8 @@
 """`ccnet bench`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -24,15 +25,14 @@ from ccnet_cli.cli.options import (
 from ccnet_cli.cli.output import table, write_json
 from ccnet_cli.errors import CCNetError, InputError
 
-BENCH_EXAMPLES = examples(
-    "ccnet bench model",
-    "ccnet bench attention",
-    "ccnet bench attention --size 97x97 --json bench.json",
-    "ccnet bench cost",
-)
+Command = TypeVar("Command", bound=Callable[..., None])
+EXAMPLES = ("ccnet bench model", "ccnet bench attention --size 97x97 --json bench.json", "ccnet bench cost")
+app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT, epilog=examples(*EXAMPLES))
 
 
-app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT, epilog=BENCH_EXAMPLES)
+def _command(name: str, *lines: str) -> Callable[[Command], Command]:
+    """A command, whose help ends with these examples."""
+    return app.command(name, epilog=examples(*lines))
 
 
 def _sizes(what: str, *default: str) -> Any:
@@ -72,13 +72,11 @@ def bench(context: typer.Context) -> None:
     help_alone(context)
 
 
-@app.command(
+@_command(
     "attention",
-    epilog=examples(
-        "ccnet bench attention",
-        "ccnet bench attention --size 97x97 --channels 512 --recurrence 2 --threads 2",
-        "ccnet bench attention --implementation reference --implementation gemm --json bench.json",
-    ),
+    "ccnet bench attention",
+    "ccnet bench attention --size 97x97 --channels 512 --recurrence 2 --threads 2",
+    "ccnet bench attention --implementation reference --implementation gemm --json bench.json",
 )
 def bench_attention(
     size: MapSize = None,
@@ -109,14 +107,12 @@ def bench_attention(
     _show([attention.measure(work, run, implementations, precision) for work in works], json_file)
 
 
-@app.command(
+@_command(
     "model",
-    epilog=examples(
-        "ccnet bench model",
-        "ccnet bench model --size 769x769 --threads 2 --compiled",
-        "ccnet bench model --size 385x385 --size 1024x2048 --backbone resnet50 --json model.json",
-        "ccnet bench model --preset voc-r2 -s model.head.kind=fcn",
-    ),
+    "ccnet bench model",
+    "ccnet bench model --size 769x769 --threads 2 --compiled",
+    "ccnet bench model --size 385x385 --size 1024x2048 --backbone resnet50 --json model.json",
+    "ccnet bench model --preset quickstart -s model.head.recurrence=1",
 )
 def bench_model(
     size: Annotated[list[str] | None, _sizes("image", "769x769")] = None,
@@ -159,12 +155,7 @@ def bench_model(
     _show([model.measure(settings.model, sizes, run, batch, precisions, compiled, runtime)], json_file)
 
 
-@app.command(
-    "cost",
-    epilog=examples(
-        "ccnet bench cost", "ccnet bench cost --size 129x257 --json cost.json", "ccnet bench cost --json -"
-    ),
-)
+@_command("cost", "ccnet bench cost", "ccnet bench cost --size 129x257 --json cost.json", "ccnet bench cost --json -")
 def bench_cost(
     size: MapSize = None,
     channels: Channels = 512,
@@ -185,10 +176,7 @@ def bench_cost(
     _show([cost.measure(Work(size, channels, batch=batch), device) for size in sizes], json_file)
 
 
-@app.command(
-    "growth",
-    epilog=examples("ccnet bench growth", "ccnet bench growth --size 33x33 --size 97x97 --plot growth.png"),
-)
+@_command("growth", "ccnet bench growth", "ccnet bench growth --size 33x33 --size 97x97 --plot growth.png")
 def bench_growth(
     size: Annotated[list[str] | None, _sizes("feature map", "33x33 to 129x257")] = None,
     channels: Channels = 512,
@@ -215,10 +203,7 @@ def bench_growth(
     _show([report], json_file)
 
 
-@app.command(
-    "loss",
-    epilog=examples("ccnet bench loss", "ccnet bench loss --size 385x385 --size 769x769 --threads 2 --json loss.json"),
-)
+@_command("loss", "ccnet bench loss", "ccnet bench loss --size 385x385 --size 769x769 --threads 2 --json loss.json")
 def bench_loss(
     size: Annotated[list[str] | None, _sizes("image", "769x769")] = None,
     batch: Batch = 2,
@@ -239,13 +224,11 @@ def bench_loss(
     _show([loss.measure(sizes, Run(device, threads, repeats), batch, classes)], json_file)
 
 
-@app.command(
+@_command(
     "step",
-    epilog=examples(
-        "ccnet bench step",
-        "ccnet bench step --size 385x385 --size 769x769 --batch 2 --threads 2 --json step.json",
-        "ccnet bench step -s model.backbone=resnet50",
-    ),
+    "ccnet bench step",
+    "ccnet bench step --size 385x385 --size 769x769 --batch 2 --threads 2 --json step.json",
+    "ccnet bench step -s model.backbone=resnet50",
 )
 def bench_step(
     preset: Annotated[str, typer.Option("--preset", metavar="NAME|FILE", help="Whose model.")] = "cityscapes-r2-ohem",
@@ -268,13 +251,11 @@ def bench_step(
     _show([step.measure(settings, sizes, Run(device, threads, repeats), batch, classes)], json_file)
 
 
-@app.command(
+@_command(
     "data",
-    epilog=examples(
-        "ccnet bench data",
-        "ccnet bench data --size 512x1024 --size 1024x2048 --workers 0,1,2,4 --json data.json",
-        "ccnet bench data --preset cityscapes-r2 --data /data/cityscapes",
-    ),
+    "ccnet bench data",
+    "ccnet bench data --size 512x1024 --size 1024x2048 --workers 0,1,2,4 --json data.json",
+    "ccnet bench data --preset cityscapes-r2 --data /data/cityscapes",
 )
 def bench_data(
     preset: Annotated[
@@ -300,7 +281,7 @@ def bench_data(
     if max(counts) > 64:
         raise InputError(f"option --workers {workers}", "not a list of numbers up to 64", "write for example 0,1,2")
     if data is not None and preset is None:
-        raise InputError("option --data", "needs a preset that tells what it holds", "add --preset NAME")
+        raise InputError("option --data", "needs a preset that describes it", "add --preset NAME")
     cut = None if crop is None else size_of(crop)
     from ccnet_cli import config
     from ccnet_cli.bench import data as samples
@@ -309,13 +290,11 @@ def bench_data(
     _show([samples.measure(settings, sizes, Run(device, threads, repeats), cut, counts, batch)], json_file)
 
 
-@app.command(
+@_command(
     "eval",
-    epilog=examples(
-        "ccnet bench eval",
-        "ccnet bench eval --size 1024x2048 --size 512x1024 --threads 2 --json eval.json",
-        "ccnet bench eval --classes 150 --size 512x683",
-    ),
+    "ccnet bench eval",
+    "ccnet bench eval --size 1024x2048 --size 512x1024 --threads 2 --json eval.json",
+    "ccnet bench eval --classes 150 --size 512x683",
 )
 def bench_eval(
     size: Annotated[list[str] | None, _sizes("image", "1024x2048")] = None,
@@ -336,12 +315,10 @@ def bench_eval(
     _show([evaluation.measure(sizes, Run("cpu", threads, repeats), classes, tiles)], json_file)
 
 
-@app.command(
+@_command(
     "kernels",
-    epilog=examples(
-        "ccnet bench kernels --arch sm_80 --arch sm_90",
-        "ccnet bench kernels --size 129x257 --dtype bfloat16 --json kernels.json",
-    ),
+    "ccnet bench kernels --arch sm_80 --arch sm_90",
+    "ccnet bench kernels --size 129x257 --dtype bfloat16 --json kernels.json",
 )
 def bench_kernels(
     archs: Annotated[
@@ -367,7 +344,7 @@ def bench_kernels(
     _show([kernels.analyse(archs or ("sm_80", "sm_90"), sizes, channels, dtype, counters)], json_file)
 
 
-@app.command("gpu", epilog=examples("ccnet bench gpu -o report.json", "ccnet bench gpu -o r.json --device cuda:1"))
+@_command("gpu", "ccnet bench gpu -o report.json", "ccnet bench gpu -o r.json --device cuda:1")
 def bench_gpu(
     output: Annotated[Path, typer.Option("--output", "-o", "--json", metavar="FILE", help="The report, JSON.")],
     device: Annotated[str, typer.Option(metavar="NAME", help="cuda or cuda:N.")] = "cuda",

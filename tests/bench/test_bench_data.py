@@ -43,7 +43,7 @@ def test_every_way_is_timed_for_every_size():
 
 def test_a_preset_s_own_data_are_measured(tmp_path, monkeypatch):
     given = preset(make_horizons(tmp_path / "data"), "data.fit=[80, 60]", "data.photometric=true")
-    monkeypatch.setattr(bench, "photograph", None)
+    monkeypatch.setattr(bench, "make_photograph", None)
     values = bench.measure(given, [(20, 30)], RUN, workers=(0,), batch=2).values
     (table,) = values["tables"]
     assert table["size"] == (40, 56) and values["crop"] == (32, 48) and values["preset"] == given.name
@@ -91,7 +91,7 @@ def test_made_pictures_are_as_large_as_a_street_s():
     """A PNG of 1024x2048 pixels from Cityscapes has 1.8 to 2.9 MB."""
     from ccnet_cli.media import images
 
-    image, label = bench.photograph(np.random.default_rng(0), (256, 512))
+    image, label = bench.make_photograph(np.random.default_rng(0), (256, 512))
     assert image.shape == (256, 512, 3) and label.shape == (256, 512)
     assert 0.8 < len(images.encode_png(image)) / (256 * 512) < 1.6
     assert len(np.unique(label)) > 10 and 5 < image.std() < 90

@@ -36,7 +36,7 @@ def test_every_way_has_a_row_for_every_size_and_mode():
 def test_the_official_way_counts_every_valid_pixel_once(tile):
     label = np.random.default_rng(0).integers(0, 3, (41, 57), dtype=np.uint8)
     label[:5] = 255
-    network = bench.Ready(3)
+    network = bench.FixedScores(3)
     with torch.inference_mode():
         counts = bench.official(network, torch.zeros(1, 3, 41, 57), label, 3, tile)
     assert counts.sum(1).tolist() == [int((label == value).sum()) for value in range(3)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ccnet_cli import cli
-from ccnet_cli.bench import growth
+from ccnet_cli.bench import alternatives, growth
 from ccnet_cli.bench.meter import Meter
 from ccnet_cli.bench.report import Spread
 from ccnet_cli.bench.request import Run
@@ -27,7 +27,7 @@ def test_the_non_local_core_is_attention_over_all_pixels():
             for x in range(5):
                 energy = torch.einsum("c,chw->hw", query[b, :, y, x], key[b])
                 expected[b, :, y, x] = (value[b] * (energy.exp() / energy.exp().sum())).sum((1, 2))
-    torch.testing.assert_close(growth.non_local(query, key, value), expected)
+    torch.testing.assert_close(alternatives.non_local(query, key, value), expected)
 
 
 def test_constants_and_ratios_are_of_the_medians(monkeypatch):
