@@ -82,9 +82,7 @@ def official(
             seen = part.shape[2:]
             padded = F.pad(part, (0, across - seen[1], 0, down - seen[0]))
             large = F.interpolate(network(padded), size=(down, across), mode="bilinear", align_corners=True)
-            total[:, y : y + down, x : x + across] += (
-                large[:, :, : seen[0], : seen[1]].numpy().transpose(0, 2, 3, 1)
-            )
+            total[:, y : y + down, x : x + across] += large[:, :, : seen[0], : seen[1]].numpy().transpose(0, 2, 3, 1)
             count[:, y : y + down, x : x + across] += 1
     ids = (total / count).argmax(3)[0].astype(np.uint8)
     valid = label != 255
