@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -104,6 +105,14 @@ def forked(work: Callable[[], Any]) -> int:
 def ended(process: int) -> int:
     """Wait for a forked process; its exit code, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def wait_until(true: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> None:

@@ -128,7 +128,7 @@ def run(
     the workers of all nodes instead. Signals are forwarded to the workers; see Worker.signals.
     """
     nodes, limits = nodes or Nodes(), limits or Limits()
-    with _supervise() as received:
+    with _record_signals() as received:
         store = _RunStore(nodes, limits, received)
         try:
             while True:
@@ -375,18 +375,15 @@ def _run_worker(pipe: Connection, environment: Mapping[str, str], payload: bytes
 
 
 @contextmanager
-def _supervise() -> Iterator[list[int]]:
-    if threading.current_thread() is not threading.main_thread():
-        yield []
-        return
-    with _record_signals(0) as received:
-        yield received
+def _record_signals(echo_seconds: float = 0) -> Iterator[list[int]]:
+    """Yield a list that gets the first signal's number; a second one, unless it is an echo, ends the process.
 
-
-@contextmanager
-def _record_signals(echo_seconds: float) -> Iterator[list[int]]:
-    """Yield a list that gets the first signal's number; a second one, unless it is an echo, ends the process."""
+    Python handles signals in the main thread; in any other the list stays empty.
+    """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
     first = 0.0
 
     def record(number: int, _: object) -> None:

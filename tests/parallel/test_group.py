@@ -1,0 +1,348 @@
+"""Several processes: how each learns its rank, what it gets, and what they decide together."""
+
+import os
+import socket
+import time
+
+import pytest
+import torch
+from runs import free_port
+from torch import nn
+
+from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError, notice
+from ccnet_cli.parallel import group as groups
+from ccnet_cli.parallel import supervisor
+from ccnet_cli.parallel.group import CPU, Group, Launch, Limits, first_node, joined, read_launch
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500"}
+SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NODELIST": "n[3-6]"}
+
+
+# One process
+
+
+def test_every_item_falls_into_exactly_one_shard():
+    for count in range(0, 201):
+        for size in range(1, 17):
+            shards = [Group(rank=rank, world_size=size).shard(count) for rank in range(size)]
+            assert [item for shard in shards for item in shard] == list(range(count)), (count, size)
+            assert max(map(len, shards)) - min(map(len, shards)) <= 1, (count, size, shards)
+
+
+def test_one_process_is_a_group_that_waits_for_nobody():
+    group, module, tensor = Group(), nn.BatchNorm2d(2), torch.tensor([2, -1])
+    assert (group.rank, group.world_size, group.local_rank, group.attempt) == (0, 1, 0, 0)
+    assert group.shard(5) == range(5)
+    assert group.gather("a") == ["a"] and group.broadcast("b") == "b" and group.largest(-3) == -3
+    assert group.all_reduce_sum(tensor) is tensor and group.all_reduce_max(tensor) is tensor
+    assert tensor.tolist() == [2, -1] and group.replicate(module) is module
+    assert group.decide_on_rank0(lambda: 1) == 1 and group.run_on_all_ranks(lambda: None) is None
+    group.share_buffers(module)
+    group.barrier()
+    group.remember("run", "a")
+    group.announce_signal(15)
+    assert group.recall("run") is None and group.announced_signal() == 0
+    for call in (group.decide_on_rank0, group.run_on_all_ranks):
+        with pytest.raises(NonFiniteError, match="step 3: loss nan; lower the rate"):
+            call(_fail)
+
+
+def _fail():
+    raise NonFiniteError("step 3", "loss nan", "lower the rate")
+
+
+@pytest.fixture
+def unlaunched(monkeypatch):
+    """No variable of a launcher is set."""
+    for name in [*TORCHRUN, *(name for name in os.environ if name.startswith("SLURM"))]:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_alone_the_device_is_the_given_one(unlaunched):
+    with joined(torch.device("cuda", 1)) as group:
+        assert (group.device, group.world_size) == (torch.device("cuda", 1), 1)
+
+
+# What launchers say
+
+
+def test_torchrun_describes_a_launch():
+    assert read_launch(TORCHRUN) == Launch(5, 8, 1, 1, "a", 29500, opens_store=False, attempt=0)
+    more = TORCHRUN | {"LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RESTART_COUNT": "2", "SLURM_PROCID": "9"}
+    assert read_launch(more) == Launch(5, 8, 1, 4, "a", 29500, opens_store=False, attempt=2)
+    without = {name: value for name, value in TORCHRUN.items() if name != "LOCAL_RANK"}
+    assert read_launch(without).local_rank == 5
+
+
+@pytest.mark.parametrize(("rank", "agent", "opens"), [("0", "", True), ("0", "True", False), ("1", "", False)])
+def test_rank_0_opens_the_store_unless_the_launcher_keeps_it(rank, agent, opens):
+    launch = read_launch(TORCHRUN | {"RANK": rank, "TORCHELASTIC_USE_AGENT_STORE": agent})
+    assert launch.opens_store == opens
+
+
+def test_slurm_describes_a_launch():
+    assert read_launch(SLURM) == Launch(5, 8, 1, 1, "n3", 20000, opens_store=False, attempt=0)
+    more = SLURM | {"SLURM_JOB_ID": "1234567", "SLURM_NTASKS_PER_NODE": "4", "SLURM_STEP_NODELIST": "m7,n[3-6]"}
+    assert read_launch(more) == Launch(5, 8, 1, 4, "m7", 34567, opens_store=False, attempt=0)
+    address = SLURM | {"MASTER_ADDR": "b", "MASTER_PORT": "80", "SLURM_JOB_ID": "7"}
+    assert (read_launch(address).address, read_launch(address).port) == ("b", 80)
+    older = SLURM | {"SLURM_NODELIST": "", "SLURM_JOB_NODELIST": "k1"}
+    assert read_launch(older).address == "k1"
+
+
+def test_other_processes_are_on_their_own():
+    # a shell in an allocation, or a single task
+    for environment in ({}, {"SLURM_NTASKS": "8"}, SLURM | {"SLURM_NTASKS": "1"}, {"MASTER_PORT": "80"}):
+        assert read_launch(environment) is None, environment
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RANK": "8"}, "process 8: there are 8, counted from 0"),
+        ({"RANK": "-1"}, "variable RANK: -1: not a number from 0"),
+        ({"LOCAL_RANK": "x"}, "variable LOCAL_RANK: x: not a number from 0"),
+        ({"WORLD_SIZE": ""}, "variable WORLD_SIZE: missing"),
+        ({"MASTER_ADDR": ""}, "variable MASTER_ADDR: missing"),
+        ({"MASTER_PORT": "0"}, "variable MASTER_PORT 0: not a port"),
+        ({"MASTER_PORT": "65536"}, "variable MASTER_PORT 65536: not a port"),
+    ],
+)
+def test_a_launch_that_cannot_be_is_refused(variables, words):
+    with pytest.raises(InputError, match=words):
+        read_launch(TORCHRUN | variables)
+    assert read_launch(TORCHRUN | {"RANK": "7", "MASTER_PORT": "65535"}).rank == 7
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu1", "gpu1"),
+        ("gpu[03-05,9],cpu1", "gpu03"),
+        ("a7,b8", "a7"),
+        ("rack-2-n[10-12]-ib", "rack-2-n10-ib"),
+        ("n[1,3].cluster", "n1.cluster"),
+    ],
+)
+def test_the_first_of_slurm_s_nodes_keeps_the_store(nodes, first):
+    assert first_node(nodes) == first
+
+
+def test_a_list_without_a_node_is_refused():
+    with pytest.raises(InputError, match=r"SLURM_NODELIST.*MASTER_ADDR"):
+        first_node("[1-3]")
+
+
+def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    launch = Launch(5, 8, 1, 4, "a", 1, opens_store=False)
+    assert groups._local_device(launch, torch.device("cuda")) == torch.device("cuda", 1) == taken[0]
+    with pytest.raises(InputError, match="process 2 of this machine: this machine has 2 GPUs"):
+        groups._local_device(Launch(0, 8, 2, 4, "a", 1, opens_store=False), torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("processes", "variable", "threads"), [(3, None, [2]), (9, None, [1]), (3, "5", [])])
+def test_the_processes_of_a_machine_share_its_cores(monkeypatch, processes, variable, threads):
+    found = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    assert groups._local_device(Launch(0, 9, 0, processes, "a", 1, opens_store=True), CPU) == CPU
+    assert found == threads
+
+
+# The store
+
+
+@pytest.fixture
+def store():
+    return groups.open_store("127.0.0.1", 0, True, 10)
+
+
+def test_a_later_attempt_recalls_a_value_and_no_signal(store):
+    first, second = (Group(rank=1, world_size=2, attempt=attempt, store=store) for attempt in (0, 1))
+    assert second.recall("run") is None
+    first.remember("run", "a/b")
+    # the first attempt starts with nothing, even if an older run used the store
+    assert first.recall("run") is None and second.recall("run") == "a/b" and second.recall("other") is None
+    first.announce_signal(15)
+    assert Group(rank=0, world_size=2, store=store).announced_signal() == 15
+    assert second.announced_signal() == 0
+
+
+def test_a_store_that_nobody_opens_is_waited_for_no_longer_than_asked():
+    port = free_port()
+    for seconds, cancelled in ((0.3, lambda: False), (60, lambda: True)):
+        started = time.monotonic()
+        with pytest.raises(EnvironmentFailure, match=f"meeting point 127.0.0.1:{port}: nobody answers"):
+            groups.wait_for_store("127.0.0.1", port, seconds, cancelled)
+        assert min(seconds, 0.1) <= time.monotonic() - started + 0.2 < 10
+
+
+def test_a_port_that_is_taken_is_refused():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(EnvironmentFailure, match=f"port {port}: Address already in use; use another port"):
+            groups.refuse_taken(port)
+    groups.refuse_taken(free_port())
+
+
+# Several processes
+
+
+def _combine(worker, numbers):
+    with joined(CPU, supervised=worker.supervised) as group:
+        number = numbers[group.rank]
+        counts = torch.tensor([2**40 + number, len(group.shard(5))])
+        group.barrier()
+        return {
+            "place": group.gather((group.rank, group.local_rank, group.world_size, group.attempt)),
+            "sum": group.gather(group.all_reduce_sum(counts).tolist()),
+            "max": group.gather(group.all_reduce_max(torch.tensor([number, -number])).tolist()),
+            "largest": group.gather(group.largest(number)),
+            "broadcast": group.gather(group.broadcast(f"from {group.rank}")),
+        }
+
+
+def test_processes_combine_their_values(forked_workers):
+    assert supervisor.run(_combine, ((7, 9, 5),), 3) == {
+        "place": [(0, 0, 3, 0), (1, 1, 3, 0), (2, 2, 3, 0)],
+        "sum": [[3 * 2**40 + 21, 5]] * 3,
+        "max": [[9, -5]] * 3,
+        "largest": [9] * 3,
+        "broadcast": ["from 0"] * 3,
+    }
+
+
+def _decide(worker):
+    with joined(CPU, supervised=worker.supervised) as group:
+        found = [group.decide_on_rank0(lambda: group.rank + 10), group.run_on_all_ranks(lambda: group.rank + 20)]
+
+        def fail_after_rank_0():
+            if group.rank:
+                raise InputError(f"file {group.rank}", "missing", "copy it")
+
+        for call in (lambda: group.decide_on_rank0(_fail), lambda: group.run_on_all_ranks(fail_after_rank_0)):
+            try:
+                call()
+            except (InputError, NonFiniteError) as error:
+                found.append(f"{type(error).__name__} {error.what}")
+        return group.gather(found)
+
+
+def test_rank_0_decides_for_all_and_an_error_is_raised_by_all(forked_workers):
+    errors = ["NonFiniteError step 3", "InputError file 1"]
+    assert supervisor.run(_decide, (), 3) == [[10, 20 + rank, *errors] for rank in range(3)]
+
+
+class Scaled(nn.Module):
+    """A parameter times the input, and a buffer of this rank's."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0 + rank, 2.0]))
+        self.register_buffer("seen", torch.tensor([rank + 5.0]))
+
+    def forward(self, x):
+        return (self.weight * x).sum()
+
+
+def _backward(network, x):
+    # DistributedDataParallel must end before its group
+    network(x).backward()
+
+
+def _train(worker):
+    with joined(CPU, supervised=worker.supervised) as group:
+        module = Scaled(group.rank)
+        _backward(group.replicate(module), torch.tensor([group.rank + 1.0, 10.0]))
+        module.seen += group.rank
+        before = module.seen.item()
+        group.share_buffers(module)
+        return group.gather((module.weight.tolist(), module.weight.grad.tolist(), before, module.seen.item()))
+
+
+def test_replicas_start_from_rank_0_and_average_their_gradients(forked_workers):
+    # the gradient of a rank is its input: (1, 10) and (2, 10)
+    expected = [([1.0, 2.0], [1.5, 10.0], seen, 5.0) for seen in (5.0, 6.0)]
+    assert supervisor.run(_train, (), 2) == expected
+
+
+def test_rank_0_alone_prints(ranks):
+    def work(rank):
+        with joined(CPU) as group:
+            group.barrier()
+            print("result")
+            notice(f"notice of rank {group.rank}")
+
+    assert ranks(2, work) == [("None", "result\nccnet: notice of rank 0\n"), ("None", "")]
+
+
+def test_an_error_of_all_ranks_is_reported_once(ranks):
+    def work(_):
+        with joined(CPU) as group:
+            group.barrier()
+            _fail()
+
+    error = "NonFiniteError{}: step 3: loss nan; lower the rate"
+    assert [answer for answer, _ in ranks(3, work)] == [error.format(mark) for mark in ("", *[" (silent)"] * 2)]
+
+
+def test_a_rank_that_lost_another_is_silent_if_rank_0_reports_why(ranks, store):
+    def work(failing):
+        def run(rank):
+            with joined(CPU) as group:
+                if rank == failing:
+                    _fail()
+                group.barrier()
+                os._exit(9)
+
+        return run
+
+    for failing in (0, 1):
+        agent = {"MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": failing}
+        answers = [answer for answer, _ in ranks(2, work(failing), **agent)]
+        assert answers[failing] == "NonFiniteError: step 3: loss nan; lower the rate", (failing, answers)
+        mark = " (silent)" if failing == 0 else ""
+        assert answers[1 - failing].startswith(f"PeerLost{mark}: process {1 - failing}: lost the other"), answers
+
+
+def test_a_bug_is_no_lost_peer(ranks):
+    def work(_):
+        with joined(CPU) as group:
+            group.barrier()
+            raise RuntimeError("shapes differ")
+
+    assert [answer for answer, _ in ranks(2, work)] == [1, 1]
+
+
+def test_a_rank_that_is_late_for_a_collective_is_given_up(ranks):
+    def work(rank):
+        started = time.monotonic()
+        with joined(CPU, Limits(join=60, collective=1)) as group:
+            if rank == 1:
+                time.sleep(2.5)
+                os._exit(0)
+            try:
+                group.barrier()
+            finally:
+                assert 0.5 < time.monotonic() - started < 2.4
+
+    assert ranks(2, work)[0][0].startswith("PeerLost: process 0: lost the other processes (")
+
+
+def test_ranks_that_do_not_come_are_given_up(ranks):
+    def work(_):
+        with joined(CPU, Limits(join=1, collective=60)):
+            os._exit(9)
+
+    started = time.monotonic()
+    answer = ranks(1, work, WORLD_SIZE=2)[0][0]
+    assert answer.startswith("EnvironmentFailure: meeting of 2 processes at 127.0.0.1:"), answer
+    assert "not all came within 1 s" in answer and time.monotonic() - started < 10

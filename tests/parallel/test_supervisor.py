@@ -1,0 +1,481 @@
+"""Workers that fail, hang or are stopped: which error the supervisor raises, and how long that takes."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from runs import ended, forked, free_port
+
+from ccnet_cli import parts
+from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFiniteError, PeerLost
+from ccnet_cli.models import network as models
+from ccnet_cli.parallel import group as groups
+from ccnet_cli.parallel import supervisor
+from ccnet_cli.parallel.group import CPU, Group, Limits, joined
+from ccnet_cli.parallel.supervisor import Nodes, Outcome, Worker, parse_nodes
+
+pytestmark = pytest.mark.usefixtures("forked_workers")
+
+
+def run(work, *arguments, processes=2, **options):
+    """The answer or error of a supervised run, and the seconds that it took."""
+    started = time.monotonic()
+    try:
+        answer = supervisor.run(work, arguments, processes, **options)
+    except Exception as error:
+        answer = error
+    return answer, time.monotonic() - started
+
+
+# What a worker gets and returns
+
+
+def _environment(worker):
+    assert worker.supervised
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+    return [int(os.environ[name]) for name in names], groups.read_launch()
+
+
+def test_rank_0_answers():
+    variables, launch = run(_environment, processes=3)[0]
+    assert variables == [0, 0, 3, 3, 0]
+    assert (launch.rank, launch.world_size, launch.opens_store) == (0, 3, False)
+
+
+EXTENSION = """
+import sys
+from ccnet_cli.parallel.group import CPU, joined
+from ccnet_cli.errors import notice
+
+class Settings:
+    answer = 6
+
+def work(worker, settings):
+    with joined(CPU, supervised=worker.supervised) as group:
+        notice(f"rank {group.rank}")
+        return group.gather(group.rank + settings.answer)
+"""
+
+
+def test_spawned_workers_import_the_extensions_before_their_work(tmp_path, monkeypatch, capfd):
+    monkeypatch.undo()
+    path = tmp_path / "parts_from_outside.py"
+    path.write_text(EXTENSION)
+    monkeypatch.setenv(parts.EXTEND, str(path))
+    parts.extend_from_environment()
+    extension = sys.modules["ccnet_extension_parts_from_outside"]
+    assert run(extension.work, extension.Settings())[0] == [6, 7]
+    assert capfd.readouterr().err == "ccnet: rank 0\n"
+
+
+# Errors
+
+
+def _fail(worker, kind):
+    with joined(CPU, supervised=worker.supervised) as group:
+        if group.rank == 1:
+            if kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "exit":
+                os._exit(0)
+            if kind == "bug":
+                raise ZeroDivisionError("a bug")
+            if kind == "input":
+                raise InputError("x.png", "missing", "copy it")
+            if kind == "stop":
+                raise Interrupted("run", "stopped", "continue", 15)
+            raise NonFiniteError("step 3", "loss nan", "lower the rate")
+        group.barrier()
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "words"),
+    [
+        ("input", InputError, "x.png: missing; copy it"),
+        ("nan", NonFiniteError, "step 3: loss nan; lower the rate"),
+        ("stop", Interrupted, "run: stopped; continue"),
+        ("bug", RuntimeError, "ZeroDivisionError: a bug"),
+        ("kill", EnvironmentFailure, "process 1 of this run: killed by SIGKILL; see if memory ran out"),
+        ("exit", EnvironmentFailure, "process 1 of this run: ended without a word"),
+    ],
+)
+def test_the_error_of_a_worker_is_raised(kind, error, words):
+    answer, seconds = run(_fail, kind)
+    assert type(answer) is error and words in str(answer) and seconds < 3, repr(answer)
+    if kind == "stop":
+        assert (answer.number, answer.exit_code) == (15, 143)
+
+
+def _hang(worker, kind):
+    with joined(CPU, Limits(collective=1), worker.supervised) as group:
+        if group.rank == 1:
+            if kind == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(1.5)
+            raise InputError("x.png", "missing", "copy it")
+        group.barrier()
+
+
+def test_a_worker_that_does_not_answer_is_named_and_killed():
+    answer, seconds = run(_hang, "stop")
+    assert str(answer).startswith("process 1 of this run: does not answer; see what held it up"), repr(answer)
+    # the time of a collective, and the time that others have for their report
+    assert 3.5 < seconds < 8
+
+
+def test_a_later_error_explains_a_lost_peer():
+    answer, seconds = run(_hang, "late")
+    assert type(answer) is InputError and seconds < 3, repr(answer)
+
+
+def worker(rank, exit_code=1, error=None, at=0.0, ready=True):
+    """A worker that has ended."""
+    process = supervisor._Process(rank, None, SimpleNamespace(exitcode=exit_code))
+    process.ready = ready
+    if error or exit_code == 0:
+        process.outcome, process.error = Outcome(at), error
+    return process
+
+
+BAD, NAN, FULL = InputError("a", "b", "c"), NonFiniteError("a", "b", "c"), EnvironmentFailure("disk", "full", "c")
+LOST, LATE = (PeerLost(f"process {rank}", why, "c") for rank, why in ((1, "lost (Closed)"), (2, "lost (Timed out)")))
+STOP = Interrupted("run", "stopped", "c", 10)
+CAUSES = {
+    "the first error": ([worker(0, error=NAN, at=2), worker(1, error=BAD, at=1)], [], 0, BAD),
+    "an error before a lost peer": ([worker(0, error=LOST, at=1), worker(1, error=FULL, at=2)], [], 0, FULL),
+    "a bug before a lost peer": ([worker(0, error=LOST), worker(1, error=RuntimeError("bug"), at=2)], [], 0, "bug"),
+    "a signal before any error": ([worker(0, error=BAD, at=1), worker(1, error=STOP, at=2)], [15], 0, STOP),
+    "an error though a signal came": ([worker(0, error=NAN), worker(1)], [15], 0, NAN),
+    "a kill before an error": (
+        [worker(0, error=BAD), worker(1, -9)],
+        [],
+        0,
+        "process 1 of this run: killed by SIGKILL",
+    ),
+    "not our own kill": ([worker(0, error=BAD), worker(1, -9)], [], 1, BAD),
+    "an end without a report": ([worker(0, error=LOST), worker(1)], [], 0, "process 1 of this run: ended without"),
+    "a lost peer alone": ([worker(0, error=LOST, at=2), worker(1, error=LATE, at=3)], [], 0, LOST),
+    "a silent worker": ([worker(0, error=LATE), worker(1, -9)], [], 1, "process 1 of this run: does not answer"),
+    "a lost peer, others slow": ([worker(0, error=LOST), worker(1, -9)], [], 1, LOST),
+    "a signal, nobody ready": ([worker(0, -9, ready=False), worker(1, -9)], [15], 2, "SIGTERM before its first step"),
+    "a signal, nobody ends": ([worker(0, 0), worker(1, -9)], [2], 1, "this run: did not end within 7 s of SIGINT"),
+}
+
+
+@pytest.mark.parametrize("case", CAUSES)
+def test_of_several_failures_one_is_the_cause(case):
+    workers, received, silent, expected = CAUSES[case]
+    cause = supervisor._cause(workers, workers[len(workers) - silent :], received, Limits(shutdown=7))
+    assert cause is expected or (isinstance(expected, str) and expected in str(cause)), (case, cause)
+    if case == "a signal, nobody ready":
+        assert type(cause) is Interrupted and cause.exit_code == 143
+
+
+# Signals
+
+
+@contextmanager
+def signalled(number, *marks):
+    """Send this process a signal once all marks exist."""
+
+    def send():
+        while not all(mark.exists() for mark in marks):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    yield
+    thread.join()
+
+
+def _wait(worker, folder, ready_ranks, obeys):
+    rank = int(os.environ["RANK"])
+    group = Group(rank=rank, world_size=2)
+    if rank not in ready_ranks:
+        (folder / str(rank)).touch()
+        time.sleep(60)
+    with worker.signals(group) as stop_signal:
+        (folder / str(rank)).touch()
+        while not (obeys and stop_signal()):
+            time.sleep(0.01)
+        # a little later than the deadline of a supervisor that does not wait
+        time.sleep(0.4)
+        raise Interrupted(f"rank {rank}", "saved", "continue", stop_signal())
+
+
+def stop(tmp_path, ready_ranks, obeys=True, shutdown=20.0, number=signal.SIGTERM):
+    with signalled(number, tmp_path / "0", tmp_path / "1"):
+        return run(_wait, tmp_path, ready_ranks, obeys, limits=Limits(shutdown=shutdown))
+
+
+@pytest.mark.parametrize("number", supervisor.SIGNALS)
+def test_workers_that_are_ready_have_time_to_save(tmp_path, number):
+    answer, seconds = stop(tmp_path, (0, 1), number=number)
+    assert isinstance(answer, Interrupted) and answer.why == "saved", repr(answer)
+    assert answer.number == number and seconds < 10
+
+
+@pytest.mark.parametrize("ready_ranks", [(), (0,), (1,)])
+def test_unless_all_workers_are_ready_a_signal_ends_the_run_at_once(tmp_path, ready_ranks):
+    """One worker that is ready cannot save: it would wait for the others in a collective."""
+    answer, seconds = stop(tmp_path, ready_ranks)
+    assert isinstance(answer, Interrupted) and answer.why == "stopped by SIGTERM before its first step", repr(answer)
+    assert answer.exit_code == 143
+    assert seconds < 5, f"{seconds:.1f} s, but rank {({0, 1} - set(ready_ranks)).pop()} had nothing to save"
+
+
+def test_workers_that_do_not_obey_are_killed_after_the_time_to_shut_down(tmp_path):
+    answer, seconds = stop(tmp_path, (0, 1), obeys=False, shutdown=1.0)
+    assert type(answer) is EnvironmentFailure and answer.why == "did not end within 1 s of SIGTERM", repr(answer)
+    assert 1 < seconds < 4
+
+
+def _interrupted_elsewhere(worker, seconds):
+    if os.environ["RANK"] == "1":
+        raise Interrupted("run", "stopped", "continue", 15)
+    time.sleep(seconds)
+
+
+def test_when_one_worker_was_stopped_the_others_have_time_to_save(monkeypatch):
+    monkeypatch.setattr(supervisor, "GRACE_SECONDS", 0.2)
+    limits = Limits(shutdown=1.5)
+    assert 1 < run(_interrupted_elsewhere, 1.0, limits=limits)[1] < 1.5
+    assert 1.5 < run(_interrupted_elsewhere, 60.0, limits=limits)[1] < 5
+
+
+def _signal_myself(supervised, world_size, numbers, seconds):
+    """The exit code of a process that gets these signals so many seconds apart; 0 if it recorded the first."""
+
+    def work():
+        worker = Worker()
+        worker.pipe = SimpleNamespace(send=lambda _: None) if supervised else None
+        with worker.signals(Group(world_size=world_size)) as stop_signal:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+                time.sleep(seconds)
+            assert stop_signal() == numbers[0], stop_signal()
+
+    return ended(forked(work))
+
+
+def test_a_second_signal_ends_a_process_at_once_unless_it_is_the_launcher_s_echo():
+    both = (signal.SIGUSR1, signal.SIGTERM)
+    assert _signal_myself(False, 2, both[:1], 0.0) == 0
+    assert _signal_myself(False, 2, both, 0.05) == 0
+    for supervised, world_size, seconds in ((False, 2, 0.6), (False, 1, 0.05), (True, 2, 0.05)):
+        code = _signal_myself(supervised, world_size, both, seconds)
+        assert code == 143, (supervised, world_size, seconds, code)
+
+
+def test_signals_are_handled_as_before_once_the_context_is_left():
+    handlers = [signal.getsignal(number) for number in supervisor.SIGNALS]
+    with Worker().signals(Group()) as stop_signal:
+        assert [signal.getsignal(number) for number in supervisor.SIGNALS] != handlers
+        assert stop_signal() == 0
+    assert [signal.getsignal(number) for number in supervisor.SIGNALS] == handlers
+
+
+def test_outside_the_main_thread_python_handles_no_signals():
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(run(_environment)[0]))
+    thread.start()
+    thread.join()
+    assert answers[0][0] == [0, 0, 2, 2, 0]
+
+
+# Restarts
+
+
+def _fail_until(worker, attempts, kind):
+    with joined(CPU, supervised=worker.supervised) as group:
+        if group.attempt < attempts and group.rank == 1:
+            _raise(kind)
+        group.barrier()
+        return group.gather((group.rank, group.attempt))
+
+
+def _raise(kind):
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise {"full": FULL, "bad": BAD, "bug": RuntimeError("bug")}[kind]
+
+
+@pytest.mark.parametrize("kind", ["kill", "full"])
+def test_a_run_restarts_as_often_as_allowed(kind, capfd):
+    answer, _ = run(_fail_until, 2, kind, restarts=2)
+    assert answer == [(0, 2), (1, 2)]
+    lines = capfd.readouterr().err.splitlines()
+    why = "process 1 of this run: killed by SIGKILL" if kind == "kill" else "disk: full"
+    assert lines == [f"ccnet: warning: {why}; starting anew, {left} restarts left" for left in (2, 1)]
+    assert type(run(_fail_until, 2, kind, restarts=1)[0]) is EnvironmentFailure
+
+
+@pytest.mark.parametrize("kind", ["bad", "bug"])
+def test_an_error_that_would_come_again_restarts_nothing(kind, capfd):
+    assert type(run(_fail_until, 1, kind, restarts=2)[0]) is (InputError if kind == "bad" else RuntimeError)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_run_that_was_asked_to_stop_is_not_restarted(tmp_path, capfd):
+    with signalled(signal.SIGTERM, tmp_path / "0", tmp_path / "1"):
+        answer, _ = run(_wait, tmp_path, (0, 1), False, limits=Limits(shutdown=0.5), restarts=3)
+    assert "did not end" in str(answer) and capfd.readouterr().err == ""
+
+
+def test_workers_end_with_their_supervisor(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    process = forked(lambda: supervisor.run(_leave_id, (tmp_path,), 1))
+    while not list(tmp_path.glob("*")):
+        time.sleep(0.01)
+    (worker,) = (int(path.name) for path in tmp_path.glob("*"))
+    os.kill(process, signal.SIGKILL)
+    ended(process)
+    deadline = time.monotonic() + 5
+    # a zombie has ended too: nobody may be there to reap it
+    while _alive(worker):
+        assert time.monotonic() < deadline, "the worker runs on"
+        time.sleep(0.01)
+
+
+def _leave_id(worker, folder):
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def _alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# Several nodes
+
+
+def test_nodes_are_what_the_options_say():
+    assert parse_nodes(None, None, None) == parse_nodes(1, 0, None) == Nodes()
+    assert parse_nodes(3, 2, "10.0.0.1:29500") == Nodes(3, 2, "10.0.0.1", 29500)
+    assert parse_nodes(2, 0, "::1:80").address == "::1"
+    assert parse_nodes(2, 1, "a:65535").port == 65535
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ((None, 1, None), "--nodes"),
+        ((None, None, "a:1"), "--nodes"),
+        ((2, None, "a:1"), "--node-rank"),
+        ((2, 1, None), "--rendezvous"),
+        ((2, 2, "a:1"), "--node-rank"),
+        *(((2, 1, place), "--rendezvous") for place in ("a", "a:", ":1", "a:0", "a:65536", "a:1b")),
+    ],
+)
+def test_nodes_that_cannot_be_are_refused(options, option):
+    with pytest.raises(InputError) as caught:
+        parse_nodes(*options)
+    assert str(caught.value).startswith(f"option {option}")
+
+
+def on_two_nodes(work, *arguments, received=(), **options):
+    """Run on two nodes, both of this machine; what each answered or raised."""
+    port, answers = free_port(), [None, None]
+
+    def start(rank):
+        answers[rank], _ = run(work, *arguments, nodes=Nodes(2, rank, "127.0.0.1", port), **options)
+
+    threads = [threading.Thread(target=start, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def _places(worker):
+    with joined(CPU, supervised=worker.supervised) as group:
+        return group.gather((group.rank, group.local_rank, group.world_size, int(os.environ["LOCAL_WORLD_SIZE"])))
+
+
+def test_ranks_are_counted_over_the_nodes_and_the_first_answers():
+    places = [(0, 0, 4, 2), (1, 1, 4, 2), (2, 0, 4, 2), (3, 1, 4, 2)]
+    assert on_two_nodes(_places) == [places, None]
+
+
+def test_nodes_restart_together_and_raise_the_same_error():
+    assert on_two_nodes(_fail_until, 1, "full", processes=1, restarts=1) == [[(0, 1), (1, 1)], None]
+    for error in on_two_nodes(_fail_until, 1, "bad", processes=1, restarts=1):
+        assert type(error) is InputError and str(error) == "a: b; c", error
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """The stores of two nodes of a run."""
+    monkeypatch.setattr(supervisor, "GRACE_SECONDS", 0.3)
+    port = free_port()
+    return [supervisor._RunStore(Nodes(2, rank, "127.0.0.1", port), Limits(), []) for rank in range(2)]
+
+
+@pytest.mark.parametrize("error", [BAD, NAN, FULL, LOST, STOP, RuntimeError("Traceback: bug")])
+def test_the_error_that_a_node_stores_first_is_the_cause_on_all(nodes, error):
+    assert nodes[0].failure() is None
+    (first, second, third) = nodes[1].fail(error), nodes[0].fail(InputError("x", "later", "y")), nodes[0].failure()
+    for cause in (first, second, third):
+        assert type(cause) is type(error) and cause.args == error.args, repr(cause)
+
+
+def test_a_lost_peer_waits_for_the_node_that_knows_more(nodes):
+    later = threading.Timer(0.15, lambda: nodes[0].fail(FULL))
+    later.start()
+    assert nodes[1].fail(LOST).args == FULL.args
+    later.join()
+
+
+def test_an_error_belongs_to_its_attempt(nodes):
+    nodes[0].fail(FULL)
+    for node in nodes:
+        node.next_attempt()
+    assert [node.attempt for node in nodes] == [1, 1] and nodes[1].failure() is None
+
+
+def test_a_node_that_was_started_again_begins_the_next_attempt(nodes):
+    port = nodes[0].nodes.port
+    again = supervisor._RunStore(Nodes(2, 1, "127.0.0.1", port), Limits(), [])
+    assert again.attempt == 1
+    assert str(nodes[0].failure()) == "machine 1: was started again; resume"
+
+
+def test_the_first_node_leaves_last(nodes):
+    seconds = []
+    started = time.monotonic()
+
+    def leave():
+        nodes[0].leave()
+        seconds.append(time.monotonic() - started)
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    time.sleep(0.2)
+    nodes[1].leave()
+    assert time.monotonic() - started < 0.5
+    thread.join()
+    assert 0.2 < seconds[0] < 0.5
+
+
+def test_more_gpus_than_there_are_or_gpus_and_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"--gpus 2: this machine has 1"):
+        models.share(2, 1, "auto")
+    with pytest.raises(InputError, match=r"--processes: --gpus is given too"):
+        models.share(1, 2, "auto")
+    assert models.share(1, 1, "cpu") == torch.device("cuda")
+    # processes without --gpus are of the CPU, whatever else is here
+    assert models.share(None, 2, "auto") == torch.device("cpu")
