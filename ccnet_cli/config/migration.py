@@ -117,7 +117,10 @@ def translate(mapping: dict[str, Any], key: str, value: object, announce: Callab
             current.pop(own, None)
         return True
     if key == "model.auxiliary" and isinstance(value, bool):
-        inner[name] = (current or {"kind": "fcn"}) if value else None
+        head = inner.get("head") or {}
+        # the keys of before were those of both heads
+        common = {own: head[own] for own in ("activation", "dropout") if own in head}
+        inner[name] = (current or {"kind": "fcn"} | common) if value else None
         if value and isinstance(mapping.get("loss"), dict):
             term = {"kind": "cross_entropy", "output": "auxiliary", "weight": 0.4}
             mapping["loss"].setdefault("auxiliary", term)

@@ -50,9 +50,15 @@ def names() -> list[str]:
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
     """Read a preset by name, or a file by path, and apply overrides, each "key=value"; InputError if any is wrong."""
     mapping = _read(find(name_or_path))
-    for assignment in overrides:
+    # parts are chosen before their settings are set, in whatever order they come
+    for assignment in sorted(overrides, key=lambda assignment: not _chooses_part(assignment)):
         override(mapping, assignment)
     return from_mapping(mapping)
+
+
+def _chooses_part(assignment: str) -> bool:
+    key = assignment.partition("=")[0]
+    return key in TABLES or key == "data.dataset" or key.endswith(".kind")
 
 
 def find(name_or_path: str) -> Path:

@@ -282,6 +282,16 @@ def test_old_keys_that_reach_two_parts_reach_both():
     assert [term.average for term in preset.loss.values()] == ["all", "all"]
 
 
+def test_an_auxiliary_head_that_an_old_key_adds_shares_the_old_keys_of_both():
+    """The order of overrides does not matter: quickstart has no dropout and no auxiliary head."""
+    words = ["model.auxiliary_channels=8", "model.activation=relu", "model.auxiliary=true"]
+    for overrides in (words, words[::-1]):
+        auxiliary = config.load("quickstart", overrides).model.auxiliary
+        assert (auxiliary.channels, auxiliary.dropout, auxiliary.activation) == (8, 0.0, "relu")
+    words = ["model.stem=7x7", "model.backbone=resnet18"]
+    assert config.load("quickstart", words) == config.load("quickstart", words[::-1])
+
+
 def test_mining_is_switched_by_the_old_key():
     on, off = config.load("cityscapes-r2-ohem"), config.load("cityscapes-r2-ohem", ["loss.ohem.enabled=false"])
     assert (list(on.loss), list(off.loss)) == (["ohem", "auxiliary"], ["cross_entropy", "auxiliary"])
