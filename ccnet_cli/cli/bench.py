@@ -17,7 +17,7 @@ from ccnet_cli.cli.options import (
     Overwrite,
     examples,
     help_alone,
-    path_of,
+    path_override,
     refuse_existing,
     refuse_unwritable,
     size_of,
@@ -286,7 +286,7 @@ def bench_data(
     from ccnet_cli import config
     from ccnet_cli.bench import data as samples
 
-    settings = None if preset is None else config.load(preset, path_of("data.root", data))
+    settings = None if preset is None else config.load(preset, path_override("data.root", data))
     _show([samples.measure(settings, sizes, Run(device, threads, repeats), cut, counts, batch)], json_file)
 
 

@@ -12,7 +12,7 @@ from ccnet_cli.cli.options import (
     Overwrite,
     examples,
     help_alone,
-    path_of,
+    path_override,
     preset_names,
     refuse_existing,
     size_of,
@@ -108,7 +108,7 @@ def data_check(
         dataset = recognise(folder)
         detail(f"{folder}: the folders of {dataset}")
     named = [] if dataset is None else [f"data.dataset={dataset}"]
-    settings = config.load(preset or "quickstart", [*named, *(overrides or ()), *path_of("data.root", folder)])
+    settings = config.load(preset or "quickstart", [*named, *(overrides or ()), *path_override("data.root", folder)])
     reports = {}
     for name in split or ("train", "val"):
         source = open_source(settings.data, name, labels_required=False, verify=False)

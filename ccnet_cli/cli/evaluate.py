@@ -1,7 +1,7 @@
 """`ccnet eval`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,8 +24,9 @@ from ccnet_cli.cli.options import (
     Scales,
     examples,
     numbers_of,
-    path_of,
+    path_override,
     refuse_unwritable,
+    view_overrides,
 )
 from ccnet_cli.cli.output import percent, quoted, table, write, write_json
 from ccnet_cli.errors import InputError
@@ -83,33 +84,38 @@ def evaluate(
     if checkpoint and option:
         raise InputError(f"checkpoint {option}", f"{checkpoint} is given too", "give one of them")
     refuse_unwritable(json_file, csv, confusion)
-    averaged = numbers_of("--scales", scales)
-    from ccnet_cli.commands.evaluate import score
+    chosen = [
+        *(overrides or ()),
+        *path_override(f"data.{split}_list", listing),
+        *path_override("data.root", data),
+        *view_overrides(mode, numbers_of("--scales", scales), flip),
+    ]
+    from ccnet_cli.commands.evaluate import EvaluateRequest
+    from ccnet_cli.commands.evaluate import evaluate as score
+    from ccnet_cli.inference.runtime import Runtime
 
-    found = score(
-        checkpoint or option,
+    request = EvaluateRequest(
+        checkpoint=checkpoint or option,
+        preset=preset,
+        overrides=tuple(chosen),
+        runtime=Runtime(device, precision, compiled),
         gpus=gpus,
         processes=processes,
-        data=None if data is None else str(data),
         split=split,
-        preset=preset,
-        overrides=[*(overrides or ()), *path_of(f"data.{split}_list", listing)],
-        mode=mode,
-        scales=averaged,
-        flip=flip,
-        precision=precision,
-        compile=compiled,
-        device=device,
         limit=limit,
         confusion=confusion,
         save=save,
-        save_formats=formats or [Format.COLOR],
+        formats=tuple(map(str, formats or [Format.COLOR])),
         overwrite=overwrite,
     )
-    # one of several speaks
-    if found is None:
-        return
-    result = found.to_mapping()
+    scored = score(request)
+    # of several processes one prints
+    if scored is not None:
+        _print(scored.to_mapping(), json_file, csv)
+
+
+def _print(result: dict[str, Any], json_file: Path | None, csv: Path | None) -> None:
+    """Write a result to the files asked for, and print it as JSON or as a table."""
     if csv:
         rows = [*result["classes"].items(), ("mIoU", result["miou"])]
         content = "class,iou\n" + "".join(f"{quoted(name)},{'' if v is None else v}\n" for name, v in rows)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -119,10 +120,19 @@ Json = Annotated[
 ]
 
 
-def path_of(key: str, path: Path | None) -> list[str]:
+def path_override(key: str, path: Path | None) -> list[str]:
     """The override that sets a key to a path; none for no path."""
-    # quoted: a path may hold characters that mean something in YAML
-    return [] if path is None else [f"{key}={json.dumps(str(path))}"]
+    if path is None:
+        return []
+    # quoted, as a path may hold characters that mean something in YAML, which knows no surrogate pairs
+    text = json.dumps(str(path), ensure_ascii=False)
+    return [f"{key}=" + re.sub(r"[^ -~]", lambda found: f"\\U{ord(found[0]):08x}", text)]
+
+
+def view_overrides(mode: str | None, scales: list[float] | None, flip: bool | None) -> list[str]:
+    """The overrides that set the keys of a preset's eval section to the options that are given."""
+    values = {"mode": mode, "scales": scales, "flip": flip}
+    return [f"eval.{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
 
 
 def point_of(text: str) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from ccnet_cli.cli.options import (
     examples,
     numbers_of,
     refuse_unwritable,
+    view_overrides,
 )
 from ccnet_cli.cli.output import write_json
 
@@ -64,8 +65,9 @@ def predict(
         typer.Option("--json", metavar="FILE", help="Write each class's area in each source; - prints JSON alone."),
     ] = None,
     overwrite: Overwrite = False,
-    continued: Annotated[
-        bool, typer.Option("--continue", help="Keep what is whole, whatever checkpoint it is from; segment the rest.")
+    skip_complete: Annotated[
+        bool,
+        typer.Option("--continue", help="Keep complete outputs, of whatever checkpoint; segment the rest."),
     ] = False,
     device: Device = "auto",
     mode: Mode = None,
@@ -81,28 +83,26 @@ def predict(
     Writes colour masks, overlays or label ids, and if asked probabilities and each class's area.
     """
     refuse_unwritable(json_file)
-    averaged = numbers_of("--scales", scales)
+    views = view_overrides(mode, numbers_of("--scales", scales), flip)
+    from ccnet_cli.commands.predict import PredictRequest
     from ccnet_cli.commands.predict import predict as segment
+    from ccnet_cli.inference.runtime import Runtime
 
-    result = segment(
-        sources,
-        output,
+    request = PredictRequest(
+        sources=tuple(sources),
+        output=output,
         checkpoint=checkpoint,
-        formats=formats or [Format.COLOR],
-        overwrite=overwrite,
-        legend=legend,
-        device=device,
-        mode=mode,
-        scales=averaged,
-        flip=flip,
-        precision=precision,
-        compile=compiled,
         preset=preset,
-        overrides=overrides or (),
-        npz=probabilities is not None,
+        overrides=(*(overrides or ()), *views),
+        runtime=Runtime(device, precision, compiled),
+        formats=tuple(map(str, formats or [Format.COLOR])),
+        probabilities=probabilities is not None,
+        legend=legend,
         areas=json_file is not None,
-        continued=continued,
+        overwrite=overwrite,
+        skip_complete=skip_complete,
     )
+    result = segment(request)
     if json_file is not None and write_json(result.to_mapping(), json_file):
         return
     for path in result.files:

@@ -12,7 +12,7 @@ from ccnet_cli.cli.options import (
     Overrides,
     Processes,
     examples,
-    path_of,
+    path_override,
     preset_names,
 )
 from ccnet_cli.errors import detail
@@ -81,7 +81,7 @@ def train(
     from ccnet_cli import config
 
     settings = config.load(
-        preset, [*(overrides or ()), *path_of("data.root", data), *([] if seed is None else [f"seed={seed}"])]
+        preset, [*(overrides or ()), *path_override("data.root", data), *([] if seed is None else [f"seed={seed}"])]
     )
     detail(f"preset {settings.name} of {config.find(preset)}")
     from ccnet_cli.commands.train import train as start

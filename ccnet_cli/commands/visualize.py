@@ -15,7 +15,7 @@ from ccnet_cli.errors import InputError, NonFiniteError, notice
 from ccnet_cli.figures import viewer
 from ccnet_cli.figures.attention import Fractions, ModelMaps, Point, cross_mask, draw_figure
 from ccnet_cli.inference.artifact import Artifact, load_model
-from ccnet_cli.inference.runtime import network
+from ccnet_cli.inference.runtime import to_device
 from ccnet_cli.inference.views import to_input, upsampled
 from ccnet_cli.media import images, outputs
 from ccnet_cli.media.classes import Classes
@@ -217,7 +217,7 @@ def _sample(image: Path | None) -> Path:
 
 def _look(artifact: Artifact[models.CCNet], picture: np.ndarray, place: torch.device) -> _Sight:
     """Run the model over an image (H, W, 3); NonFiniteError where its attention is nan."""
-    model = network(artifact, place)
+    model = to_device(artifact, place)
     with torch.inference_mode():
         scores, passes = model.attend(to_input(picture, model.normalisation, place))
     if not all(attention.isfinite().all() for attention in passes):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ccnet_cli.datasets.listing import Sample
 from ccnet_cli.datasets.source import Source, load_image, load_pair
 from ccnet_cli.errors import Interrupted
+from ccnet_cli.inference.artifact import Network
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.scores import Predictor
 from ccnet_cli.inference.views import Views, batch_scores, host_input
@@ -33,7 +35,7 @@ OnImage = Callable[[Sample, np.ndarray, np.ndarray, np.ndarray | None], None]
 
 
 def score_network(
-    network: nn.Module,
+    network: Network,
     source: Source,
     views: Views,
     group: Group,
@@ -57,7 +59,7 @@ def score_network(
         image, label = (load_image(sample), None) if sample.label is None else load_pair(source, sample)
         return LoadedImage(sample, image, label, host_input(image, network.normalisation, device))
 
-    with evaluation_mode(network):
+    with evaluation_mode(cast(nn.Module, network)):
         for batch in _batches(prefetch(load, samples, views.batch), views.batch):
             scored = batch_scores(network, torch.cat([loaded.input for loaded in batch]), views, device)
             for loaded, scores in zip(batch, scored, strict=True):

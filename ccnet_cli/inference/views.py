@@ -12,10 +12,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ccnet_cli import config
 from ccnet_cli.errors import EnvironmentFailure, out_of_memory
+from ccnet_cli.inference.artifact import Network
 from ccnet_cli.inference.scores import Scores, Taps, Tile
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.pixels import normalise, scaled_size, swap_pairs
@@ -67,7 +68,7 @@ def host_input(image_bgr: np.ndarray, normalisation: Normalisation, device: torc
     return image.pin_memory() if torch.device(device).type == "cuda" else image
 
 
-def batch_scores(network: nn.Module, images_BCHW: Tensor, views: Views, device: torch.device) -> list[Scores]:
+def batch_scores(network: Network, images_BCHW: Tensor, views: Views, device: torch.device) -> list[Scores]:
     """The scores of each of some images of one size: logits averaged over scales, tiles and flips.
 
     Short of memory, the cache is emptied, then the network sees one view at a time, then logits are kept on the CPU;
@@ -180,7 +181,7 @@ class _Pictures:
 
 
 @torch.inference_mode()
-def _score_views(network: nn.Module, images_BCHW: Tensor, views: Views, store: torch.device) -> list[Scores]:
+def _score_views(network: Network, images_BCHW: Tensor, views: Views, store: torch.device) -> list[Scores]:
     """batch_scores in one attempt, with the logits kept on the device `store`."""
     height, width = images_BCHW.shape[-2:]
     align_corners = bool(network.align_corners)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from bad_inputs import jpeg, photograph, png
 from ccnet_cli import cli, config, errors, version
 from ccnet_cli.cli import entry, options
 from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError
+
+if TYPE_CHECKING:
+    from ccnet_cli.commands.evaluate import EvaluateRequest
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -453,36 +457,31 @@ def test_visualize_prints_json_alone(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 @pytest.fixture
-def scored(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """Put an evaluation with known figures in place of the real one, and return what it was asked for."""
+def scored(monkeypatch: pytest.MonkeyPatch) -> list["EvaluateRequest"]:
+    """Put an evaluation with known figures in place of the real one, and return the requests that it gets."""
     from ccnet_cli.commands import evaluate
 
-    asked: dict[str, object] = {}
+    requests: list[EvaluateRequest] = []
     figures = evaluate.Result(0.5, 0.75, 0.625, {"road": 0.5, 'a "b", c': None}, 2, 7, "x.pt", {"mode": "whole"})
-
-    def score(checkpoint: Path | None, group: object, **settings: object) -> evaluate.Result:
-        asked.update(settings, checkpoint=checkpoint)
-        return figures
-
-    monkeypatch.setattr(evaluate, "evaluate", score)
-    return asked
+    monkeypatch.setattr(evaluate, "evaluate", lambda request: requests.append(request) or figures)
+    return requests
 
 
-def test_eval_prints_a_table(scored: dict[str, object], capsys: pytest.CaptureFixture[str]):
+def test_eval_prints_a_table(scored: list["EvaluateRequest"], capsys: pytest.CaptureFixture[str]):
     assert call("eval", "x.pt") == 0
     cells = [[cell.strip() for cell in line.split("│")[1:3]] for line in capsys.readouterr().out.splitlines()]
     for row in (["road", "50.00"], ['a "b", c', "-"], ["mIoU", "50.00"], ["pixel accuracy", "75.00"]):
         assert row in cells
 
 
-def test_eval_prints_json_alone(scored: dict[str, object], capsys: pytest.CaptureFixture[str]):
+def test_eval_prints_json_alone(scored: list["EvaluateRequest"], capsys: pytest.CaptureFixture[str]):
     assert call("eval", "x.pt", "--json", "-") == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["classes"] == {"road": 0.5, 'a "b", c': None}
     assert (figures["miou"], figures["images"], figures["checkpoint"]) == (0.5, 2, "x.pt")
 
 
-def test_eval_writes_csv_that_reads_back(scored: dict[str, object], folder: Path):
+def test_eval_writes_csv_that_reads_back(scored: list["EvaluateRequest"], folder: Path):
     assert call("eval", "--csv", "scores.csv", "--json", "scores.json") == 0
     with (folder / "scores.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["class", "iou"], ["road", "0.5"], ['a "b", c', ""], ["mIoU", "0.5"]]
@@ -490,34 +489,95 @@ def test_eval_writes_csv_that_reads_back(scored: dict[str, object], folder: Path
     assert {path.name for path in folder.iterdir()} == {"scores.csv", "scores.json"}
 
 
-def test_eval_hands_on_what_was_asked(scored: dict[str, object]):
+def test_eval_makes_one_request_of_its_options(scored: list["EvaluateRequest"]):
+    from ccnet_cli.commands.evaluate import EvaluateRequest
+    from ccnet_cli.inference.runtime import Runtime
+
     words = "--checkpoint a.pt --data D --split train --mode sliding --scales 0.5,1 --flip --limit 3 --device cpu"
     words += " -s eval.tile=64,64 --list my:list --save out --format label-id --precision bf16 --compile auto"
+    words += " --preset camvid --gpus 2 --processes 4 --confusion c.png --overwrite"
     assert call("eval", *words.split()) == 0
-    assert scored == {
-        "checkpoint": Path("a.pt"),
-        "data": "D",
-        "split": "train",
-        "mode": "sliding",
-        "scales": [0.5, 1.0],
-        "flip": True,
-        "limit": 3,
-        "device": "cpu",
-        "overrides": ["eval.tile=64,64", 'data.train_list="my:list"'],
-        "preset": None,
-        "save": Path("out"),
-        "save_formats": ["label-id"],
-        "confusion": None,
-        "overwrite": False,
-        "precision": "bf16",
-        "compile": "auto",
-    }
+    views = ('eval.mode="sliding"', "eval.scales=[0.5, 1.0]", "eval.flip=true")
+    assert scored == [
+        EvaluateRequest(
+            checkpoint=Path("a.pt"),
+            preset="camvid",
+            overrides=("eval.tile=64,64", 'data.train_list="my:list"', 'data.root="D"', *views),
+            runtime=Runtime("cpu", "bf16", "auto"),
+            gpus=2,
+            processes=4,
+            split="train",
+            limit=3,
+            confusion=Path("c.png"),
+            save=Path("out"),
+            formats=("label-id",),
+            overwrite=True,
+        )
+    ]
 
 
-def test_eval_leaves_to_the_checkpoint_what_was_not_asked(scored: dict[str, object]):
+def test_eval_leaves_to_the_checkpoint_what_was_not_asked(scored: list["EvaluateRequest"]):
+    from ccnet_cli.commands.evaluate import EvaluateRequest
+
     assert call("eval") == 0
-    assert [scored[key] for key in ("checkpoint", "data", "mode", "scales", "flip", "limit", "save")] == [None] * 7
-    assert scored["overrides"] == []
+    assert scored == [EvaluateRequest()]
+
+
+def test_predict_makes_one_request_of_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    from ccnet_cli.commands import predict
+    from ccnet_cli.inference.runtime import Runtime
+    from ccnet_cli.media.classes import Classes
+
+    classes = Classes(("road",), ((0, 0, 0),), (7,))
+    requests: list[predict.PredictRequest] = []
+
+    def answer(request: predict.PredictRequest) -> predict.Prediction:
+        requests.append(request)
+        return predict.Prediction(Path("a.pt"), classes, [Path("m.png")], [predict.Area(Path("x"), (1, 4), 2, (6,))])
+
+    monkeypatch.setattr(predict, "predict", answer)
+    assert call("predict", "x", "y", "-o", "m") == 0
+    assert capsys.readouterr().out == "m.png\n"
+    words = "predict x -o m --checkpoint a.pt --format overlay --format color --legend l.png --probabilities npz"
+    words += " --json - --continue --device cpu --mode whole --scales 2 --precision auto --preset p -s seed=1"
+    assert call(*words.split()) == 0
+    # six pixels in two frames of four
+    share = {"pixels": 6, "share": 0.75}
+    source = {"source": "x", "width": 4, "height": 1, "frames": 2, "classes": {"road": share}}
+    assert json.loads(capsys.readouterr().out) == {"checkpoint": "a.pt", "sources": [source]}
+    assert requests == [
+        predict.PredictRequest(("x", "y"), Path("m")),
+        predict.PredictRequest(
+            sources=("x",),
+            output=Path("m"),
+            checkpoint=Path("a.pt"),
+            preset="p",
+            overrides=("seed=1", 'eval.mode="whole"', "eval.scales=[2.0]"),
+            runtime=Runtime("cpu", "auto", "off"),
+            formats=("overlay", "color"),
+            probabilities=True,
+            legend=Path("l.png"),
+            areas=True,
+            skip_complete=True,
+        ),
+    ]
+
+
+@pytest.mark.parametrize("name", ["D", "odd: [name], # here", 'a "b" \\ c', "gr\u00f6\u00dfe", "\U0001f4c1", "\udcff"])
+def test_a_path_of_any_characters_reaches_its_key(name: str):
+    assert config.load("camvid", options.path_override("data.root", Path(name))).data.root == name
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ((None, None, None), ("whole", (1.0,), False)),
+        (("sliding", [1e-05, 8.0, 0.75], True), ("sliding", (1e-05, 8.0, 0.75), True)),
+    ],
+)
+def test_views_reach_their_keys(chosen: tuple[object, ...], expected: tuple[object, ...]):
+    settings = config.load("camvid", options.view_overrides(*chosen)).eval
+    assert (settings.mode, tuple(settings.scales), settings.flip) == expected
 
 
 def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import calls
 import cv2
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def data(tmp_path_factory):
 
 
 def evaluate(saved, data, **options):
-    return evaluation.evaluate(saved, str(data), device="cpu", **options)
+    return calls.evaluate(saved, data, device="cpu", **options)
 
 
 def plain_answer(model, image):
@@ -209,7 +210,7 @@ def bare(folder, sizes=SIZES[:3]):
 @pytest.mark.parametrize("world", [2, 4])
 def test_any_number_of_processes_writes_every_image_once(saved, tmp_path, world, monkeypatch):
     data = bare(tmp_path / "data")
-    options = {"split": "test", "save_formats": ["train-id"]}
+    options = {"split": "test", "formats": ["train-id"]}
     alone = evaluate(saved, data, save=tmp_path / "alone", **options)
     written, write = [], outputs.write
     monkeypatch.setattr(outputs, "write", lambda path, *rest: (written.append(path.name), write(path, *rest)))
@@ -226,7 +227,7 @@ def test_any_number_of_processes_writes_every_image_once(saved, tmp_path, world,
 )
 def test_real_processes_give_the_same_result(saved, thirteen, world, count):
     alone = evaluate(saved, thirteen, limit=count)
-    assert evaluation.score(saved, processes=world, data=str(thirteen), limit=count) == alone
+    assert calls.evaluate(saved, thirteen, processes=world, limit=count) == alone
 
 
 def test_the_command_line_scores_with_several_processes(saved, data, ccnet):
@@ -280,7 +281,7 @@ def test_the_modes_of_the_model_are_kept(saved, data):
 def test_maps_are_saved_in_every_format(saved, data, tmp_path):
     formats = ["color", "train-id", "label-id", "overlay"]
     out = tmp_path / "out"
-    evaluate(saved, data, save=out, save_formats=formats)
+    evaluate(saved, data, save=out, formats=formats)
     names = [f"{number:03}.png" for number in range(len(SIZES))]
     assert {folder.name: sorted(path.name for path in folder.iterdir()) for folder in out.iterdir()} == dict.fromkeys(
         formats, names
@@ -347,7 +348,7 @@ def test_names_cannot_leave_the_folder(name, several, tmp_path):
         ({"precision": "fp8"}, "precision fp8"),
         ({"compile": "on"}, "option --compile on"),
         ({"compile": "yes"}, "option --compile yes"),
-        ({"save_formats": ["colour"]}, "format colour"),
+        ({"formats": ["colour"]}, "format colour"),
         ({"confusion": Path("matrix.jpg")}, "PNG"),
         ({"split": "nope"}, "nope"),
     ],
@@ -440,17 +441,8 @@ def test_the_confusion_matrix_is_drawn(saved, data, tmp_path):
     assert min(drawn.shape[:2]) > 11 * 40
 
 
-def test_the_preset_of_a_checkpoint_is_not_changed_by_choices(saved):
-    preset = load_model(saved).preset
-    before = config.dump(preset)
-    changed = evaluation.with_choices(preset, "elsewhere", mode="sliding", flip=True, scales=None)
-    assert (changed.eval.flip, changed.eval.mode, changed.data.root) == (True, "sliding", "elsewhere")
-    assert changed.eval.scales == preset.eval.scales
-    assert config.dump(preset) == before
-
-
 def test_progress_is_told_in_lines(saved, data, monkeypatch, capfd):
-    monkeypatch.setattr(evaluation, "EVERY", 2)
+    monkeypatch.setattr(evaluation, "PROGRESS_IMAGES", 2)
     evaluate(saved, data)
     told = capfd.readouterr()
     assert (told.out, told.err) == ("", "ccnet: 2 of 5 images evaluated\nccnet: 4 of 5 images evaluated\n")

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import calls
 import cv2
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from calls import class_scores, segment
 from ccnet_cli import cli, devices
 from ccnet_cli.commands import predict as prediction
 from ccnet_cli.errors import InputError, Interrupted
-from ccnet_cli.inference import engine
+from ccnet_cli.inference import engine, segmenter
 from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.media import images, sources, video
@@ -47,7 +48,7 @@ def photos(tmp_path):
 
 
 def predict(sources, output, saved, **options):
-    found = prediction.predict([str(source) for source in sources], output, saved, device="cpu", **options).files
+    found = calls.predict(sources, output, saved, device="cpu", **options).files
     assert all(path.is_file() for path in found)
     return found
 
@@ -76,7 +77,7 @@ def test_long_videos_and_many_images_are_what_auto_compiles_for(saved, photos, t
     counts = []
     monkeypatch.setattr(engine, "compiles", lambda choice, device, images: counts.append(images))
     predict([photos], tmp_path / "masks", saved)
-    predict([photos], tmp_path / "masks", saved, continued=True)
+    predict([photos], tmp_path / "masks", saved, skip_complete=True)
     # refused or not before any work, then decided
     assert counts == [0, 3, 0, 0]
 
@@ -87,7 +88,7 @@ def test_the_rest_of_a_folder_is_answered_as_its_beginning_was(saved, photos, tm
     monkeypatch.setattr(engine, "prepare", lambda *given: seen.append(given[4]) or prepare(*given))
     predict([photos], tmp_path / "masks", saved)
     (tmp_path / "masks" / "a.png").unlink()
-    predict([photos], tmp_path / "masks", saved, continued=True)
+    predict([photos], tmp_path / "masks", saved, skip_complete=True)
     assert seen == [3, 3]
 
 
@@ -283,7 +284,7 @@ def test_unusual_names_are_kept(saved, tmp_path):
 
 
 def test_progress_is_told_in_lines(saved, photos, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(prediction, "EVERY", 2)
+    monkeypatch.setattr(prediction, "PROGRESS_IMAGES", 2)
     predict([photos], tmp_path / "out", saved)
     told = capfd.readouterr()
     assert told.out == ""
@@ -292,7 +293,7 @@ def test_progress_is_told_in_lines(saved, photos, tmp_path, monkeypatch, capfd):
 
 def test_probabilities_lie_beside_the_masks(saved, photos, tmp_path):
     out = tmp_path / "out"
-    predict([photos], out, saved, npz=True)
+    predict([photos], out, saved, probabilities=True)
     assert files(out) == ["a.npz", "a.png", "b.npz", "b.png", "town/c.npz", "town/c.png"]
     restored = load_model(saved)
     for name, source in {"a": "a.png", "b": "b.jpg"}.items():
@@ -305,14 +306,14 @@ def test_probabilities_lie_beside_the_masks(saved, photos, tmp_path):
         np.testing.assert_allclose(share, odds / odds.sum(axis=0), rtol=1e-3, atol=1e-6)
         ids = images.read_label(out / f"{name}.png")
         assert (np.take_along_axis(share, ids[None].astype(int), axis=0)[0] == share.max(axis=0)).all()
-    predict([photos / "a.png"], tmp_path / "one.png", saved, npz=True)
+    predict([photos / "a.png"], tmp_path / "one.png", saved, probabilities=True)
     assert (tmp_path / "one.npz").read_bytes() == (out / "a.npz").read_bytes()
-    predict([photos / "town"], tmp_path / "two", saved, npz=True, formats=["color", "overlay"])
+    predict([photos / "town"], tmp_path / "two", saved, probabilities=True, formats=["color", "overlay"])
     assert files(tmp_path / "two") == ["color/c.png", "npz/c.npz", "overlay/c.png"]
 
 
 def test_areas_are_counted(saved, photos, tmp_path):
-    result = prediction.predict([photos], tmp_path / "out", saved, areas=True).to_mapping()
+    result = calls.predict([photos], tmp_path / "out", saved, areas=True).to_mapping()
     json.dumps(result, allow_nan=False)
     assert result["checkpoint"] == str(saved)
     names = load_model(saved).classes.names
@@ -323,7 +324,7 @@ def test_areas_are_counted(saved, photos, tmp_path):
         assert list(entry["classes"]) == list(names)
         for number, area in enumerate(entry["classes"].values()):
             assert area == {"pixels": (ids == number).sum(), "share": (ids == number).mean()}
-    assert prediction.predict([photos], tmp_path / "other", saved).areas == []
+    assert calls.predict([photos], tmp_path / "other", saved).areas == []
 
 
 def test_names_come_from_standard_input(saved, photos, tmp_path, monkeypatch):
@@ -369,7 +370,7 @@ def test_a_video_is_segmented_frame_by_frame(saved, tmp_path, capfd):
     restored = load_model(saved)
     ids = [segment(restored.network, frame, torch.device("cpu")) for frame in video.frames(source)]
     palette = np.array(restored.classes.palette)[:, ::-1]
-    result = prediction.predict([tmp_path / "clips"], tmp_path / "out", saved, formats=["color", "overlay"], areas=True)
+    result = calls.predict([tmp_path / "clips"], tmp_path / "out", saved, formats=["color", "overlay"], areas=True)
     assert files(tmp_path / "out") == ["color/day/a.mp4", "overlay/day/a.mp4"]
     assert video.inspect(result.files[0]) == video.Video(result.files[0], 6, 7.5, (26, 40))
     wanted = {"color": palette[ids], "overlay": (palette[ids] + list(video.frames(source))) // 2}
@@ -384,14 +385,14 @@ def test_a_video_is_segmented_frame_by_frame(saved, tmp_path, capfd):
 
 
 def test_an_odd_video_grows_and_webm_is_written(saved, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(prediction, "EVERY", 4)
+    monkeypatch.setattr(prediction, "PROGRESS_IMAGES", 4)
     # an animated PNG, for OpenCV writes no odd video
     animation = cv2.Animation()
     animation.frames = [tiny.picture(25, 41, number) for number in range(6)]
     animation.durations = [250] * 6
     (tmp_path / "odd.mov").write_bytes(cv2.imencodeanimation(".png", animation)[1].tobytes())
     assert video.inspect(tmp_path / "odd.mov").size == (25, 41)
-    result = prediction.predict([tmp_path / "odd.mov"], tmp_path / "out.webm", saved, areas=True)
+    result = calls.predict([tmp_path / "odd.mov"], tmp_path / "out.webm", saved, areas=True)
     assert video.inspect(tmp_path / "out.webm") == video.Video(tmp_path / "out.webm", 6, 4, (26, 42))
     assert sum(result.areas[0].pixels) == 6 * 25 * 41
     assert sum(area["share"] for area in result.to_mapping()["sources"][0]["classes"].values()) == pytest.approx(1)
@@ -406,7 +407,7 @@ def test_an_odd_video_grows_and_webm_is_written(saved, tmp_path, monkeypatch, ca
         ("out.avi", {}, r"videos are MP4 or WebM files, not \.avi"),
         ("out.png", {}, "videos are MP4 or WebM"),
         ("out", {"formats": ["train-id"]}, "cannot be written as train-id; use color or overlay"),
-        ("out", {"npz": True}, "cannot be written as npz"),
+        ("out", {"probabilities": True}, "cannot be written as npz"),
         ("a.mkv", {"overwrite": True}, "videos are"),
     ],
 )
@@ -441,20 +442,20 @@ def test_continuing_passes_over_what_is_whole(saved, photos, tmp_path, capfd):
     first = predict([photos], out, saved, **options)
     before = {path: path.stat().st_mtime_ns for path in first}
     capfd.readouterr()
-    assert predict([photos], out, saved, **options, continued=True) == [tmp_path / "legend.png"]
+    assert predict([photos], out, saved, **options, skip_complete=True) == [tmp_path / "legend.png"]
     assert "4 of 4 are there already" in capfd.readouterr().err
     assert all(path.stat().st_mtime_ns == before[path] for path in first[:-1])
     whole = {path: path.read_bytes() for path in first}
     (out / "overlay" / "a.png").unlink()
     (out / "color" / "b.png").write_bytes(whole[out / "color" / "b.png"][:-20])
     (out / "color" / "v.mp4").write_bytes(whole[out / "color" / "v.mp4"][:-300])
-    again = predict([photos], out, saved, **options, continued=True)
+    again = predict([photos], out, saved, **options, skip_complete=True)
     assert {path.relative_to(out).stem for path in again[:-1]} == {"a", "b", "v"}
     assert {path: path.read_bytes() for path in first} == whole
     with pytest.raises(InputError, match="--overwrite is given too"):
-        predict([photos], out, saved, continued=True, overwrite=True)
+        predict([photos], out, saved, skip_complete=True, overwrite=True)
     with pytest.raises(InputError, match="is a folder"):
-        predict([photos / "a.png"], tmp_path / "town.png", saved, continued=True, legend=folder(tmp_path / "l.png"))
+        predict([photos / "a.png"], tmp_path / "town.png", saved, skip_complete=True, legend=folder(tmp_path / "l.png"))
 
 
 def folder(path):
@@ -463,25 +464,25 @@ def folder(path):
 
 
 def test_a_cut_array_is_written_again(saved, photos, tmp_path):
-    predict([photos / "town"], tmp_path, saved, npz=True)
+    predict([photos / "town"], tmp_path, saved, probabilities=True)
     content = (tmp_path / "c.npz").read_bytes()
     spoilt = bytearray(content)
     spoilt[len(content) // 2] ^= 1
     for damaged in (content[:-30], bytes(spoilt), b""):
         (tmp_path / "c.npz").write_bytes(damaged)
-        assert len(predict([photos / "town"], tmp_path, saved, npz=True, continued=True)) == 2
+        assert len(predict([photos / "town"], tmp_path, saved, probabilities=True, skip_complete=True)) == 2
         assert (tmp_path / "c.npz").read_bytes() == content
-    assert predict([photos / "town"], tmp_path, saved, npz=True, continued=True) == []
+    assert predict([photos / "town"], tmp_path, saved, probabilities=True, skip_complete=True) == []
 
 
 @pytest.mark.parametrize("format", ["color", "train-id", "overlay", "label-id"])
 def test_areas_of_what_is_kept_are_read_back_or_found_again(saved, photos, tmp_path, format):
     def run(**options):
-        return prediction.predict([photos], tmp_path / "out", saved, [format], areas=True, **options)
+        return calls.predict([photos], tmp_path / "out", saved, formats=[format], areas=True, **options)
 
     first = run()
     first.files[1].unlink()
-    again = run(continued=True)
+    again = run(skip_complete=True)
     assert again.areas == first.areas
     assert len(again.files) == (1 if format in ("color", "train-id") else 3)
 
@@ -489,20 +490,20 @@ def test_areas_of_what_is_kept_are_read_back_or_found_again(saved, photos, tmp_p
 def test_a_kept_mask_of_other_classes_has_no_areas(saved, photos, tmp_path):
     images.write_label(tmp_path / "c.png", np.full((16, 16), 11, np.uint8))
     with pytest.raises(InputError, match=r"c\.png: holds 11, which is no class"):
-        prediction.predict([photos / "town"], tmp_path, saved, areas=True, continued=True)
+        calls.predict([photos / "town"], tmp_path, saved, areas=True, skip_complete=True)
 
 
 def stop_at(monkeypatch, number, count):
     """Send this process a signal within the count-th call of the network."""
     calls = []
 
-    def scores(*arguments, found=prediction.batch_scores, **options):
+    def scores(*arguments, found=segmenter.batch_scores, **options):
         calls.append(1)
         if len(calls) == count:
             os.kill(os.getpid(), number)
         return found(*arguments, **options)
 
-    monkeypatch.setattr(prediction, "batch_scores", scores)
+    monkeypatch.setattr(segmenter, "batch_scores", scores)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -515,7 +516,7 @@ def test_a_signal_lets_the_image_at_hand_be_finished(saved, photos, tmp_path, mo
     assert caught.value.exit_code == 128 + number
     assert files(tmp_path / "out") == ["a.png", "b.png"]
     assert signal.getsignal(number) is handler
-    assert predict([photos], tmp_path / "out", saved, continued=True) == [tmp_path / "out" / "town" / "c.png"]
+    assert predict([photos], tmp_path / "out", saved, skip_complete=True) == [tmp_path / "out" / "town" / "c.png"]
     with monkeypatch.context() as patch:
         stop_at(patch, number, 3)
         assert len(predict([photos], tmp_path / "out", saved, overwrite=True)) == 3
@@ -580,7 +581,7 @@ def sixty(saved, tmp_path_factory):
     place = tmp_path_factory.mktemp("sixty")
     for number in range(60):
         tiny.write(place / "photos" / f"{number % 3}" / f"{number:02}.png", tiny.picture(64, 96, number))
-    prediction.predict([place / "photos"], place / "masks", saved, npz=True)
+    calls.predict([place / "photos"], place / "masks", saved, probabilities=True)
     return place / "photos", {name: (place / "masks" / name).read_bytes() for name in files(place / "masks")}
 
 
@@ -602,7 +603,7 @@ def test_a_folder_interrupted_at_any_moment_continues(saved, sixty, tmp_path, nu
     if number != signal.SIGKILL:
         assert re.search(rf"^ccnet: error: predict: stopped by {number.name} after \d+ of 60.*--continue", told, re.M)
         assert len(files(out)) == len(left) == 2 * int(re.search(r"after (\d+) of", told)[1])
-    written = predict([photos], out, saved, npz=True, continued=True)
+    written = predict([photos], out, saved, probabilities=True, skip_complete=True)
     done = sum(name.removesuffix(".png") + ".npz" in left for name in left if name.endswith(".png"))
     assert len(written) == 120 - 2 * done
     assert {name: (out / name).read_bytes() for name in files(out)} == whole

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from calls import evaluate, predict
 
 from ccnet_cli import cli
-from ccnet_cli.commands.evaluate import evaluate
 from ccnet_cli.commands.export import export
-from ccnet_cli.commands.predict import predict
 from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.inference import engine
 from ccnet_cli.inference import onnx as onnxfile

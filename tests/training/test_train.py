@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from calls import evaluate
 from runs import SETTINGS, make_horizons, plan_of, preset, train
 
 from ccnet_cli import config, datasets
-from ccnet_cli.commands.evaluate import evaluate
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.losses import CrossEntropy, Ohem

@@ -7,10 +7,10 @@ import peers
 import pytest
 import tiny
 import torch
+from calls import evaluate
 from runs import train
 
 from ccnet_cli import cli, config
-from ccnet_cli.commands.evaluate import evaluate
 from ccnet_cli.commands.export import export
 from ccnet_cli.errors import InputError
 from ccnet_cli.inference.artifact import load_model
