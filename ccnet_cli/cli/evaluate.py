@@ -111,10 +111,10 @@ def evaluate(
     scored = score(request)
     # of several processes one prints
     if scored is not None:
-        _print(scored.to_mapping(), json_file, csv)
+        _show(scored.to_mapping(), json_file, csv)
 
 
-def _print(result: dict[str, Any], json_file: Path | None, csv: Path | None) -> None:
+def _show(result: dict[str, Any], json_file: Path | None, csv: Path | None) -> None:
     """Write a result to the files asked for, and print it as JSON or as a table."""
     if csv:
         rows = [*result["classes"].items(), ("mIoU", result["miou"])]
