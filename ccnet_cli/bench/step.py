@@ -130,7 +130,7 @@ def make_ways(preset: config.Preset, classes: int, device: torch.device) -> dict
         sgd = torch.optim.SGD(official.parameters(), 0.0, train.momentum, weight_decay=train.weight_decay)
         ways[OFFICIAL] = Way(official, official_loss, sgd, torch.contiguous_format)
     alternatives.use_layout(network, torch.channels_last)
-    optimizer = trainer.make_optimizer(trainer.Network(network, objective), preset)
+    optimizer = trainer.make_optimizer(trainer.LossNetwork(network, objective), preset)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     for name, (precision, recompute) in OURS.items():
