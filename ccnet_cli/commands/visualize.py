@@ -169,7 +169,7 @@ def explore(
         files.write_bytes(path, page.encode())
         entries[path.name] = (image.name, picture)
     if listing is not None:
-        files.write_bytes(listing, viewer.index(entries, source).encode())
+        files.write_bytes(listing, viewer.render_index(entries, source).encode())
     return written
 
 
@@ -264,12 +264,11 @@ def _page(
     # query and key in 16 bits, or the weights in somewhat more than 8: what is smaller is kept; query and key can be
     # made coarser where there are many of them
     smaller = 4 * channels <= sum(cells.shape) or cells.size > viewer.CELLS
-    return viewer.page(
-        viewer.Seen(
+    return viewer.render_page(
+        viewer.PageContent(
             name=name,
             image_bgr=picture,
-            names=classes.names,
-            palette=classes.palette,
+            classes=classes,
             cells=cells.astype(np.uint8),
             prediction=upsampled(sight.scores, size, model.align_corners).predict(),
             label=label,

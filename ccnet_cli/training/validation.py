@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ccnet_cli.datasets.listing import Sample
 from ccnet_cli.datasets.source import Source
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 from ccnet_cli.figures import charts, report
-from ccnet_cli.figures.report import Example, Worst, worst_of
+from ccnet_cli.figures.report import Example, WorstImages, merge_worst
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.scoring import score_network
 from ccnet_cli.inference.views import Views
@@ -47,16 +49,18 @@ class Scores:
 def validate(trainer: Trainer, source: Source, stop_signal: Callable[[], int], examples: bool) -> Scores:
     """Score the model on all ranks; Interrupted on each once stop_signal gives a number on one."""
     trainer.group.share_buffers(trainer.inference_model)
-    worst = Worst(MAX_EXAMPLES, source.classes.palette, source.ignore_index)
+    worst = WorstImages(MAX_EXAMPLES, source.classes.palette, source.ignore_index)
 
     def add(sample: Sample, image: Any, prediction: Any, label: Any) -> None:
         if label is not None:
-            worst.add(sample.name, image, label, prediction)
+            own = Confusion(len(source.classes))
+            own.update(torch.from_numpy(prediction), torch.from_numpy(label), source.ignore_index)
+            worst.add(sample.name, own.miou(), image, label, prediction)
 
     views = Views.of(trainer.preset.eval, source.classes)
     on_image = add if examples else None
     confusion = score_network(trainer.inference_model, source, views, trainer.group, on_image, stop_signal)
-    return Scores(confusion, worst_of(trainer.group.gather(worst), MAX_EXAMPLES) if examples else [])
+    return Scores(confusion, merge_worst(trainer.group.gather(worst), MAX_EXAMPLES) if examples else [])
 
 
 def write_report(record: Record, source: Source, scores: Scores) -> None:
@@ -66,15 +70,7 @@ def write_report(record: Record, source: Source, scores: Scores) -> None:
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     matrix = charts.confusion_matrix(scores.confusion.matrix.numpy(), classes.names)
     try:
-        report.write(
-            folder / "report.html",
-            preset,
-            environment,
-            record.rows,
-            classes.names,
-            classes.palette,
-            matrix,
-            scores.examples,
-        )
+        path = folder / "report.html"
+        report.write_report(path, preset, environment, record.rows, classes, matrix, scores.examples)
     except (InputError, EnvironmentFailure) as error:
         notice(f"warning: {error}; training goes on without it")

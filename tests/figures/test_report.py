@@ -1,47 +1,50 @@
 """The page of a finished run: what it shows, what it keeps out, which images it takes for the worst."""
 
+import math
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from ccnet_cli.figures.report import Worst, worst_of, write
+from ccnet_cli.figures.report import WorstImages, merge_worst, write_report
 from ccnet_cli.media import images
+from ccnet_cli.media.classes import Classes
 
 PALETTE = ((128, 64, 128), (70, 130, 180), (0, 0, 142))
 NAMES = ("road", "sky <b>", 'car "x"')
+CLASSES = Classes(NAMES, PALETTE, (7, 8, 9))
 
 
 def scene(share, size=(40, 60), void=0):
-    """An image, its label, and a prediction of which `share` is right; the first `void` rows are not counted."""
+    """An mIoU, an image, its label, and a prediction of which `share` is right; the first `void` rows do not count."""
     label = np.zeros(size, np.uint8)
     label[: size[0] // 2] = 1
     ids = label.copy()
     ids[:, round(share * size[1]) :] = 2
     label[:void] = 255
-    return np.full((*size, 3), 90, np.uint8), label, ids
+    miou = 2 * share / 3 if void < size[0] else math.nan
+    return miou, np.full((*size, 3), 90, np.uint8), label, ids
 
 
 def test_the_worst_images_are_kept_worst_first():
     shares = [0.9, 0.2, 0.7, 0.4, 0.8, 0.1, 0.6]
-    parts = Worst(3, PALETTE, 255), Worst(3, PALETTE, 255)
+    parts = WorstImages(3, PALETTE, 255), WorstImages(3, PALETTE, 255)
     for number, share in enumerate(shares):
         parts[number % 2].add(f"image {number}", *scene(share))
-    kept = worst_of(parts, 3)
+    kept = merge_worst(parts, 3)
     assert [example.name for example in kept] == ["image 5", "image 1", "image 3"]
-    # two classes right in part, one predicted where it is not
-    assert kept[0].miou == pytest.approx((0.1 + 0.1 + 0) / 3)
-    assert len(parts[1].kept) == 3
-    nothing = Worst(3, PALETTE, 255)
+    assert kept[0].miou == pytest.approx(0.2 / 3)
+    assert len(parts[1].entries) == 3
+    nothing = WorstImages(3, PALETTE, 255)
     nothing.add("void", *scene(0.5, void=40))
-    assert worst_of([nothing], 3) == []
+    assert merge_worst([nothing], 3) == []
 
 
 def test_an_example_shows_image_label_and_prediction_small_and_void_black():
-    worst = Worst(1, PALETTE, 255)
+    worst = WorstImages(1, PALETTE, 255)
     worst.add("large", *scene(0.5, size=(400, 1200), void=40))
-    (example,) = worst_of([worst], 1)
+    (example,) = merge_worst([worst], 1)
     height, width = example.picture.shape[:2]
     assert (height, width) == (140, 3 * 420 + 2 * 4)
     image, gap, label, other, ids = np.split(example.picture, (420, 424, 844, 848), axis=1)
@@ -70,7 +73,7 @@ def page(folder, rows, examples=()):
     images.write_image(folder / "curves.png", np.zeros((30, 40, 3), np.uint8))
     matrix = np.zeros((50, 60, 3), np.uint8)
     environment = {"device": "cpu", "started": "2026-01-01", "command": ["<script>alert(1)</script>"]}
-    write(folder / "report.html", "name: <mine>\n", environment, rows, NAMES, PALETTE, matrix, examples)
+    write_report(folder / "report.html", "name: <mine>\n", environment, rows, CLASSES, matrix, examples)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -81,9 +84,9 @@ def test_the_page_tells_the_run_and_needs_nothing_else(tmp_path):
         {"step": 20, "miou": 0.3, "pixel_accuracy": 0.6, "classes": {"road": 0.4, "sky <b>": None, 'car "x"': 0.25}},
         {"step": 15, "skipped": ["a"]},
     ]
-    worst = Worst(1, PALETTE, 255)
+    worst = WorstImages(1, PALETTE, 255)
     worst.add("<img src=x>", *scene(0.5))
-    text = page(tmp_path, rows, worst_of([worst], 1))
+    text = page(tmp_path, rows, merge_worst([worst], 1))
     told = Page(text)
     assert "40.00 % at step 10" in told.text and "30.00 %" in told.text and "60.00 %" in told.text
     assert [float(x) for x in re.findall(r">(\d\d\.\d\d)</td>", text)] == [40.0, 50.0, 25.0, 25.0]

@@ -526,7 +526,7 @@ def test_coarser_queries_and_keys_are_off_by_what_is_told(steps):
         maps[name] = [attention_map(attention, *divmod(pixel, w)) for pixel in (0, 37, 125)]
     pairs = zip(maps["exact"], maps["kept"], strict=True)
     expected = max(float((one - other).abs().max() / one.max()) for one, other in pairs)
-    assert payload.departure(passes, arrays, worth, size, (0, 37, 125)) == pytest.approx(expected, rel=1e-6)
+    assert payload.map_error(passes, arrays, worth, size, (0, 37, 125)) == pytest.approx(expected, rel=1e-6)
     assert expected < 40 / steps
 
 
@@ -534,7 +534,7 @@ def test_coarser_queries_and_keys_are_off_by_what_is_told(steps):
 def test_the_page_of_a_large_image_stays_below_8_mb_and_says_how_far_it_is_off():
     size = 129, 257
     image = cv2.resize(picture(128, 256, seed=3), (2048, 1024))
-    text = viewer.page(noise(image, size, projections_CN=projected(size, 64, 2.0)))
+    text = viewer.render_page(noise(image, size, projections_CN=projected(size, 64, 2.0)))
     steps, off = re.search(r"each pass in (\d+) steps, .* up to ([\d.e-]+) of their largest weight", text).groups()
     assert 5_000_000 < len(text.encode()) < 8_000_000
     assert int(steps) < 32767 and 0 < float(off) < 1
@@ -564,13 +564,12 @@ def test_a_grid_that_is_too_large_for_weights_has_queries_and_keys(monkeypatch, 
     assert "query1" in held(tmp_path / "a.html")
 
 
-def noise(image: np.ndarray, size: tuple[int, int], **attention: object) -> viewer.Seen:
+def noise(image: np.ndarray, size: tuple[int, int], **attention: object) -> viewer.PageContent:
     """What a page shows of an image and of an attention given in one of the two ways."""
-    return viewer.Seen(
+    return viewer.PageContent(
         name="noise.png",
         image_bgr=image,
-        names=CLASSES.names,
-        palette=CLASSES.palette,
+        classes=CLASSES,
         cells=np.zeros(size, np.uint8),
         prediction=np.zeros(image.shape[:2], np.uint8),
         label=None,
@@ -589,7 +588,7 @@ def test_even_noise_of_97x97_cells_stays_below_5_mb():
     h = w = 97
     energies = torch.randn(2, h * w, h + w, generator=torch.Generator().manual_seed(0))
     image = cv2.resize(picture(97, 97, seed=3), (769, 769))
-    text = viewer.page(noise(image, (h, w), weights_NP=[attention.numpy() for attention in energies.softmax(2)]))
+    text = viewer.render_page(noise(image, (h, w), weights_NP=[attention.numpy() for attention in energies.softmax(2)]))
     assert "in 255 steps" in text and 3_000_000 < len(text.encode()) < 5_000_000
 
 
