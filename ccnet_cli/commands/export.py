@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ccnet_cli import __version__, config, files
-from ccnet_cli.errors import EnvironmentFailure, InputError
+from ccnet_cli.errors import EnvironmentFailure, InputError, out_of_memory
 from ccnet_cli.inference import onnx as onnxfile
 from ccnet_cli.inference import portable
 from ccnet_cli.inference.artifact import Artifact, load_model
@@ -89,7 +89,13 @@ def _network(source: Path, output: Path, format: str, preset: str | None, overri
     else:
         content = portable.save(traced, facts)
         written = portable.load(content)
-    worst = max(deviation(written, model, shape) for shape in SHAPES)
+    try:
+        worst = max(deviation(written, model, shape) for shape in SHAPES)
+    except (InputError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        why = error.why if isinstance(error, InputError) else str(error).splitlines()[0]
+        raise InputError(output, f"not written: {why}", "write its parts for images of any size") from None
     # nan is not small either
     if not worst <= MAX_DEVIATION:
         why = f"not written: its scores are {worst:.1e} of their range away from the model's"

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ccnet_cli.errors import InputError, out_of_memory
+from ccnet_cli.inference.portable import translate_errors
 from ccnet_cli.models.network import Normalisation
 
 SUFFIX = ".onnx"
 FORMAT = 1
 OPSET = 18
+ADAPTIVE_POOL = torch.ops.aten.adaptive_avg_pool2d.default
 # keys of the file's metadata: the facts about the network, and the sha256 of these and of the graph
 FACTS = "ccnet"
 SEAL = "ccnet.sha256"
@@ -69,12 +71,17 @@ def write(traced: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
     size = sum(tensor.nbytes for tensor in traced.state_dict.values())
     if size > MAX_BYTES - MAX_GRAPH_BYTES:
         raise InputError("ONNX", f"{size} bytes of weights, a file holds 2 GiB", "use --format torch-export")
-    with _quiet_exporter():
-        exported = torch.onnx.export(
+    if traced.graph.find_nodes(op="call_function", target=ADAPTIVE_POOL):
+        traced = traced.run_decompositions({ADAPTIVE_POOL: _pool_adaptively})
+    with _quiet_exporter(), translate_errors("torch cannot write it", "use --format torch-export"):
+        exported: Any = torch.onnx.export(
             traced, dynamo=True, opset_version=OPSET, input_names=["image"], output_names=["scores"], verbose=False
         )
     model = exported.model_proto
     graph = model.graph
+    if unknown := _unknown_operators(graph):
+        why = f"it needs operators that are not read back ({', '.join(unknown[:3])})"
+        raise InputError("ONNX", why, "use --format torch-export")
     # torch's notes for debugging, which name folders of this machine
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("metadata_props")
@@ -209,6 +216,21 @@ class OnnxNetwork(nn.Module):
             raise InputError(self.path, f"ONNX Runtime cannot run it ({reason[0][:160]})", FIX) from None
 
 
+def _pool_adaptively(x: Tensor, size: Sequence[int]) -> Tensor:
+    """adaptive_avg_pool2d as two products, which follow any size; torch's exporter writes it for the traced size alone.
+
+    (..., H, W) -> (..., h, w); cell i of n averages the positions from floor(i L / n) to ceil((i + 1) L / n).
+    """
+
+    def weights(length: int, cells: int) -> Tensor:
+        cell, position = torch.arange(cells)[:, None], torch.arange(length)
+        start, end = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
+        return ((position >= start) & (position < end)).to(x.dtype) / (end - start)
+
+    H, W = x.shape[-2:]
+    return weights(H, size[0]) @ x @ weights(W, size[1]).T
+
+
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Without the warnings and notices of torch's exporter, none of which a user can act on."""
@@ -285,6 +307,11 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
     raise ValueError
 
 
+def _unknown_operators(graph: Any) -> list[str]:
+    known = set(OPERATORS.split())
+    return sorted({str(node.op_type) for node in graph.node if node.domain or node.op_type not in known})
+
+
 def _refuse_unknown(path: Path, model: Any) -> None:
     """InputError for anything in a file that a network does not need: anybody could have made it."""
     import onnx
@@ -298,10 +325,8 @@ def _refuse_unknown(path: Path, model: Any) -> None:
     nested = any(each.HasField("g") or each.graphs for each in attributes)
     if nested or sparse or graph.sparse_initializer or model.functions or model.training_info:
         raise InputError(path, "holds more than one graph", FIX)
-    known = set(OPERATORS.split())
-    unknown = {str(node.op_type) for node in graph.node if node.domain or node.op_type not in known}
-    if unknown:
-        raise InputError(path, f"holds operators that no network of ours has ({', '.join(sorted(unknown)[:3])})", FIX)
+    if unknown := _unknown_operators(graph):
+        raise InputError(path, f"holds operators that no network of ours has ({', '.join(unknown[:3])})", FIX)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:

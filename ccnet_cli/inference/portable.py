@@ -4,13 +4,15 @@ import copy
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
+from ccnet_cli.errors import InputError, out_of_memory
 from ccnet_cli.models.network import CCNet
 
 SUFFIX = ".pt2"
@@ -38,7 +40,8 @@ def program(model: CCNet) -> ExportedProgram:
     """The main scores as a graph of torch's own operators, for any batch and for images of 9 pixels a side or more."""
     growing = dict.fromkeys((0, 2, 3), Dim.DYNAMIC)
     example = torch.zeros(2, 3, 65, 97)
-    with torch.no_grad(), warnings.catch_warnings():
+    fix = "write its parts in operators that torch.export follows, or use --format weights"
+    with torch.no_grad(), warnings.catch_warnings(), translate_errors("torch.export cannot trace it", fix):
         warnings.simplefilter("ignore")
         traced = torch.export.export(portable(model), (example,), dynamic_shapes=(growing,))
         fold_batch_norms(traced)
@@ -48,13 +51,27 @@ def program(model: CCNet) -> ExportedProgram:
     return traced
 
 
+@contextmanager
+def translate_errors(what: str, fix: str) -> Iterator[None]:
+    """Raise an InputError about the network for whatever torch's exporters raise, but for lack of memory."""
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise InputError("network", f"{what} ({reason})", fix) from error
+
+
 def fold_batch_norms(traced: ExportedProgram) -> None:
     """Fold each batch norm of the graph into the convolution before it, if no other node uses what the two hold."""
-    graph, signature, state = traced.graph, traced.graph_signature, traced.state_dict
+    graph, signature = traced.graph, traced.graph_signature
+    state: dict[str, Any] = traced.state_dict
     targets = {spec.arg.name: spec.target for spec in signature.input_specs if spec.target in state}
 
     def value(node: Any) -> Tensor:
-        return state[targets[node.name]].double()
+        tensor: Tensor = state[targets[node.name]]
+        return tensor.double()
 
     def is_private(node: Any) -> bool:
         return isinstance(node, fx.Node) and len(node.users) == 1 and (node.name in targets or node.target is CONV)

@@ -1,4 +1,4 @@
-"""Read a file that torch.save wrote, by whomever, and run nothing that is in it.
+"""Read a file that anybody wrote with torch.save, and run nothing that is in it.
 
 Before torch sees a file, its pickles are read as plain opcodes: every name that they would look up must be on the list
 below, and a zip must be stored, not compressed, with every checksum right. What torch then returns is copied, so that
@@ -8,7 +8,7 @@ nothing of the file stays mapped, and each tensor must be backed by bytes of the
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ccnet_cli.errors import InputError, out_of_memory
 
-LARGEST = 8 << 30
+MAX_BYTES = 8 << 30
 # a pickle holds names and shapes, never the weights; ten thousand tensors take one megabyte
-LARGEST_PICKLE = 64 << 20
-DEEPEST = 32
+MAX_PICKLE_BYTES = 64 << 20
+MAX_DEPTH = 32
 FIX = "give a checkpoint, or a file of weights that torch.save wrote"
 
 NUMPY = {f"numpy{core}.multiarray.scalar" for core in (".core", "._core")} | {"numpy.dtype", "_codecs.encode"}
@@ -43,7 +43,7 @@ SAFE = {
     "torch.serialization._get_layout",
 }
 DTYPES = {f"torch.{name}" for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)}
-# what a file's first bytes say it is, where it is no file of torch's
+# the first bytes of other files -> what they are, and what to do
 SIGNATURES = {
     b"version https://git-lfs": ("a git-lfs pointer, not the file itself", "run git lfs pull"),
     b"\x1f\x8b": ("a gzip archive", "unpack it first"),
@@ -57,12 +57,12 @@ SIGNATURES = {
 
 
 def read(path: Path) -> Any:
-    """What torch.save put into the file, in plain containers, numbers and dense CPU tensors; InputError says why not.
+    """What torch.save put into the file, in plain containers, numbers and dense CPU tensors; InputError if it did not.
 
     Zip and legacy files are read, CUDA tensors moved to the CPU, numpy scalars made plain numbers.
     """
-    size, head = _begin(path)
-    # the very mark that torch goes by
+    size, head = _read_head(path)
+    # the signature that torch itself goes by
     zipped = head.startswith(b"PK\x03\x04")
     names = _zip_names(path, size) if zipped else _legacy_names(path, head)
     scalars = bool(names & {f"numpy{core}.multiarray.scalar" for core in (".core", "._core")})
@@ -70,28 +70,25 @@ def read(path: Path) -> Any:
     try:
         with warnings.catch_warnings(), _numpy_scalars() if scalars else nullcontext():
             warnings.simplefilter("ignore")
-            # mapped, a tensor that claims more than its record holds is an error; read, it would be a wild access
+            # mapped: a tensor that claims more than its record holds is then an error, not a wild access
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-        return _Copy(path, 2 * size).of(content)
+        return _Copier(path, 2 * size).copy(content)
     except InputError:
         raise
     except Exception as error:
         if out_of_memory(error):
             raise
-        # torch fails in a dozen ways, once without a word
+        # torch fails in a dozen ways, one of them without a message
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise InputError(path, f"damaged, or no file of torch's ({reason})", FIX) from None
 
 
-def _begin(path: Path) -> tuple[int, bytes]:
+def _read_head(path: Path) -> tuple[int, bytes]:
     """Size and first bytes of a regular file that could be torch's."""
     if not path.exists():
         raise InputError(path, "does not exist", "give the path of a checkpoint")
     if not path.is_file():
         raise InputError(path, "not a regular file", FIX)
-    if path.suffix.lower() == ".onnx":
-        why = "an ONNX file, which holds neither attention maps nor weights to go on from"
-        raise InputError(path, why, "give the checkpoint that it was exported from")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -100,11 +97,15 @@ def _begin(path: Path) -> tuple[int, bytes]:
         raise InputError(path, f"cannot be read ({error.strerror})", "check its permissions") from None
     if not head:
         raise InputError(path, "empty", FIX)
-    if size > LARGEST:
-        raise InputError(path, f"larger than {LARGEST >> 30} GiB", "give the weights alone")
+    if size > MAX_BYTES:
+        raise InputError(path, f"larger than {MAX_BYTES >> 30} GiB", "give the weights alone")
     for signature, (what, fix) in SIGNATURES.items():
         if head.lstrip().startswith(signature):
             raise InputError(path, what, fix)
+    # an ONNX file: its version, then its producer, graph or operator sets
+    if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x3a", b"\x42"):
+        why = "an ONNX file, which holds neither attention maps nor weights to go on from"
+        raise InputError(path, why, "give the checkpoint that it was exported from")
     if head[257:262] == b"ustar":
         raise InputError(path, "a tar archive", "unpack it first, or save it with a torch of 2018 or newer")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
@@ -124,15 +125,15 @@ def _zip_names(path: Path, size: int) -> set[str]:
             kinds = {member.filename.partition("/")[2].partition("/")[0] for member in members}
             if kinds & {"constants.pkl", "code"}:
                 raise InputError(path, "a TorchScript program, not weights", "save the model's state_dict() instead")
-            found = [member for member in members if member.filename.partition("/")[2] == "data.pkl"]
-            if len(found) != 1:
+            pickles = [member for member in members if member.filename.partition("/")[2] == "data.pkl"]
+            if len(pickles) != 1:
                 raise InputError(path, "an archive that torch.save did not write", FIX)
             damaged = archive.testzip()
             if damaged is not None:
                 raise InputError(path, f"damaged in {damaged}", "download or copy it again")
-            if found[0].file_size > LARGEST_PICKLE:
+            if pickles[0].file_size > MAX_PICKLE_BYTES:
                 raise InputError(path, "its pickle is larger than any of weights", FIX)
-            with archive.open(found[0]) as file:
+            with archive.open(pickles[0]) as file:
                 return _names(path, file)
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, EOFError, RuntimeError):
         raise InputError(path, "damaged, or cut short", "download or copy it again") from None
@@ -155,12 +156,12 @@ def _names(path: Path, file: BinaryIO | Any) -> set[str]:
     start = file.tell()
     try:
         for opcode, argument, position in pickletools.genops(file):
-            if position - start > LARGEST_PICKLE:
+            if position is not None and position - start > MAX_PICKLE_BYTES:
                 raise InputError(path, "its pickle is larger than any of weights", FIX)
             if opcode.name in ("GLOBAL", "INST"):
                 names.add(str(argument).replace(" ", ".", 1))
             elif opcode.proto > 3:
-                # its names come from the stack, where they cannot be told without running it
+                # its names come from the stack, so they are unknown until it runs
                 raise InputError(path, "pickled with protocol 4 or newer", "save it with torch.save's own protocol, 2")
     except InputError:
         raise
@@ -191,28 +192,29 @@ def _numpy_scalars() -> AbstractContextManager[None]:
     return context
 
 
-class _Copy:
-    """A copy of a file's content that owns its memory; a tensor or container named twice is copied once."""
+class _Copier:
+    """Copies a file's content into memory of its own; a tensor or container that occurs twice is copied once."""
 
     def __init__(self, path: Path, allowance: int) -> None:
         self.path = path
         # shared storages could otherwise be multiplied without end
         self.allowance = allowance
-        self.done: dict[Any, Any] = {}
+        self.copies: dict[Any, Any] = {}
 
-    def of(self, value: Any, depth: int = 0) -> Any:
+    def copy(self, value: Any, depth: int = 0) -> Any:
+        """The value in plain containers, numbers and tensors; InputError for anything else."""
         if isinstance(value, Tensor):
             return self._tensor(value)
         if isinstance(value, np.generic):
             return value.item()
         if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.device):
             return value
-        if depth > DEEPEST:
+        if depth > MAX_DEPTH:
             raise InputError(self.path, "nested deeper than any checkpoint", FIX)
-        if id(value) not in self.done:
-            # the original is kept beside its copy: its id must not be given to another object
-            self.done[id(value)] = value, self._container(value, lambda inner: self.of(inner, depth + 1))
-        return self.done[id(value)][1]
+        if id(value) not in self.copies:
+            # the original stays alive beside its copy: its id must not be reused
+            self.copies[id(value)] = value, self._container(value, lambda inner: self.copy(inner, depth + 1))
+        return self.copies[id(value)][1]
 
     def _container(self, value: Any, copy: Callable[[Any], Any]) -> Any:
         if isinstance(value, dict):
@@ -234,21 +236,10 @@ class _Copy:
             why = f"a tensor of shape {tuple(tensor.shape)} stands on {storage.nbytes()} bytes"
             raise InputError(self.path, why, FIX)
         view = (storage.data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
-        if view not in self.done:
+        if view not in self.copies:
             self.allowance -= needed
             if self.allowance < 0:
                 raise InputError(self.path, "its tensors overlap beyond its size", FIX)
-            self.done[view] = tensor.detach().clone()
-        return self.done[view]
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in what read returned."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from tensors(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from tensors(inner)
+            self.copies[view] = tensor.detach().clone()
+        copy: Tensor = self.copies[view]
+        return copy
