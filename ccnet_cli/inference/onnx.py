@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ccnet_cli.errors import InputError, out_of_memory
-from ccnet_cli.inference.portable import translate_errors
+from ccnet_cli.inference.portable import exporting
 from ccnet_cli.models.network import Normalisation
 
 SUFFIX = ".onnx"
@@ -71,9 +69,9 @@ def write(traced: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
     size = sum(tensor.nbytes for tensor in traced.state_dict.values())
     if size > MAX_BYTES - MAX_GRAPH_BYTES:
         raise InputError("ONNX", f"{size} bytes of weights, a file holds 2 GiB", "use --format torch-export")
-    if traced.graph.find_nodes(op="call_function", target=ADAPTIVE_POOL):
-        traced = traced.run_decompositions({ADAPTIVE_POOL: _pool_adaptively})
-    with _quiet_exporter(), translate_errors("torch cannot write it", "use --format torch-export"):
+    with exporting("torch cannot write it", "use --format torch-export"):
+        if traced.graph.find_nodes(op="call_function", target=ADAPTIVE_POOL):
+            traced = traced.run_decompositions({ADAPTIVE_POOL: _pool_adaptively})
         exported: Any = torch.onnx.export(
             traced, dynamo=True, opset_version=OPSET, input_names=["image"], output_names=["scores"], verbose=False
         )
@@ -229,20 +227,6 @@ def _pool_adaptively(x: Tensor, size: Sequence[int]) -> Tensor:
 
     H, W = x.shape[-2:]
     return weights(H, size[0]) @ x @ weights(W, size[1]).T
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Without the warnings and notices of torch's exporter, none of which a user can act on."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def _seal(graph: bytes | memoryview, text: str) -> str:

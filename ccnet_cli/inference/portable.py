@@ -3,9 +3,10 @@
 import copy
 import io
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -41,8 +42,7 @@ def program(model: CCNet) -> ExportedProgram:
     growing = dict.fromkeys((0, 2, 3), Dim.DYNAMIC)
     example = torch.zeros(2, 3, 65, 97)
     fix = "write its parts in operators that torch.export follows, or use --format weights"
-    with torch.no_grad(), warnings.catch_warnings(), translate_errors("torch.export cannot trace it", fix):
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), exporting("torch.export cannot trace it", fix):
         traced = torch.export.export(portable(model), (example,), dynamic_shapes=(growing,))
         fold_batch_norms(traced)
     for node in traced.graph.nodes:
@@ -52,15 +52,24 @@ def program(model: CCNet) -> ExportedProgram:
 
 
 @contextmanager
-def translate_errors(what: str, fix: str) -> Iterator[None]:
-    """Raise an InputError about the network for whatever torch's exporters raise, but for lack of memory."""
+def exporting(what: str, fix: str) -> Iterator[None]:
+    """Silence torch's exporters, and raise an InputError about the network for whatever they raise.
+
+    None of their warnings and log lines is one that a user can act on.
+    """
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
     except Exception as error:
         if out_of_memory(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise InputError("network", f"{what} ({reason})", fix) from error
+    finally:
+        logging.disable(level)
 
 
 def fold_batch_norms(traced: ExportedProgram) -> None:
