@@ -25,7 +25,7 @@ Line = Sequence[tuple[float, float]]
 DPI = 100
 # pixels of a panel of lines and of a cell of the confusion matrix
 PANEL_WIDTH, PANEL_HEIGHT, CELL = 480, 360, 44
-# up to so many points each gets a dot
+# lines of at most that many points have dots
 MAX_DOTS = 40
 FONT_SIZE = 9.0
 # colours that colour-blind eyes tell apart (Okabe and Ito, 2008)

@@ -19,30 +19,30 @@ async function inflate(bytes) {
   return new Response(stream).arrayBuffer();
 }
 
-/** The arrays that a directory {name: [type, offset, length]} finds in a buffer. */
+/** The arrays of a buffer by its directory {name: [type, offset, length]}. */
 function unpack(directory, buffer) {
-  const found = {};
+  const arrays = {};
   for (const [name, [type, offset, length]] of Object.entries(directory)) {
     // 16-bit values lie in two planes, all low bytes before all high ones, which compresses better
-    found[name] = type.length === 3 ? joined(buffer, offset, length, type) : new TYPES[type](buffer, offset, length);
+    arrays[name] = type.length === 3 ? joinPlanes(buffer, offset, length, type) : new TYPES[type](buffer, offset, length);
   }
-  return found;
+  return arrays;
 }
 
-function joined(buffer, offset, length, type) {
+function joinPlanes(buffer, offset, length, type) {
   const bytes = new Uint8Array(buffer, offset, 2 * length);
   const values = new TYPES[type.slice(0, 2)](length);
-  // signed values were raised, so that small ones of either sign have the same high byte
-  const raised = type === "i2p" ? 128 : 0;
-  for (let i = 0; i < length; i++) values[i] = (bytes[i] | (bytes[length + i] << 8)) - raised;
+  // 128 was added to signed values, so that small ones of either sign have the same high byte
+  const added = type === "i2p" ? 128 : 0;
+  for (let i = 0; i < length; i++) values[i] = (bytes[i] | (bytes[length + i] << 8)) - added;
   return values;
 }
 
-/** A pass whose weights were embedded: code c of a pixel stands for the weight scale * (c / levels)^2 * gain of its target. */
+/** A pass from embedded weights: code c of a pixel means the weight scale * (c / levels)^2 * gain of its target. */
 function passOfWeights(grid, { codes, scale, gain }, levels) {
   const { height, width } = grid;
   const size = height + width;
-  return remembered(grid, (pixel) => {
+  return memoize(grid, (pixel) => {
     const row = new Float32Array(size);
     const x = pixel % width;
     const factor = scale[pixel] / (levels * levels);
@@ -55,7 +55,7 @@ function passOfWeights(grid, { codes, scale, gain }, levels) {
   });
 }
 
-/** A pass whose queries and keys were embedded, channel by channel: the softmax over the cross is done here. */
+/** A pass from embedded queries and keys, channel by channel: the softmax over the cross is computed here. */
 function passOfProjections(grid, { query, key }, step) {
   const { height, width } = grid;
   const count = height * width;
@@ -67,27 +67,27 @@ function passOfProjections(grid, { query, key }, step) {
     for (let c = 0; c < channels; c++) sum += queries[from * channels + c] * keys[to * channels + c];
     return sum;
   };
-  return remembered(grid, (pixel) => {
+  return memoize(grid, (pixel) => {
     const energies = new Float64Array(height + width);
     const x = pixel % width;
     for (let i = 0; i < height; i++) energies[i] = energy(pixel, i * width + x);
     for (let j = 0; j < width; j++) energies[height + j] = energy(pixel, pixel - x + j);
-    // the pixel lies on both arms and counts once, in its row
+    // the pixel lies on both arms: count it once, in its row
     energies[(pixel - x) / width] = -Infinity;
     return softmax(energies);
   });
 }
 
 function pixelMajor(values, count, channels, step) {
-  const turned = new Float32Array(values.length);
+  const transposed = new Float32Array(values.length);
   for (let c = 0; c < channels; c++) {
-    for (let p = 0; p < count; p++) turned[p * channels + c] = values[c * count + p] * step;
+    for (let p = 0; p < count; p++) transposed[p * channels + c] = values[c * count + p] * step;
   }
-  return turned;
+  return transposed;
 }
 
 function softmax(energies) {
-  // plain loops: each time the pointer moves, hundreds of rows may be new
+  // plain loops for speed: a move of the pointer may need hundreds of new rows
   let most = -Infinity;
   for (const energy of energies) most = Math.max(most, energy);
   const row = new Float32Array(energies.length);
@@ -97,66 +97,65 @@ function softmax(energies) {
   return row;
 }
 
-/** Rows are needed again and again while the pointer moves, few of them at all: each is computed once, when asked for. */
-function remembered({ height, width }, compute) {
+/** Compute each row on first use: while the pointer moves, few rows are needed, and those again and again. */
+function memoize({ height, width }, compute) {
   const rows = new Array(height * width);
   return (pixel) => (rows[pixel] ??= compute(pixel));
 }
 
-/** Each pixel's share of a map, spread over its cross as a pass does. */
+/** Spread each pixel's weight in a map over its cross, as a pass does. */
 function spread(rowOf, { height, width }, map) {
   const out = new Float64Array(map.length);
   for (let pixel = 0; pixel < map.length; pixel++) {
-    const share = map[pixel];
-    if (share === 0) continue;
+    const weight = map[pixel];
+    if (weight === 0) continue;
     const row = rowOf(pixel);
     const x = pixel % width;
-    for (let i = 0; i < height; i++) out[i * width + x] += share * row[i];
-    for (let j = 0; j < width; j++) out[pixel - x + j] += share * row[height + j];
+    for (let i = 0; i < height; i++) out[i * width + x] += weight * row[i];
+    for (let j = 0; j < width; j++) out[pixel - x + j] += weight * row[height + j];
   }
   return out;
 }
 
 /**
- * Where a pixel looks through the first `recurrence` passes; sums to 1.
+ * The map of a pixel through the first `recurrence` passes; sums to 1.
  *
- * The last pass is where it looks first. With residual > 0 each pass also keeps what was there: (I + residual A), its
- * weights scaled to sum to 1.
+ * The last pass comes first. With residual > 0 each pass is (I + residual A), scaled so that its weights sum to 1.
  */
 function compose(passes, grid, pixel, recurrence, residual = 0) {
   let map = new Float64Array(grid.height * grid.width);
   map[pixel] = 1;
   for (let pass = recurrence - 1; pass >= 0; pass--) {
-    const attended = spread(passes[pass], grid, map);
-    map = residual ? attended.map((value, i) => (residual * value + map[i]) / (residual + 1)) : attended;
+    const next = spread(passes[pass], grid, map);
+    map = residual ? next.map((value, i) => (residual * value + map[i]) / (residual + 1)) : next;
   }
   return Float32Array.from(map);
 }
 
-/** The cell that weighs most in a pixel where the network enlarges its scores; the lower one of two alike. */
+/** The cell with the largest weight in a pixel when the network enlarges its scores; of two equal ones, the lower. */
 function cellOf(pixel, pixels, cells, alignCorners) {
   const exact = alignCorners ? (pixel * (cells - 1)) / Math.max(pixels - 1, 1) : ((pixel + 0.5) * cells) / pixels - 0.5;
   return Math.min(Math.max(Math.ceil(exact - 0.5 - 1e-9), 0), cells - 1);
 }
 
-/** A pixel in the middle of what cellOf gives to a cell. */
+/** The middle one of the pixels that cellOf maps to a cell. */
 function pixelOf(cell, pixels, cells, alignCorners) {
   const exact = alignCorners ? (cell * (pixels - 1)) / Math.max(cells - 1, 1) : ((cell + 0.5) * pixels) / cells - 0.5;
   return Math.min(Math.max(Math.round(exact), 0), pixels - 1);
 }
 
-/** The edges, in pixels, between which a cell weighs most. */
+/** The edges, in pixels, between which a cell has the largest weight. */
 function extent(cell, pixels, cells, alignCorners) {
-  const at = (edge) =>
+  const position = (edge) =>
     alignCorners ? (edge * (pixels - 1)) / Math.max(cells - 1, 1) + 0.5 : ((edge + 0.5) * pixels) / cells;
   const inside = (value) => Math.min(Math.max(value, 0), pixels);
-  return cells === 1 ? [0, pixels] : [inside(at(cell - 0.5)), inside(at(cell + 0.5))];
+  return cells === 1 ? [0, pixels] : [inside(position(cell - 0.5)), inside(position(cell + 0.5))];
 }
 
 const onCross = (index, pixel, width) =>
   index % width === pixel % width || Math.floor(index / width) === Math.floor(pixel / width);
 
-/** What a map says in numbers: weights on and off the cross and per class, entropy in bits, and the largest weight. */
+/** Statistics of a map: weights on and off the cross and per class, entropy in bits, index of the largest weight. */
 function describe(map, { width }, pixel, classes, classCount) {
   const byClass = new Float64Array(classCount);
   let on = 0;
@@ -175,21 +174,21 @@ function describe(map, { width }, pixel, classes, classCount) {
 
 function percentile(values, percent) {
   const sorted = Float32Array.from(values).sort();
-  const place = ((sorted.length - 1) * percent) / 100;
-  const low = Math.floor(place);
+  const position = ((sorted.length - 1) * percent) / 100;
+  const low = Math.floor(position);
   const high = Math.min(low + 1, sorted.length - 1);
-  return sorted[low] + (sorted[high] - sorted[low]) * (place - low);
+  return sorted[low] + (sorted[high] - sorted[low]) * (position - low);
 }
 
 /**
- * The weight that gets the brightest colour: a percentile of those off the cross, of those on it where the others are
- * 0. After two passes half of the attention may still lie on the cross: scaled by it, the rest would be black.
+ * The weight that gets the brightest colour: a percentile of the weights off the cross or, if those are 0, of those on
+ * it. After two passes half of the weight may still lie on the cross: scaled by it, the rest would be black.
  */
 function clipLimit(map, { width }, pixel, percent) {
   const off = map.filter((_, index) => !onCross(index, pixel, width));
   const on = map.filter((_, index) => onCross(index, pixel, width));
   const limits = [off, on].filter((part) => part.length).map((part) => percentile(part, percent));
   const most = map.reduce((a, b) => Math.max(a, b), 0);
-  // a map with all its weight in a few cells has next to nothing at its percentile, and would show noise
+  // with all weight in a few cells, the percentile is close to 0 and the map would show noise
   return Math.max(limits.find((limit) => limit > 0) ?? 1, most / 100);
 }

@@ -2,11 +2,11 @@
 
 // The pictures: from maps and class numbers to pixels on a canvas.
 
-// on a logarithmic scale, how many powers of ten lie below the brightest colour
+// powers of ten below the brightest colour on a logarithmic scale
 const DECADES = 4;
 const RING = "#78ff3c";
 
-/** How each of so many pixels mixes two neighbouring cells, as the network enlarges its scores. */
+/** The two cells that each of `pixels` pixels mixes, and how, when the network enlarges its scores. */
 function neighbours(pixels, cells, alignCorners) {
   const low = new Int32Array(pixels);
   const high = new Int32Array(pixels);
@@ -22,10 +22,10 @@ function neighbours(pixels, cells, alignCorners) {
   return { low, high, fraction };
 }
 
-/** A map (grid) at a panel's size; rows and columns are the neighbours of its two axes. */
+/** A map (grid) at a panel's size; rows and columns are the neighbours along its two axes. */
 function enlarge(map, width, rows, columns) {
   const out = new Float32Array(rows.low.length * columns.low.length);
-  let at = 0;
+  let index = 0;
   for (let y = 0; y < rows.low.length; y++) {
     const top = rows.low[y] * width;
     const bottom = rows.high[y] * width;
@@ -36,13 +36,13 @@ function enlarge(map, width, rows, columns) {
       const across = columns.fraction[x];
       const above = map[top + left] + (map[top + right] - map[top + left]) * across;
       const below = map[bottom + left] + (map[bottom + right] - map[bottom + left]) * across;
-      out[at++] = above + (below - above) * down;
+      out[index++] = above + (below - above) * down;
     }
   }
   return out;
 }
 
-/** A weight's place on the colour scale, 0 to 1. */
+/** A weight's position on the colour scale, 0 to 1. */
 function shade(weight, limit, logarithmic) {
   const linear = Math.min(weight / limit, 1);
   return logarithmic ? Math.max(1 + Math.log10(Math.max(linear, 1e-30)) / DECADES, 0) : linear;
@@ -50,14 +50,14 @@ function shade(weight, limit, logarithmic) {
 
 /** Shades of a panel as colours over its dimmed grey picture: more opaque where larger, nowhere less than `opacity`. */
 function paintShades(pixels, grey, shades, table, opacity) {
-  for (let i = 0, at = 0; i < shades.length; i++, at += 4) {
+  for (let i = 0, offset = 0; i < shades.length; i++, offset += 4) {
     const colour = 3 * Math.round(255 * shades[i]);
     const alpha = opacity + (1 - opacity) * Math.sqrt(shades[i]);
     const below = grey[i] * (1 - alpha);
-    pixels[at] = below + table[colour] * alpha;
-    pixels[at + 1] = below + table[colour + 1] * alpha;
-    pixels[at + 2] = below + table[colour + 2] * alpha;
-    pixels[at + 3] = 255;
+    pixels[offset] = below + table[colour] * alpha;
+    pixels[offset + 1] = below + table[colour + 1] * alpha;
+    pixels[offset + 2] = below + table[colour + 2] * alpha;
+    pixels[offset + 3] = 255;
   }
 }
 
@@ -166,8 +166,8 @@ function paintBar(context, table, left, top, width, height) {
   // between two pixels every line of it would be half as strong
   const begin = Math.round(left);
   for (let x = 0; x < width; x++) {
-    const at = 3 * Math.round((255 * x) / Math.max(width - 1, 1));
-    context.fillStyle = `rgb(${table[at]} ${table[at + 1]} ${table[at + 2]})`;
+    const offset = 3 * Math.round((255 * x) / Math.max(width - 1, 1));
+    context.fillStyle = `rgb(${table[offset]} ${table[offset + 1]} ${table[offset + 2]})`;
     context.fillRect(begin + x, top, 1, height);
   }
 }

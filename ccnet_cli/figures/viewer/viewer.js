@@ -3,11 +3,11 @@
 // The page: what is shown, and what mouse, touch and keyboard do to it.
 //
 // For scripts and tests, window.ccnet offers
-//   ready                      a promise that holds once everything can be called
-//   map(x, y, recurrence)      the Float32Array (h * w) of the weights that sum to 1, as the network has them: from the
-//                              image's pixel (x, y) through so many passes, whatever the controls say
+//   ready                      a promise that resolves once everything can be called
+//   map(x, y, recurrence)      the network's weights as Float32Array (h * w), which sum to 1: from the image's pixel
+//                              (x, y) through `recurrence` passes, independent of the controls
 //   cell(x, y)                 the feature cell [x, y] of a pixel
-//   look(x, y)                 show a pixel, at once; returns the milliseconds that took
+//   look(x, y)                 show a pixel at once; returns the milliseconds that it took
 
 // a panel's pixels, whatever the picture's size: enough for a sharp map, few enough to redraw while the pointer moves
 const PANEL_AREA = 260_000;
@@ -16,15 +16,15 @@ const LISTED_CLASSES = 8;
 const byId = (id) => document.getElementById(id);
 
 function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
 }
 
 // more of them in a row would make the panels too small
 const COLUMNS = 3;
 
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const percent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
 
 function short(weight) {
   return weight === 0 ? "0" : weight < 0.001 ? weight.toExponential(1) : weight.toPrecision(2);
@@ -32,8 +32,8 @@ function short(weight) {
 
 /** The point of a link #x=..&y=.. that lies in an image, or null. */
 function pointOf(hash, { width, height }) {
-  const found = new URLSearchParams(hash.replace(/^#/, ""));
-  const [x, y] = ["x", "y"].map((name) => (/^\d{1,9}$/.test(found.get(name) ?? "") ? Number(found.get(name)) : NaN));
+  const values = new URLSearchParams(hash.replace(/^#/, ""));
+  const [x, y] = ["x", "y"].map((name) => (/^\d{1,9}$/.test(values.get(name) ?? "") ? Number(values.get(name)) : NaN));
   return x < width && y < height ? { x, y } : null;
 }
 
@@ -100,8 +100,8 @@ function start(page, data) {
     const residual = state.residual ? Math.abs(page.gamma) : 0;
     return passes.map((recurrence) => {
       const map = compose(data.passes, grid, indexOf(cell), recurrence, residual);
-      const told = describe(map, grid, indexOf(cell), data.cells, page.names.length);
-      return { map, ...told, limit: clipLimit(map, grid, indexOf(cell), state.clip) };
+      const statistics = describe(map, grid, indexOf(cell), data.cells, page.names.length);
+      return { map, ...statistics, limit: clipLimit(map, grid, indexOf(cell), state.clip) };
     });
   };
 
@@ -125,9 +125,9 @@ function start(page, data) {
     panel.canvas.id = `map-${recurrence}`;
     const bar = element("canvas", { width: 256, height: 1 });
     bar.setAttribute("aria-hidden", "true");
-    const [low, high, share] = ["low", "high", "share"].map((className) => element("span", { className }));
-    panel.figure.append(element("div", { className: "scale" }, low, bar, high, share));
-    return { ...panel, bar: bar.getContext("2d"), low, high, share, pixels: new ImageData(size.width, size.height) };
+    const [low, high, fractions] = ["low", "high", "fractions"].map((className) => element("span", { className }));
+    panel.figure.append(element("div", { className: "scale" }, low, bar, high, fractions));
+    return { ...panel, bar: bar.getContext("2d"), low, high, fractions, pixels: new ImageData(size.width, size.height) };
   });
   const classPanels = [
     ["Prediction", "prediction", data.prediction],
@@ -175,11 +175,11 @@ function start(page, data) {
   const line = (title, cells) =>
     element("tr", {}, element("th", { scope: "row" }, ...title), ...cells.map((content) => element("td", {}, ...content)));
 
-  const shareCell = (share) => {
+  const fractionCell = (fraction) => {
     const bar = element("span", { className: "bar" });
-    bar.style.width = `${(6 * share).toFixed(2)}rem`;
+    bar.style.width = `${(6 * fraction).toFixed(2)}rem`;
     bar.setAttribute("aria-hidden", "true");
-    return [percent(share), bar];
+    return [percent(fraction), bar];
   };
 
   const classTitle = (id) => {
@@ -189,37 +189,37 @@ function start(page, data) {
     return ["on ", swatch, page.names[id]];
   };
 
-  const showReading = (seen) => {
+  const showReading = (maps) => {
     const head = byId("reading").querySelector("thead");
     const body = byId("reading").querySelector("tbody");
     head.replaceChildren(
       element("tr", {}, element("td"), ...passes.map((r) => element("th", { scope: "col", textContent: `R = ${r}` }))),
     );
     const read = state.read ?? cellAt(state.point);
-    const place = state.read ? pixelAt(read) : state.point;
+    const pixel = state.read ? pixelAt(read) : state.point;
     const classes = page.names
       .map((_, id) => id)
-      .filter((id) => seen.some(({ byClass }) => byClass[id] >= 0.0005))
-      .sort((a, b) => seen.at(-1).byClass[b] - seen.at(-1).byClass[a])
+      .filter((id) => maps.some(({ byClass }) => byClass[id] >= 0.0005))
+      .sort((a, b) => maps.at(-1).byClass[b] - maps.at(-1).byClass[a])
       .slice(0, LISTED_CLASSES);
     const peakText = ({ map, peak }) => {
-      const at = pixelAt({ x: peak % grid.width, y: Math.floor(peak / grid.width) });
-      return [`${short(map[peak])} at (${at.x}, ${at.y})`];
+      const pixel = pixelAt({ x: peak % grid.width, y: Math.floor(peak / grid.width) });
+      return [`${short(map[peak])} at (${pixel.x}, ${pixel.y})`];
     };
     body.replaceChildren(
-      line([`weight ${state.read ? "under the pointer" : "of the point itself"}, (${place.x}, ${place.y})`], seen.map(({ map }) => [short(map[indexOf(read)])])),
-      line(["largest weight"], seen.map(peakText)),
-      line(["entropy"], seen.map(({ entropy }) => [`${entropy.toFixed(2)} bits, like ${(2 ** entropy).toFixed(1)} equal cells`])),
-      line(["on the cross"], seen.map(({ on }) => shareCell(on))),
-      line(["off the cross"], seen.map(({ off }) => shareCell(off))),
-      ...classes.map((id) => line(classTitle(id), seen.map(({ byClass }) => shareCell(byClass[id])))),
+      line([`weight ${state.read ? "under the pointer" : "of the point itself"}, (${pixel.x}, ${pixel.y})`], maps.map(({ map }) => [short(map[indexOf(read)])])),
+      line(["largest weight"], maps.map(peakText)),
+      line(["entropy"], maps.map(({ entropy }) => [`${entropy.toFixed(2)} bits, like ${(2 ** entropy).toFixed(1)} equal cells`])),
+      line(["on the cross"], maps.map(({ on }) => fractionCell(on))),
+      line(["off the cross"], maps.map(({ off }) => fractionCell(off))),
+      ...classes.map((id) => line(classTitle(id), maps.map(({ byClass }) => fractionCell(byClass[id])))),
     );
   };
 
-  const spoken = (seen) => {
+  const announcement = (maps) => {
     const { x, y } = state.point;
-    const maps = seen.map(({ on, off }, i) => `R = ${i + 1}: ${percent(on)} on the cross, ${percent(off)} off it.`);
-    return `Point ${x}, ${y}: ${nameOf(classAt(data.prediction, state.point))}. ${maps.join(" ")}`;
+    const lines = maps.map(({ on, off }, i) => `R = ${i + 1}: ${percent(on)} on the cross, ${percent(off)} off it.`);
+    return `Point ${x}, ${y}: ${nameOf(classAt(data.prediction, state.point))}. ${lines.join(" ")}`;
   };
 
   // ---- drawing everything
@@ -228,34 +228,34 @@ function start(page, data) {
 
   let timer = 0;
   const show = () => {
-    const seen = look(state.point);
+    const maps = look(state.point);
     const table = data.tables[state.colours];
     const cell = cellAt(state.point);
     drawPicture(picture.context, state.point, state.pins);
     mapPanels.forEach((panel, i) => {
-      drawMap(panel, state.point, seen[i]);
+      drawMap(panel, state.point, maps[i]);
       paintBar(panel.bar, table, 0, 0, 256, 1);
-      panel.low.textContent = lowest(seen[i].limit);
-      panel.high.textContent = `≥ ${short(seen[i].limit)}`;
-      panel.share.textContent = `on cross ${percent(seen[i].on)}, off ${percent(seen[i].off)}`;
+      panel.low.textContent = lowest(maps[i].limit);
+      panel.high.textContent = `≥ ${short(maps[i].limit)}`;
+      panel.fractions.textContent = `on cross ${percent(maps[i].on)}, off ${percent(maps[i].off)}`;
     });
     classPanels.forEach((panel) => {
       drawClasses(panel, state.point);
       panel.note.textContent = nameOf(classAt(panel.ids, state.point));
     });
     byId("where").textContent = `(${state.point.x}, ${state.point.y}), cell (${cell.x}, ${cell.y}), ${nameOf(classAt(data.prediction, state.point))}`;
-    showReading(seen);
+    showReading(maps);
     // the link and what is read aloud follow once the point rests
     clearTimeout(timer);
-    timer = setTimeout(() => settle(seen), 200);
+    timer = setTimeout(() => settle(maps), 200);
   };
 
-  const settle = (seen) => {
-    const text = spoken(seen);
+  const settle = (maps) => {
+    const text = announcement(maps);
     byId("status").textContent = text;
     picture.canvas.setAttribute("aria-label", `${page.name}, looking from point ${state.point.x}, ${state.point.y}`);
     mapPanels.forEach(({ canvas }, i) => {
-      const { on, off } = seen[i];
+      const { on, off } = maps[i];
       canvas.setAttribute("aria-label", `Attention map, R = ${i + 1}: ${percent(on)} on the cross, ${percent(off)} off it`);
     });
     classPanels.forEach(({ canvas, title, ids }) =>
@@ -265,10 +265,10 @@ function start(page, data) {
     if (location.hash !== link) history.replaceState(null, "", link);
   };
 
-  let asked = 0;
+  let request = 0;
   const redraw = () => {
-    asked ||= requestAnimationFrame(() => {
-      asked = 0;
+    request ||= requestAnimationFrame(() => {
+      request = 0;
       show();
     });
   };
@@ -403,12 +403,12 @@ function start(page, data) {
         draw(canvas.getContext("2d"));
         return canvas;
       };
-      const seen = look(point);
+      const maps = look(point);
       const name = nameOf(classAt(data.prediction, point));
       return {
         panels: [
           { title: "input", note: `(${point.x}, ${point.y})  ${name}`, canvas: copy((context) => drawPicture(context, point, [])) },
-          ...seen.map((one, i) => ({
+          ...maps.map((one, i) => ({
             title: `R = ${i + 1}`,
             note: `on cross ${percent(one.on)}, off ${percent(one.off)}`,
             scale: [lowest(one.limit), `≥ ${short(one.limit)}`],
