@@ -38,13 +38,13 @@ def assert_near(
 
 
 def assert_equal(names: str, got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Compare results by name, to the bit."""
+    """Compare results by name, to the bit; all nan are equal."""
     failures = []
     for name, mine, wanted in zip(names.split(), got, expected, strict=True):
         assert mine.shape == wanted.shape, f"{name}: shape {tuple(mine.shape)}, not {tuple(wanted.shape)}"
         assert mine.dtype == wanted.dtype, f"{name}: {mine.dtype}, not {wanted.dtype}"
         difference = (mine.detach().double() - wanted.detach().double()).abs().nan_to_num(float("inf"))
-        if not torch.equal(mine, wanted):
+        if not torch.equal(mine.nan_to_num(), wanted.nan_to_num()) or not torch.equal(mine.isnan(), wanted.isnan()):
             failures.append(f"{name}: {float(difference.max()):.1e} off at {_index(difference)}")
     assert failures == []
 

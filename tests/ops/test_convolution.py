@@ -71,6 +71,16 @@ def test_bfloat16_is_rounded_once_at_the_end_and_the_filters_gradient_never(shap
         assert bool(((mine.double() - wanted).abs() <= room).all())
 
 
+def test_bfloat16_results_halfway_between_two_numbers_are_rounded_to_even():
+    ties = [sign * (1 + n * 2**-8) * 2.0**e for sign in (1, -1) for n in (1, 3, 5, 127) for e in (0, -20, 100)]
+    special = [float("nan"), float("inf"), 3.4e38, 2.0**-133, 2.0**-134, 3 * 2.0**-134, 0.0, -0.0]
+    bias = torch.tensor([*ties, *special])
+    x, weight = torch.zeros(1, 32, 5, 6, dtype=torch.bfloat16), torch.ones(32, 32, 3, 3)
+    # nothing else than the bias, which no product rounds
+    out = torch.ops.ccnet.convolution(x, weight, bias, 1)
+    assert_equal("out", [out], [bias.bfloat16()[:, None, None].expand(1, 32, 5, 6)])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_filters_are_kept_and_the_result_added_bent_and_written_in_place(shape, dtype):

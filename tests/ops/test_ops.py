@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+from tensors import assert_near
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet_cli import ops
@@ -82,6 +83,43 @@ def test_gradients_and_their_gradients_match_finite_differences(H, W, name, impl
     own = torch.eye(H + W, H, dtype=torch.bool)[..., None] if name == "affinity" else torch.tensor(False)
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("implementation", ops.implementations())
+def test_own_column_entries_have_no_gradient_whatever_arrives_there(implementation):
+    query, key, _ = (x.float().requires_grad_() for x in qkv(3, 4))
+    own = torch.zeros(2, 7, 3, 4)
+    for i, j in product(range(3), range(4)):
+        own[:, i, i, j] = 1
+    energy = ops.affinity(query, key, implementation)
+    assert torch.equal(energy.isneginf(), own.bool())
+    for grad in (own, own * 1e30, torch.zeros_like(own).masked_fill(own.bool(), float("nan"))):
+        gradients = torch.autograd.grad(energy, (query, key), grad, retain_graph=True)
+        for name, found in zip(("query", "key"), gradients, strict=True):
+            assert found.abs().max() == 0, f"gradient of {name}: {found.abs().max()} from the pixels themselves"
+    # the row's own entries are not masked
+    row = torch.zeros_like(own)
+    for i, j in product(range(3), range(4)):
+        row[:, 3 + j, i, j] = 1
+    d_query, d_key = torch.autograd.grad(energy, (query, key), row)
+    assert torch.equal(d_query, key) and torch.equal(d_key, query)
+
+
+@pytest.mark.parametrize("implementation", ops.implementations())
+@pytest.mark.parametrize("offset", [1000.0, -1000.0])
+def test_an_offset_of_all_energies_changes_no_weight(offset, implementation):
+    query, key, value = (x.float() for x in qkv(4, 5))
+    # one more channel adds the same number to every energy
+    query = torch.cat([query, torch.full((2, 1, 4, 5), abs(offset) ** 0.5)], dim=1)
+    key = torch.cat([key, torch.full((2, 1, 4, 5), offset / abs(offset) ** 0.5)], dim=1)
+    inputs = [x.requires_grad_() for x in (query, key, value)]
+    exact = [x.detach().double()[:, :3].requires_grad_() if x is not value else x.detach().double() for x in inputs]
+    out, expected = ops.criss_cross(*inputs, implementation), ops.criss_cross(*exact, "reference")
+    d_query, d_key = torch.autograd.grad(out.square().sum(), inputs[:2])
+    exact_gradients = torch.autograd.grad(expected.square().sum(), exact[:2])
+    # float32 rounds energies of 1000 to 6e-5
+    got = [out, d_query[:, :3], d_key[:, :3]]
+    assert_near("out d_query d_key", got, [expected, *exact_gradients], 2e-3)
 
 
 @every_implementation
