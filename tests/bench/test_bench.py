@@ -16,7 +16,7 @@ from ccnet_cli.errors import InputError
 from ccnet_cli.models.attention import CrissCrossAttention, RecurrentCrissCross
 from ccnet_cli.ops import reference
 
-WORK, RUN = Work((5, 7), 16, 2, 2), Run("cpu", threads=1, repeats=2, settling=0)
+WORK, RUN = Work((5, 7), 16, 2, 2), Run("cpu", threads=1, repeats=2)
 
 
 def measured(work: Work = WORK, run: Run = RUN, **more) -> Report:
@@ -90,7 +90,7 @@ def test_inputs_take_turns_where_a_cache_would_hold_them(monkeypatch):
         lambda self, x: seen.append((torch.is_grad_enabled(), x.data_ptr())) or whole(self, x),
     )
     monkeypatch.setattr(meter.Meter, "cache_bytes", lambda self: 3 * 4 * 2 * 16 * 35)
-    report = measured(run=Run("cpu", 1, 6, settling=0), implementations=["floor"])
+    report = measured(run=Run("cpu", 1, 6), implementations=["floor"])
     assert report.values["inputs"] == 4
     for gradients in (False, True):
         pointers = [pointer for wanted, pointer in seen if wanted == gradients]

@@ -16,7 +16,7 @@ from ccnet_cli.figures import charts
 from ccnet_cli.media import images
 
 SIZES = [(5, 7), (9, 4)]
-RUN = Run("cpu", threads=1, repeats=1, settling=0)
+RUN = Run("cpu", threads=1, repeats=1)
 
 
 def test_the_non_local_core_is_attention_over_all_pixels():
@@ -64,8 +64,7 @@ def test_a_map_too_large_for_a_non_local_block_has_one_row(monkeypatch, capsys):
     assert "without non-local: needs 9 GiB" in capsys.readouterr().err
 
 
-def test_the_command_prints_writes_and_draws(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Meter, "settle", lambda self, call: call())
+def test_the_command_prints_writes_and_draws(tmp_path, capsys):
     picture, mapping = tmp_path / "g.png", tmp_path / "g.json"
     words = ["bench", "growth", "--sizes", "5x7", "--sizes", "12x12", "--channels", "16", "--repeats", "1"]
     with pytest.raises(SystemExit) as stop:

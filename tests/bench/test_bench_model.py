@@ -23,7 +23,7 @@ PAPER = config.load("cityscapes-r2").model
 SMALL = variant(PAPER, **{"width": 8, "channels": 16, "query_channels": None, "auxiliary_channels": 8})
 SIZES = [(41, 57), (33, 33)]
 RESNET, TINY = (variant(SMALL, backbone=name) for name in ("resnet18", "tiny"))
-RUN = Run("cpu", threads=1, repeats=2, settling=0)
+RUN = Run("cpu", threads=1, repeats=2)
 ONE = {"settings": TINY, "sizes": [(33, 33)], "run": RUN}
 
 

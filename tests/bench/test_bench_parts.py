@@ -12,7 +12,7 @@ from ccnet_cli.models.backbones import BACKBONES
 from ccnet_cli.models.heads import HEADS
 from ccnet_cli.parts import Part, Section, Term
 
-RUN = Run("cpu", threads=1, repeats=1, settling=0)
+RUN = Run("cpu", threads=1, repeats=1)
 
 
 class Settings(Section):

@@ -16,7 +16,7 @@ from ccnet_cli.bench.meter import Meter
 from ccnet_cli.bench.request import Run
 from ccnet_cli.losses.objective import Objective
 
-RUN = Run("cpu", threads=1, repeats=2, settling=0)
+RUN = Run("cpu", threads=1, repeats=2)
 SMALL = (
     "model.backbone=resnet18",
     "model.width=4",

@@ -74,9 +74,8 @@ def test_rates_are_work_over_typical_time(monkeypatch):
     monkeypatch.setattr(Meter, "elapsed", elapsed)
     monkeypatch.setattr(meter, "COPY_BYTES", (4000, 0))
     monkeypatch.setattr(meter, "PRODUCT_SIDE", (10, 0))
-    still = Meter(CPU, settling=0)
-    assert still.copy_rate() == pytest.approx(2 * 4000 / 2e-3 / 1e9)
-    assert still.product_rate(torch.bfloat16) == pytest.approx(2000 / 2e-3 / 1e12)
+    assert Meter(CPU).copy_rate() == pytest.approx(2 * 4000 / 2e-3 / 1e9)
+    assert Meter(CPU).product_rate(torch.bfloat16) == pytest.approx(2000 / 2e-3 / 1e12)
     assert [x.dtype for x in calls] == [torch.float32] * 5 + [torch.bfloat16] * 5
 
 
@@ -123,7 +122,7 @@ def test_a_short_call_is_made_as_often_as_fills_a_turn_and_counts_once(monkeypat
         return 2.0 * counts[-1]
 
     monkeypatch.setattr(Meter, "elapsed", elapsed)
-    (timing,) = Meter(CPU, repeats=3, settling=0).alternate({"a": lambda: made.append(0)}, 25.0).values()
+    (timing,) = Meter(CPU, repeats=3).alternate({"a": lambda: made.append(0)}, 25.0).values()
     # the first, the one that tells how often, and three turns of 26 ms
     assert counts == [1, 1, 13, 13, 13]
     assert (timing.median, timing.least, timing.greatest) == (2, 2, 2)
