@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from functools import cache, cached_property
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,8 @@ class Convolution(nn.Module):
         parts = [part for own in weight.split(list(widths), dim=1) for part in own.split(self.part, dim=1)]
         self.weights = nn.ParameterList(nn.Parameter(part.contiguous(), requires_grad=False) for part in parts)
         self.bias = nn.Parameter(bias, requires_grad=False)
-        self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
+        self.stride, self.dilation = list(conv.stride), list(conv.dilation)
+        self.padding = [int(side) for side in conv.padding]
         self.slope = slope(act)
         self.fused = fused
         suits = convolution.supports(conv) and all(kernels.supports(width, len(weight)) for width in widths)
@@ -84,6 +85,7 @@ class Convolution(nn.Module):
         for index, (x, weight) in enumerate(zip(parts, self.weights, strict=True)):
             bias, slope = self.bias if index == 0 else None, self.slope if index == last else None
             onto = (self._fused if self.fused else self._plain)(x, weight, bias, slope, onto)
+        assert onto is not None
         return onto
 
     def _filtered(self, *inputs: Tensor, onto: Tensor | None) -> Tensor:
@@ -91,6 +93,7 @@ class Convolution(nn.Module):
         for index, (x, own) in enumerate(zip(inputs, self.filters, strict=True)):
             bias = self.bias.float() if index == 0 else None
             onto = kernels.convolve_transformed(x, own, self.dilation[0], bias, onto, after if index == last else 1.0)
+        assert onto is not None
         return onto
 
     def _plain(
@@ -105,7 +108,8 @@ class Convolution(nn.Module):
         operands = (x, weight, bias, self.padding, self.stride, self.dilation, 1)
         name = "none" if slope is None else "leaky_relu" if slope else "relu"
         if onto is None:
-            return torch.ops.mkldnn._convolution_pointwise(*operands, name, [slope] if slope else [], "")
+            out: Tensor = torch.ops.mkldnn._convolution_pointwise(*operands, name, [slope] if slope else [], "")
+            return out
         # after a sum, the operator knows no other activation than ReLU
         torch.ops.mkldnn._convolution_pointwise_.binary(
             onto, *operands, "add", 1.0, name if name == "relu" else None, [], None
@@ -122,8 +126,8 @@ class Engine(nn.Module):
     def __init__(self, model: CCNet, dtype: torch.dtype, fused: bool, images: int = 0) -> None:
         super().__init__()
 
-        def make(*layers: Any, widths: Sequence[int] | None = None, dtype: str | None = None) -> Convolution:
-            return Convolution(*layers, widths=widths, dtype=PRECISIONS[dtype] if dtype else self.dtype, fused=fused)
+        def make(conv: Any, norm: Any = None, act: Any = None, widths: Any = None, dtype: str = "") -> Convolution:
+            return Convolution(conv, norm, act, widths, PRECISIONS[dtype] if dtype else self.dtype, fused)
 
         self.dtype = dtype
         levels = getattr(model.head, "levels", len(model.backbone.channels))
@@ -178,18 +182,17 @@ def prepare(
     """
     dtype = PRECISIONS[precision]
     here = device.type == "cpu"
-    engine = Engine(model, dtype, here and fuses(dtype), images if here and not compiled else 0)
-    engine = engine.to(device, memory_format=torch.channels_last).eval()
+    engine = Engine(model, dtype, here and fuses(dtype), images if here and not compiled else 0).to(device).eval()
+    engine.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if here and images < MIN_IMAGES_FOR_KERNELS:
         for module in engine.modules():
-            attends = hasattr(module, "implementation") and not isinstance(module, nn.Conv2d)
-            if attends and module.implementation == "auto":
-                module.implementation = "gemm"
-    return torch.compile(engine) if compiled else engine
+            if not isinstance(module, nn.Conv2d) and getattr(module, "implementation", None) == "auto":
+                module.__dict__["implementation"] = "gemm"
+    return cast(nn.Module, torch.compile(engine)) if compiled else engine
 
 
 def compiles(choice: str, device: torch.device, images: int) -> bool:
-    """Whether to compile for so many images: off, on, or auto, which does for many of them where it can.
+    """Whether to compile for this many images: off, on, or auto, which does for many of them where it can.
 
     InputError for an unknown choice, and for on where it cannot be had.
     """
@@ -214,13 +217,13 @@ def _obstacle(device: torch.device) -> str | None:
     return None
 
 
-def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> tuple[Tensor, Tensor]:
+def folded(conv: nn.Conv2d, norm: Any = None) -> tuple[Tensor, Tensor]:
     """Weight and bias, float64, of a convolution and the batch norm after it as one convolution."""
     weight = conv.weight.double()
     bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
     if norm is None:
         return weight, bias
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    scale: Tensor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return weight * scale[:, None, None, None], (bias - norm.running_mean.double()) * scale + norm.bias.double()
 
 

@@ -31,9 +31,10 @@ class CrissCrossAttention(nn.Module):
         # what auto measures on CUDA; ops.use replaces it
         self.choices = ops.Choices()
 
-    def project(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
+    def project(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of each pixel in one convolution: (B, C', H, W) twice and (B, C, H, W)."""
-        return self._projected(x_BCHW).split(self.widths, dim=1)
+        query, key, value = self._projected(x_BCHW).split(self.widths, dim=1)
+        return query, key, value
 
     def _projected(self, x_BCHW: Tensor) -> Tensor:
         convs = (self.query_conv, self.key_conv, self.value_conv)
@@ -64,7 +65,7 @@ class CrissCrossAttention(nn.Module):
     def joined_projection(self, dtype: torch.dtype) -> nn.Conv2d:
         """One convolution to query, key and gamma times value: gamma times a sum of values is a sum of these."""
         convs, scales = (self.query_conv, self.key_conv, self.value_conv), (1, 1, self.gamma.to(dtype))
-        joined = nn.utils.skip_init(nn.Conv2d, convs[0].in_channels, sum(self.widths), 1, dtype=dtype)
+        joined: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, convs[0].in_channels, sum(self.widths), 1, dtype=dtype)
         for name in ("weight", "bias"):
             parts = [getattr(conv, name).to(dtype) * scale for conv, scale in zip(convs, scales, strict=True)]
             getattr(joined, name).copy_(torch.cat(parts))
@@ -95,7 +96,8 @@ class PlainCrissCross(nn.Module):
         attention_BHWP = torch.cat([column_BWHH.transpose(1, 2), row_BHWW], dim=3).softmax(dim=3)
         up_BWHC = attention_BHWP[..., :H].transpose(1, 2) @ value.permute(0, 3, 2, 1)
         across_BHWC = attention_BHWP[..., H:] @ value.permute(0, 2, 3, 1)
-        return (up_BWHC.transpose(1, 2) + across_BHWC).permute(0, 3, 1, 2) + x_BCHW
+        out_BCHW: Tensor = (up_BWHC.transpose(1, 2) + across_BHWC).permute(0, 3, 1, 2) + x_BCHW
+        return out_BCHW
 
 
 class RecurrentCrissCross(nn.Module):

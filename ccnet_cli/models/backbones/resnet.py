@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,7 +28,7 @@ class BasicBlock(nn.Module):
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         out += self.downsample(x)
-        return self.relu(out)
+        return torch.relu_(out)
 
 
 class Bottleneck(nn.Module):
@@ -49,7 +50,7 @@ class Bottleneck(nn.Module):
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         out += self.downsample(x)
-        return self.relu(out)
+        return torch.relu_(out)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -115,11 +116,11 @@ class ResNet(nn.Module):
         """Itself for inference; of its maps, the `levels` deepest."""
         depth = range(1, self.stem_depth + 1)
         stem = [make(getattr(self, f"conv{i}"), getattr(self, f"bn{i}"), self.relu) for i in depth]
-        layers = (self.layer1, self.layer2, self.layer3, self.layer4)
+        layers: Any = (self.layer1, self.layer2, self.layer3, self.layer4)
         first, *rest = ([Residual(block, make) for block in layer.children()] for layer in layers)
         return FoldedStages([[*stem, copy.copy(self.maxpool), *first], *rest], levels)
 
-    def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def _run(self, layer: Any, x: Tensor) -> Tensor:
         for block in layer.children():
             recompute = self.recompute and self.training
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
