@@ -2,7 +2,9 @@
 
 from ccnet_cli.cli.options import path_override, view_overrides
 from ccnet_cli.commands import evaluate as evaluation
+from ccnet_cli.commands import explore as pages
 from ccnet_cli.commands import predict as prediction
+from ccnet_cli.commands import visualize as figures
 from ccnet_cli.inference.runtime import Runtime
 from ccnet_cli.inference.views import Views, batch_scores, host_input
 
@@ -28,6 +30,16 @@ def predict(sources, output, checkpoint=None, **options):
     """Segment sources; options are the request's fields, the runtime's, mode, tile, scales and flip."""
     names = tuple(map(str, sources))
     return prediction.predict(prediction.PredictRequest(names, output, checkpoint, **_fields(options)))
+
+
+def visualize(image, points, output, checkpoint=None, **fields):
+    """Draw the figure of an image."""
+    return figures.visualize(figures.VisualizeRequest(image, tuple(points), output, checkpoint, **fields))
+
+
+def explore(images, output, points=(), checkpoint=None, **fields):
+    """Write the pages of images."""
+    return pages.explore(pages.ExploreRequest(tuple(images), output, tuple(points), checkpoint=checkpoint, **fields))
 
 
 def _fields(options, overrides=()):

@@ -1,7 +1,7 @@
 """`ccnet visualize`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from ccnet_cli.cli.options import (
 )
 from ccnet_cli.cli.output import percent, table, write_json
 from ccnet_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from ccnet_cli.commands.visualize import Summary
 
 app = typer.Typer()
 
@@ -71,24 +74,24 @@ def visualize(
 
     R=1 beside R=2, as a figure (attention.png), or with --html as a page to explore.
     """
-    pixels = [point_of(text) for text in points or ()]
-    given = sources or []
-    chosen: dict[str, Any] = {
+    pixels = tuple(point_of(text) for text in points or ())
+    given = tuple(sources or ())
+    common: dict[str, Any] = {
         "checkpoint": checkpoint,
-        "clip": clip,
-        "device": device,
-        "overwrite": overwrite,
         "preset": preset,
-        "overrides": overrides or (),
+        "overrides": tuple(overrides or ()),
+        "device": device,
+        "clip": clip,
+        "overwrite": overwrite,
     }
     if html is not None:
         figures = (("--output", output), ("--compare", compare), ("--maps", maps), ("--json", json_file))
         for option, value in figures:
             if value is not None:
                 raise InputError(f"option {option}", "is for the figure, not for --html", "give one of them")
-        from ccnet_cli.commands.visualize import explore
+        from ccnet_cli.commands.explore import ExploreRequest, explore
 
-        for path in explore(given, html, pixels, label=label, **chosen):
+        for path in explore(ExploreRequest(given, html, pixels, label, **common)):
             print(path)
         return
     if not pixels:
@@ -98,26 +101,33 @@ def visualize(
         raise InputError(what, "only with --html", fix)
     refuse_unwritable(json_file)
     target = output or free_name(Path("attention.png"))
+    from ccnet_cli.commands.visualize import VisualizeRequest
     from ccnet_cli.commands.visualize import visualize as draw
 
-    summary = draw(given[0] if given else None, pixels, target, maps=maps, compare=compare, **chosen)
+    request = VisualizeRequest(given[0] if given else None, pixels, target, compare=compare, maps=maps, **common)
+    _show(draw(request), json_file)
+
+
+def _show(summary: "Summary", json_file: Path | None) -> None:
+    """Print what was drawn, as JSON or as a table of each point and pass."""
     if write_json(summary.to_mapping(), json_file):
         return
-    drawn = [summary, *([summary.compared] if summary.compared else [])]
+    several = summary.compared is not None
+    models = [summary, *([summary.compared] if summary.compared else [])]
     rows = [
         (
             f"{point['point'][0]},{point['point'][1]}",
-            *([one.checkpoint] if compare else []),
+            *([model.checkpoint] if several else []),
             point["class"],
             f"R={r}",
             *map(percent, point[f"r{r}"].values()),
         )
-        for one in drawn
-        for point in one.to_mapping()["points"]
-        for r in range(1, one.recurrence + 1)
+        for model in models
+        for point in model.to_mapping()["points"]
+        for r in range(1, model.recurrence + 1)
     ]
     table(
         f"{summary.image}: where the attention lies, %",
-        ("point", *(["model"] if compare else []), "class", "pass", "own class", "on cross", "off cross"),
+        ("point", *(["model"] if several else []), "class", "pass", "own class", "on cross", "off cross"),
         rows,
     )

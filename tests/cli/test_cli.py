@@ -443,17 +443,80 @@ def test_every_command_that_prints_a_table_writes_json_too():
     assert [path for path in printing if all("--json" not in each.opts for each in COMMANDS[path].params)] == []
 
 
-def test_visualize_prints_json_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_visualize_makes_one_request_and_prints_its_summary(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     from ccnet_cli.commands import visualize
+    from ccnet_cli.figures.attention import Fractions, Point
 
-    fractions = (visualize.Fractions(0.5, 1.0, 0.0), visualize.Fractions(0.75, 0.25, 0.75))
-    point = visualize.Point((3, 4), (0, 0), "car", fractions)
+    fractions = (Fractions(0.5, 1.0, 0.0), Fractions(0.75, 0.25, 0.75))
+    point = Point((3, 4), (0, 0), "car", fractions)
     summary = visualize.Summary("a.png", "b.png", "c.pt", 2, 0.5, (8, 16), (1, 2), (point,))
-    monkeypatch.setattr(visualize, "visualize", lambda *arguments, **settings: summary)
+    requests: list[visualize.VisualizeRequest] = []
+    monkeypatch.setattr(visualize, "visualize", lambda request: requests.append(request) or summary)
     assert call("visualize", "--point", "3,4", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out) == summary.to_mapping()
+    words = "visualize i.png --point 3,4 --point 5,6 -o o.png --checkpoint a.pt --compare b.pt --clip 98 --maps m.npz"
+    assert call(*words.split(), "--device", "cpu", "--overwrite", "--preset", "p", "-s", "seed=1") == 0
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert ["3,4", "car", "R=1", "50.00", "100.00", "0.00"] in cells
+    assert requests == [
+        visualize.VisualizeRequest(None, ((3, 4),), Path("attention.png")),
+        visualize.VisualizeRequest(
+            image=Path("i.png"),
+            points=((3, 4), (5, 6)),
+            output=Path("o.png"),
+            checkpoint=Path("a.pt"),
+            compare=Path("b.pt"),
+            preset="p",
+            overrides=("seed=1",),
+            device="cpu",
+            clip=98,
+            maps=Path("m.npz"),
+            overwrite=True,
+        ),
+    ]
+
+
+def test_visualize_names_the_model_of_each_row_where_two_are_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from ccnet_cli.commands import visualize
+    from ccnet_cli.figures.attention import Fractions, Point
+
+    second, first = (
+        visualize.Summary("a.png", "b.png", name, r, 0.5, (8, 16), (1, 2), (Point((3, 4), (0, 0), "car", (one,) * r),))
+        for name, r, one in (("two.pt", 2, Fractions(0.5, 0.75, 0.25)), ("one.pt", 1, Fractions(0.25, 1.0, 0.0)))
+    )
+    summary = visualize.Summary(**{**vars(first), "compared": second})
+    monkeypatch.setattr(visualize, "visualize", lambda request: summary)
     assert call("visualize", "--point", "3,4") == 0
-    assert "own class" in capsys.readouterr().out
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = [row[1:] for row in cells if len(row) == 7]
+    assert rows[:1] == [["one.pt", "car", "R=1", "25.00", "100.00", "0.00"]]
+    assert [row[2] for row in rows] == ["R=1", "R=1", "R=2"] and rows[1][0] == rows[2][0] == "two.pt"
+
+
+def test_visualize_makes_one_request_of_a_page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    from ccnet_cli.commands import explore
+
+    requests: list[explore.ExploreRequest] = []
+    monkeypatch.setattr(explore, "explore", lambda request: requests.append(request) or [Path("v.html")])
+    words = "visualize i.png --html v.html --point 3,4 --label l.png --checkpoint a.pt --clip 98 --overwrite -s seed=1"
+    assert call(*words.split()) == 0
+    assert capsys.readouterr().out == "v.html\n"
+    assert requests == [
+        explore.ExploreRequest(
+            images=(Path("i.png"),),
+            output=Path("v.html"),
+            points=((3, 4),),
+            label=Path("l.png"),
+            checkpoint=Path("a.pt"),
+            overrides=("seed=1",),
+            clip=98,
+            overwrite=True,
+        )
+    ]
 
 
 @pytest.fixture

@@ -1,19 +1,29 @@
 """Attention maps of a small random network, from the checkpoint to the figure, the arrays and the page."""
 
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from attentive import CLASSES, saved
+from calls import explore, visualize
+from torch import nn
 
-from ccnet_cli.commands.visualize import MOST_POINTS, locate, share, visualize
+from ccnet_cli import config
+from ccnet_cli.commands import visualize as figures
+from ccnet_cli.commands.visualize import MAX_POINTS
 from ccnet_cli.errors import InputError, NonFiniteError
+from ccnet_cli.figures import viewer
 from ccnet_cli.inference.artifact import load_model
+from ccnet_cli.inference.attention import fractions_of, locate
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.media import images
-from ccnet_cli.weights import find
+from ccnet_cli.models.heads import HEADS
+from ccnet_cli.models.network import build
+from ccnet_cli.parts import Part, Section
+from ccnet_cli.runs import checkpoint as checkpoints
 
 POINTS = [(0, 0), (37, 20), (63, 39)]
 
@@ -89,7 +99,7 @@ def test_an_attention_that_is_not_used_is_told(photograph, tmp_path, capfd):
 
 
 def test_without_an_image_the_sample_is_drawn(checkpoint, photograph, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(find, "sample_image", lambda: photograph)
+    monkeypatch.setattr(figures, "sample_image", lambda: photograph)
     summary = visualize(None, [(9, 9)], tmp_path / "a.png", checkpoint)
     assert summary.image == str(photograph) and "sample image" in capfd.readouterr().err
 
@@ -103,7 +113,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(checkpoint, photograph, tmp
         "outside the image": (photograph, [(0, -1)], new),
         "x must lie in 0 to 63, y in 0 to 39": (photograph, [(0, 40)], new),
         "0 given": (photograph, [], new),
-        f"{MOST_POINTS + 1} given": (photograph, [(0, 0)] * (MOST_POINTS + 1), new),
+        f"{MAX_POINTS + 1} given": (photograph, [(0, 0)] * (MAX_POINTS + 1), new),
         "exists": (photograph, [(0, 0)], taken),
         "end in .png": (photograph, [(0, 0)], tmp_path / "new.jpg"),
         "is the image itself": (photograph, [(0, 0)], photograph),
@@ -166,5 +176,79 @@ def test_a_pixel_s_cell_and_class_follow_the_enlarged_scores(H, W, h, w, align_c
 def test_shares_add_what_lies_where():
     map_hw = np.array([[0.1, 0.2, 0.0], [0.3, 0.0, 0.4]])
     own = np.array([[True, False, True], [False, False, True]])
-    part = share(map_hw, (0, 1), own)
+    part = fractions_of(map_hw, (0, 1), own)
     assert (part.own_class, part.on_cross, part.off_cross) == pytest.approx((0.5, 0.8, 0.2))
+
+
+class StrangersHead(nn.Module):
+    """A classifier whose `attend` says that every cell looks evenly along its cross, and nothing more."""
+
+    def __init__(self, inputs, classes):
+        super().__init__()
+        self.classify = nn.Conv2d(inputs, classes, 1)
+
+    def forward(self, features):
+        return self.classify(features[-1])
+
+    def attend(self, features):
+        B, _, h, w = features[-1].shape
+        # a pixel stands on both arms of its cross: it counts in the row
+        own = torch.arange(h)[:, None, None] == torch.arange(h)[:, None]
+        weights = torch.cat([(~own).expand(h, h, w), torch.ones(w, h, w, dtype=torch.bool)]).double()
+        return self.forward(features), [(weights / (h + w - 1)).expand(B, h + w, h, w)]
+
+
+def save_with_head(folder, kind):
+    """A random tiny network's checkpoint with another head."""
+    preset = config.load("toyscapes-r2", [f"model.head.kind={kind}", "model.auxiliary=null", "model.backbone.width=8"])
+    torch.manual_seed(0)
+    state = {
+        "format": checkpoints.FORMAT,
+        "model": build(preset.model, len(CLASSES)).state_dict(),
+        "preset": config.to_mapping(preset),
+        "classes": CLASSES.to_mapping(),
+        "step": 1,
+        "metrics": {},
+    }
+    return checkpoints.save(folder, 1, state, keep=2)
+
+
+def test_a_head_without_attention_is_refused_by_name(photograph, tmp_path):
+    path = save_with_head(tmp_path, "fcn")
+    for draw in (visualize, explore):
+        with pytest.raises(InputError, match="the head fcn has no attention to draw; use a checkpoint with another"):
+            draw(photograph if draw is visualize else [photograph], [(9, 9)], tmp_path / "new.html", path)
+    assert not (tmp_path / "new.html").exists()
+
+
+class EvenSettings(Section):
+    kind: Literal["even"] = "even"
+
+
+@pytest.fixture
+def even(tmp_path, monkeypatch):
+    """A checkpoint with the stranger's head."""
+    part = Part(EvenSettings, lambda settings, channels, classes: StrangersHead(channels[-1], classes))
+    monkeypatch.setitem(HEADS, "even", part)
+    return save_with_head(tmp_path, "even")
+
+
+def test_a_strangers_head_is_asked_for_attend_and_no_more(even, photograph, tmp_path, monkeypatch, capfd):
+    summary = visualize(photograph, [(37, 20)], tmp_path / "a.png", even)
+    (fractions,) = summary.points[0].fractions
+    assert (summary.recurrence, summary.gamma) == (1, None)
+    assert fractions.on_cross == pytest.approx(1) and fractions.off_cross == 0
+    # the page holds the weights, as there are no queries and keys
+    explore([photograph], tmp_path / "a.html", [(37, 20)], even)
+    assert "weights of each pass" in (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert capfd.readouterr().err == ""
+    # a head may attend in another way than along the cross
+    monkeypatch.setattr(StrangersHead, "attend", lambda self, features: (self(features), [torch.ones(1, 40, 5, 8)]))
+    with pytest.raises(InputError, match="head even is not over each cell's row and column"):
+        visualize(photograph, [(37, 20)], tmp_path / "b.png", even)
+
+
+def test_a_page_of_many_cells_needs_queries_and_keys(even, photograph, tmp_path, monkeypatch):
+    monkeypatch.setattr(viewer, "CELLS", 39)
+    with pytest.raises(InputError, match="image of 64x40 pixels: a page holds the weights of at most 39 cells"):
+        explore([photograph], tmp_path / "a.html", checkpoint=even)

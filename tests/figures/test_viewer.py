@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 from attentive import CLASSES, saved
+from calls import explore
 from tiny import picture, write
 
 from ccnet_cli import ops
-from ccnet_cli.commands.visualize import explore, locate
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.figures import viewer
 from ccnet_cli.figures.viewer import payload
 from ccnet_cli.inference.artifact import load_model
+from ccnet_cli.inference.attention import locate
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.media import images
 from ccnet_cli.media.classes import Classes

@@ -1,0 +1,134 @@
+"""Where a network looks: the attention of each pass over an image, and what it says of a point."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccnet_cli.errors import InputError, NonFiniteError, notice
+from ccnet_cli.figures.attention import Fractions, ModelMaps, Point, cross_mask
+from ccnet_cli.inference.artifact import Artifact, load_model
+from ccnet_cli.inference.runtime import to_device
+from ccnet_cli.inference.views import to_input
+from ccnet_cli.media.resampling import interpolation
+from ccnet_cli.models.attention import attention_map
+from ccnet_cli.models.network import CCNet
+
+# H, W the image; h, w the grid of cells on which the network attends; points and cells are (x, y)
+
+# below this weight of the attended features, gamma, the scores hardly depend on the attention
+UNUSED_GAMMA = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class ImageAttention:
+    """A model's run over an image of size (H, W): scores (K, h, w) and the attention of each pass, (1, h + w, h, w).
+
+    projections are query and key of each pass, (1, C', h, w), of a head that has them.
+    """
+
+    artifact: Artifact[CCNet]
+    size: tuple[int, int]
+    scores: Tensor
+    passes: list[Tensor]
+    projections: list[tuple[Tensor, Tensor]]
+
+    @property
+    def cells(self) -> np.ndarray:
+        """The class of each cell, (h, w)."""
+        return self.scores.argmax(dim=0).cpu().numpy()
+
+    @property
+    def gamma(self) -> float | None:
+        """The weight of the attended features; None for a head without one."""
+        gamma = getattr(self.artifact.network.head, "gamma", None)
+        return None if gamma is None else float(gamma)
+
+    def maps(self, points: Sequence[tuple[int, int]]) -> ModelMaps:
+        """The maps of each point after each pass, and what they say."""
+        network, cells = self.artifact.network, self.cells
+        described, maps = [], []
+        for point in points:
+            (x, y), own = locate(self.scores, point, self.size, network.align_corners)
+            counts = range(1, len(self.passes) + 1)
+            of_point = [attention_map(self.passes[:count], y, x).cpu().numpy() for count in counts]
+            fractions = tuple(fractions_of(map_hw, (x, y), cells == own) for map_hw in of_point)
+            described.append(Point(point, (x, y), self.artifact.classes.names[own], fractions))
+            maps.append(of_point)
+        title = "/".join(self.artifact.path.parts[-2:])
+        return ModelMaps(described, maps, network.align_corners, title)
+
+
+def load_attentive(path: Path | None, preset: str | None = None, overrides: Sequence[str] = ()) -> Artifact[CCNet]:
+    """A model whose head has attention to draw; notices say where its maps mean little."""
+    artifact = load_model(path, preset, overrides)
+    head = artifact.network.head
+    if getattr(head, "attend", None) is None:
+        why = f"the head {_kind(artifact)} has no attention to draw"
+        raise InputError(artifact.path, why, "use a checkpoint with another model.head.kind, such as rcca")
+    recurrence, gamma = getattr(head, "recurrence", None), getattr(head, "gamma", None)
+    if recurrence == 0:
+        raise _no_attention(artifact)
+    if recurrence == 1:
+        notice("the model has one pass (R=1): only its R=1 map is drawn")
+    if gamma is not None and abs(gamma) < UNUSED_GAMMA:
+        why = f"the attention is hardly used: its weight gamma is {float(gamma):.1e}"
+        notice(f"{why}; train longer before reading the maps")
+    return artifact
+
+
+def attend(artifact: Artifact[CCNet], image_bgr: np.ndarray, device: torch.device) -> ImageAttention:
+    """Run the model over an image (H, W, 3); NonFiniteError if its attention is not finite."""
+    network = to_device(artifact, device)
+    head = network.head
+    with torch.inference_mode():
+        features = network.backbone(to_input(image_bgr, network.normalisation, device))
+        scores, passes = head.attend(features)
+        project = getattr(head, "projections", None)
+        projections = [] if project is None else project(features)
+    if not passes:
+        raise _no_attention(artifact)
+    h, w = scores.shape[2:]
+    if any(attention.shape != (1, h + w, h, w) for attention in passes):
+        why = f"the attention of the head {_kind(artifact)} is not over each cell's row and column"
+        raise InputError(artifact.path, why, "use a head whose attend gives maps (B, h + w, h, w)")
+    if not all(attention.isfinite().all() for attention in passes):
+        raise NonFiniteError(artifact.path, "its attention is not finite", "use a checkpoint whose weights are sound")
+    height, width = image_bgr.shape[:2]
+    return ImageAttention(artifact, (height, width), scores[0], passes, projections)
+
+
+def locate(
+    scores_Khw: Tensor, point: tuple[int, int], size: tuple[int, int], align_corners: bool
+) -> tuple[tuple[int, int], int]:
+    """The cell (x, y) whose scores weigh most where the network enlarges them to the image, and the pixel's class.
+
+    With align_corners that is the cell nearest to x (w - 1) / (W - 1), y (h - 1) / (H - 1).
+    """
+    (x, y), (H, W), (h, w) = point, size, scores_Khw.shape[1:]
+    row = interpolation(H, h, align_corners)[y].to(scores_Khw)
+    column = interpolation(W, w, align_corners)[x].to(scores_Khw)
+    own = torch.einsum("khw,h,w->k", scores_Khw, row, column).argmax()
+    return (int(column.argmax()), int(row.argmax())), int(own)
+
+
+def fractions_of(map_hw: np.ndarray, cell: tuple[int, int], own_hw: np.ndarray) -> Fractions:
+    """How much of a map that sums to 1 lies where own is true, and on and off the cross of the cell."""
+    height, width = map_hw.shape
+    cross = cross_mask((height, width), cell)
+    weights = map_hw.astype(np.float64)
+    return Fractions(*(float(weights[mask].sum()) for mask in (own_hw, cross, ~cross)))
+
+
+def _kind(artifact: Artifact[CCNet]) -> str:
+    head: Any = artifact.preset.model.head
+    return str(head.kind)
+
+
+def _no_attention(artifact: Artifact[CCNet]) -> InputError:
+    fix = "use a checkpoint with model.head.recurrence 1 or more"
+    return InputError(artifact.path, "the model has no attention (R=0), so there is nothing to draw", fix)
