@@ -215,10 +215,12 @@ def save_with_head(folder, kind):
 
 def test_a_head_without_attention_is_refused_by_name(photograph, tmp_path):
     path = save_with_head(tmp_path, "fcn")
-    for draw in (visualize, explore):
-        with pytest.raises(InputError, match="the head fcn has no attention to draw; use a checkpoint with another"):
-            draw(photograph if draw is visualize else [photograph], [(9, 9)], tmp_path / "new.html", path)
-    assert not (tmp_path / "new.html").exists()
+    words = "the head fcn has no attention to draw; use a checkpoint with another"
+    with pytest.raises(InputError, match=words):
+        visualize(photograph, [(9, 9)], tmp_path / "new.png", path)
+    with pytest.raises(InputError, match=words):
+        explore([photograph], tmp_path / "new.html", checkpoint=path)
+    assert not list(tmp_path.glob("new.*"))
 
 
 class EvenSettings(Section):
