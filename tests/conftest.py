@@ -10,6 +10,8 @@ import pytest
 
 # tensors here are small, and two threads that wait for each other on a busy machine take ten times as long as one
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# as the command line does before it imports torch
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

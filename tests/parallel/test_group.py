@@ -18,6 +18,9 @@ TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a
 SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NODELIST": "n[3-6]"}
 
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
+
+
 # One process
 
 
@@ -210,7 +213,7 @@ def _combine(worker, numbers):
         }
 
 
-def test_processes_combine_their_values(forked_workers):
+def test_processes_combine_their_values():
     assert supervisor.run(_combine, ((7, 9, 5),), 3) == {
         "place": [(0, 0, 3, 0), (1, 1, 3, 0), (2, 2, 3, 0)],
         "sum": [[3 * 2**40 + 21, 5]] * 3,
@@ -236,7 +239,7 @@ def _decide(worker):
         return group.gather(found)
 
 
-def test_rank_0_decides_for_all_and_an_error_is_raised_by_all(forked_workers):
+def test_rank_0_decides_for_all_and_an_error_is_raised_by_all():
     errors = ["NonFiniteError step 3", "InputError file 1"]
     assert supervisor.run(_decide, (), 3) == [[10, 20 + rank, *errors] for rank in range(3)]
 
@@ -268,7 +271,7 @@ def _train(worker):
         return group.gather((module.weight.tolist(), module.weight.grad.tolist(), before, module.seen.item()))
 
 
-def test_replicas_start_from_rank_0_and_average_their_gradients(forked_workers):
+def test_replicas_start_from_rank_0_and_average_their_gradients():
     # the gradient of a rank is its input: (1, 10) and (2, 10)
     expected = [([1.0, 2.0], [1.5, 10.0], seen, 5.0) for seen in (5.0, 6.0)]
     assert supervisor.run(_train, (), 2) == expected
