@@ -1,7 +1,7 @@
 """The criss-cross operators and the table of their implementations; torch loads with the first operator.
 
 Shape legend of this package: B batch, C channels, H height, W width, P = H + W positions on a pixel's cross: first the
-H positions of its column (its own one masked), then the W positions of its row (its own one kept). A name's suffix
+H positions of its column (its own one masked), then the W positions of its row (its own one included). A name's suffix
 spells its axes in order, so ``value_BCHW`` is (B, C, H, W).
 """
 

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ccnet_cli import ops
+from ccnet_cli import config, ops
 from ccnet_cli.errors import InputError
 from ccnet_cli.models.attention import CrissCrossAttention
+from ccnet_cli.models.network import build
 from ccnet_cli.ops import gemm, reference
 from ccnet_cli.parts import extend
 
@@ -64,6 +65,19 @@ def test_an_extension_adds_an_implementation_of_three_operators(table, tmp_path)
     assert len(sys.modules["ccnet_extension_my_attention"].calls) == 3
     compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), attention(x), rtol=0, atol=1e-6)
+
+
+def test_a_preset_names_any_implementation_of_the_table_and_no_other(table, tmp_path):
+    with pytest.raises(
+        InputError, match=r"model\.head\.implementation: must be one of auto, .*numba, found mine; .*--extend"
+    ):
+        config.load("quickstart", ["model.head.implementation=mine"])
+    path = tmp_path / "my_presets_attention.py"
+    path.write_text(EXTENSION)
+    extend([path])
+    loaded = config.load("quickstart", ["model.implementation=mine"])
+    assert loaded.model.head.implementation == "mine"
+    assert build(loaded.model, 3).head.rcca.attention.implementation == "mine"
 
 
 def test_its_own_passes_and_width_are_taken_where_it_has_them(table):

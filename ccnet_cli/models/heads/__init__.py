@@ -14,9 +14,16 @@ This file loads no torch, so that a preset is checked in no time.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from ccnet_cli.parts import Channels, Flag, Fraction, LatePart, Part, Section, Text, late
+from ccnet_cli.ops import IMPLEMENTATIONS
+from ccnet_cli.parts import Channels, Flag, Fraction, LatePart, Part, Section, Text, UnknownPart, late
+
+
+def _in_table(name: str) -> str:
+    if name not in ("auto", *IMPLEMENTATIONS):
+        raise UnknownPart("model.head.implementation", name, ("auto", *IMPLEMENTATIONS))
+    return name
 
 
 class RCCA(Section):
@@ -28,7 +35,7 @@ class RCCA(Section):
     query_channels: Channels | None = None
     activation: Literal["leaky_relu", "relu"] = "leaky_relu"
     dropout: Fraction = 0.1
-    implementation: Text = "auto"
+    implementation: Annotated[Text, AfterValidator(_in_table)] = "auto"
 
 
 class FCN(Section):

@@ -53,7 +53,7 @@ def softmax(group: int, keep: int, pixels: int) -> Callable[..., None]:
     def kernel(energy, stride, arm, H, W, count):
         most = cuda.shared.array(THREADS, float32)
         whole = cuda.shared.array(THREADS, float32)
-        held = cuda.local.array(keep, float32)
+        values = cuda.local.array(keep, float32)
         t = int32(cuda.threadIdx.x)
         lane = int32(t % group)
         pixel = int32(cuda.blockIdx.x * pixels + t // group)
@@ -62,21 +62,21 @@ def softmax(group: int, keep: int, pixels: int) -> Callable[..., None]:
         greatest = float32(-math.inf)
         for i in range(keep):
             position = int32(lane + i * group)
-            held[i] = float32(-math.inf)
+            values[i] = float32(-math.inf)
             if position < width and _valid(position, arm, H, W):
-                held[i] = read(energy, int32(start + position))
-            greatest = max(greatest, held[i])
+                values[i] = read(energy, int32(start + position))
+            greatest = max(greatest, values[i])
         greatest = _greatest(most, t, lane, greatest, group)
         total = float32(0)
         for i in range(keep):
             # a group beyond the last pixel has no entry, and a greatest of -inf
-            held[i] = math.exp(held[i] - greatest) if lane + i * group < width else float32(0)
-            total += held[i]
+            values[i] = math.exp(values[i] - greatest) if lane + i * group < width else float32(0)
+            total += values[i]
         total = _sum(whole, t, lane, total, group)
         for i in range(keep):
             position = int32(lane + i * group)
             if position < width:
-                write(energy, int32(start + position), held[i] / total)
+                write(energy, int32(start + position), values[i] / total)
 
     return kernel
 
