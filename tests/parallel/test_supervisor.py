@@ -1,6 +1,7 @@
 """Workers that fail, hang or are stopped: which error the supervisor raises, and how long that takes."""
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -382,19 +383,18 @@ def test_nodes_that_cannot_be_are_refused(options, option):
     assert str(caught.value).startswith(f"option {option}")
 
 
-def on_two_nodes(work, *arguments, received=(), **options):
+def on_two_nodes(folder, work, *arguments, **options):
     """Run on two nodes, both of this machine; what each answered or raised."""
-    port, answers = free_port(), [None, None]
+    port = free_port()
 
     def start(rank):
-        answers[rank], _ = run(work, *arguments, nodes=Nodes(2, rank, "127.0.0.1", port), **options)
+        answer, _ = run(work, *arguments, nodes=Nodes(2, rank, "127.0.0.1", port), **options)
+        (folder / str(rank)).write_bytes(pickle.dumps(answer))
 
-    threads = [threading.Thread(target=start, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return answers
+    # a fork of a process in which another thread works could wait for that thread's locks
+    nodes = [forked(lambda rank=rank: start(rank)) for rank in range(2)]
+    assert [ended(node) for node in nodes] == [0, 0]
+    return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(2)]
 
 
 def _places(worker):
@@ -402,14 +402,14 @@ def _places(worker):
         return group.gather((group.rank, group.local_rank, group.world_size, int(os.environ["LOCAL_WORLD_SIZE"])))
 
 
-def test_ranks_are_counted_over_the_nodes_and_the_first_answers():
+def test_ranks_are_counted_over_the_nodes_and_the_first_answers(tmp_path):
     places = [(0, 0, 4, 2), (1, 1, 4, 2), (2, 0, 4, 2), (3, 1, 4, 2)]
-    assert on_two_nodes(_places) == [places, None]
+    assert on_two_nodes(tmp_path, _places) == [places, None]
 
 
-def test_nodes_restart_together_and_raise_the_same_error():
-    assert on_two_nodes(_fail_until, 1, "full", processes=1, restarts=1) == [[(0, 1), (1, 1)], None]
-    for error in on_two_nodes(_fail_until, 1, "bad", processes=1, restarts=1):
+def test_nodes_restart_together_and_raise_the_same_error(tmp_path):
+    assert on_two_nodes(tmp_path, _fail_until, 1, "full", processes=1, restarts=1) == [[(0, 1), (1, 1)], None]
+    for error in on_two_nodes(tmp_path, _fail_until, 1, "bad", processes=1, restarts=1):
         assert type(error) is InputError and str(error) == "a: b; c", error
 
 
