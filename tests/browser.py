@@ -124,7 +124,9 @@ class Page:
 
     def settle(self) -> None:
         """Let the page draw what it was asked for, and wait for what follows once the point rests."""
-        self.value("new Promise((done) => setTimeout(() => requestAnimationFrame(() => done(true)), 300))")
+        frame = "new Promise((done) => requestAnimationFrame(done))"
+        # the page draws in the next frame, and 200 ms later updates what follows
+        self.value(f"{frame}.then(() => {frame}).then(() => new Promise((done) => setTimeout(done, 205)))")
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something holds; AssertionError where it never does."""
