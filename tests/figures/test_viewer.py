@@ -585,6 +585,30 @@ def noise(image: np.ndarray, size: tuple[int, int], **attention: object) -> view
     )
 
 
+def test_energies_of_plus_and_minus_a_thousand_have_finite_weights(page, tmp_path):
+    """All weight is spread evenly over the cells of the cross whose key has the sign of the pixel's query."""
+    h, w = 4, 5
+    random = np.random.default_rng(0)
+    key, query = random.permuted(np.repeat([-1.0, 1.0], 10)), random.permuted(np.repeat([-1000.0, 1000.0], 10))
+    image = cv2.resize(picture(8, 10, seed=3), (50, 40))
+    (tmp_path / "a.html").write_text(
+        viewer.render_page(noise(image, (h, w), projections_CN=[(query[None], key[None])] * 2)), encoding="utf-8"
+    )
+    page.open(tmp_path / "a.html")
+    for pixel in range(h * w):
+        row, column = divmod(pixel, w)
+        cross = [y * w + x for y in range(h) for x in range(w) if y == row or x == column]
+        chosen = [cell for cell in cross if key[cell] * query[pixel] > 0]
+        assert chosen
+        x, y = round(column * 49 / (w - 1)), round(row * 39 / (h - 1))
+        assert page.value(f"ccnet.cell({x}, {y})") == [column, row]
+        # null stands for what is not a number
+        shown = np.array(page.value(f"Array.from(ccnet.map({x}, {y}, 1))"), float)
+        expected = np.isin(np.arange(h * w), chosen) / len(chosen)
+        np.testing.assert_allclose(shown, expected, atol=1e-6, err_msg=f"the map of cell ({column}, {row})")
+    assert page.complaints() == []
+
+
 def test_even_noise_of_97x97_cells_stays_below_5_mb():
     h = w = 97
     energies = torch.randn(2, h * w, h + w, generator=torch.Generator().manual_seed(0))

@@ -106,6 +106,51 @@ def test_every_kind_of_image_becomes_bgr_bytes(tmp_path):
         assert images.read_size(tmp_path / name) == pixels.shape[:2]
 
 
+def extended_webp(content, width, height):
+    """A WebP file in the extended format, whose header has the size a second time."""
+    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    chunks = b"WEBPVP8X" + (10).to_bytes(4, "little") + bytes(4) + size + content[12:]
+    return b"RIFF" + len(chunks).to_bytes(4, "little") + chunks
+
+
+@pytest.mark.parametrize(("kind", "quality"), [(b"VP8 ", 90), (b"VP8L", 101)])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (300, 7)])
+def test_webp_files_of_every_format_have_height_and_width(tmp_path, kind, quality, shape):
+    # grey ramps, which differ from top to bottom and from left to right: lossy files halve the resolution of colours
+    ramp = np.linspace(20, 120, shape[0])[:, None] + np.linspace(0, 100, shape[1])[None]
+    picture = np.repeat(ramp.astype(np.uint8)[..., None], 3, axis=2)
+    content = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
+    assert content[12:16] == kind
+    for name, file in (("plain.webp", content), ("extended.webp", extended_webp(content, *shape[::-1]))):
+        path = written(tmp_path, name, file)
+        assert images.read_size(path) == shape
+        assert np.abs(images.read_image(path).astype(int) - picture).mean() < 8
+
+
+def bmp(picture_bgr, header, rows):
+    """A BMP file of 24 bits: a header of 12 or 40 bytes, rows stored from the bottom or from the top."""
+    height, width = picture_bgr.shape[:2]
+    padded = np.zeros((height, -(-3 * width // 4) * 4), np.uint8)
+    padded[:, : 3 * width] = picture_bgr.reshape(height, -1)
+    signed = -height if rows == "top" else height
+    length = 2 if header == 12 else 4
+    sizes = width.to_bytes(length, "little") + signed.to_bytes(length, "little", signed=True)
+    head = header.to_bytes(4, "little") + sizes + (1).to_bytes(2, "little") + (24).to_bytes(2, "little")
+    head += bytes(header - len(head))
+    data = (padded if rows == "top" else padded[::-1]).tobytes()
+    size = 14 + header + len(data)
+    return b"BM" + size.to_bytes(4, "little") + bytes(4) + (14 + header).to_bytes(4, "little") + head + data
+
+
+@pytest.mark.parametrize(("header", "rows"), [(12, "bottom"), (40, "bottom"), (40, "top")])
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (300, 2)])
+def test_bmp_files_of_every_header_and_row_order_are_read(tmp_path, header, rows, shape):
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    path = written(tmp_path, "a.bmp", bmp(picture, header, rows))
+    assert images.read_size(path) == shape
+    np.testing.assert_array_equal(images.read_image(path), picture)
+
+
 @pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)])
 def test_sound_jpegs_are_read_whatever_follows_them(tmp_path, capfd, options):
     picture = bad_inputs.photograph()
