@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import pickle
 import signal
 import socket
 import struct
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 from ccnet_cli import errors, parts
@@ -210,7 +210,7 @@ def _start(
 ) -> list[_Process]:
     context = multiprocessing.get_context("spawn")
     # the worker unpickles it once it has imported the extensions
-    payload = pickle.dumps((work, arguments))
+    payload = bytes(ForkingPickler.dumps((work, arguments)))
     resource_tracker.ensure_running()
     # children inherit the mask, so early signals stay pending
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -363,7 +363,7 @@ def _run_worker(pipe: Connection, environment: Mapping[str, str], payload: bytes
     worker = Worker(pipe)
     try:
         parts.extend_from_environment()
-        work, arguments = pickle.loads(payload)
+        work, arguments = ForkingPickler.loads(payload)
         outcome = Outcome(0.0, work(worker, *arguments))
     except Exception as error:
         outcome = Outcome(0.0, failure=_encode(error))
