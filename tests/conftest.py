@@ -1,9 +1,12 @@
 """What every test shares: which tests run here, and the command line in a process of its own."""
 
+import importlib
+import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,3 +66,30 @@ def _environment() -> dict[str, str]:
     own = ("CCNET_CHECKPOINT", "CCNET_EXTEND", "FORCE_COLOR", "COLUMNS")
     shared = {key: value for key, value in os.environ.items() if key not in own}
     return shared | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+GET_CONTEXT = multiprocessing.get_context
+# what DistributedDataParallel and a run's charts import
+SLOW_IMPORTS = ("torch._dynamo.utils", "matplotlib.backends.backend_agg")
+
+
+@pytest.fixture(scope="module")
+def forked_workers() -> Iterator[None]:
+    """The supervisor forks its workers, which takes milliseconds; a spawned worker imports torch for seconds."""
+    from ccnet_cli.parallel import group, supervisor
+
+    for name in SLOW_IMPORTS:
+        importlib.import_module(name)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        # from Python 3.12 on: the workers need none of the threads that a fork does not copy
+        warnings.simplefilter("ignore", DeprecationWarning)
+        patch.setattr(multiprocessing, "get_context", lambda _: GET_CONTEXT("fork"))
+        patch.setattr(supervisor, "GRACE_SECONDS", 1.0)
+        patch.setattr(group, "REPORT_SECONDS", 0.5)
+        yield
+
+
+@pytest.fixture
+def spawned_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are new processes, as outside of tests."""
+    monkeypatch.setattr(multiprocessing, "get_context", GET_CONTEXT)

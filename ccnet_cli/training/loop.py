@@ -168,7 +168,7 @@ class Loop:
                 # best.pt is still the earlier one
                 trainer.best, trainer.best_step = best
             if self.record:
-                self.record.draw()
+                self.record.draw(at_once=bool(number))
         if number:
             raise self._interruption(number)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, notice
-from ccnet_cli.figures import charts
+from ccnet_cli.figures.charts import training_curves
 from ccnet_cli.media import images
 from ccnet_cli.models.network import Normalisation
 
@@ -42,6 +42,8 @@ PACKAGES = (
     "typer",
 )
 MAX_BATCH_IMAGES = 8
+# a drawing takes as long as some steps of a small network
+SECONDS_BETWEEN_DRAWINGS = 30.0
 
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
@@ -79,6 +81,7 @@ class Record:
         earlier = [key for row in self.rows for key in row if key.startswith("loss/")]
         self.columns = tuple(dict.fromkeys([*COLUMNS, *earlier, *losses]))
         self.incomplete = False
+        self.next_drawing = 0.0
         self._rewrite()
         self.tensorboard: Any = None
         if tensorboard:
@@ -103,10 +106,12 @@ class Record:
         """Append the row of a step that was skipped, with the samples of its batch."""
         self._append({"step": step, "skipped": samples})
 
-    def draw(self) -> None:
-        """Write curves.png from all rows so far."""
-        with self._tolerate_full_disk():
-            images.write_image(self.folder / "curves.png", charts.training_curves(self.rows))
+    def draw(self, at_once: bool = True) -> None:
+        """Write curves.png from all rows so far; unless at_once, only if it was written some time ago."""
+        if at_once or time.monotonic() >= self.next_drawing:
+            with self._tolerate_full_disk():
+                images.write_image(self.folder / "curves.png", training_curves(self.rows))
+            self.next_drawing = time.monotonic() + SECONDS_BETWEEN_DRAWINGS
 
     @contextmanager
     def _tolerate_full_disk(self) -> Iterator[None]:

@@ -11,7 +11,8 @@ import torch
 from ccnet_cli.datasets.listing import Sample
 from ccnet_cli.datasets.source import Source
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
-from ccnet_cli.figures import charts, report
+from ccnet_cli.figures import report
+from ccnet_cli.figures.charts import confusion_matrix
 from ccnet_cli.figures.report import Example, WorstImages, merge_worst
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.scoring import score_network
@@ -68,7 +69,7 @@ def write_report(record: Record, source: Source, scores: Scores) -> None:
     folder, classes = record.folder, source.classes
     preset = (folder / "preset.yaml").read_text(encoding="utf-8")
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    matrix = charts.confusion_matrix(scores.confusion.matrix.numpy(), classes.names)
+    matrix = confusion_matrix(scores.confusion.matrix.numpy(), classes.names)
     try:
         path = folder / "report.html"
         report.write_report(path, preset, environment, record.rows, classes, matrix, scores.examples)

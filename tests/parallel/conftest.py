@@ -1,11 +1,8 @@
-"""Processes that start at once: forked from this one, which has imported all that they need."""
+"""Processes that find torchrun's variables, forked from this one."""
 
-import importlib
-import multiprocessing
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +10,6 @@ import pytest
 from runs import ended, forked, free_port
 
 from ccnet_cli.errors import CCNetError
-from ccnet_cli.parallel import group as groups
-from ccnet_cli.parallel import supervisor
-
-GET_CONTEXT = multiprocessing.get_context
-# what DistributedDataParallel and a run's charts import
-SLOW_IMPORTS = ("torch._dynamo.utils", "matplotlib.backends.backend_agg")
-
-
-@pytest.fixture(scope="module")
-def forked_workers() -> Iterator[None]:
-    """The supervisor forks its workers, which takes milliseconds; a spawned worker imports torch for seconds."""
-    for name in SLOW_IMPORTS:
-        importlib.import_module(name)
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        # from Python 3.12 on: the workers need none of the threads that a fork does not copy
-        warnings.simplefilter("ignore", DeprecationWarning)
-        patch.setattr(multiprocessing, "get_context", lambda _: GET_CONTEXT("fork"))
-        patch.setattr(supervisor, "GRACE_SECONDS", 1.0)
-        patch.setattr(groups, "REPORT_SECONDS", 0.5)
-        yield
-
-
-@pytest.fixture
-def spawned_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers are new processes, as outside of tests."""
-    monkeypatch.setattr(multiprocessing, "get_context", GET_CONTEXT)
 
 
 @pytest.fixture

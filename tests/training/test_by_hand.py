@@ -84,14 +84,14 @@ class AdamW:
 
 
 def by_hand(made, micro, optimizer, clip):
-    """Loss, weights and their moving average after each of three steps."""
+    """Losses of the micro-batches, weights and their moving average after each of three steps."""
     torch.manual_seed(made.seed)
     model = models.build(made.model, 2).train()
     weights = {name: value.detach().clone() for name, value in model.named_parameters()}
     averaged, results = dict(weights), []
     for step, rate in enumerate(rates()):
         model.load_state_dict(weights, strict=False)
-        total, gradients = 0.0, dict.fromkeys(weights, 0.0)
+        losses, gradients = [], dict.fromkeys(weights, 0.0)
         batches = list(micro_batches(made, step * made.train.batch, made.train.batch, micro))
         for image, label in batches:
             loss, outputs = 0.0, model.outputs(image)
@@ -101,7 +101,7 @@ def by_hand(made, micro, optimizer, clip):
             found = torch.autograd.grad(loss, list(model.parameters()))
             for name, gradient in zip(weights, found, strict=True):
                 gradients[name] = gradients[name] + gradient / len(batches)
-            total += loss.item() / len(batches)
+            losses.append(loss.item())
         norm = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients.values()))
         assert clip is None or norm > 2 * clip
         factor = 1.0 if clip is None else clip / norm
@@ -109,18 +109,19 @@ def by_hand(made, micro, optimizer, clip):
             weights = {name: optimizer(name, weights[name], factor * gradients[name], rate) for name in weights}
         decay = min(made.train.ema, (2 + step) / (11 + step))
         averaged = {name: decay * averaged[name] + (1 - decay) * weights[name] for name in weights}
-        results.append((total, weights, averaged))
+        results.append((losses, weights, averaged))
     return results
 
 
-def assert_by_hand(run, expected):
+def assert_by_hand(run, expected, own=None):
+    """own is how many of a step's micro-batches are those of rank 0, whose loss is logged; None for all."""
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "loss" in row]
     assert [row["lr"] for row in rows] == pytest.approx(rates(), rel=1e-9)
     start = None
-    for step, (loss, weights, averaged) in enumerate(expected, start=1):
+    for step, (losses, weights, averaged) in enumerate(expected, start=1):
         content = checkpoint.read(run / f"checkpoints/step_{step:08d}.pt")
-        assert rows[step - 1]["loss"] == pytest.approx(loss, rel=1e-4), step
+        assert rows[step - 1]["loss"] == pytest.approx(sum(losses[:own]) / len(losses[:own]), rel=1e-4), step
         for of, state, wanted in (
             ("weights", content["training"]["model"], weights),
             ("average", content["model"], averaged),
@@ -150,3 +151,11 @@ def test_three_steps_are_those_written_out(data, tmp_path, options, optimizer, m
     made = preset(data, *PLAIN, *RATE, *SHORT, "train.ema=0.6", *options)
     run = train(made, run=tmp_path / "run")
     assert_by_hand(run, by_hand(made, micro, optimizer(made), clip))
+
+
+def test_two_processes_take_the_steps_written_out(data, tmp_path, forked_workers):
+    """Each has half of a batch of eight in two micro-batches: four of two images, whose gradients are averaged once."""
+    options = ("train.optimizer=sgd", "train.clip_norm=0.05", "train.batch=8", "train.micro_batch=2")
+    made = preset(data, *PLAIN, *RATE, *SHORT, "train.ema=0.6", *options)
+    run = train(made, run=tmp_path / "run", processes=2)
+    assert_by_hand(run, by_hand(made, 2, Sgd(made), 0.05), own=2)

@@ -80,3 +80,16 @@ def test_the_mosaic_shows_image_and_label_as_they_were():
     assert picture.shape == (8, 10, 3)
     assert (picture[:4, 5:, ::-1].transpose(2, 0, 1) == rgb[1]).all()
     assert picture[4, :3].tolist() == [[3, 2, 1], [6, 5, 4], [0, 0, 0]]
+
+
+def test_curves_are_drawn_now_and_then(tmp_path, monkeypatch):
+    """At once where that is asked for, else once in a while: they take as long as some steps."""
+    clock, drawn = [100.0], []
+    monkeypatch.setattr("ccnet_cli.training.record.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("ccnet_cli.training.record.training_curves", lambda rows: np.zeros((4, 4, 3), np.uint8))
+    monkeypatch.setattr("ccnet_cli.training.record.images.write_image", lambda *_: drawn.append(clock[0]))
+    record = Record(tmp_path)
+    for seconds, at_once in ((0, False), (10, False), (25, False), (5, False), (1, True), (29, False), (1, False)):
+        clock[0] += seconds
+        record.draw(at_once)
+    assert drawn == [100.0, 135.0, 141.0, 171.0]

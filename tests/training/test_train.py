@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from importlib.util import find_spec
@@ -15,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from calls import evaluate
-from runs import SETTINGS, make_horizons, plan_of, preset, train
+from runs import SETTINGS, arguments, ended, forked, make_horizons, plan_of, preset, start, train
 
-from ccnet_cli import config, datasets
+from ccnet_cli import cli, config, datasets
 from ccnet_cli.errors import InputError, NonFiniteError
 from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.losses import CrossEntropy, Ohem
@@ -46,7 +45,7 @@ def assert_equal(one, other):
 
 
 def test_a_run_folder_holds_all_of_the_run(data, tmp_path, capsys):
-    run = train(preset(data), run=tmp_path / "run")
+    run = train(preset(data), run=tmp_path / "run", charts=True)
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if "miou" in row] == [3, 6]
@@ -188,7 +187,7 @@ def test_nothing_to_do_past_the_end(data, tmp_path, capsys):
     assert_equal(before, weights(run))
 
 
-def test_two_processes_see_the_batch_of_one(data, tmp_path, capfd):
+def test_two_processes_see_the_batch_of_one(data, tmp_path, capfd, forked_workers):
     """Each process takes half of every global batch; both end with the same weights, and evaluation counts all once."""
     run = train(preset(data, "schedule.steps=3"), run=tmp_path / "run", processes=2)
     assert "2 processes x 2 images x 1 accumulated" in capfd.readouterr().err
@@ -199,35 +198,57 @@ def test_two_processes_see_the_batch_of_one(data, tmp_path, capfd):
     assert alone.images == 4
 
 
-def test_an_error_in_a_worker_process_is_told_in_its_own_words(data, tmp_path):
+def test_an_error_in_a_worker_process_is_told_in_its_own_words(data, tmp_path, forked_workers):
     label = data / "labels/train/0.png"
     images.write_label(label, np.full((40, 56), 77, np.uint8))
     with pytest.raises(InputError, match=r"0\.png"):
         train(preset(data), run=tmp_path / "run", processes=2)
 
 
-@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
-def test_a_signal_ends_the_run_with_a_checkpoint(data, tmp_path, number, processes):
-    options = [
-        item for setting in [*sorted(SETTINGS), "schedule.steps=100000", "eval.every=0"] for item in ("-s", setting)
-    ]
-    command = ["-m", "ccnet_cli.cli", "train", "--preset", "quickstart", "--data", data, "-o", "run", *options]
-    command += ["--processes", str(processes)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(
-        [sys.executable, *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
-    )
-    log = tmp_path / "run" / "log.jsonl"
+def assert_stops(run, number, is_alive, send, finish):
+    """Send a signal once a run has begun; its last line names the step of the checkpoint that it leaves."""
+    log = run / "log.jsonl"
     deadline = time.monotonic() + 90
-    while not (log.is_file() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, told
+    while not (log.is_file() and log.stat().st_size) and is_alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    send(number)
+    code, told = finish()
+    assert code == 128 + number, told
     assert "Traceback" not in told and "death signal" not in told and "Warning" not in told
-    last = told.strip().splitlines()[-1]
-    step = int(re.search(r"at step (\d+)", last).group(1))
-    assert load_model(tmp_path / "run" / "last.pt").step == step
+    step = int(re.search(r"at step (\d+)", told.strip().splitlines()[-1]).group(1))
+    assert load_model(run / "last.pt").step == step
+
+
+ENDLESS = ("schedule.steps=100000", "eval.every=0")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_with_a_checkpoint(data, tmp_path, number):
+    def command():
+        sys.stderr = (tmp_path / "stderr").open("w", buffering=1)
+        try:
+            cli.main(arguments(data, tmp_path / "run", *ENDLESS))
+        except SystemExit as stop:
+            os._exit(stop.code)
+
+    process = forked(command)
+    assert_stops(
+        tmp_path / "run",
+        number,
+        is_alive=lambda: True,
+        send=lambda number: os.kill(process, number),
+        finish=lambda: (ended(process), (tmp_path / "stderr").read_text()),
+    )
+
+
+def test_a_signal_ends_the_processes_of_a_run_with_a_checkpoint(data, tmp_path):
+    process = start(arguments(data, tmp_path / "run", *ENDLESS, "--processes", "2"))
+
+    def finish():
+        told = process.communicate(timeout=60)[1]
+        return process.returncode, told
+
+    assert_stops(tmp_path / "run", signal.SIGTERM, lambda: process.poll() is None, process.send_signal, finish)
 
 
 @pytest.mark.parametrize(("row", "step"), [(3, 4), (10, 6)])
@@ -351,7 +372,7 @@ def test_a_gpu_trains(data, tmp_path, precision):
 
 
 def test_a_finished_run_has_a_report_and_remembers_each_class(data, tmp_path):
-    run = train(preset(data), run=tmp_path / "run")
+    run = train(preset(data), run=tmp_path / "run", charts=True)
     text = (run / "report.html").read_text(encoding="utf-8")
     assert text.count("<figure>") == 4 and "data.classes" not in text and "classes: [sky, road]" in text
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
