@@ -10,7 +10,7 @@ from ccnet_cli.parts import Byte, Fit, Flag, Pair, Scale, Section, Text, Unknown
 IGNORED = 255
 
 
-def _known(name: object) -> object:
+def _require_known(name: object) -> object:
     from ccnet_cli.datasets import DATASETS
 
     if not isinstance(name, str) or name not in DATASETS:
@@ -22,11 +22,11 @@ class Data(Section):
     """Where images and labels are, which classes they have, and how training samples are cut.
 
     A picture is scaled to fit within fit, its longer and its shorter side, and then by scale_min to scale_max, with
-    scale_step 0 anything between. category_ratio below 1 avoids crops of which one class covers that fraction. A worker
-    that takes longer than timeout seconds for a batch is given up.
+    scale_step 0 anything between. category_ratio below 1 avoids crops of which one class covers that fraction. A
+    worker may take at most timeout seconds for a batch.
     """
 
-    dataset: Annotated[str, BeforeValidator(_known)]
+    dataset: Annotated[str, BeforeValidator(_require_known)]
     root: Text | None = None
     train_split: Text = "train"
     val_split: Text = "val"
