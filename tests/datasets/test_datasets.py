@@ -23,6 +23,14 @@ def test_own_folders_are_read_at_any_depth(own):
     assert load_label(source, source.samples[0]).ravel().tolist() == [value % 3 for value in range(48)]
 
 
+def test_own_classes_have_the_names_order_and_colours_of_the_preset(own):
+    colours = [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    source = open_source(settings(own, classes=["wheat", "barley", "rye"], palette=colours), "val")
+    assert source.classes.names == ("wheat", "barley", "rye")
+    assert source.classes.palette == tuple(colours)
+    assert source.classes.label_ids == (0, 1, 2)
+
+
 def test_own_folders_may_have_any_name(own):
     (own / "images/val").rename(own / "photos")
     (own / "labels/val").rename(own / "masks")
