@@ -97,6 +97,18 @@ def test_only_the_newest_are_kept_and_names_outlive_them(tmp_path, keep):
     assert load_model(tmp_path / "best.pt").step == 1
 
 
+def test_the_newest_is_that_of_the_last_step_whatever_the_clock_says(tmp_path):
+    paths = [checkpoint.save(tmp_path, step, content(step), keep=3) for step in (2, 10, 9)]
+    # the later step belongs to an attempt that was replaced
+    assert checkpoint.list_checkpoints(tmp_path) == [paths[2], paths[0]]
+    for age, path in enumerate(paths[::2]):
+        for file in (path, path.with_suffix(".json")):
+            os.utime(file, (2000 - age, 2000 - age))
+    assert checkpoint.list_checkpoints(tmp_path) == [paths[2], paths[0]]
+    newest = checkpoint.read_newest(tmp_path)
+    assert newest is not None and newest[0] == paths[2] and newest[1]["step"] == 9
+
+
 def test_leftovers_of_dead_processes_are_swept(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
         process.wait()
