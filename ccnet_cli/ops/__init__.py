@@ -61,9 +61,9 @@ def implementations(device: str = "cpu") -> tuple[str, ...]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch's part of this package when a name of it is first used."""
-    home = {"Choices": "choice", "use": "choice", "Conv2d": "convolution", "accelerate": "convolution"}
+    """Import torch's part of this package when a name of it is first used, all of it: it registers the operators."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(f"{__name__}.{home.get(name, 'operators')}"), name)
+    modules = [import_module(f"{__name__}.{module}") for module in ("choice", "convolution", "operators")]
+    globals()[name] = value = next(getattr(module, name) for module in modules if hasattr(module, name))
     return value

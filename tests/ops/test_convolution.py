@@ -10,6 +10,7 @@ import torch
 from tensors import LAYOUTS, assert_equal, assert_near, by_threads, features_of_this_cpu, path_of_tests, poison
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet_cli import ops
 from ccnet_cli.ops import convolution
@@ -300,3 +301,16 @@ def test_a_network_is_accelerated_in_place_without_another_random_number_or_key(
 
 class Narrow(nn.Conv2d):
     """Somebody's own convolution."""
+
+
+def test_flops_are_those_of_torchs_convolution_forward_and_backward():
+    tensors = inputs(*SHAPES[3])
+    counts = []
+    for convolve in (lambda *x: torch.ops.ccnet.convolution(*x, 2), lambda *x: F.conv2d(*x, padding=2, dilation=2)):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors[:3]]
+        with FlopCounterMode(display=False) as forward:
+            out = convolve(*leaves)
+        with FlopCounterMode(display=False) as backward:
+            torch.autograd.grad(out, leaves, tensors[3])
+        counts.append((forward.get_total_flops(), backward.get_total_flops()))
+    assert counts[0] == counts[1] == (2 * 2 * 13 * 9 * 64 * 32 * 9, 4 * 2 * 13 * 9 * 64 * 32 * 9)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensors import LAYOUTS, assert_equal, assert_near, by_threads, poison
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet_cli import ops
 from ccnet_cli.errors import InputError
@@ -168,3 +169,15 @@ def test_auto_takes_them_for_large_maps_in_float32_alone(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         attention(x)
     assert seen == [torch.float32]
+
+
+def test_flops_are_those_of_the_criss_cross_operator():
+    projected, x, grad = inputs(2, 3, 5, 4, 6)
+    leaves = [projected.requires_grad_(), x.requires_grad_(), torch.tensor([GAMMA], requires_grad=True)]
+    residual = ops.residual
+    with FlopCounterMode(display=False) as forward:
+        out = residual(*leaves, 3, "numba")
+    with FlopCounterMode(display=False) as backward:
+        torch.autograd.grad(out, leaves, grad)
+    flops = 2 * 2 * 4 * 6 * (4 + 6) * (3 + 5)
+    assert (forward.get_total_flops(), backward.get_total_flops()) == (flops, 2 * flops)

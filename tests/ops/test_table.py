@@ -15,6 +15,7 @@ from ccnet_cli.models.network import build
 from ccnet_cli.ops import gemm, reference
 from ccnet_cli.parts import extend
 
+ROOT = Path(__file__).parents[2]
 EXTENSION = """
 import torch
 from ccnet_cli.ops import IMPLEMENTATIONS, Implementation, reference
@@ -140,6 +141,20 @@ def test_graphs_of_the_version_before_name_the_cpu_kernels_vector():
 def test_the_table_loads_without_torch():
     code = "import sys\nfrom ccnet_cli.ops import IMPLEMENTATIONS, implementations\nassert implementations()\n"
     code += "assert not {'torch', 'numba', 'numpy'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     with pytest.raises(AttributeError, match="no attribute 'criss_crosses'"):
         ops.criss_crosses  # noqa: B018
+
+
+def test_the_first_pass_of_a_process_is_counted():
+    code = """
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from ccnet_cli.models.attention import CrissCrossAttention
+attention = CrissCrossAttention(16)
+with FlopCounterMode(display=False) as counter:
+    attention(torch.ones(1, 16, 3, 4))
+names = {str(name) for name in counter.get_flop_counts()["Global"]}
+assert "ccnet.criss_cross" in names, names
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
