@@ -112,7 +112,7 @@ def images(folder: Path, count: int, random: np.random.Generator) -> Counter[str
         if data.startswith(SIGNATURE) and number % 2:
             data = repaired(data)
         damaged.write_bytes(data)
-        for name in ("read_image", "read_label", "size"):
+        for name in ("read_image", "read_label", "read_size"):
             try:
                 getattr(reader, name)(damaged)
             except InputError as error:
