@@ -180,7 +180,7 @@ class Outputs(NamedTuple):
     auxiliary: "Mapping[str, Tensor]"
     features: "Tensor"
 
-    def named(self, name: str) -> "Tensor":
+    def by_name(self, name: str) -> "Tensor":
         """The output `main` or an auxiliary one; KeyError for a name that the network does not have."""
         return self.main if name == "main" else self.auxiliary[name]
 

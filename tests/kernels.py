@@ -68,8 +68,8 @@ class Case:
         for name, (array, offset) in sources.items():
             flat = whole.reshape(-1)[offset:] if wide and name != "grad" else np.ascontiguousarray(array).reshape(-1)
             self.arrays[name] = flat
-        arm = steps.padded(H)
-        width = arm + steps.padded(W)
+        arm = steps.pad_length(H)
+        width = arm + steps.pad_length(W)
         made = {"energy": (width, "float32"), "pull": (width, "float32"), "out": (C, self.dtype)}
         made |= {"d_query": (c, "float32"), "d_key": (c, "float32"), "d_value": (C, self.dtype)}
         for name, (channels, dtype) in made.items():
@@ -124,7 +124,7 @@ class Gathering:
     def __post_init__(self) -> None:
         B, C, H, W = self.images, self.C, self.H, self.W
         random = np.random.default_rng([B, C, H, W])
-        arm, width = (H, H + W) if self.tight else (steps.padded(H), steps.padded(H) + steps.padded(W))
+        arm, width = (H, H + W) if self.tight else (steps.pad_length(H), steps.pad_length(H) + steps.pad_length(W))
         self.columns, self.rows = random.standard_normal((B, H, W, H)), random.standard_normal((B, H, W, W))
         self.columns, self.rows = self.columns.astype(np.float32), self.rows.astype(np.float32)
         attention = np.full((B, H, W, width), np.nan, np.float32)

@@ -108,7 +108,7 @@ class Floor:
     """
 
     def __init__(self, work: Work, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        batch, channels, (H, W), reduced = work.batch, work.channels, work.size, work.reduced
+        batch, channels, (H, W), reduced = work.batch, work.channels, work.size, work.query_channels
         self.recurrence = work.recurrence
         self.split = [reduced, reduced, channels]
         # zeros would stay finite however often the products are repeated, but some processors multiply them faster

@@ -95,8 +95,15 @@ def analyse(
 def plan(H: int, W: int, C: int, dtype: str) -> dict[str, list[Step]]:
     """The launches of one image's pass, C // 8 channels in query and key, by name of the pass; and TENSOR's."""
     c = max(C // 8, 1)
-    grid = Grid(1, H, W, steps.padded(H), dtype)
-    widths = {"query": c, "key": c, "value": C, "energy": steps.padded(H) + steps.padded(W), "out": C, "grad": C}
+    grid = Grid(1, H, W, steps.pad_length(H), dtype)
+    widths = {
+        "query": c,
+        "key": c,
+        "value": C,
+        "energy": steps.pad_length(H) + steps.pad_length(W),
+        "out": C,
+        "grad": C,
+    }
     widths |= {"pull": widths["energy"], "d_query": c, "d_key": c, "d_value": C}
     b = {name: Buffer(name, width, width % steps.VECTOR == 0) for name, width in widths.items()}
     inputs = b["query"], b["key"], b["value"], b["energy"]
@@ -210,7 +217,7 @@ def _count(arch: tuple[int, int], size: tuple[int, int], C: int, dtype: str) -> 
 
     H, W = size
     launches = plan(H, W, C, dtype)
-    c, width = max(C // 8, 1), steps.padded(H) + steps.padded(W)
+    c, width = max(C // 8, 1), steps.pad_length(H) + steps.pad_length(W)
     stored = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[dtype]
     sizes = {"query": (c, np.float32), "key": (c, np.float32), "value": (C, stored)}
     sizes |= {"energy": (width, np.float32), "out": (C, stored), "grad": (C, stored), "pull": (width, np.float32)}

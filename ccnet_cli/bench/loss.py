@@ -116,7 +116,7 @@ def official_objective(terms: Mapping[str, Term], align_corners: bool = True) ->
             return None
 
     def total(outputs: Outputs, label_BHW: Tensor) -> Tensor:
-        large = [_enlarge(outputs.named(term.output), label_BHW, align_corners) for term, _ in computed]
+        large = [_enlarge(outputs.by_name(term.output), label_BHW, align_corners) for term, _ in computed]
         parts = (term.weight * compute(x, label_BHW) for (term, compute), x in zip(computed, large, strict=True))
         return functools.reduce(operator.add, parts)
 

@@ -58,11 +58,11 @@ class Meter:
     def __str__(self) -> str:
         return f"{self.device}, {self.threads} threads, torch {torch.__version__}"
 
-    def elapsed(self, call: Call) -> float:
+    def time_call(self, call: Call) -> float:
         """Milliseconds of one call: by events on a GPU, by the clock on the CPU."""
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
-                return choice.elapsed(call)
+                return choice.time_on_gpu(call)
         start = time.perf_counter()
         call()
         return 1000 * (time.perf_counter() - start)
@@ -82,12 +82,12 @@ class Meter:
             for key, call in calls.items():
                 if count[key] > 1:
                     call()
-                milliseconds = self.elapsed(partial(_repeat, call, count[key])) / count[key]
+                milliseconds = self.time_call(partial(_repeat, call, count[key])) / count[key]
                 if round >= 0:
                     times[key].append(milliseconds)
                 elif milliseconds * count[key] < turn:
                     # the first time of all is the slowest
-                    count[key] = math.ceil(turn / self.elapsed(call))
+                    count[key] = math.ceil(turn / self.time_call(call))
         return {key: Spread.of(taken) for key, taken in times.items()}
 
     def peak(self, call: Call) -> float:
@@ -104,7 +104,7 @@ class Meter:
     def rate(self, call: Call, work: float) -> float:
         """Work per second, by a call's median time once it has settled."""
         self.settle(call)
-        return 1000 * work / Spread.of(self.elapsed(call) for _ in range(RATE_ROUNDS)).median
+        return 1000 * work / Spread.of(self.time_call(call) for _ in range(RATE_ROUNDS)).median
 
     def copy_rate(self) -> float:
         """GB/s, read and written, of a copy that no cache holds."""

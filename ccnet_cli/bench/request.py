@@ -30,7 +30,7 @@ class Work:
         return f"{self.batch} x {self.channels} x {self.size[0]}x{self.size[1]}"
 
     @property
-    def reduced(self) -> int:
+    def query_channels(self) -> int:
         """Channels of query and key, an eighth of the map's as in the authors' release."""
         return max(self.channels // 8, 1)
 
@@ -41,8 +41,8 @@ class Work:
         It gives the paper's table (TPAMI, cost of context modules): 8.27 per pass, 108.2 for non-local at 97x97, 512.
         """
         H, W = self.size
-        projections = 2 * H * W * (self.channels + 1) * (2 * self.reduced + self.channels)
-        products = 2 * H * W * (self.keys or H + W - 1) * (self.reduced + self.channels)
+        projections = 2 * H * W * (self.channels + 1) * (2 * self.query_channels + self.channels)
+        products = 2 * H * W * (self.keys or H + W - 1) * (self.query_channels + self.channels)
         return self.batch * self.recurrence * (projections + products) / 1e9
 
     def gbytes(self, itemsize: int) -> float:
@@ -52,7 +52,7 @@ class Work:
         (H + W of a cross) are written and read; the result is written. itemsize is bytes per entry of the map.
         """
         H, W = self.size
-        features = itemsize * (2 * self.channels + 2 * (2 * self.reduced + self.channels) + self.channels)
+        features = itemsize * (2 * self.channels + 2 * (2 * self.query_channels + self.channels) + self.channels)
         weights = 2 * 4 * (self.keys or H + W)
         return self.batch * self.recurrence * H * W * (features + weights) / 1e9
 

@@ -28,7 +28,7 @@ from ccnet_cli.cli.options import (
     refuse_unwritable,
     view_overrides,
 )
-from ccnet_cli.cli.output import percent, quoted, table, write, write_json
+from ccnet_cli.cli.output import percent, quote_field, table, write, write_json
 from ccnet_cli.errors import InputError
 
 app = typer.Typer()
@@ -118,7 +118,7 @@ def _show(result: dict[str, Any], json_file: Path | None, csv: Path | None) -> N
     """Write a result to the files asked for, and print it as JSON or as a table."""
     if csv:
         rows = [*result["classes"].items(), ("mIoU", result["miou"])]
-        content = "class,iou\n" + "".join(f"{quoted(name)},{'' if v is None else v}\n" for name, v in rows)
+        content = "class,iou\n" + "".join(f"{quote_field(name)},{'' if v is None else v}\n" for name, v in rows)
         write(csv, content.encode())
     if write_json(result, json_file):
         return

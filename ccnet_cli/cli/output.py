@@ -37,7 +37,7 @@ def write_json(value: object, path: Path | None) -> bool:
     return True
 
 
-def quoted(text: str) -> str:
+def quote_field(text: str) -> str:
     """One cell of a CSV file."""
     return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n\r') else text
 

@@ -23,7 +23,7 @@ from ccnet_cli.inference.views import Views
 from ccnet_cli.media import images, outputs
 from ccnet_cli.media.background import background_writer
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.group import Group, joined, read_launch
+from ccnet_cli.parallel.group import Group, join_group, read_launch
 from ccnet_cli.parallel.supervisor import Worker
 from ccnet_cli.weights.find import find_artifact
 
@@ -96,7 +96,7 @@ def evaluate(request: EvaluateRequest) -> Result | None:
 
 
 def _evaluate_in_worker(worker: Worker, request: EvaluateRequest) -> Result:
-    with joined(torch.device(request.runtime.device), supervised=worker.supervised) as group:
+    with join_group(torch.device(request.runtime.device), supervised=worker.is_supervised) as group:
         return evaluate_in_group(request, group)
 
 

@@ -14,7 +14,7 @@ from ccnet_cli.figures import viewer
 from ccnet_cli.figures.attention import draw_figure
 from ccnet_cli.inference.artifact import Artifact
 from ccnet_cli.inference.attention import ImageAttention, attend, load_attentive
-from ccnet_cli.inference.views import upsampled
+from ccnet_cli.inference.views import upsample
 from ccnet_cli.media import images, outputs
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.images import cv2
@@ -127,7 +127,7 @@ def _content(
         image_bgr=picture,
         classes=artifact.classes,
         cells=cells.astype(np.uint8),
-        prediction=upsampled(attention.scores, attention.size, align_corners).predict(),
+        prediction=upsample(attention.scores, attention.size, align_corners).predict(),
         label=label,
         weights_NP=[] if pairs else [each[0].flatten(1).T.cpu().numpy() for each in attention.passes],
         projections_CN=[(_flat(query), _flat(key)) for query, key in pairs],

@@ -82,7 +82,7 @@ def from_mapping(mapping: Mapping[str, Any]) -> Preset:
     try:
         return Preset.model_validate(migration.migrate(mapping))
     except ValidationError as error:
-        raise _refusal(_flattened(error), mapping) from None
+        raise _refusal(_flatten(error), mapping) from None
 
 
 def to_mapping(preset: Preset) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def _unknown(key: str, mapping: Mapping[str, Any]) -> InputError:
     return InputError(f"preset key {key}", "unknown", fix)
 
 
-def _flattened(error: ValidationError) -> list[dict[str, Any]]:
+def _flatten(error: ValidationError) -> list[dict[str, Any]]:
     """All that pydantic refused, the errors of a part under the key that holds it."""
     flat: list[dict[str, Any]] = []
     for each in error.errors(include_url=False):

@@ -54,7 +54,7 @@ class Convolution(nn.Module):
         fused: bool = False,
     ) -> None:
         super().__init__()
-        weight, bias = (x.to(dtype) for x in folded(conv, norm))
+        weight, bias = (x.to(dtype) for x in fold_conv(conv, norm))
         widths = widths or [conv.in_channels]
         split = fused and dtype == torch.float32 and conv.kernel_size != (1, 1)
         self.part = MAX_CONV_CHANNELS if split else max(widths)
@@ -79,16 +79,16 @@ class Convolution(nn.Module):
     def forward(self, *inputs: Tensor, onto: Tensor | None = None) -> Tensor:
         """(B, C, H, W) of each input -> (B, outputs, h, w), added to `onto` in place where that is given."""
         if self.quick:
-            return self._filtered(*inputs, onto=onto)
+            return self._convolve_transformed(*inputs, onto=onto)
         parts = [part for x in inputs for part in x.split(self.part, dim=1)]
         last = len(parts) - 1
         for index, (x, weight) in enumerate(zip(parts, self.weights, strict=True)):
             bias, slope = self.bias if index == 0 else None, self.slope if index == last else None
-            onto = (self._fused if self.fused else self._plain)(x, weight, bias, slope, onto)
+            onto = (self._convolve_fused if self.fused else self._convolve_plain)(x, weight, bias, slope, onto)
         assert onto is not None
         return onto
 
-    def _filtered(self, *inputs: Tensor, onto: Tensor | None) -> Tensor:
+    def _convolve_transformed(self, *inputs: Tensor, onto: Tensor | None) -> Tensor:
         last, after = len(inputs) - 1, 1.0 if self.slope is None else self.slope
         for index, (x, own) in enumerate(zip(inputs, self.filters, strict=True)):
             bias = self.bias.float() if index == 0 else None
@@ -96,13 +96,13 @@ class Convolution(nn.Module):
         assert onto is not None
         return onto
 
-    def _plain(
+    def _convolve_plain(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, slope: float | None, onto: Tensor | None
     ) -> Tensor:
         out = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
         return _activate(out if onto is None else onto.add_(out), slope)
 
-    def _fused(
+    def _convolve_fused(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, slope: float | None, onto: Tensor | None
     ) -> Tensor:
         operands = (x, weight, bias, self.padding, self.stride, self.dilation, 1)
@@ -131,8 +131,8 @@ class Engine(nn.Module):
 
         self.dtype = dtype
         levels = getattr(model.head, "levels", len(model.backbone.channels))
-        self.backbone = _folded(model.backbone, dtype, make, levels)
-        self.head = _folded(model.head, dtype, make)
+        self.backbone = _fold_part(model.backbone, dtype, make, levels)
+        self.head = _fold_part(model.head, dtype, make)
         self.normalisation = model.normalisation
         self.align_corners = model.align_corners
         self.stride = model.stride
@@ -160,7 +160,7 @@ class Engine(nn.Module):
         return [module for module in self.modules() if isinstance(module, Convolution)]
 
 
-def _folded(part: nn.Module, dtype: torch.dtype, *arguments: Any) -> nn.Module:
+def _fold_part(part: nn.Module, dtype: torch.dtype, *arguments: Any) -> nn.Module:
     """A part for inference: folded by itself or, where it has no `fold`, a copy of it in the engine's type."""
     fold = getattr(part, "fold", None)
     module: nn.Module = copy.deepcopy(part).to(dtype) if fold is None else fold(*arguments)
@@ -217,7 +217,7 @@ def _obstacle(device: torch.device) -> str | None:
     return None
 
 
-def folded(conv: nn.Conv2d, norm: Any = None) -> tuple[Tensor, Tensor]:
+def fold_conv(conv: nn.Conv2d, norm: Any = None) -> tuple[Tensor, Tensor]:
     """Weight and bias, float64, of a convolution and the batch norm after it as one convolution."""
     weight = conv.weight.double()
     bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()

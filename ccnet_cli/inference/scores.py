@@ -56,11 +56,11 @@ class Taps:
     def __len__(self) -> int:
         return len(self.first)
 
-    def weighted(self, weight: float) -> "Taps":
+    def scale(self, weight: float) -> "Taps":
         """The same with every weight multiplied."""
         return Taps(self.start, self.first, self.weights * weight)
 
-    def mirrored(self, length: int) -> "Taps":
+    def mirror(self, length: int) -> "Taps":
         """The taps of the mirrored axis, which has `length` pixels."""
         return Taps(length - self.start - len(self), self.first.flip(0), self.weights.flip(1))
 

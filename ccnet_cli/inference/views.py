@@ -91,7 +91,7 @@ def batch_scores(network: Network, images_BCHW: Tensor, views: Views, device: to
     raise EnvironmentFailure(f"an image of {width}x{height} pixels", f"not enough memory for {views.mode} mode", fix)
 
 
-def upsampled(logits_Khw: Tensor, size: tuple[int, int], align_corners: bool) -> Scores:
+def upsample(logits_Khw: Tensor, size: tuple[int, int], align_corners: bool) -> Scores:
     """The scores of a picture of that size from the logits of all of it."""
     rows, columns = (
         Taps.of(interpolation(pixels, logits, align_corners))
@@ -196,10 +196,10 @@ def _score_views(network: Network, images_BCHW: Tensor, views: Views, store: tor
             answer = network(torch.stack(parts) if len(parts) > 1 else parts[0][None])
             # autocast, where the caller wants it, is for the network alone
             for (number, flipped, y, x), logits in zip(several, answer.float().to(store), strict=True):
-                rows = tile_taps(pictures.rows, y, logits.shape[1], align_corners).weighted(weight)
+                rows = tile_taps(pictures.rows, y, logits.shape[1], align_corners).scale(weight)
                 columns = tile_taps(pictures.columns, x, logits.shape[2], align_corners)
                 if flipped:
-                    columns = columns.mirrored(width)
+                    columns = columns.mirror(width)
                     if views.mirrored:
                         logits = logits[swap_pairs(len(logits), views.mirrored).tolist()]
                 kept[number].append(Tile(logits, rows, columns))

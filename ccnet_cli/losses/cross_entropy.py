@@ -21,7 +21,7 @@ def build(settings: CrossEntropy, ignore_index: int, align_corners: bool) -> Los
 
     def term(outputs: Outputs, label_BHW: Tensor) -> Tensor:
         valid_BHW = label_BHW != ignore_index
-        scores = BandedScores(outputs.named(settings.output), label_BHW.shape[1:], align_corners)
+        scores = BandedScores(outputs.by_name(settings.output), label_BHW.shape[1:], align_corners)
         return scores.cross_entropy(label_BHW, valid_BHW)[0] / divisor(valid_BHW, settings.average)
 
     return term

@@ -74,7 +74,7 @@ def build(settings: Ohem, ignore_index: int, align_corners: bool) -> LossTerm:
 
     def term(outputs: Outputs, label_BHW: Tensor) -> Tensor:
         valid_BHW = label_BHW != ignore_index
-        scores = BandedScores(outputs.named(settings.output), label_BHW.shape[1:], align_corners)
+        scores = BandedScores(outputs.by_name(settings.output), label_BHW.shape[1:], align_corners)
         bound = _bound(scores, label_BHW, valid_BHW, settings, ignore_index)
         total, kept_BHW = scores.cross_entropy(label_BHW, valid_BHW, bound)
         return total / (count(kept_BHW) if settings.rule == "official" else divisor(valid_BHW, settings.average))

@@ -33,10 +33,10 @@ class CrissCrossAttention(nn.Module):
 
     def project(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of each pixel in one convolution: (B, C', H, W) twice and (B, C, H, W)."""
-        query, key, value = self._projected(x_BCHW).split(self.widths, dim=1)
+        query, key, value = self._project_jointly(x_BCHW).split(self.widths, dim=1)
         return query, key, value
 
-    def _projected(self, x_BCHW: Tensor) -> Tensor:
+    def _project_jointly(self, x_BCHW: Tensor) -> Tensor:
         convs = (self.query_conv, self.key_conv, self.value_conv)
         weight = torch.cat([conv.weight for conv in convs])
         bias = torch.cat([conv.bias for conv in convs if conv.bias is not None])
@@ -45,7 +45,7 @@ class CrissCrossAttention(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Gamma times what the cross holds, plus the input."""
         reduced = self.query_conv.out_channels
-        projected = self._projected(x_BCHW)
+        projected = self._project_jointly(x_BCHW)
         return ops.residual(projected, x_BCHW, self.gamma, reduced, self.implementation, self.choices)
 
     def attend(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -101,7 +101,7 @@ def describe(tensors: Iterable[Tensor], device: str, gradients: bool) -> str:
     return f"{sizes}, {device}, {'with' if gradients else 'without'} gradients"
 
 
-def elapsed(call: Call) -> float:
+def time_on_gpu(call: Call) -> float:
     """Milliseconds that a call kept the current CUDA device busy, by events on its current stream."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()

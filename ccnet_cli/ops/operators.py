@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops import IMPLEMENTATIONS, cpu, cuda, implementations, registered
-from ccnet_cli.ops.choice import CANDIDATES, Choices, describe, elapsed
+from ccnet_cli.ops.choice import CANDIDATES, Choices, describe, time_on_gpu
 
 
 def affinity(query: Tensor, key: Tensor, implementation: str = "auto") -> Tensor:
@@ -128,7 +128,7 @@ def fastest(query: Tensor, key: Tensor, value: Tensor, choices: Choices | None) 
         return "gemm"
     candidates = {name: partial(registered.run_once, name, *tensors, gradients) for name in CANDIDATES}
     with torch.cuda.device(query.device):
-        return choices.choose(case, candidates, elapsed)
+        return choices.choose(case, candidates, time_on_gpu)
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[None]:

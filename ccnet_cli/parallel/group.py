@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, PeerLost
 
+# torch declares its stores without types
+STORES: Any = dist
+
 T = TypeVar("T")
 
 CPU = torch.device("cpu")
@@ -117,7 +120,7 @@ class Group:
     world_size: int = 1
     local_rank: int = 0
     attempt: int = 0
-    store: dist.Store | None = None
+    store: Any = None
 
     def shard(self, count: int) -> range:
         """This rank's contiguous share of `count` items; over the ranks the sizes differ by at most 1."""
@@ -226,7 +229,7 @@ class Group:
 
 
 @contextmanager
-def joined(device: torch.device, limits: Limits | None = None, supervised: bool = False) -> Iterator[Group]:
+def join_group(device: torch.device, limits: Limits | None = None, supervised: bool = False) -> Iterator[Group]:
     """Join the processes started with this one, if any; the group's device is this rank's one of the kind.
 
     Only rank 0 prints. EnvironmentFailure for a process that cannot join the others or loses them. Of an error that
@@ -277,13 +280,13 @@ def _local_device(launch: Launch, device: torch.device) -> torch.device:
     return device
 
 
-def _join(launch: Launch, backend: str, limits: Limits) -> dist.Store:
+def _join(launch: Launch, backend: str, limits: Limits) -> Any:
     """Form the group; only its first steps wait for limits.join, every later collective for limits.collective."""
     if launch.opens_store:
         refuse_taken(launch.port)
     else:
         wait_for_store(launch.address, launch.port, limits.join)
-    store = dist.PrefixStore("ccnet", open_store(launch.address, launch.port, launch.opens_store, limits.join))
+    store = STORES.PrefixStore("ccnet", open_store(launch.address, launch.port, launch.opens_store, limits.join))
     own = attempt_store(store, launch.attempt)
     own.set(f"here-{launch.rank}", "")
     own.wait([f"here-{rank}" for rank in range(launch.world_size)])
@@ -292,14 +295,14 @@ def _join(launch: Launch, backend: str, limits: Limits) -> dist.Store:
     return store
 
 
-def attempt_store(store: dist.Store, attempt: int) -> dist.Store:
+def attempt_store(store: Any, attempt: int) -> Any:
     """The part of a store that one attempt alone uses."""
-    return dist.PrefixStore(f"attempt-{attempt}", store)
+    return STORES.PrefixStore(f"attempt-{attempt}", store)
 
 
-def open_store(address: str, port: int, opens: bool, seconds: float) -> dist.TCPStore:
+def open_store(address: str, port: int, opens: bool, seconds: float) -> Any:
     """The key-value store at address:port, created here if `opens`; port 0 takes a free one, its .port."""
-    return dist.TCPStore(address, port, None, opens, timedelta(seconds=seconds), wait_for_workers=False)
+    return STORES.TCPStore(address, port, None, opens, timedelta(seconds=seconds), wait_for_workers=False)
 
 
 def refuse_taken(port: int) -> None:

@@ -105,12 +105,12 @@ class _Process:
         return self.process.exitcode is None
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         return self.outcome is not None and self.error is None
 
     @property
-    def failed(self) -> bool:
-        return not self.done and (self.outcome is not None or not self.alive)
+    def has_failed(self) -> bool:
+        return not self.is_done and (self.outcome is not None or not self.alive)
 
 
 def run(
@@ -280,7 +280,7 @@ def _watch(workers: list[_Process], store: _RunStore, received: list[int], limit
                 with suppress(OSError):
                     worker.pipe.send(received[0])
         elsewhere = elsewhere or store.failure()
-        if elsewhere or any(worker.failed for worker in workers):
+        if elsewhere or any(worker.has_failed for worker in workers):
             stopping = any(isinstance(error, Interrupted) for error in [elsewhere, *(w.error for w in workers)])
             deadline = min(deadline, time.monotonic() + (limits.shutdown if stopping else GRACE_SECONDS))
     silent = [worker for worker in workers if worker.alive]
@@ -289,7 +289,7 @@ def _watch(workers: list[_Process], store: _RunStore, received: list[int], limit
     for worker in workers:
         worker.process.join()
         worker.receive()
-    if all(worker.done for worker in workers):
+    if all(worker.is_done for worker in workers):
         return None
     return elsewhere or store.fail(_cause(workers, silent, received, limits))
 
@@ -341,7 +341,7 @@ class Worker:
             os._exit(1)
 
     @property
-    def supervised(self) -> bool:
+    def is_supervised(self) -> bool:
         """Whether a supervisor waits for this process."""
         return self.pipe is not None
 
@@ -351,7 +351,7 @@ class Worker:
 
         The supervisor learns that this process is ready. A second signal ends it at once.
         """
-        with _record_signals(ECHO_SECONDS if group.world_size > 1 and not self.supervised else 0) as received:
+        with _record_signals(ECHO_SECONDS if group.world_size > 1 and not self.is_supervised else 0) as received:
             if self.pipe is not None:
                 self.pipe.send(None)
             yield lambda: next(iter([*received, *self.forwarded]), 0)

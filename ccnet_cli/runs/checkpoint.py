@@ -44,7 +44,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int, facts: Mappi
         files.failpoint("after_rename")
         record = {"format": FORMAT, "step": step, "bytes": data.bytes, "sha256": data.sha256.hexdigest()}
         versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
-        text = _sealed(record | versions | dict(facts or {})).encode()
+        text = _seal_manifest(record | versions | dict(facts or {})).encode()
         files.write(path.with_suffix(".json"), lambda file: file.write(text), ("mid_manifest", "", ""))
         files.failpoint("after_manifest")
         files.sync_folder(folder)
@@ -183,12 +183,12 @@ def _parse_manifest(content: bytes) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(text)
     if record.keys() != KEYS_WITHOUT_SEAL:
         del record["seal"]
-        if text != _sealed(record):
+        if text != _seal_manifest(record):
             raise ValueError
     return record
 
 
-def _sealed(record: dict[str, Any]) -> str:
+def _seal_manifest(record: dict[str, Any]) -> str:
     """A manifest's text, which ends with its own sha256."""
     seal = hashlib.sha256(json.dumps(record).encode()).hexdigest()
     return json.dumps(record | {"seal": seal}, indent=1)

@@ -15,7 +15,7 @@ from ccnet_cli.datasets import classes_of
 from ccnet_cli.datasets.source import Source, open_source
 from ccnet_cli.datasets.training import watch_workers
 from ccnet_cli.errors import InputError, notice
-from ccnet_cli.parallel.group import Group, joined
+from ccnet_cli.parallel.group import Group, join_group
 from ccnet_cli.parallel.supervisor import Worker
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs import folder as runfolder
@@ -82,7 +82,7 @@ def run(
     In the second case all ranks but the first return None.
     """
     inputs = inputs or Inputs()
-    with joined(device, request.limits, worker.supervised) as group, worker.signals(group) as stop_signal:
+    with join_group(device, request.limits, worker.is_supervised) as group, worker.signals(group) as stop_signal:
         if plan is not None:
             _train(plan, inputs, group, stop_signal)
             return plan.run

@@ -237,7 +237,7 @@ def build(preset: config.Preset, source: Source, group: Group, start: Start | No
     model = models.build(preset.model, len(source.classes), train.checkpoint_activations)
     origin = initialize_from(model, start, preset.model) if start else ""
     if train.sync_bn and device.type == "cuda" and group.world_size > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device)
     ops.use(model, choices)
     if train.channels_last:

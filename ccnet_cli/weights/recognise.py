@@ -45,25 +45,25 @@ def recognise(content: Any, path: Path) -> Foreign:
         try:
             foreign = layout.recognise(dict(state), dict(meta))
         except Misfit as error:
-            raise InputError(path, error.why, error.fix or _known()) from None
+            raise InputError(path, error.why, error.fix or _known_layouts()) from None
         if foreign is not None:
             return foreign
     raise _unknown(state, path)
 
 
-def _known() -> str:
+def _known_layouts() -> str:
     return f"known are {', '.join([KNOWN, *(name for name in LAYOUTS if name not in OWN)])}"
 
 
 def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict in a file, its prefixes removed, and what lies beside it, with the entries of its `meta`."""
     if not isinstance(content, dict):
-        raise InputError(path, f"holds a {type(content).__name__}, not a state dict", _known())
+        raise InputError(path, f"holds a {type(content).__name__}, not a state dict", _known_layouts())
     inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), content)
     state = {key: value for key, value in inner.items() if isinstance(value, Tensor)}
     if len(state) < len(inner) or not state:
         odd = next((f"{key} ({type(value).__name__})" for key, value in inner.items() if key not in state), "nothing")
-        raise InputError(path, f"no state dict of tensors: holds {odd}", _known())
+        raise InputError(path, f"no state dict of tensors: holds {odd}", _known_layouts())
     for prefix in PREFIXES:
         while all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
@@ -78,4 +78,4 @@ def _unknown(state: Mapping[str, Tensor], path: Path) -> InputError:
     if any(key.startswith(("backbone.", "head.rcca", "head.conva")) for key in keys) and "decode_head" not in str(keys):
         kind = "weights of ccnet without their preset, or a network of another kind"
     named = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-    return InputError(path, f"{kind}: it holds {named}", _known())
+    return InputError(path, f"{kind}: it holds {named}", _known_layouts())

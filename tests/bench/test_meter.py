@@ -67,11 +67,11 @@ def test_rates_are_work_over_typical_time(monkeypatch):
     times = cycle([1.0, 8.0, 2.0, 3.0, 2.0])
     calls = []
 
-    def elapsed(self, call):
+    def time_call(self, call):
         calls.append(call())
         return next(times)
 
-    monkeypatch.setattr(Meter, "elapsed", elapsed)
+    monkeypatch.setattr(Meter, "time_call", time_call)
     monkeypatch.setattr(meter, "COPY_BYTES", (4000, 0))
     monkeypatch.setattr(meter, "PRODUCT_SIDE", (10, 0))
     assert Meter(CPU).copy_rate() == pytest.approx(2 * 4000 / 2e-3 / 1e9)
@@ -114,14 +114,14 @@ def test_a_short_call_is_made_as_often_as_fills_a_turn_and_counts_once(monkeypat
     made = []
     counts = []
 
-    def elapsed(self, call):
+    def time_call(self, call):
         before = len(made)
         call()
         counts.append(len(made) - before)
         # a call takes 2 ms
         return 2.0 * counts[-1]
 
-    monkeypatch.setattr(Meter, "elapsed", elapsed)
+    monkeypatch.setattr(Meter, "time_call", time_call)
     (timing,) = Meter(CPU, repeats=3).alternate({"a": lambda: made.append(0)}, 25.0).values()
     # the first, the one that tells how often, and three turns of 26 ms
     assert counts == [1, 1, 13, 13, 13]

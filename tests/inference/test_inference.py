@@ -227,7 +227,7 @@ def test_the_oracle_resizes_as_its_definition_says():
 def test_upsampling_in_blocks_equals_interpolate_on_the_full_map(size, align_corners):
     h, w, height, width = size
     logits = torch.randn(2, h, w, generator=torch.Generator().manual_seed(3))
-    scores = inference.upsampled(logits, (height, width), align_corners).dense()
+    scores = inference.upsample(logits, (height, width), align_corners).dense()
     expected = F.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=align_corners)[0]
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
 
@@ -327,7 +327,7 @@ def test_other_errors_are_not_tried_again():
 
 def test_label_map_is_the_argmax():
     scores = photo(150, 9)[0]
-    labels = inference.upsampled(scores, (150, 9), True).predict()
+    labels = inference.upsample(scores, (150, 9), True).predict()
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, scores.numpy().argmax(0))
 
@@ -337,7 +337,7 @@ def test_scores_that_are_not_finite_are_refused(value):
     scores = torch.zeros(3, 100, 4)
     scores[1, 99, 2] = value
     with pytest.raises(NonFiniteError, match="not finite"):
-        inference.upsampled(scores, (100, 4), True).predict()
+        inference.upsample(scores, (100, 4), True).predict()
 
 
 def test_input_is_normalised_in_the_order_of_the_channels():

@@ -42,7 +42,7 @@ def random_scores(size, classes, seed):
         (rows, down), (columns, across) = axes
         logits = random.standard_normal((classes, down.shape[1], across.shape[1])).astype(np.float32)
         if number % 2:
-            columns, across = columns.mirrored(size[1]), across[::-1]
+            columns, across = columns.mirror(size[1]), across[::-1]
             where[1] = slice(size[1] - where[1].stop, size[1] - where[1].start)
         total[:, where[0], where[1]] += np.einsum("yi,kij,xj->kyx", down, logits, across)
         tiles.append(Tile(torch.from_numpy(logits), rows, columns))
@@ -92,7 +92,7 @@ def test_the_implementations_agree_on_a_network_s_tiles(mode, scale, flip, align
 @BOTH
 def test_equal_scores_are_the_lowest_class_s(implementation):
     logits = torch.tensor([0.0, 2, 2, 1, 2])[:, None, None].expand(5, 3, 4).contiguous()
-    assert (inference.upsampled(logits, (20, 30), True).predict(implementation) == 1).all()
+    assert (inference.upsample(logits, (20, 30), True).predict(implementation) == 1).all()
 
 
 @BOTH
@@ -100,7 +100,7 @@ def test_equal_scores_are_the_lowest_class_s(implementation):
 @pytest.mark.parametrize("place", [(0, 0, 0), (2, 3, 4), (1, 2, 0), (0, 0, 4)])
 def test_what_is_not_finite_is_met_anywhere(place, value, implementation):
     logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
-    found = inference.upsampled(logits, (70, 290), False)
+    found = inference.upsample(logits, (70, 290), False)
     found.predict(implementation)
     logits[place] = value
     with pytest.raises(NonFiniteError, match="not finite"):
@@ -109,7 +109,7 @@ def test_what_is_not_finite_is_met_anywhere(place, value, implementation):
 
 @BOTH
 def test_sums_that_overflow_are_met(implementation):
-    found = inference.upsampled(torch.full((2, 4, 5), 3e38), (20, 30), True)
+    found = inference.upsample(torch.full((2, 4, 5), 3e38), (20, 30), True)
     twice = Scores(found.size, [found.tiles[0], found.tiles[0]])
     found.predict(implementation)
     with pytest.raises(NonFiniteError):
@@ -118,7 +118,7 @@ def test_sums_that_overflow_are_met(implementation):
 
 @BOTH
 def test_labels_that_are_no_class_are_refused_unless_they_do_not_count(implementation):
-    found = inference.upsampled(torch.randn(3, 4, 5), (20, 30), True)
+    found = inference.upsample(torch.randn(3, 4, 5), (20, 30), True)
     label = np.zeros((20, 30), np.uint8)
     label[19, 29] = 3
     with pytest.raises(ValueError, match=r"label outside 0\.\.2"):
@@ -130,7 +130,7 @@ def test_labels_that_are_no_class_are_refused_unless_they_do_not_count(implement
 
 def test_an_unknown_implementation_is_refused():
     with pytest.raises(ValueError, match="fastest"):
-        inference.upsampled(torch.randn(3, 4, 5), (20, 30), True).predict("fastest")
+        inference.upsample(torch.randn(3, 4, 5), (20, 30), True).predict("fastest")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -145,7 +145,7 @@ def test_any_number_of_threads_gives_the_same(threads, monkeypatch):
 
 
 def test_the_compiled_way_is_taken_once_it_pays(monkeypatch):
-    found = inference.upsampled(torch.randn(3, 4, 5), (20, 30), True)
+    found = inference.upsample(torch.randn(3, 4, 5), (20, 30), True)
     monkeypatch.setattr(scores, "MIN_SCORES_TO_COMPILE", 2 * 3 * 20 * 30)
     used, compiled = [], scores._predict_compiled
     monkeypatch.setattr(scores, "_predict_compiled", lambda *rest: (used.append(1), compiled(*rest))[1])
@@ -161,7 +161,7 @@ def test_the_compiled_way_is_taken_once_it_pays(monkeypatch):
 
 
 def test_a_compiler_that_fails_is_done_without(monkeypatch):
-    found = inference.upsampled(torch.randn(3, 4, 5), (20, 30), True)
+    found = inference.upsample(torch.randn(3, 4, 5), (20, 30), True)
     expected = found.predict("torch")
     monkeypatch.setattr(scores, "MIN_SCORES_TO_COMPILE", 0)
     predictor, calls = Predictor(), []
@@ -203,4 +203,4 @@ def test_taps_are_those_of_the_matrix_even_where_weights_are_all_zero():
         rebuilt[torch.arange(6), taps.first.long() + tap] += weights
     assert torch.equal(rebuilt, matrix)
     assert taps.first.tolist() == sorted(taps.first.tolist()) and len(taps.weights) == 2
-    assert (taps.start, len(taps), taps.mirrored(20).start) == (3, 6, 11)
+    assert (taps.start, len(taps), taps.mirror(20).start) == (3, 6, 11)

@@ -150,9 +150,9 @@ def test_a_forward_pass_moves_whole_vectors_without_bank_conflicts():
 @runs
 @pytest.mark.parametrize(("form", "channels"), [("nt", 12), ("nn", 128), ("tn", 128)])
 def test_the_tiles_of_a_large_map_compute_its_rows(form, channels):
-    length, arm = 97, steps.padded(1)
+    length, arm = 97, steps.pad_length(1)
     random = np.random.default_rng(0)
-    energy = np.full((length, arm + steps.padded(length)), np.nan, np.float32)
+    energy = np.full((length, arm + steps.pad_length(length)), np.nan, np.float32)
     energy[:, arm : arm + length] = random.standard_normal((length, length))
     left, right = random.standard_normal((2, length, channels)).astype(np.float32)
     full = {"left": left, "right": right, "out": np.full_like(energy, np.nan)}
@@ -190,7 +190,7 @@ def test_the_whole_forward_moves_and_computes_little_more_than_it_must():
 @pytest.mark.parametrize("width", [1, 250, 1000, 8200])
 def test_a_cross_of_any_length_has_its_softmax_and_backward(width):
     arm, pixels = 8, 3
-    stride = arm + steps.padded(width)
+    stride = arm + steps.pad_length(width)
     random = np.random.default_rng(0)
     energy, pull = random.standard_normal((2, pixels, stride)).astype(np.float32)
     energy[0] *= 1e4
@@ -230,7 +230,7 @@ def test_nan_reaches_the_pixels_whose_cross_holds_it_and_no_other(on_ptxrun):
 
 def typical(dtype: str) -> list[steps.Kernel]:
     """What a 97x97 map of 512 channels launches, forward and backward, and one kernel for each odd layout."""
-    grid = steps.Grid(1, 97, 97, steps.padded(97), dtype)
+    grid = steps.Grid(1, 97, 97, steps.pad_length(97), dtype)
     buffers = [steps.Buffer(name, 64) for name in ("query", "key", "value", "energy")]
     forward = steps.forward(grid, 64, 512, *buffers, steps.Buffer("out", 512))
     rest = [steps.Buffer(name, 512) for name in ("grad", "pull", "d_query", "d_key", "d_value")]
@@ -297,7 +297,7 @@ def patched(name, function, *forms):
     def plant(monkeypatch):
         from ccnet_cli.ops.cuda import build, lines, memory
 
-        monkeypatch.setattr(lines, name, memory.inlined(function))
+        monkeypatch.setattr(lines, name, memory.inline(function))
         # kernels compiled before have the right function in them; other forms do not use it
         before, anew = build.ptx, lru_cache(build.ptx.__wrapped__)
         monkeypatch.setattr(build, "ptx", lambda kernel, arch: (anew if kernel.form in forms else before)(kernel, arch))

@@ -157,7 +157,7 @@ FAULTS = {
     "fragment rows swapped": ("multiply_tf32", _rows_swapped),
     "tail of the summed axis kept": ("_cut", _uncut),
     "columns that do not add": ("add", _overwrite),
-    "rows swizzled by the writer alone": ("_swizzled", _unswizzled),
+    "rows swizzled by the writer alone": ("_swizzle", _unswizzled),
     "inputs not rounded": ("tf32", _unrounded),
     "dropped barrier": None,
     "unwritten line": None,
@@ -176,7 +176,7 @@ def test_a_planted_fault_is_caught(fault, monkeypatch):
     made = Gathering(1, 8, 5, 19)
     if FAULTS[fault]:
         name, function = FAULTS[fault]
-        monkeypatch.setattr(tensor, name, memory.inlined(function(getattr(tensor, name))))
+        monkeypatch.setattr(tensor, name, memory.inline(function(getattr(tensor, name))))
     # the kernels compiled before have the right one in them
     whole = lru_cache(build.ptx.__wrapped__)
     dropped = fault == "dropped barrier"
@@ -254,7 +254,7 @@ def test_an_architecture_without_them_is_refused():
 
 @pytest.mark.parametrize(("length", "parts"), [(97, 7), (128, 4), (129, 5), (1, 4)])
 def test_a_line_has_tiles_with_little_waste(length, parts):
-    grid = steps.Grid(1, length, length, steps.padded(length), tensor=True)
+    grid = steps.Grid(1, length, length, steps.pad_length(length), tensor=True)
     buffers = [steps.Buffer(name, 512) for name in ("left", "right", "out")]
     for step in steps.gathering(grid, *buffers, 512):
         assert step.kernel.sizes == (4, 2, parts)

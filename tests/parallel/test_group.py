@@ -12,7 +12,7 @@ from torch import nn
 from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError, notice
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.group import CPU, Group, Launch, Limits, first_node, joined, read_launch
+from ccnet_cli.parallel.group import CPU, Group, Launch, Limits, first_node, join_group, read_launch
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500"}
 SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NODELIST": "n[3-6]"}
@@ -62,7 +62,7 @@ def unlaunched(monkeypatch):
 
 
 def test_alone_the_device_is_the_given_one(unlaunched):
-    with joined(torch.device("cuda", 1)) as group:
+    with join_group(torch.device("cuda", 1)) as group:
         assert (group.device, group.world_size) == (torch.device("cuda", 1), 1)
 
 
@@ -200,7 +200,7 @@ def test_a_port_that_is_taken_is_refused():
 
 
 def _combine(worker, numbers):
-    with joined(CPU, supervised=worker.supervised) as group:
+    with join_group(CPU, supervised=worker.is_supervised) as group:
         number = numbers[group.rank]
         counts = torch.tensor([2**40 + number, len(group.shard(5))])
         group.barrier()
@@ -224,7 +224,7 @@ def test_processes_combine_their_values():
 
 
 def _decide(worker):
-    with joined(CPU, supervised=worker.supervised) as group:
+    with join_group(CPU, supervised=worker.is_supervised) as group:
         found = [group.decide_on_rank0(lambda: group.rank + 10), group.run_on_all_ranks(lambda: group.rank + 20)]
 
         def fail_after_rank_0():
@@ -262,7 +262,7 @@ def _backward(network, x):
 
 
 def _train(worker):
-    with joined(CPU, supervised=worker.supervised) as group:
+    with join_group(CPU, supervised=worker.is_supervised) as group:
         module = Scaled(group.rank)
         _backward(group.replicate(module), torch.tensor([group.rank + 1.0, 10.0]))
         module.seen += group.rank
@@ -279,7 +279,7 @@ def test_replicas_start_from_rank_0_and_average_their_gradients():
 
 def test_rank_0_alone_prints(ranks):
     def work(rank):
-        with joined(CPU) as group:
+        with join_group(CPU) as group:
             group.barrier()
             print("result")
             notice(f"notice of rank {group.rank}")
@@ -289,7 +289,7 @@ def test_rank_0_alone_prints(ranks):
 
 def test_an_error_of_all_ranks_is_reported_once(ranks):
     def work(_):
-        with joined(CPU) as group:
+        with join_group(CPU) as group:
             group.barrier()
             _fail()
 
@@ -300,7 +300,7 @@ def test_an_error_of_all_ranks_is_reported_once(ranks):
 def test_a_rank_that_lost_another_is_silent_if_rank_0_reports_why(ranks, store):
     def work(failing):
         def run(rank):
-            with joined(CPU) as group:
+            with join_group(CPU) as group:
                 if rank == failing:
                     _fail()
                 group.barrier()
@@ -318,7 +318,7 @@ def test_a_rank_that_lost_another_is_silent_if_rank_0_reports_why(ranks, store):
 
 def test_a_bug_is_no_lost_peer(ranks):
     def work(_):
-        with joined(CPU) as group:
+        with join_group(CPU) as group:
             group.barrier()
             raise RuntimeError("shapes differ")
 
@@ -328,7 +328,7 @@ def test_a_bug_is_no_lost_peer(ranks):
 def test_a_rank_that_is_late_for_a_collective_is_given_up(ranks):
     def work(rank):
         started = time.monotonic()
-        with joined(CPU, Limits(join=60, collective=1)) as group:
+        with join_group(CPU, Limits(join=60, collective=1)) as group:
             if rank == 1:
                 time.sleep(2.5)
                 os._exit(0)
@@ -342,7 +342,7 @@ def test_a_rank_that_is_late_for_a_collective_is_given_up(ranks):
 
 def test_ranks_that_do_not_come_are_given_up(ranks):
     def work(_):
-        with joined(CPU, Limits(join=1, collective=60)):
+        with join_group(CPU, Limits(join=1, collective=60)):
             os._exit(9)
 
     started = time.monotonic()

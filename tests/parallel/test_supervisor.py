@@ -19,7 +19,7 @@ from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFin
 from ccnet_cli.models import network as models
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.group import CPU, Group, Limits, joined
+from ccnet_cli.parallel.group import CPU, Group, Limits, join_group
 from ccnet_cli.parallel.supervisor import Nodes, Outcome, Worker, parse_nodes
 
 pytestmark = pytest.mark.usefixtures("forked_workers")
@@ -39,7 +39,7 @@ def run(work, *arguments, processes=2, **options):
 
 
 def _environment(worker):
-    assert worker.supervised
+    assert worker.is_supervised
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
     return [int(os.environ[name]) for name in names], groups.read_launch()
 
@@ -52,14 +52,14 @@ def test_rank_0_answers():
 
 EXTENSION = """
 import sys
-from ccnet_cli.parallel.group import CPU, joined
+from ccnet_cli.parallel.group import CPU, join_group
 from ccnet_cli.errors import notice
 
 class Settings:
     answer = 6
 
 def work(worker, settings):
-    with joined(CPU, supervised=worker.supervised) as group:
+    with join_group(CPU, supervised=worker.is_supervised) as group:
         notice(f"rank {group.rank}")
         return group.gather(group.rank + settings.answer)
 """
@@ -79,7 +79,7 @@ def test_spawned_workers_import_the_extensions_before_their_work(tmp_path, spawn
 
 
 def _fail(worker, kind):
-    with joined(CPU, supervised=worker.supervised) as group:
+    with join_group(CPU, supervised=worker.is_supervised) as group:
         if group.rank == 1:
             if kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -114,7 +114,7 @@ def test_the_error_of_a_worker_is_raised(kind, error, words):
 
 
 def _hang(worker, kind):
-    with joined(CPU, Limits(collective=1), worker.supervised) as group:
+    with join_group(CPU, Limits(collective=1), worker.is_supervised) as group:
         if group.rank == 1:
             if kind == "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
@@ -295,7 +295,7 @@ def test_outside_the_main_thread_python_handles_no_signals():
 
 
 def _fail_until(worker, attempts, kind):
-    with joined(CPU, supervised=worker.supervised) as group:
+    with join_group(CPU, supervised=worker.is_supervised) as group:
         if group.attempt < attempts and group.rank == 1:
             _raise(kind)
         group.barrier()
@@ -398,7 +398,7 @@ def on_two_nodes(folder, work, *arguments, **options):
 
 
 def _places(worker):
-    with joined(CPU, supervised=worker.supervised) as group:
+    with join_group(CPU, supervised=worker.is_supervised) as group:
         return group.gather((group.rank, group.local_rank, group.world_size, int(os.environ["LOCAL_WORLD_SIZE"])))
 
 

@@ -36,15 +36,15 @@ def affinity(query_BCHW: Tensor, key_BCHW: Tensor, mask: bool) -> Tensor:
 
 def aggregate(attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
     """Gather each pixel's cross, weighted: (B, P, H, W), (B, C, H, W) -> (B, C, H, W)."""
-    return _weighted("aggregate", attention_BPHW, value_BCHW)
+    return _sum_weighted("aggregate", attention_BPHW, value_BCHW)
 
 
 def scatter(attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
     """Spread each pixel's value over its cross, weighted: the adjoint of aggregate, with the same shapes."""
-    return _weighted("scatter", attention_BPHW, value_BCHW)
+    return _sum_weighted("scatter", attention_BPHW, value_BCHW)
 
 
-def _weighted(task: str, attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
+def _sum_weighted(task: str, attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
     _check(attention_BPHW)
     (value,) = _pixels(value_BCHW)
     out = value.new_empty(value.shape)

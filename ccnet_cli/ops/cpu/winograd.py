@@ -444,7 +444,7 @@ def _filters(plan, task, scratch):
 
 
 @simd.helper
-def _flipped(plan, task):
+def _flip(plan, task):
     """The same for the backward convolution, from output to input channels, with the taps rotated by 180 degrees."""
     inputs, outputs = plan.inputs, plan.outputs
     block = task // DEPTH * DEPTH
@@ -533,7 +533,7 @@ def work(plans):
         if plan.task == _FILTERS:
             _filters(plan, task, scratch)
         elif plan.task == _FLIPPED:
-            _flipped(plan, task)
+            _flip(plan, task)
         elif plan.task == _FORWARD:
             _forward(plan, task, scratch)
         elif plan.task == _SPREAD:

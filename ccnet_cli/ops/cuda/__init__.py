@@ -19,7 +19,7 @@ DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "b
 
 def attention_width(height: int, width: int) -> int:
     """Entries per pixel of the attention that criss_cross returns: each arm padded with zeros."""
-    return steps.padded(height) + steps.padded(width)
+    return steps.pad_length(height) + steps.pad_length(width)
 
 
 def try_to_compile(arch: tuple[int, int]) -> str:
@@ -51,15 +51,15 @@ def affinity(query_BCHW: Tensor, key_BCHW: Tensor, mask: bool) -> Tensor:
 
 def aggregate(attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
     """Gather each pixel's cross, weighted: (B, P, H, W), (B, C, H, W) -> (B, C, H, W)."""
-    return _weighted("nn", attention_BPHW, value_BCHW)
+    return _sum_weighted("nn", attention_BPHW, value_BCHW)
 
 
 def scatter(attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
     """Spread each pixel's value over its cross, weighted: the adjoint of aggregate, with the same shapes."""
-    return _weighted("tn", attention_BPHW, value_BCHW)
+    return _sum_weighted("tn", attention_BPHW, value_BCHW)
 
 
-def _weighted(form: str, attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
+def _sum_weighted(form: str, attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
     attention, value = pixels(attention_BPHW.float()), pixels(value_BCHW)
     B, H, W, C = value.shape
     out = value.new_empty(B, H, W, C)
@@ -81,7 +81,7 @@ def criss_cross(
     energy = query.new_empty(B, H, W, attention_width(H, W))
     out = value.new_empty(B, H, W, C)
     tensors = {"query": query, "key": key, "value": value, "energy": energy, "out": out}
-    _run(_forward(_grid(value, steps.padded(H), tensor), query.shape[-1], C, *_buffers(tensors)), **tensors)
+    _run(_forward(_grid(value, steps.pad_length(H), tensor), query.shape[-1], C, *_buffers(tensors)), **tensors)
     return out.permute(0, 3, 1, 2), energy
 
 
@@ -95,7 +95,7 @@ def criss_cross_backward(
     tensors["pull"] = torch.empty_like(attention_BHWP)
     for name, like in (("d_query", query), ("d_key", key), ("d_value", value)):
         tensors[name] = like.new_empty(like.shape)
-    _run(_backward(_grid(value, steps.padded(H)), query.shape[-1], C, *_buffers(tensors)), **tensors)
+    _run(_backward(_grid(value, steps.pad_length(H)), query.shape[-1], C, *_buffers(tensors)), **tensors)
     d_query, d_key, d_value = (tensors[name].permute(0, 3, 1, 2) for name in ("d_query", "d_key", "d_value"))
     return d_query, d_key, d_value
 

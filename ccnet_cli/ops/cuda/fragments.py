@@ -116,9 +116,9 @@ if not config.ENABLE_CUDASIM:
             values = _assembly(builder, result, text, constraints, [*words, *total], volatile=True)
             return cgutils.pack_array(builder, [builder.extract_value(values, i) for i in range(4)])
 
-        def typed(typingctx, left, right, total):
+        def intrinsic_body(typingctx, left, right, total):
             return _FOUR(_FOUR, _TWO, _FOUR), generate
 
-        return intrinsic(typed)
+        return intrinsic(intrinsic_body)
 
     multiply_tf32, multiply_bf16 = _multiplier(8, "tf32"), _multiplier(16, "bf16")

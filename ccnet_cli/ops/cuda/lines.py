@@ -17,7 +17,7 @@ from collections.abc import Callable
 from numba import cuda
 from numpy import float32, int32
 
-from ccnet_cli.ops.cuda.memory import fetch, inlined, put, read4, write, write4
+from ccnet_cli.ops.cuda.memory import fetch, inline, put, read4, write, write4
 from ccnet_cli.ops.cuda.steps import DEPTH, SIDE
 
 MASKED = float32(-math.inf)
@@ -28,7 +28,7 @@ def _stride(tile: int) -> int:
     return (tile + 27) // 32 * 32 + 4
 
 
-@inlined
+@inline
 def _position(vector, groups, transposed):
     """Step and index in a tile of a vector of four, which runs along the summed axis if it is to be transposed."""
     if transposed:
@@ -37,7 +37,7 @@ def _position(vector, groups, transposed):
     return step, int32((vector - step * groups) << 2)
 
 
-@inlined
+@inline
 def _offset(step, index, hop, stride, transposed):
     """From a line's first pixel to an element of its matrix."""
     if transposed:
@@ -45,7 +45,7 @@ def _offset(step, index, hop, stride, transposed):
     return int32(step * hop * stride + index)
 
 
-@inlined
+@inline
 def _count(steps, rest, transposed):
     """How many elements there are from a vector's first to the matrix's edge: none if it is outside."""
     if transposed:
@@ -53,7 +53,7 @@ def _count(steps, rest, transposed):
     return rest if steps > 0 else int32(0)
 
 
-@inlined
+@inline
 def _store(shared, start, stride, step, index, values, transposed):
     """Write a vector to a tile, whose rows are the steps."""
     first, second, third, fourth = values
@@ -67,7 +67,7 @@ def _store(shared, start, stride, step, index, values, transposed):
         write4(shared, at, first, second, third, fourth)
 
 
-@inlined
+@inline
 def _multiply(total, shared, row, near, far):
     """Add one step to a thread's part of the product: 64 multiply-adds for four vector loads."""
     left = read4(shared, row) + read4(shared, int32(row + 4))
@@ -77,7 +77,7 @@ def _multiply(total, shared, row, near, far):
             total[i, j] += left[i] * right[j]
 
 
-@inlined
+@inline
 def _mask(values, own):
     """Four energies, -inf at index `own` if it is one of them."""
     first, second, third, fourth = values
@@ -92,13 +92,13 @@ def _mask(values, own):
     return first, second, third, fourth
 
 
-@inlined
+@inline
 def add(values, others):
     """The sums of two vectors of four."""
     return values[0] + others[0], values[1] + others[1], values[2] + others[2], values[3] + others[3]
 
 
-@inlined
+@inline
 def _row(total, i):
     """Row i of a thread's part of the product, spelled out: an index that is no constant would put it on the stack."""
     if i == 0:

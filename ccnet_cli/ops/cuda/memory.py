@@ -11,7 +11,7 @@ from numpy import float32, int32
 _ONE, _MANY = 1, 4
 
 
-def inlined(function):
+def inline(function):
     """Mark a function as part of the kernels that call it: each call is its own copy, constants folded."""
     return function if config.ENABLE_CUDASIM else cuda.jit(function, device=True, inline="always")
 
@@ -88,7 +88,7 @@ if not config.ENABLE_CUDASIM:
     def _reader(width):
         result = types.float32 if width == _ONE else types.UniTuple(types.float32, width)
 
-        def typed(typingctx, source, index):
+        def intrinsic_body(typingctx, source, index):
             def generate(context, builder, signature, arguments):
                 kind = signature.args[0]
                 address, alignment = _address(context, builder, kind, *arguments, width)
@@ -105,7 +105,7 @@ if not config.ENABLE_CUDASIM:
 
             return result(source, types.int32), generate
 
-        return intrinsic(typed)
+        return intrinsic(intrinsic_body)
 
     def _writer(width):
         def generate(context, builder, signature, arguments):
@@ -133,7 +133,7 @@ if not config.ENABLE_CUDASIM:
     read, read4, write, write4 = _reader(_ONE), _reader(_MANY), _writer(_ONE), _writer(_MANY)
 
 
-@inlined
+@inline
 def fetch(source, index, count, aligned):
     """Four elements; those from `count` on are 0, or arbitrary in one aligned access."""
     first = second = third = fourth = float32(0)
@@ -151,7 +151,7 @@ def fetch(source, index, count, aligned):
     return first, second, third, fourth
 
 
-@inlined
+@inline
 def put(target, index, count, values, aligned):
     """Write `count` of four elements or, in one aligned access, all of them."""
     first, second, third, fourth = values

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from numba import cuda
 from numpy import float32, int32
 
-from ccnet_cli.ops.cuda.memory import inlined, read, write
+from ccnet_cli.ops.cuda.memory import inline, read, write
 
 
-@inlined
+@inline
 def _valid(position, arm, H, W):
     """Whether an entry of a pixel's energies belongs to its cross, not to the padding behind an arm."""
     return position < H or (position >= arm and position < arm + W)
 
 
-@inlined
+@inline
 def _greatest(partial, t, lane, value, group):
     """The greatest value of the threads of a group."""
     write(partial, t, value)
@@ -29,7 +29,7 @@ def _greatest(partial, t, lane, value, group):
     return read(partial, int32(t - lane))
 
 
-@inlined
+@inline
 def _sum(partial, t, lane, value, group):
     """The sum of the values of the threads of a group, in a fixed order."""
     write(partial, t, value)

@@ -96,7 +96,7 @@ class Grid:
         return self.images * self.height * self.width
 
 
-def padded(length: int) -> int:
+def pad_length(length: int) -> int:
     """An arm's length in a padded buffer of energies: whole 32-byte sectors."""
     return -(-length // 8) * 8
 

@@ -14,11 +14,11 @@ from numpy import float32, int32
 
 from ccnet_cli.ops.cuda.fragments import bf16, multiply_bf16, multiply_tf32, tf32
 from ccnet_cli.ops.cuda.lines import add
-from ccnet_cli.ops.cuda.memory import fetch, inlined, put, read4, write4
+from ccnet_cli.ops.cuda.memory import fetch, inline, put, read4, write4
 from ccnet_cli.ops.cuda.steps import CHANNELS, PARTS, SIDE, WORDS
 
 
-@inlined
+@inline
 def _cut(values, count):
     """Four elements, 0 from `count` on, whatever they were: nan times 0 is nan."""
     first, second, third, fourth = values
@@ -31,24 +31,24 @@ def _cut(values, count):
     return first, second, third, fourth
 
 
-@inlined
+@inline
 def _pair(word):
     """The first of the two summed pixels in a word of bfloat16: a thread's vectors of a line are 16 pixels apart."""
     return int32((word >> 2 << 2) + ((word & 1) << 1) + ((word & 2) << 3))
 
 
-@inlined
-def _swizzled(word, vector):
+@inline
+def _swizzle(word, vector):
     """The offset of a vector in a row of the value's words: rows that a warp reads at once use different banks."""
     return int32((vector ^ (word >> 2 << 1)) << 2)
 
 
-@inlined
+@inline
 def _product(left, right, total, paired):
     return multiply_bf16(left, right, total) if paired else multiply_tf32(left, right, total)
 
 
-@inlined
+@inline
 def _multiply(total, part, energies, one, two, three, four, paired):
     """Add two steps to a warp's 8 pixels and 32 channels: four products for one vector of energies."""
     near, far = energies[:2], energies[2:]
@@ -62,7 +62,7 @@ def _multiply(total, part, energies, one, two, three, four, paired):
     total[part, 4], total[part, 5], total[part, 6], total[part, 7] = sums
 
 
-@inlined
+@inline
 def _store_words(shared, at, near, far, side, paired):
     """Write eight numbers to shared memory as four words of bfloat16, side by side or across; or `near` in TF32."""
     one, two, three, four = near
@@ -75,7 +75,7 @@ def _store_words(shared, at, near, far, side, paired):
         write4(shared, at, bf16(one, five), bf16(two, six), bf16(three, seven), bf16(four, eight))
 
 
-@inlined
+@inline
 def _split(total, i):
     """A thread's four channels of a pixel and of the next."""
     near = total[i, 0], total[i, 2], total[i, 4], total[i, 6]
@@ -83,7 +83,7 @@ def _split(total, i):
     return near, far
 
 
-@inlined
+@inline
 def _part(total, i):
     """Eight of a warp's pixels, spelled out as the rows of a line product are."""
     if i == 0:
@@ -103,7 +103,7 @@ def _part(total, i):
     return part
 
 
-@inlined
+@inline
 def _store(out, at, values, column, count, aligned):
     """Write four channels; a column adds to what the row wrote."""
     if column:
@@ -149,7 +149,7 @@ def tensor_product(across: int, down: int, parts: int, dtype: str, aligned: bool
         pixel = int32(band * PARTED * SIDE)
         channel = int32((warp - band * ACROSS) * CHANNELS)
         line_at = int32((pixel + group) * WORDS + member * 4)
-        value_at = int32(RIGHT + member * 4 * TILE_N + channel + _swizzled(int32(member * 4), group))
+        value_at = int32(RIGHT + member * 4 * TILE_N + channel + _swizzle(int32(member * 4), group))
         for i in range(PARTS):
             for j in range(8):
                 total[i, j] = float32(0)
@@ -160,7 +160,7 @@ def tensor_product(across: int, down: int, parts: int, dtype: str, aligned: bool
         right_rest = int32(C - n0 - n)
         left_at = int32((first + (m0 + m) * hop) * left_stride + arm + k_left)
         right_at = int32((first + k_right * hop) * right_stride + n0 + n)
-        right_to = int32(RIGHT + word * TILE_N + _swizzled(word, int32(n >> 2)))
+        right_to = int32(RIGHT + word * TILE_N + _swizzle(word, int32(n >> 2)))
         base = int32(0)
         k0 = int32(-DEPTH)
         while k0 < L:
