@@ -122,7 +122,9 @@ def read_facts(content: Mapping[str, Any], path: Path) -> Facts:
 def needs_part(path: Path, error: UnknownPart) -> InputError:
     """The error of a file whose preset names a part that is not known here."""
     section, part, *_ = error.key.split(".")
-    kind = "loss" if section == "loss" else "head" if part == "auxiliary" else part
+    last = error.key.rpartition(".")[2]
+    kind = last if last == "implementation" else section if section == "loss" else part
+    kind = {"auxiliary": "head", "dataset": "data set"}.get(kind, kind)
     why = f"needs {kind} {error.kind}, which is not known here"
     return InputError(path, why, "give the file that defines it with --extend FILE")
 

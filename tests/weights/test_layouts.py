@@ -141,13 +141,24 @@ def test_a_layout_that_is_read_alone_is_no_format(ccnet, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "part"),
-    [("backbone", "backbone swin"), ("head", "head swin"), ("auxiliary", "head swin"), ("loss", "loss swin")],
+    [
+        ("backbone", "backbone swin"),
+        ("head", "head swin"),
+        ("auxiliary", "head swin"),
+        ("loss", "loss swin"),
+        ("data", "data set swin"),
+        ("implementation", "implementation swin"),
+    ],
 )
 def test_a_checkpoint_that_needs_a_part_from_outside_says_so(tmp_path, capsys, key, part):
     saved = tiny.save_checkpoint(tmp_path / "run")
     content = torchfile.read(saved)
     if key == "loss":
         content["preset"]["loss"]["extra"] = {"kind": "swin"}
+    elif key == "data":
+        content["preset"]["data"]["dataset"] = "swin"
+    elif key == "implementation":
+        content["preset"]["model"]["head"][key] = "swin"
     else:
         content["preset"]["model"][key] = {"kind": "swin"}
     torch.save(content, tmp_path / "a.pt")
