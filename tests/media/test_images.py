@@ -127,6 +127,14 @@ def test_webp_files_of_every_format_have_height_and_width(tmp_path, kind, qualit
         assert np.abs(images.read_image(path).astype(int) - picture).mean() < 8
 
 
+def test_an_animated_webp_is_refused(tmp_path):
+    content = cv2.imencode(".webp", bad_inputs.photograph(24, 40))[1].tobytes()
+    animated = bytearray(extended_webp(content, 40, 24))
+    animated[20] |= 2
+    with pytest.raises(InputError, match="an animated WebP"):
+        images.read_image(written(tmp_path, "a.webp", bytes(animated)))
+
+
 def bmp(picture_bgr, header, rows):
     """A BMP file of 24 bits: a header of 12 or 40 bytes, rows stored from the bottom or from the top."""
     height, width = picture_bgr.shape[:2]
@@ -292,6 +300,13 @@ def test_the_legend_shows_every_colour():
     for colour in PALETTE[5:8]:
         assert (picture == colour[::-1]).all(axis=2).sum() >= 20 * 38
     assert (picture[:, 60:] < 100).any()  # text
+
+
+def test_texts_to_draw_are_ascii_without_accents():
+    # the second is written with combining marks
+    for text in ("Straße, Tür, ñ", "Straße, Tu\u0308r, n\u0303"):
+        assert images.ascii_text(text) == "Stra?e, Tur, n"
+    assert images.ascii_text("日本 ½") == "?? 1?2"
 
 
 def test_words_of_others_on_stderr_are_kept(capfd):

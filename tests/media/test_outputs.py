@@ -1,0 +1,106 @@
+"""Outputs: what each format holds, which are complete, and which paths are refused."""
+
+import cv2
+import numpy as np
+import pytest
+
+from ccnet_cli.errors import InputError
+from ccnet_cli.media import images, outputs, video
+from ccnet_cli.media.classes import Classes
+
+CLASSES = Classes(("road", "car", "sky"), ((200, 10, 30), (0, 255, 1), (90, 60, 250)), (7, 26, 23))
+IDS = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
+IMAGE = np.array([[[250, 251, 252], [0, 1, 2], [9, 200, 100]], [[1, 3, 5], [255, 255, 255], [0, 0, 0]]], np.uint8)
+
+
+def test_each_format_holds_what_it_says(tmp_path):
+    for name in outputs.FORMATS:
+        outputs.write(tmp_path / name / "a.png", name, IDS, IMAGE, CLASSES)
+    read = {name: tmp_path / name / "a.png" for name in outputs.FORMATS}
+    colours = np.array(CLASSES.palette)[IDS][..., ::-1]
+    assert (images.read_label(read["color"]) == IDS).all() and (images.read_image(read["color"]) == colours).all()
+    assert (images.read_label(read["train-id"]) == IDS).all()
+    assert images.read_label(read["label-id"]).tolist() == [[7, 26, 23], [23, 26, 7]]
+    assert (images.read_image(read["overlay"]) == (IMAGE.astype(int) + colours) // 2).all()
+    with pytest.raises(ValueError, match="unknown format"):
+        outputs.write(tmp_path / "b.png", "x", IDS, IMAGE, CLASSES)
+
+
+def test_formats_are_checked_and_have_folders_of_their_own_if_several(tmp_path):
+    assert outputs.check_formats(["overlay", "color", "overlay"]) == ("overlay", "color")
+    for formats in ([], ["colour"]):
+        with pytest.raises(InputError, match="choose from color, overlay, train-id, label-id"):
+            outputs.check_formats(formats)
+    assert outputs.destinations(tmp_path, "a/b", ["color"]) == {"color": tmp_path / "a/b.png"}
+    assert outputs.destinations(tmp_path, "a", ["color", "overlay"], ".mp4") == {
+        "color": tmp_path / "color/a.mp4",
+        "overlay": tmp_path / "overlay/a.mp4",
+    }
+
+
+def test_names_stay_below_the_folder(tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    elsewhere.mkdir()
+    (out / "link").symlink_to(elsewhere)
+    (out / "loop").symlink_to(out / "loop")
+    assert outputs.path_inside(out, "a/b.png") == out / "a/b.png"
+    for name in ("../a.png", "a/../../b.png", "..\\a.png", "link/a.png", "loop/a.png", "/etc/a.png", "a\0.png"):
+        with pytest.raises(InputError, match="would be written outside"):
+            outputs.path_inside(out, name)
+
+
+def test_what_exists_is_replaced_only_if_asked(tmp_path):
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_bytes(b"mine")
+    link.symlink_to(tmp_path / "nowhere")
+    outputs.refuse_existing([tmp_path / "new" / "a.png"], overwrite=False)
+    for path in (file, link):
+        with pytest.raises(InputError, match="exists; pass --overwrite"):
+            outputs.refuse_existing([tmp_path / "new", path], overwrite=False)
+        outputs.refuse_existing([path], overwrite=True)
+    for path, words in ((tmp_path, "is a folder"), (file / "a.png", "is a file, not a folder")):
+        with pytest.raises(InputError, match=words):
+            outputs.refuse_existing([path], overwrite=True)
+    file.rename(tmp_path / "image")
+    (tmp_path / "alias").symlink_to(tmp_path / "image")
+    with pytest.raises(InputError, match="is one of the images"):
+        outputs.refuse_inputs([tmp_path / "image"], [tmp_path / "other", tmp_path / "alias"])
+    with pytest.raises(InputError, match="is one of the images"):
+        outputs.refuse_inputs([tmp_path / "alias"], [tmp_path / "x" / ".." / "image"])
+
+
+def test_a_truncated_output_is_not_complete(tmp_path):
+    outputs.write(tmp_path / "a.png", "train-id", IDS, IMAGE, CLASSES)
+    outputs.write_probabilities(tmp_path / "a.npz", np.full((3, 40, 50), 1 / 3, np.float32), CLASSES)
+    with video.open_writer(tmp_path / "a.mp4", 5, (48, 64)) as write:
+        for level in range(20):
+            write(np.full((48, 64, 3), 10 * level, np.uint8))
+    with np.load(tmp_path / "a.npz") as stored:
+        assert stored["probabilities"].shape == (3, 40, 50) and stored["classes"].tolist() == list(CLASSES.names)
+    for name in ("a.png", "a.npz", "a.mp4"):
+        path = tmp_path / name
+        assert outputs.is_complete(path)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) - len(content) // 4])
+        assert not outputs.is_complete(path)
+        path.write_bytes(b"")
+        assert not outputs.is_complete(path)
+        path.unlink()
+        assert not outputs.is_complete(path)
+
+
+def test_a_changed_byte_of_an_npz_is_noticed(tmp_path):
+    path = tmp_path / "a.npz"
+    outputs.write_probabilities(path, np.random.default_rng(0).random((3, 40, 50), np.float32), CLASSES)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert not outputs.is_complete(path)
+
+
+def test_jpegs_are_written_close_to_the_image(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    smooth = cv2.resize(picture, (96, 64), interpolation=cv2.INTER_CUBIC)
+    images.write_image(tmp_path / "a.jpg", smooth)
+    assert np.abs(images.read_image(tmp_path / "a.jpg").astype(int) - smooth).mean() < 3
