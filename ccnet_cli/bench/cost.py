@@ -13,7 +13,7 @@ from ccnet_cli.models.attention import CrissCrossAttention, RecurrentCrissCross
 
 NON_LOCAL = "non-local"
 # TPAMI, cost of context modules over the baseline for one image of 3x769x769, whose map is 512x97x97: GFLOP, and memory
-# in MB as printed there
+# in MB as it prints them
 PUBLISHED_AT = ((97, 97), 512, 1)
 PUBLISHED = {"RCCA R=2": {"gflop": 16.5, "memory": 127}, NON_LOCAL: {"gflop": 108, "memory": 1411}}
 COLUMNS = (

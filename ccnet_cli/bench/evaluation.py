@@ -20,8 +20,8 @@ from ccnet_cli.inference.views import Views, batch_scores, tile_starts, tile_str
 MODES = ("whole", "sliding")
 # of a network that sees an image of 769 x 769 as 97 x 97
 STRIDE = 8
-# milliseconds of an image; ratio is official's median over this one's; memory is MiB that the process held at the peak
-# above what it held before: what an allocator kept of an earlier call is not in it
+# milliseconds of an image; ratio is official's median over this one's; memory is MiB that the process had at the peak
+# above what it had before, so without what an allocator keeps of an earlier call
 COLUMNS = (
     Column("size", "size"),
     Column("mode", "mode"),
@@ -109,7 +109,7 @@ def _rows(size: tuple[int, int], mode: str, classes: int, tile: tuple[int, int],
     expected = calls["official"]()
     memory = {}
     for name, call in calls.items():
-        # what is loaded, compiled or kept once is no part of an image
+        # what is loaded, compiled or cached once is no part of an image
         call()
         memory[name] = resident(call)
         if np.abs(call() - expected).sum() > 1e-4 * expected.sum():
@@ -131,7 +131,7 @@ def _rows(size: tuple[int, int], mode: str, classes: int, tile: tuple[int, int],
 def resident(call: Callable[[], object]) -> float | None:
     """MiB that a call adds, at its peak, to what the process holds; None where the system does not say."""
     try:
-        # from here on the peak counts anew
+        # resets the peak
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
         call()

@@ -59,7 +59,7 @@ CORES = (
     Column("forward ms", "without", ".3f"),
     Column("with tensor cores", "with", ".3f"),
 )
-# what a check answers: whether all is as it must be, and what was seen
+# a check's answer: whether all is as it must be, and what it saw
 Answer = tuple[bool, str]
 # query, key and value
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -91,7 +91,7 @@ def examine(device: str = "cuda", sizes: Sequence[tuple[int, int]] = SIZES) -> R
 
 
 def report(values: dict[str, Any]) -> Report:
-    """The report of what was found, with the number of checks and timings that failed."""
+    """The report of these values, with the number of checks and timings that failed."""
     checks, timings, tensor = values["checks"], values["timings"], values["tensor"]
     failed = sum(not check["passed"] for check in checks) + sum("error" in timing for timing in timings)
     rows = [
@@ -182,7 +182,7 @@ def _time_tensor_cores(device: torch.device, sizes: Sequence[tuple[int, int]]) -
 
 
 def answer(name: str, question: Callable[[], Answer]) -> Row:
-    """A check's row; an error is an answer too."""
+    """A check's row; an error is an answer too, that does not pass."""
     try:
         passed, seen = question()
     except Exception as error:
@@ -228,20 +228,21 @@ def run_step(tensors: Inputs, implementation: str, choices: ops.Choices | None =
 
 def check_parity(tensors: Inputs, implementation: str) -> Answer:
     """Output and gradients against the definition in float64 on the CPU."""
-    got, exact = run_step(tensors, implementation), run_step(_map(tensors, lambda x: x.double().cpu()), "reference")
+    results, exact = run_step(tensors, implementation), run_step(_map(tensors, lambda x: x.double().cpu()), "reference")
     right, differences = True, []
-    for name, mine, wanted in zip(RESULTS, got, exact, strict=True):
-        difference, largest = float((mine.double().cpu() - wanted).abs().max()), float(wanted.abs().max())
+    for name, result, wanted in zip(RESULTS, results, exact, strict=True):
+        difference, largest = float((result.double().cpu() - wanted).abs().max()), float(wanted.abs().max())
         # a map of one pixel has gradients of 0; and not (>), so that nan fails
-        right &= difference <= TOLERANCES[mine.dtype] * largest + 1e-7
+        right &= difference <= TOLERANCES[result.dtype] * largest + 1e-7
         differences.append(f"{name} {difference / largest if largest else difference:.1e}")
     return right, ", ".join(differences)
 
 
-def check_equal(got: Sequence[Tensor], expected: Sequence[Tensor]) -> Answer:
+def check_equal(results: Sequence[Tensor], expected: Sequence[Tensor]) -> Answer:
     """Whether all results are the same to the bit."""
     names = RESULTS[: len(expected)]
-    unequal = [name for name, mine, wanted in zip(names, got, expected, strict=True) if not torch.equal(mine, wanted)]
+    pairs = zip(names, results, expected, strict=True)
+    unequal = [name for name, result, wanted in pairs if not torch.equal(result, wanted)]
     return not unequal, f"{', '.join(unequal)} differ" if unequal else "equal to the bit"
 
 
@@ -274,6 +275,6 @@ def _replay_graph(tensors: Inputs) -> Answer:
 
 def _auto_choice(tensors: Inputs, choices: ops.Choices) -> Answer:
     """What auto takes is what it says it took."""
-    got = run_step(tensors, "auto", choices)
+    results = run_step(tensors, "auto", choices)
     (name,) = choices.export().values()
-    return check_equal(got, run_step(tensors, name))[0], name
+    return check_equal(results, run_step(tensors, name))[0], name

@@ -138,26 +138,27 @@ def occupancy(threads: int, registers: int, shared: int, arch: tuple[int, int]) 
     # registers are handed out to warps in units of 256
     by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * warps)
     # what the assembler reports from sm_90 on has the reserved part in it
-    taken = shared + (RESERVED if (8, 0) <= arch < (9, 0) else 0)
-    return min(by_registers, memory // taken if taken else blocks, blocks, most // 32 // warps) * warps / (most // 32)
+    per_block = shared + (RESERVED if (8, 0) <= arch < (9, 0) else 0)
+    by_memory = memory // per_block if per_block else blocks
+    return min(by_registers, by_memory, blocks, most // 32 // warps) * warps / (most // 32)
 
 
 def _row(kernel: Kernel, arch: tuple[int, int], launches: Sequence[Step], size: str) -> Row:
     from ccnet_cli.ops.cuda import build
 
-    made = build.assemble(kernel, arch)
+    code = build.assemble(kernel, arch)
     tensor = kernel.form == "tensor"
-    multiplies, lds = build.inner_loop(made.image, "HMMA" if tensor else "FFMA")
+    multiplies, lds = build.inner_loop(code.image, "HMMA" if tensor else "FFMA")
     costs = [_cost(step) for step in launches if step.kernel == kernel]
     return {
         "kernel": kernel.name,
         "arch": f"sm_{arch[0]}{arch[1]}",
         "size": size,
-        **{key: getattr(made, key) for key in ("registers", "stack", "spills", "shared")},
+        **{key: getattr(code, key) for key in ("registers", "stack", "spills", "shared")},
         "ffma": 0 if tensor else multiplies,
         "hmma": multiplies if tensor else 0,
         "lds": lds,
-        "occupancy": occupancy(kernel.threads, made.registers, made.shared, arch),
+        "occupancy": occupancy(kernel.threads, code.registers, code.shared, arch),
         "launches": len(costs),
         "bytes": sum(moved for moved, _ in costs),
         "flops": sum(flops for _, flops in costs),

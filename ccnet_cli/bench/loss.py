@@ -1,4 +1,4 @@
-"""What the loss costs here: the authors' way through numpy, plain cross entropy and ours, in one alternating run."""
+"""What the loss costs: the authors' way through numpy, plain cross entropy and ours, in one alternating run."""
 
 import functools
 import operator
@@ -83,8 +83,8 @@ def official_ohem(
     own, valid = _own(probability_BKHW, labels_BHW)
     shrink = 1 / STRIDE
     small_BKhw = zoom(probability_BKHW, (1, 1, shrink, shrink), order=1)
-    samples, there = _own(small_BKhw, zoom(labels_BHW, (1, shrink, shrink), order=0))
-    samples, rank = samples[there], min_kept // STRIDE**2
+    small_own, small_valid = _own(small_BKhw, zoom(labels_BHW, (1, shrink, shrink), order=0))
+    samples, rank = small_own[small_valid], min_kept // STRIDE**2
     bound = 1.0
     if rank < samples.size:
         bound = max(threshold, float(np.partition(samples, rank - 1)[rank - 1]) if rank else 0.0)

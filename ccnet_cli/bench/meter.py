@@ -88,7 +88,7 @@ class Meter:
                 elif milliseconds * count[key] < turn:
                     # the first time of all is the slowest
                     count[key] = math.ceil(turn / self.time_call(call))
-        return {key: Spread.of(taken) for key, taken in times.items()}
+        return {key: Spread.of(values) for key, values in times.items()}
 
     def peak(self, call: Call) -> float:
         """MiB of the most that lived during a call above what lived before it, by torch's own allocator."""
@@ -150,7 +150,7 @@ class Meter:
 
 @contextmanager
 def open_meter(run: Run) -> Iterator[Meter]:
-    """A meter that measures as asked, with torch's number of threads set meanwhile; InputError for unknown devices."""
+    """A meter for these settings, with torch's number of threads set meanwhile; InputError for unknown devices."""
     device, before = models.device(run.device), torch.get_num_threads()
     torch.set_num_threads(run.threads or before)
     try:

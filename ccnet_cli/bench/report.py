@@ -72,7 +72,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a benchmark found."""
+    """All that a benchmark measured."""
 
     values: Mapping[str, Any]
     tables: Sequence[Table]

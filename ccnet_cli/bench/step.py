@@ -1,4 +1,4 @@
-"""What a training step costs here: the authors' eager step and ours, in one alternating run."""
+"""What a training step costs: the authors' eager step and ours, in one alternating run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

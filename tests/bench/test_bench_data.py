@@ -1,7 +1,9 @@
 """What `ccnet bench data` compares, and that it does; never how fast anything is."""
 
+import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +51,22 @@ def test_a_preset_s_own_data_are_measured(tmp_path, monkeypatch):
     assert table["size"] == (40, 56) and values["crop"] == (32, 48) and values["preset"] == given.name
     first = [tmp_path / f"data/{kind}/train/{index}.png" for kind in ("images", "labels") for index in range(3)]
     assert table["bytes"] == pytest.approx(sum(path.stat().st_size for path in first) / 3)
+
+
+def test_rates_are_of_the_batches_after_the_first_ones(monkeypatch):
+    """A loader that starts slowly, then takes a second for each batch: with workers, several batches come together."""
+
+    def arrivals():
+        now = 0.0
+        for index in itertools.count():
+            now += 1.0 if index >= 2 * max(workers, 1) else 100.0
+            yield now
+
+    for workers in (0, 2):
+        clock = arrivals()
+        monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda clock=clock: next(clock)))
+        values = bench.measure(None, [(40, 64)], RUN, **SMALL | {"workers": (workers,)}).values
+        assert values["tables"][0]["rates"] == [{"workers": workers, "median": 2, "least": 2, "greatest": 2}]
 
 
 @pytest.mark.parametrize("crop", [(16, 20), (40, 50)])

@@ -54,6 +54,12 @@ def test_a_way_that_counts_otherwise_is_not_timed(monkeypatch):
         bench.measure(**SMALL)
 
 
+def test_memory_is_what_the_process_has_at_the_peak():
+    """64 MiB that are there during the call alone; None where the system does not say."""
+    added = bench.resident(lambda: np.ones(8 << 20).sum())
+    assert added is None or 60 < added < 100
+
+
 def test_the_command_prints_a_table_or_json(capsys):
     words = ["bench", "eval", "--sizes", "40x56", "--tile", "32x32", "--classes", "3", "--repeats", "1"]
     with pytest.raises(SystemExit, match="0"):

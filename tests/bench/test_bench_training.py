@@ -118,6 +118,18 @@ def test_steps_are_measured_as_they_are_named(monkeypatch, unmeasured):
     assert set(seen) == {("fp32", False, False, None), *((*each, each[1], True) for each in steps.OURS.values())}
 
 
+def test_gradients_are_part_of_a_step_s_memory(monkeypatch, unmeasured):
+    """None is there before, or the peak above what was there would not have them."""
+    seen = []
+    monkeypatch.setattr(
+        Meter,
+        "peak",
+        lambda self, call: seen.append({p.grad for p in call.func.__self__.network.parameters()}) or 1.0,
+    )
+    steps.measure(preset(), [(25, 25)], RUN, classes=3)
+    assert seen == [{None}] * 5
+
+
 def test_a_wrong_step_is_not_timed(monkeypatch, unmeasured):
     right = Objective.forward
     monkeypatch.setattr(Objective, "forward", lambda self, *given: (right(self, *given)[0] * 1.1, {}))
