@@ -83,7 +83,7 @@ def pictures(tmp_path_factory):
 @pytest.mark.parametrize("count", [240, pytest.param(1200, marks=many)])
 def test_damaged_images_are_refused_or_read(pictures, count):
     outcomes, grown = fuzzed("images", pictures, count)
-    for name in ("read_image", "read_label", "size"):
+    for name in ("read_image", "read_label", "read_size"):
         assert outcomes[f"{name} refused"] + outcomes.get(f"{name} read", 0) == count
     # damage gets past the first look, to the decoders
     assert outcomes["read_image read"] > 0.02 * count and outcomes["read_label read"] > 0
