@@ -81,7 +81,7 @@ def test_rates_are_work_over_typical_time(monkeypatch):
 
 def test_the_cpu_has_a_clock_and_no_cache_to_avoid():
     assert Meter(CPU).cache_bytes() == 0
-    assert 5 <= Meter(CPU).elapsed(lambda: time.sleep(0.005)) < 60_000
+    assert 5 <= Meter(CPU).time_call(lambda: time.sleep(0.005)) < 60_000
 
 
 @pytest.mark.gpu
@@ -89,7 +89,7 @@ def test_a_gpu_tells_time_by_its_own_events():
     gpu = Meter(torch.device("cuda"))
     assert gpu.cache_bytes() > 0
     # asynchronous: the clock of the host would see none of it
-    assert gpu.elapsed(lambda: torch.cuda._sleep(50_000_000)) > 5
+    assert gpu.time_call(lambda: torch.cuda._sleep(50_000_000)) > 5
     assert gpu.copy_rate() > 10 and gpu.product_rate(torch.float32) > 0.1
 
 
