@@ -86,7 +86,7 @@ def train(
     detail(f"preset {settings.name} of {config.find(preset)}")
     from ccnet_cli.commands.train import train as start
     from ccnet_cli.parallel.group import Limits
-    from ccnet_cli.parallel.supervisor import parse_nodes
+    from ccnet_cli.parallel.nodes import parse_nodes
     from ccnet_cli.training.request import TrainRequest
 
     request = TrainRequest(

@@ -11,7 +11,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -19,9 +18,10 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 from ccnet_cli import errors, parts
-from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, Interrupted, PeerLost, notice
+from ccnet_cli.errors import CCNetError, EnvironmentFailure, Interrupted, PeerLost, notice
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel.group import Group, Limits
+from ccnet_cli.parallel.nodes import Nodes
 
 # the signals that a run answers with a checkpoint
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -29,33 +29,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 GRACE_SECONDS = 3.0
 # a launcher that signals a process group forwards the signal as well: signals closer together than this count as one
 ECHO_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """The machines of a run: how many, which of them this is, and the address of their store."""
-
-    count: int = 1
-    rank: int = 0
-    address: str = "127.0.0.1"
-    port: int = 0
-
-
-def parse_nodes(count: int | None, rank: int | None, rendezvous: str | None) -> Nodes:
-    """The nodes that the options --nodes, --node-rank and --rendezvous describe."""
-    if count is None or count == 1:
-        if rank or rendezvous:
-            raise InputError("option --nodes", "missing", "give the number of machines, such as --nodes 2")
-        return Nodes()
-    if rank is None or rendezvous is None:
-        missing = "--node-rank" if rank is None else "--rendezvous"
-        raise InputError(f"option {missing}", "missing", "give --node-rank K and --rendezvous HOST:PORT too")
-    if rank >= count:
-        raise InputError(f"option --node-rank {rank}", f"there are {count}, counted from 0", "correct it or --nodes")
-    host, _, port = rendezvous.rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port[:6]) < 65536):
-        raise InputError(f"option --rendezvous {rendezvous}", "not HOST:PORT", "write for example 10.0.0.1:29500")
-    return Nodes(count, rank, host, int(port))
 
 
 class Outcome(NamedTuple):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ccnet_cli import config
 from ccnet_cli.parallel.group import Limits
-from ccnet_cli.parallel.supervisor import Nodes
+from ccnet_cli.parallel.nodes import Nodes
 
 
 @dataclass(frozen=True)

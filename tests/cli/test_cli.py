@@ -646,7 +646,7 @@ def test_views_reach_their_keys(chosen: tuple[object, ...], expected: tuple[obje
 def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     from ccnet_cli.commands import train
     from ccnet_cli.parallel.group import Limits
-    from ccnet_cli.parallel.supervisor import Nodes
+    from ccnet_cli.parallel.nodes import Nodes
     from ccnet_cli.training.request import TrainRequest
 
     requests: list[TrainRequest] = []

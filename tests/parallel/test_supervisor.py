@@ -20,7 +20,8 @@ from ccnet_cli.models import network as models
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel import supervisor
 from ccnet_cli.parallel.group import CPU, Group, Limits, join_group
-from ccnet_cli.parallel.supervisor import Nodes, Outcome, Worker, parse_nodes
+from ccnet_cli.parallel.nodes import Nodes, parse_nodes
+from ccnet_cli.parallel.supervisor import Outcome, Worker
 
 pytestmark = pytest.mark.usefixtures("forked_workers")
 
