@@ -109,7 +109,9 @@ def _fail(worker, kind):
 )
 def test_the_error_of_a_worker_is_raised(kind, error, words):
     answer, seconds = run(_fail, kind)
-    assert type(answer) is error and words in str(answer) and seconds < 3, repr(answer)
+    assert type(answer) is error and words in str(answer), repr(answer)
+    # it does not wait for the 60 s that a run has to end
+    assert seconds < 30
     if kind == "stop":
         assert (answer.number, answer.exit_code) == (15, 143)
 
@@ -128,12 +130,12 @@ def test_a_worker_that_does_not_answer_is_named_and_killed():
     answer, seconds = run(_hang, "stop")
     assert str(answer).startswith("process 1 of this run: does not answer; see what held it up"), repr(answer)
     # the time of a collective, and the time that others have for their report
-    assert 1.8 < seconds < 5
+    assert 1.8 < seconds < 30
 
 
 def test_a_later_error_explains_a_lost_peer():
     answer, seconds = run(_hang, "late")
-    assert type(answer) is InputError and seconds < 3, repr(answer)
+    assert type(answer) is InputError and seconds < 30, repr(answer)
 
 
 def worker(rank, exit_code=1, error=None, at=0.0, ready=True):
@@ -463,9 +465,9 @@ def test_the_first_node_leaves_last(nodes):
     thread.start()
     time.sleep(0.2)
     nodes[1].leave()
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 5
     thread.join()
-    assert 0.2 < seconds[0] < 0.5
+    assert 0.2 < seconds[0] < 5
 
 
 def test_more_gpus_than_there_are_or_gpus_and_processes_are_refused(monkeypatch):
