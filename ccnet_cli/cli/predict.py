@@ -69,6 +69,9 @@ def predict(
         bool,
         typer.Option("--continue", help="Keep complete outputs, of whatever checkpoint; segment the rest."),
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse folders with hidden, system or empty files.")
+    ] = False,
     device: Device = "auto",
     mode: Mode = None,
     scales: Scales = None,
@@ -101,6 +104,7 @@ def predict(
         areas=json_file is not None,
         overwrite=overwrite,
         skip_complete=skip_complete,
+        strict=strict,
     )
     result = segment(request)
     if json_file is not None and write_json(result.to_mapping(), json_file):

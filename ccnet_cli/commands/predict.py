@@ -46,7 +46,7 @@ class PredictRequest:
     the sources' names. probabilities writes those of the classes beside each mask, legend a picture of their colours.
     preset (a name or file) replaces the one that the checkpoint holds or suggests, overrides ("key=value") its keys.
     skip_complete leaves out sources whose outputs are complete; with areas these are read from the masks, or the source
-    is segmented again where the masks do not hold them.
+    is segmented again where the masks do not hold them. strict refuses folders with hidden or empty files.
     """
 
     sources: tuple[str, ...]
@@ -61,6 +61,7 @@ class PredictRequest:
     areas: bool = False
     overwrite: bool = False
     skip_complete: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def predict(request: PredictRequest) -> Prediction:
     image in progress is finished, the video in progress given up, and Interrupted raised.
     """
     request = _check(request)
-    found = sources.find(request.sources, request.output)
+    found = sources.find(request.sources, request.output, request.strict)
     plan = plan_outputs(found, request.output, request.formats, request.probabilities)
     folders = {path.parent for path in _check_outputs(request, plan)}
     path = find_artifact(request.checkpoint)
