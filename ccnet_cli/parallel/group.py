@@ -267,6 +267,31 @@ def join_group(device: torch.device, limits: Limits | None = None, supervised: b
     dist.destroy_process_group()
 
 
+@contextmanager
+def share_store(device: torch.device, limits: Limits | None = None) -> Iterator[Group]:
+    """Join the processes started with this one by their store alone: the group has no collectives but store.add.
+
+    So any process may end, come late or be replaced. The process that keeps the store waits at the end until the
+    others have left, which each may take limits.collective seconds for.
+    """
+    limits = limits or Limits()
+    launch = read_launch()
+    if launch is None:
+        yield Group(device, store=STORES.HashStore())
+        return
+    device = _local_device(launch, device)
+    if launch.opens_store:
+        refuse_taken(launch.port)
+    else:
+        wait_for_store(launch.address, launch.port, limits.join)
+    store = STORES.PrefixStore("ccnet", open_store(launch.address, launch.port, launch.opens_store, limits.join))
+    yield Group(device, launch.rank, launch.world_size, launch.local_rank, launch.attempt, store)
+    left, deadline = store.add("left", 1), time.monotonic() + limits.collective
+    while launch.opens_store and left < launch.world_size and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left = store.add("left", 0)
+
+
 def _local_device(launch: Launch, device: torch.device) -> torch.device:
     """This process's GPU; or the CPU, whose cores the processes of this machine share."""
     if device.type == "cuda":

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -93,8 +94,12 @@ def run(
     nodes: Nodes | None = None,
     restarts: int = 0,
     limits: Limits | None = None,
+    independent: bool = False,
 ) -> Any:
     """Run `work(worker, *arguments)` in N processes on each node; rank 0's answer, None on the other nodes.
+
+    Independent workers share the store alone (see share_store): one that a failure of the machine ends is replaced, up
+    to `restarts` times in all, while the others go on, and the answers of all are returned, by rank.
 
     The first failure is raised: the CCNetError of a worker, EnvironmentFailure for one that was killed or does not
     answer, RuntimeError with the traceback for any other error. Up to `restarts` times an EnvironmentFailure restarts
@@ -105,11 +110,14 @@ def run(
         store = _RunStore(nodes, limits, received)
         try:
             while True:
-                workers = _start(work, arguments, processes, nodes, store)
-                cause = _watch(workers, store, received, limits)
+                start = partial(_start, bytes(ForkingPickler.dumps((work, arguments))), processes, nodes, store)
+                workers = [start(rank) for rank in range(processes)]
+                cause = _watch(workers, store, received, limits, _Replacements(start, restarts if independent else 0))
+                if cause is None and independent:
+                    return [worker.outcome.answer for worker in workers if worker.outcome]
                 if cause is None:
                     return workers[0].outcome.answer if workers[0].outcome and nodes.rank == 0 else None
-                if received or restarts == 0 or not isinstance(cause, EnvironmentFailure):
+                if received or independent or restarts == 0 or not isinstance(cause, EnvironmentFailure):
                     raise cause
                 notice(f"warning: {cause.what}: {cause.why}; starting anew, {restarts} restarts left")
                 restarts -= 1
@@ -179,26 +187,44 @@ class _RunStore:
 
 
 def _start(
-    work: Callable[..., Any], arguments: tuple[Any, ...], processes: int, nodes: Nodes, store: _RunStore
-) -> list[_Process]:
+    payload: bytes, processes: int, nodes: Nodes, store: _RunStore, local_rank: int, attempt: int = 0
+) -> _Process:
+    """Start a worker, which unpickles work and arguments once it has imported the extensions."""
     context = multiprocessing.get_context("spawn")
-    # the worker unpickles it once it has imported the extensions
-    payload = bytes(ForkingPickler.dumps((work, arguments)))
     resource_tracker.ensure_running()
     # children inherit the mask, so early signals stay pending
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        workers = []
-        for local_rank in range(processes):
-            environment = _environment(local_rank, processes, nodes, store)
-            pipe, far_end = context.Pipe()
-            process = context.Process(target=_run_worker, args=(far_end, environment, payload))
-            process.start()
-            far_end.close()
-            workers.append(_Process(nodes.rank * processes + local_rank, pipe, process))
+        environment = _environment(local_rank, processes, nodes, store)
+        environment["TORCHELASTIC_RESTART_COUNT"] = str(store.attempt + attempt)
+        pipe, far_end = context.Pipe()
+        process = context.Process(target=_run_worker, args=(far_end, environment, payload))
+        process.start()
+        far_end.close()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    return workers
+    return _Process(nodes.rank * processes + local_rank, pipe, process)
+
+
+class _Replacements:
+    """Replaces independent workers that failures of the machine have ended."""
+
+    def __init__(self, start: Callable[[int, int], _Process], left: int) -> None:
+        self.start = start
+        self.left = left
+        self.count = 0
+
+    def replace(self, workers: list[_Process], limits: Limits) -> None:
+        """Replace in the list what has failed; a worker that never became ready would fail again."""
+        for index, worker in enumerate(workers):
+            if not self.left or worker.alive or not worker.has_failed or not worker.ready:
+                continue
+            cause = _cause([worker], [], [], limits)
+            if isinstance(cause, EnvironmentFailure):
+                self.left -= 1
+                self.count += 1
+                notice(f"warning: {cause.what}: {cause.why}; replaced, the other processes go on")
+                workers[index] = self.start(worker.rank, self.count)
 
 
 def _environment(local_rank: int, processes: int, nodes: Nodes, store: _RunStore) -> dict[str, str]:
@@ -212,7 +238,6 @@ def _environment(local_rank: int, processes: int, nodes: Nodes, store: _RunStore
         "MASTER_ADDR": nodes.address,
         "MASTER_PORT": port,
         "TORCHELASTIC_USE_AGENT_STORE": True,
-        "TORCHELASTIC_RESTART_COUNT": store.attempt,
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
     }
     if nodes.count > 1 and (interface := _interface(nodes.address, port)):
@@ -237,13 +262,17 @@ def _interface(address: str, port: int) -> str | None:
     return None
 
 
-def _watch(workers: list[_Process], store: _RunStore, received: list[int], limits: Limits) -> Exception | None:
+def _watch(
+    workers: list[_Process], store: _RunStore, received: list[int], limits: Limits, replacements: _Replacements
+) -> Exception | None:
     """Wait until all workers have ended, and kill those that miss the deadline; None for success, or the cause."""
     deadline, forwarded, elsewhere = float("inf"), False, None
     while any(worker.alive for worker in workers) and time.monotonic() <= deadline:
         connection.wait([worker.process.sentinel for worker in workers if worker.alive], timeout=0.2)
         for worker in workers:
             worker.receive()
+        if not received:
+            replacements.replace(workers, limits)
         if received and not forwarded:
             forwarded = True
             # until all are ready there is nothing to save

@@ -19,7 +19,7 @@ from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFin
 from ccnet_cli.models import network as models
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.group import CPU, Group, Limits, join_group
+from ccnet_cli.parallel.group import CPU, Group, Limits, join_group, share_store
 from ccnet_cli.parallel.nodes import Nodes, parse_nodes
 from ccnet_cli.parallel.supervisor import Outcome, Worker
 
@@ -331,6 +331,38 @@ def test_a_run_that_was_asked_to_stop_is_not_restarted(tmp_path, capfd):
     with signalled(signal.SIGTERM, tmp_path / "0", tmp_path / "1"):
         answer, _ = run(_wait, tmp_path, (0, 1), False, limits=Limits(shutdown=0.5), restarts=3)
     assert "did not end" in str(answer) and capfd.readouterr().err == ""
+
+
+# Independent workers
+
+
+def _take_numbers(worker, count, deadly, kind):
+    with share_store(CPU) as group, worker.signals(group):
+        numbers = []
+        while (number := group.store.add("next", 1)) <= count:
+            time.sleep(0.02)
+            if number == deadly:
+                _raise(kind)
+            numbers.append(number)
+        return numbers, group.attempt
+
+
+def test_independent_workers_share_the_work_and_a_dead_one_is_replaced(capfd):
+    answers, _ = run(_take_numbers, 40, 7, "kill", restarts=1, independent=True)
+    assert sorted(number for numbers, _ in answers for number in numbers) == sorted({*range(1, 41)} - {*_lost(answers)})
+    assert 7 in _lost(answers) and sorted(attempt for _, attempt in answers) == [0, 1]
+    assert "killed by SIGKILL; replaced" in capfd.readouterr().err
+
+
+def _lost(answers):
+    """What a dead worker did before its end: it told nobody."""
+    return {*range(1, 41)} - {number for numbers, _ in answers for number in numbers}
+
+
+@pytest.mark.parametrize(("kind", "error"), [("kill", EnvironmentFailure), ("bad", InputError), ("bug", RuntimeError)])
+def test_independent_workers_end_with_one_that_may_not_be_replaced(kind, error, capfd):
+    assert type(run(_take_numbers, 400, 7, kind, restarts=0 if kind == "kill" else 3, independent=True)[0]) is error
+    assert capfd.readouterr().err == ""
 
 
 def test_workers_end_with_their_supervisor(tmp_path, spawned_workers):
