@@ -66,8 +66,13 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or on_device or any(text in str(error) for text in texts)
 
 
-def one_line(text: str) -> str:
-    """Write every control character and line separator of a text as its escape."""
+def one_line(text: object) -> str:
+    """A text or path for people, in one line of valid Unicode.
+
+    Control characters, line separators, marks that turn the direction of writing, and the bytes of a name that are not
+    UTF-8 become escapes such as \\n, \\u202e and \\udcff.
+    """
+    text = str(text)
     return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import json
 import os
 import re
 import secrets
@@ -25,6 +26,8 @@ TEMPORARY = re.compile(
 MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS}
 # for tests that kill: NAME, or NAME:3 for the third time that the point is reached
 POINT, _, PASSAGE = os.environ.get("CCNET_FAILPOINT", "").partition(":")
+# of JSON in ASCII: an escaped backslash, a character of two surrogates, or one that stands alone
+ESCAPES = re.compile(r"\\\\|\\ud[89ab]..\\ud[c-f]..|(?P<lone>\\ud[89a-f]..)")
 _passages = itertools.count(1)
 
 
@@ -110,6 +113,15 @@ def write(path: Path, fill: Callable[[Any], object], points: tuple[str, str, str
         # torch's message for a full disk names positions in a file
         raise (file.error if file and file.error else error) from None
     return file
+
+
+def to_json(value: object, indent: int | None = None) -> str:
+    """JSON in ASCII whose texts are valid Unicode; ValueError for nan and infinities, which JSON does not have.
+
+    Bytes of a name that are not UTF-8 become the escape that one_line has.
+    """
+    text = json.dumps(value, indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
+    return ESCAPES.sub(lambda found: f"\\{found[0]}" if found["lone"] else found[0], text)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

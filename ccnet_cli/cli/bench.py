@@ -22,7 +22,7 @@ from ccnet_cli.cli.options import (
     refuse_unwritable,
     size_of,
 )
-from ccnet_cli.cli.output import table, write_json
+from ccnet_cli.cli.output import print_names, table, write_json
 from ccnet_cli.errors import CCNetError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -365,4 +365,4 @@ def bench_gpu(
     if report.values["failed"]:
         raise CCNetError(output, f"{report.values['failed']} checks failed", "see it, and send it to us")
     if not alone:
-        print(output)
+        print_names(output)

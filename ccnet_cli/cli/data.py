@@ -17,7 +17,7 @@ from ccnet_cli.cli.options import (
     refuse_existing,
     size_of,
 )
-from ccnet_cli.cli.output import table, write, write_json
+from ccnet_cli.cli.output import print_names, table, write, write_json
 from ccnet_cli.errors import InputError, detail
 
 DATA_EXAMPLES = examples(
@@ -65,7 +65,7 @@ def data_make(
     from ccnet_cli.datasets.toyscapes import make
 
     changed: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    print(make(folder, shuffle_signals=shuffle_signals, **changed))
+    print_names(make(folder, shuffle_signals=shuffle_signals, **changed))
 
 
 @app.command(
@@ -118,8 +118,7 @@ def data_check(
             rows = [*report["pixels"].items(), ("(ignored)", report["ignored"])]
             title = f"{name}: {report['images']} images, {report['labels']} labels"
             table(title, ("class", "pixels"), [(label, f"{count:,}") for label, count in rows])
-            for problem in report["problems"] or ["no problem found"]:
-                print(problem)
+            print_names(*(report["problems"] or ["no problem found"]))
     problems = sum(len(report["problems"]) for report in reports.values())
     if problems:
         raise InputError(folder, f"{problems} problem{'s' * (problems > 1)} found", "correct what the report names")
@@ -135,4 +134,4 @@ def data_sample(
     from ccnet_cli.weights.find import sample_image
 
     write(output, sample_image().read_bytes())
-    print(output)
+    print_names(output)

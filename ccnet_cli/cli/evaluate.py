@@ -28,7 +28,7 @@ from ccnet_cli.cli.options import (
     refuse_unwritable,
     view_overrides,
 )
-from ccnet_cli.cli.output import percent, quote_field, table, write, write_json
+from ccnet_cli.cli.output import percent, print_names, quote_field, table, write, write_json
 from ccnet_cli.errors import InputError
 
 app = typer.Typer()
@@ -124,7 +124,7 @@ def _show(result: dict[str, Any], json_file: Path | None, csv: Path | None) -> N
         return
     title = f"{result['images']} images, {result['checkpoint']}"
     if result["miou"] is None:
-        print(f"{title}: not scored")
+        print_names(f"{title}: not scored")
         return
     rows = [(name, percent(value)) for name, value in result["classes"].items()]
     summary = [("mIoU", "miou"), ("pixel accuracy", "pixel_accuracy"), ("mean accuracy", "mean_accuracy")]

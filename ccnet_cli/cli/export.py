@@ -12,6 +12,7 @@ from ccnet_cli.cli.options import (
     examples,
     refuse_existing,
 )
+from ccnet_cli.cli.output import print_names
 from ccnet_cli.errors import InputError
 
 app = typer.Typer()
@@ -51,7 +52,7 @@ def export(
     from ccnet_cli.commands.export import export as write
     from ccnet_cli.weights.find import find_artifact
 
-    print(write(find_artifact(checkpoint), output, format, preset, overrides or ()))
+    print_names(write(find_artifact(checkpoint), output, format, preset, overrides or ()))
 
 
 def _check_format(format: str) -> None:

@@ -1,6 +1,6 @@
 """What commands print and write: tables for people, JSON for programs, files whole or not at all."""
 
-import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,6 +11,9 @@ from ccnet_cli.errors import EnvironmentFailure, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+# also as wide characters, which spreadsheets take for the same
+FORMULA_SIGNS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
 def write(path: Path, content: bytes) -> None:
@@ -29,7 +32,9 @@ def write_json(value: object, path: Path | None) -> bool:
     """Write a result as JSON to a file, if any; True for stdout (-), where nothing else may be printed."""
     if path is None:
         return False
-    text = json.dumps(value, indent=2, allow_nan=False)
+    from ccnet_cli import files
+
+    text = files.to_json(value, 2)
     if str(path) != "-":
         write(path, f"{text}\n".encode())
         return False
@@ -37,9 +42,25 @@ def write_json(value: object, path: Path | None) -> bool:
     return True
 
 
+def print_names(*names: object) -> None:
+    """Print files or folders, each in one line, whatever characters are in its name."""
+    for name in names:
+        print(one_line(name))
+
+
 def quote_field(text: str) -> str:
-    """One cell of a CSV file."""
-    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n\r') else text
+    """One text in a CSV file, in one line; an apostrophe before what would be a formula makes it text there."""
+    text = one_line(text)
+    if text.lstrip()[:1] in FORMULA_SIGNS and not _is_number(text):
+        text = f"'{text}"
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',;"') else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def percent(value: float | None) -> str:
@@ -56,16 +77,16 @@ def table(
 
     # above the table, which would fold it to its own width
     if title is not None:
-        print(title)
+        print(one_line(title))
     table = Table()
     rows = list(rows)
     for index, name in enumerate(columns):
         numeric = all(
             row[index].replace(",", "").replace(".", "").lstrip("-").isdecimal() for row in rows if row[index]
         )
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(one_line(name)), justify="right" if numeric else "left", overflow="fold")
     for index, row in enumerate(rows):
-        table.add_row(*(Text(cell) for cell in row), end_section=index in sections)
+        table.add_row(*(Text(one_line(cell)) for cell in row), end_section=index in sections)
     _console().print(table)
 
 

@@ -23,7 +23,7 @@ from ccnet_cli.cli.options import (
     refuse_unwritable,
     view_overrides,
 )
-from ccnet_cli.cli.output import write_json
+from ccnet_cli.cli.output import print_names, write_json
 
 app = typer.Typer()
 
@@ -109,5 +109,4 @@ def predict(
     result = segment(request)
     if json_file is not None and write_json(result.to_mapping(), json_file):
         return
-    for path in result.files:
-        print(path)
+    print_names(*result.files)

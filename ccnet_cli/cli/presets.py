@@ -17,7 +17,7 @@ from ccnet_cli.cli.options import (
     refuse_existing,
     refuse_unwritable,
 )
-from ccnet_cli.cli.output import table, write, write_json
+from ccnet_cli.cli.output import print_names, table, write, write_json
 
 PRESETS_EXAMPLES = examples(
     "ccnet presets list",
@@ -78,7 +78,7 @@ def presets_copy(
     target = destination / f"{Path(name).stem}.yaml" if destination.is_dir() else destination
     refuse_existing(target, overwrite)
     write(target, config.find(name).read_bytes())
-    print(target)
+    print_names(target)
 
 
 @app.command(
@@ -99,7 +99,7 @@ def presets_diff(one: PresetName, other: PresetName, json_file: Json = None) -> 
     if write_json({"presets": [one, other], "differences": values}, json_file):
         return
     if not values:
-        print(f"{one} and {other} are the same")
+        print_names(f"{one} and {other} are the same")
         return
     rows = [
         (key, *(value if isinstance(value, str) else json.dumps(value) for value in pair))

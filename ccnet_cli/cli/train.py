@@ -15,6 +15,7 @@ from ccnet_cli.cli.options import (
     path_override,
     preset_names,
 )
+from ccnet_cli.cli.output import print_names
 from ccnet_cli.errors import detail
 
 app = typer.Typer()
@@ -106,4 +107,4 @@ def train(
     folder = start(request)
     # one of several processes prints it
     if folder is not None:
-        print(folder)
+        print_names(folder)

@@ -17,7 +17,7 @@ from ccnet_cli.cli.options import (
     point_of,
     refuse_unwritable,
 )
-from ccnet_cli.cli.output import percent, table, write_json
+from ccnet_cli.cli.output import percent, print_names, table, write_json
 from ccnet_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ def visualize(
                 raise InputError(f"option {option}", "is for the figure, not for --html", "give one of them")
         from ccnet_cli.commands.explore import ExploreRequest, explore
 
-        for path in explore(ExploreRequest(given, html, pixels, label, **common)):
-            print(path)
+        print_names(*explore(ExploreRequest(given, html, pixels, label, **common)))
         return
     if not pixels:
         raise InputError("option --point", "missing", "give a pixel, such as --point 300,400, or --html viewer.html")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ccnet_cli.errors import one_line
 from ccnet_cli.media.images import Pixels
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def confusion_matrix(counts_KK: npt.NDArray[Any], names: Sequence[str]) -> Pixel
     """Each row is a true class, in percent of its pixels, and grey if it has none; columns are predicted classes."""
     import matplotlib
 
+    names = [one_line(name) for name in names]
     counts = np.asarray(counts_KK, np.float64)
     total = counts.sum(1, keepdims=True)
     fraction = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)

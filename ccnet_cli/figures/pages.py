@@ -3,11 +3,13 @@
 import base64
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ccnet_cli.errors import one_line
 from ccnet_cli.media import images
 from ccnet_cli.media.images import cv2
 
@@ -17,12 +19,23 @@ FOLDER = Path(__file__).parent
 def render(template: str, style: str, script: str = "", **values: object) -> str:
     """Fill in a template of this folder; its `policy` lets only this style, this script and embedded images in."""
     environment = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        finalize=_escape_controls,
     )
     scripts = f"script-src '{_hash(script)}'; " if script else ""
     policy = f"default-src 'none'; {scripts}style-src '{_hash(style)}'; img-src data: blob:; base-uri 'none'"
     fixed = {"policy": Markup(policy), "style": Markup(style), "script": Markup(script)}
     return environment.get_template(template).render(**fixed, **values)
+
+
+def _escape_controls(value: Any) -> Any:
+    """Each line of a text that is filled in as one_line has it; what is Markup or no text stays."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "\n".join(map(one_line, value.split("\n")))
 
 
 def png(image_bgr: images.Pixels, smallest: bool = False) -> str:

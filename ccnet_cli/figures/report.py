@@ -1,7 +1,6 @@
 """The report of a finished run: its results, curves, classes and worst images on one HTML page."""
 
 import heapq
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ccnet_cli import files
+from ccnet_cli.errors import one_line
 from ccnet_cli.figures import pages
 from ccnet_cli.media import images
 from ccnet_cli.media.classes import Classes
@@ -81,7 +81,7 @@ def write_report(
     page = pages.render(
         "report.html",
         style=(pages.FOLDER / "report.css").read_text(encoding="utf-8"),
-        title=path.parent.name,
+        title=one_line(path.parent.name),
         started=environment.get("started", ""),
         device=environment.get("device", ""),
         facts=_facts(rows, scored),
@@ -90,9 +90,9 @@ def write_report(
         width=LINE_WIDTH,
         height=LINE_HEIGHT,
         matrix=pages.png(matrix_bgr),
-        examples=[(f"{one.name}: mIoU {100 * one.miou:.1f} %", pages.png(one.picture)) for one in examples],
+        examples=[(f"{one_line(one.name)}: mIoU {100 * one.miou:.1f} %", pages.png(one.picture)) for one in examples],
         preset=preset,
-        environment=json.dumps(dict(environment), indent=1),
+        environment=files.to_json(dict(environment), 1),
     )
     files.write_bytes(path, page.encode())
 

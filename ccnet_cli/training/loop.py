@@ -1,6 +1,5 @@
 """The training loop: steps, and what is logged, scored and saved after them."""
 
-import json
 import math
 import signal
 import time
@@ -136,7 +135,7 @@ class Loop:
             path = self.plan.run / f"nonfinite_step_{step}.json"
             if self.record:
                 content = {"step": step, "in_a_row": in_a_row, "ranks": ranks}
-                files.write_bytes(path, json.dumps(content, indent=1).encode())
+                files.write_bytes(path, files.to_json(content, 1).encode())
             fix = f"see {path}, lower schedule.lr and resume"
             raise NonFiniteError(f"step {step}", f"{why}, {in_a_row} steps in a row", fix)
 

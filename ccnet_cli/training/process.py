@@ -1,6 +1,5 @@
 """One process of a run: it opens the data, builds the trainer or resumes it, and runs the loop."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -109,7 +108,7 @@ def _train(plan: Plan, inputs: Inputs, group: Group, stop_signal: Callable[[], i
         if record:
             # not before the checkpoint is known to fit: a resume that is refused leaves the run as it was
             files.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
-            text = json.dumps(environment(group.device, plan.processes), indent=1)
+            text = files.to_json(environment(group.device, plan.processes), 1)
             files.write_bytes(plan.run / "environment.json", text.encode())
         with watch_workers():
             Loop(plan, trainer, record, stop_signal).run(score_first)

@@ -130,12 +130,12 @@ class Record:
                 self.incomplete = False
                 return
             with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(files.to_json(row) + "\n")
             with (self.folder / "metrics.csv").open("a", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerow([row.get(column, "") for column in self.columns])
 
     def _rewrite(self) -> None:
-        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+        lines = "".join(files.to_json(row) + "\n" for row in self.rows)
         files.write_bytes(self.folder / "log.jsonl", lines.encode())
         table = io.StringIO(newline="")
         writer = csv.writer(table)

@@ -1,6 +1,7 @@
 """The attention viewer: one HTML file that holds its data, its script and its style."""
 
 import bisect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
+from ccnet_cli.errors import one_line
 from ccnet_cli.figures import pages
 from ccnet_cli.figures.viewer import payload
 from ccnet_cli.media.classes import Classes
@@ -81,14 +83,14 @@ def render_page(content: PageContent) -> str:
     form, arrays, precision = _encode_attention(content, (h, w), room)
     directory, packed = payload.pack(shared | arrays)
     facts = {
-        "name": content.name,
+        "name": one_line(content.name),
         "image": {"width": W, "height": H},
         "grid": {"width": w, "height": h},
         "classes_size": {"width": size[0], "height": size[1]},
         "align": content.align_corners,
         "recurrence": content.recurrence,
         "gamma": content.gamma,
-        "names": list(content.classes.names),
+        "names": [one_line(name) for name in content.classes.names],
         "palette": [list(colour) for colour in content.classes.palette],
         "point": dict(zip("xy", point, strict=True)),
         "pins": [dict(zip("xy", pin, strict=True)) for pin in content.points],
@@ -106,7 +108,7 @@ def render_page(content: PageContent) -> str:
         "viewer/viewer.html",
         style,
         script,
-        name=content.name,
+        name=one_line(content.name),
         about=about,
         x=point[0],
         y=point[1],
@@ -120,7 +122,7 @@ def render_index(entries: Mapping[str, tuple[str, Pixels]], source: str) -> str:
     """The HTML of a list of pages: file name -> (image name, BGR image), each with a thumbnail."""
     # ./ so that a name such as a:b.html is not a scheme
     links = [
-        (f"./{quote(file)}", pages.jpeg(pages.shrink(image, THUMBNAIL)), name)
+        (f"./{quote(os.fsencode(file))}", pages.jpeg(pages.shrink(image, THUMBNAIL)), one_line(name))
         for file, (name, image) in entries.items()
     ]
     return pages.render("viewer/index.html", _read("viewer.css"), about=source, links=links)
