@@ -211,6 +211,9 @@ def simulate(launches: Sequence[steps.Step], arrays: dict[str, np.ndarray]) -> N
         kernel = cuda.jit(build.make_function(step.kernel))
         # the simulator copies what a launch gets back element by element, so the arrays stay themselves
         arguments = [arrays[x] if isinstance(x, str) else np.int32(x) for x in step.arguments]
+        if "softmax" not in step.kernel.form:
+            # strides and sizes
+            arguments[3:10] = tuple(arguments[3:6]), arguments[6], tuple(arguments[7:10])
         kernel[step.grid, step.kernel.threads](*arguments)
 
 

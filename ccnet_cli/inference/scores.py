@@ -224,7 +224,7 @@ def _predict_compiled(scores: Scores, label: np.ndarray | None, ignore_index: in
     """Prediction and confusion by the kernel; as many threads as torch would use take rows in turn."""
     from ccnet_cli.ops.cpu import prediction as kernel
 
-    fill, arrays = kernel.compile_kernel(), _kernel_arrays(scores.tiles)
+    fill, (numbers, tiles) = kernel.compile_kernel(), _kernel_arrays(scores.tiles)
     classes, (height, width) = scores.classes, scores.size
     prediction = np.empty((height, width), np.uint8)
     truth = np.empty((0, 0), np.uint8) if label is None else np.ascontiguousarray(label, np.uint8)
@@ -238,7 +238,7 @@ def _predict_compiled(scores: Scores, label: np.ndarray | None, ignore_index: in
             if begin is None:
                 return wrong
             end = min(begin + THREAD_ROWS, height)
-            wrong |= fill(*arrays, classes, begin, end, prediction, truth, ignore_index, counts)
+            wrong |= fill(numbers, tiles, begin, end, prediction, truth, ignore_index, counts)
 
     count = max(1, min(torch.get_num_threads(), -(-height // THREAD_ROWS)))
     counts = np.zeros((count, classes, classes), np.int64)
@@ -253,8 +253,8 @@ def _predict_compiled(scores: Scores, label: np.ndarray | None, ignore_index: in
     return prediction, confusion
 
 
-def _kernel_arrays(tiles: Sequence[Tile]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Every logit, a line of offsets and sizes for each tile, and the first logits and weights of all axes."""
+def _kernel_arrays(tiles: Sequence[Tile]) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Every logit with the first logits and weights of all axes, and a line of offsets and sizes for each tile."""
     lines, first, weights = [], [], []
     logits = ends = weighed = 0
     for tile in tiles:
@@ -267,4 +267,4 @@ def _kernel_arrays(tiles: Sequence[Tile]) -> tuple[np.ndarray, np.ndarray, np.nd
         logits += tile.logits.numel()
         lines.append(line)
     joined = torch.cat([tile.logits.flatten() for tile in tiles])
-    return joined.numpy(), np.array(lines), torch.cat(first).numpy(), torch.cat(weights).numpy()
+    return (joined.numpy(), torch.cat(first).numpy(), torch.cat(weights).numpy()), np.array(lines)

@@ -29,9 +29,9 @@ class Tiles:
             self.weights.append(self.random.random((taps, count)).astype(np.float32))
         self.lines.append(line)
 
-    def arrays(self) -> tuple[np.ndarray, ...]:
+    def arrays(self) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         flat = [np.concatenate([x.reshape(-1) for x in group]) for group in (self.logits, self.first, self.weights)]
-        return flat[0], np.array(self.lines, np.int64), flat[1], flat[2]
+        return tuple(flat), np.array(self.lines, np.int64)
 
     def scores(self, height: int) -> np.ndarray:
         """(K, H, W) in float64, from the definition."""
@@ -55,7 +55,7 @@ def predict(tiles: Tiles, height: int, label: np.ndarray | None = None, parts: i
     edges = [height * part // parts for part in range(parts + 1)]
     kernel, flags = prediction.compile_kernel(), []
     for begin, end in reversed(list(pairwise(edges))):
-        flags.append(kernel(*tiles.arrays(), CLASSES, begin, end, classes, label, 255, counts))
+        flags.append(kernel(*tiles.arrays(), begin, end, classes, label, 255, counts))
     return flags, classes, counts
 
 

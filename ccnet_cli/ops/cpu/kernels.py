@@ -25,6 +25,8 @@ TASKS = {
 _FORWARD, _BACKWARD, _AFFINITY, _PRODUCT, _, _SCATTER = TASKS.values()
 # channels that are packed at once for a product with weights
 MAX_PACKED = 128
+# rows, columns and depth of a product; an address, and the bytes from row to row
+SIZES, MATRIX = types.UniTuple(INT, 3), types.UniTuple(INT, 2)
 # steps of a task: columns alone, rows, and the part of the columns that needs the rows
 COLUMN, ROW, REST = range(3)
 # functions that are called by address: it differs between processes, so it must not be a constant in Numba's cache
@@ -198,7 +200,7 @@ def _sums(builder: Any, rows: int, halves: int, whole: bool, arguments: Any) -> 
 
     Prefetches output and addend during the product.
     """
-    depth, left, left_step, right, out, out_step, base, base_step, scale, columns = arguments
+    (_, columns, depth), (left, left_step), right, (out, out_step), (base, base_step), scale = arguments
     based = builder.icmp_signed("!=", base, I64(0))
     near, near_step = builder.select(based, base, out), builder.select(based, base_step, out_step)
     for row, half in itertools.product(range(rows), range(halves)):
@@ -223,48 +225,46 @@ def _sums(builder: Any, rows: int, halves: int, whole: bool, arguments: Any) -> 
 
 
 @intrinsic
-def _tile(typingctx, rows, depth, left, left_step, right, out, out_step, base, base_step, scale, columns):
+def _tile(typingctx, sizes, left, right, out, base, scale):
     """out = base + scale * left @ right: up to TILE rows, up to a panel's columns; no base where its address is 0."""
 
     def generate(context, builder, signature, arguments):
-        rows, *others = arguments
-        wide, whole = (
-            builder.zext(builder.icmp_signed(">=", others[-1], I64(count)), I64) for count in (LANES + 1, PANEL)
-        )
+        parts = [
+            cgutils.unpack_tuple(builder, value) if isinstance(kind, types.BaseTuple) else value
+            for kind, value in zip(signature.args, arguments, strict=True)
+        ]
+        rows, columns, _ = parts[0]
+        wide, whole = (builder.zext(builder.icmp_signed(">=", columns, I64(n)), I64) for n in (LANES + 1, PANEL))
         done = builder.append_basic_block("end")
         switch = builder.switch(builder.add(builder.mul(rows, I64(3)), builder.add(wide, whole)), done)
         for count, (kind, halves) in itertools.product(range(1, TILE + 1), enumerate((1, 2, 2))):
             block = builder.append_basic_block("tile")
             switch.add_case(I64(3 * count + kind), block)
             builder.position_at_end(block)
-            _sums(builder, count, halves, kind == 2, others)
+            _sums(builder, count, halves, kind == 2, parts)
             builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    return types.void(*[INT] * 9, FLOAT, INT), generate
+    return types.void(SIZES, MATRIX, INT, MATRIX, MATRIX, FLOAT), generate
 
 
-@simd.leaf(*[INT] * 11, FLOAT)
-def _product(rows, columns, depth, left, left_step, packed, right, out, out_step, base, base_step, scale):
+@simd.leaf(SIZES, MATRIX, INT, INT, MATRIX, MATRIX, FLOAT)
+def _product(sizes, left, packed, right, out, base, scale):
     """out = base + scale * left @ right, right in panels; left in tiles where packed, else transposed in memory."""
+    rows, columns, depth = sizes
     tiles = (rows + TILE - 1) // TILE
     for panel in range((columns + PANEL - 1) // PANEL):
         across = panel * PANEL * WORD
         for tile in range(tiles):
             first, last = rows * tile // tiles, rows * (tile + 1) // tiles
             _tile(
-                last - first,
-                depth,
-                left + tile * depth * LANES * WORD if packed else left + first * WORD,
-                left_step,
+                (last - first, columns - panel * PANEL, depth),
+                (left[0] + (tile * depth * LANES * WORD if packed else first * WORD), left[1]),
                 right + across * depth,
-                out + first * out_step + across,
-                out_step,
-                base + first * base_step + across if base else 0,
-                base_step,
+                (out[0] + first * out[1] + across, out[1]),
+                (base[0] + first * base[1] + across if base[0] else 0, base[1]),
                 scale,
-                columns - panel * PANEL,
             )
 
 
@@ -316,36 +316,42 @@ def _softmaxes_backward(attention, pull, pixels, positions, dot, scale):
 
 
 @simd.helper
-def _energies(plan, line, scratch, out, left, left_step, right, right_step, depth):
+def _energies(plan, line, scratch, out, left, right, depth):
     """Write a line's left @ right^T to its arm of out."""
     first, stride, n, arm = line
     positions, panels = plan.height + plan.width, scratch + plan.scratch_left
-    simd.call(plan.pack_tiles, (scratch, left + first * left_step, stride * left_step, n, depth))
-    simd.call(plan.pack_transposed, (panels, right + first * right_step, stride * right_step, n, depth))
-    target, step = out + (first * positions + arm) * WORD, stride * positions * WORD
-    operands = scratch, LANES * WORD, 1, panels
-    simd.call(plan.product, (n, n, depth, *operands, target, step, 0, 0, np.float32(1)))
+    simd.call(plan.pack_tiles, (scratch, left[0] + first * left[1], stride * left[1], n, depth))
+    simd.call(plan.pack_transposed, (panels, right[0] + first * right[1], stride * right[1], n, depth))
+    target = out + (first * positions + arm) * WORD, stride * positions * WORD
+    simd.call(plan.product, ((n, n, depth), (scratch, LANES * WORD), 1, panels, target, (0, 0), np.float32(1)))
 
 
 @simd.helper
-def _weigh(plan, line, scratch, weights, spread, right, right_step, columns, out, out_step, base, base_step, scale):
-    """Write a line's base + scale * weights @ right, or weights^T @ right to spread."""
+def _weigh(plan, line, scratch, weights, right, out, base, scale):
+    """Write a line's base + scale * weights @ right.
+
+    weights are an address and 1 where they are transposed, right a matrix and its number of columns.
+    """
     first, stride, n, arm = line
+    (address, spread), (matrix, columns) = weights, right
     positions, panels = plan.height + plan.width, scratch + plan.scratch_left
-    left, step = weights + (first * positions + arm) * WORD, stride * positions * WORD
+    left = address + (first * positions + arm) * WORD, stride * positions * WORD
     if not spread:
-        simd.call(plan.pack_tiles, (scratch, left, step, n, n))
-        left, step = scratch, LANES * WORD
+        simd.call(plan.pack_tiles, (scratch, *left, n, n))
+        left = scratch, LANES * WORD
     for start in range(0, columns, MAX_PACKED):
         count = min(MAX_PACKED, columns - start)
-        source = right + first * right_step + start * WORD
-        simd.call(plan.pack_panels, (panels, source, stride * right_step, n, count))
-        operands = left, step, 1 - spread, panels
-        target = out + first * out_step + start * WORD
-        start_base = base + first * base_step + start * WORD if base else 0
-        simd.call(
-            plan.product, (n, count, n, *operands, target, stride * out_step, start_base, stride * base_step, scale)
-        )
+        source, target = _part(matrix, line, start), _part(out, line, start)
+        start_base = _part(base, line, start) if base[0] else (0, 0)
+        simd.call(plan.pack_panels, (panels, *source, n, count))
+        simd.call(plan.product, ((n, count, n), left, 1 - spread, panels, target, start_base, scale))
+
+
+@simd.helper
+def _part(matrix, line, start):
+    """A line's pixels of a matrix, from channel `start` on."""
+    address, step = matrix
+    return address + line[0] * step + start * WORD, line[1] * step
 
 
 @simd.helper
@@ -354,7 +360,7 @@ def _scores(plan, line, scratch):
     first, stride, n, arm = line
     positions = plan.height + plan.width
     query, key = (plan.query, plan.query_step), (plan.key, plan.key_step)
-    _energies(plan, line, scratch, plan.attention, *query, *key, plan.reduced)
+    _energies(plan, line, scratch, plan.attention, query, key, plan.reduced)
     if not arm and plan.task != _PRODUCT:
         for i in range(n):
             # the pixel lies on both arms: count it once, in the row
@@ -364,10 +370,10 @@ def _scores(plan, line, scratch):
 @simd.helper
 def _gather(plan, line, scratch):
     """Base plus scale times the sums over the rows' arms, to which those over the columns' are added later."""
-    value, out, base = (plan.value, plan.value_step), (plan.out, plan.out_step), (plan.base, plan.base_step)
-    spread = 1 if plan.task == _SCATTER else 0
-    start = base if plan.step == ROW else out
-    _weigh(plan, line, scratch, plan.attention, spread, *value, plan.channels, *out, *start, plan.scale)
+    weights = plan.attention, 1 if plan.task == _SCATTER else 0
+    value, out = ((plan.value, plan.value_step), plan.channels), (plan.out, plan.out_step)
+    base = (plan.base, plan.base_step) if plan.step == ROW else out
+    _weigh(plan, line, scratch, weights, value, out, base, plan.scale)
 
 
 @simd.helper
@@ -387,21 +393,21 @@ def _backward(plan, line, scratch):
     first, _, n, _ = line
     step, scale, positions = plan.step, plan.scale, plan.height + plan.width
     grad, value, nothing, one = (plan.grad, plan.grad_step), (plan.value, plan.value_step), (0, 0), np.float32(1)
-    query, key = (plan.query, plan.query_step), (plan.key, plan.key_step)
+    query, key = ((plan.query, plan.query_step), plan.reduced), ((plan.key, plan.key_step), plan.reduced)
     d_query, d_key = (plan.d_query, plan.d_query_step), (plan.d_key, plan.d_key_step)
     d_value = (plan.d_value, plan.d_value_step)
     if step != REST:
-        _energies(plan, line, scratch, plan.pull, *grad, *value, plan.channels)
-        d_base = d_value if step == ROW else nothing
-        _weigh(plan, line, scratch, plan.attention, 1, *grad, plan.channels, *d_value, *d_base, scale)
+        _energies(plan, line, scratch, plan.pull, grad, value, plan.channels)
+        base = d_value if step == ROW else nothing
+        _weigh(plan, line, scratch, (plan.attention, 1), (grad, plan.channels), d_value, base, scale)
     if step == ROW:
         offset = first * positions * WORD
         dot = plan.dots + first // n * WORD
         simd.call(plan.softmaxes_backward, (plan.attention + offset, plan.pull + offset, n, positions, dot, scale))
     if step != COLUMN:
         q_base, k_base = (d_query, d_key) if step == REST else (nothing, nothing)
-        _weigh(plan, line, scratch, plan.pull, 0, *key, plan.reduced, *d_query, *q_base, one)
-        _weigh(plan, line, scratch, plan.pull, 1, *query, plan.reduced, *d_key, *k_base, one)
+        _weigh(plan, line, scratch, (plan.pull, 0), key, d_query, q_base, one)
+        _weigh(plan, line, scratch, (plan.pull, 1), query, d_key, k_base, one)
 
 
 @simd.leaf(types.CPointer(from_dtype(PLAN)))

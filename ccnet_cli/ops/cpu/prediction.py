@@ -17,10 +17,10 @@ from ccnet_cli.ops.cpu import simd
 BLOCK = 256
 # error flags of a row
 NOT_FINITE, LABEL_OUTSIDE = 1, 2
-# logits, tiles, first, weights, classes, begin, end, prediction, label, ignore_index, counts
+# numbers, tiles, begin, end, prediction, label, ignore_index, counts
 SIGNATURE = (
-    "int64(float32[::1], int64[:, ::1], int32[::1], float32[::1],"
-    " int64, int64, int64, uint8[:, ::1], uint8[:, ::1], int64, int64[:, ::1])"
+    "int64(Tuple((float32[::1], int32[::1], float32[::1])), int64[:, ::1],"
+    " int64, int64, uint8[:, ::1], uint8[:, ::1], int64, int64[:, ::1])"
 )
 
 
@@ -32,23 +32,15 @@ def compile_kernel() -> Callable[..., int]:
 
 
 def fill(
-    logits: Any,
-    tiles: Any,
-    first: Any,
-    weights: Any,
-    classes: int,
-    begin: int,
-    end: int,
-    prediction_HW: Any,
-    label_HW: Any,
-    ignore_index: int,
-    counts_KK: Any,
+    numbers: Any, tiles: Any, begin: int, end: int, prediction_HW: Any, label_HW: Any, ignore_index: int, counts_KK: Any
 ) -> int:
     """Predict rows begin to end and, unless label is empty, count the pairs of label and prediction; the error flags.
 
-    A line of tiles is: the offset of the tile's logits (K, h, w), h, w; then for its rows, and for its columns, the
-    first pixel, the number of pixels, the offsets of their first logits and of their weights (T, pixels), and T.
+    numbers are the logits, and the first logits and the weights of all pixels. A line of tiles is: the offset of the
+    tile's logits (K, h, w), h, w; then for its rows, and for its columns, the first pixel, the number of pixels, the
+    offsets of their first logits and of their weights (T, pixels), and T.
     """
+    classes = len(counts_KK)
     width = prediction_HW.shape[1]
     scores = np.empty((classes, BLOCK), np.float32)
     part = np.empty((classes, tiles[:, 2].max()), np.float32)
@@ -64,7 +56,7 @@ def fill(
                 row = y - tile[3]
                 a, b = max(left, tile[8]), min(right, tile[8] + tile[9])
                 if 0 <= row < tile[4] and a < b:
-                    _add(logits, tile, first, weights, row, a, b, scores[:, a - left : b - left], part)
+                    _add(numbers, tile, row, a, b, scores[:, a - left : b - left], part)
             if not _best(scores[:, : right - left], total, best, index):
                 errors |= NOT_FINITE
             for x in range(left, right):
@@ -81,8 +73,9 @@ def fill(
 
 
 @njit(nogil=True)
-def _add(logits, tile, first, weights, row, a, b, scores, part):
+def _add(numbers, tile, row, a, b, scores, part):
     """Add a tile's part of the pixels a to b of a row to their scores (K, b - a); part (K, w) is scratch memory."""
+    logits, first, weights = numbers
     begin, h, w, _, rows, row_first, row_weights, row_taps, start, columns, column_first, column_weights, taps = tile
     # indices of first logits rise, or fall in a mirrored view
     at = first[column_first + a - start : column_first + b - start]

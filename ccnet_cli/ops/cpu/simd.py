@@ -201,11 +201,16 @@ def transpose(typingctx, target, target_step, source, source_step, rows, count):
 
 @intrinsic
 def call(typingctx, address, arguments):
-    """Call a C function that returns nothing."""
+    """Call a leaf, which returns nothing. An argument may be a tuple of integers, whose types here may be literal."""
 
     def generate(context, builder, signature, values):
         address, arguments = values
-        parts = cgutils.unpack_tuple(builder, arguments)
+        parts = [
+            cgutils.pack_array(builder, cgutils.unpack_tuple(builder, part))
+            if isinstance(kind, types.BaseTuple)
+            else part
+            for kind, part in zip(signature.args[1], cgutils.unpack_tuple(builder, arguments), strict=True)
+        ]
         kind = ir.FunctionType(ir.VoidType(), [part.type for part in parts])
         builder.call(pointer(builder, address, kind), parts)
         return context.get_dummy_value()

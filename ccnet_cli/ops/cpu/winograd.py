@@ -297,19 +297,9 @@ def _poke(typingctx, address, value):
     return types.void(INT, INT), generate
 
 
-def _sums(
-    builder: Any,
-    rows: int,
-    row_step: int,
-    depth_step: int,
-    depth: Any,
-    left: Any,
-    right: Any,
-    out: Any,
-    step: Any,
-    add: Any,
-) -> None:
-    """One tile of `rows` rows and two vectors, with all sums in registers."""
+def _sums(builder: Any, rows: int, row_step: int, depth_step: int, arguments: Sequence[Any]) -> None:
+    """One tile of `tiling` of `rows` rows, with all sums in registers."""
+    depth, left, right, out, step, add = arguments
     products = simd.product(builder, rows, 2, depth, left, I64(WORD * depth_step), right, row_step)
     with builder.if_else(builder.icmp_signed("!=", add, I64(0))) as branches:
         for branch, added in zip(branches, (True, False), strict=True):
@@ -333,7 +323,7 @@ def _tiling(heights: Sequence[int], row_step: int, depth_step: int) -> Any:
                 block = builder.append_basic_block("tile")
                 switch.add_case(I64(height), block)
                 builder.position_at_end(block)
-                _sums(builder, height, row_step, depth_step, *others)
+                _sums(builder, height, row_step, depth_step, others)
                 builder.branch(done)
             builder.position_at_end(done)
             return context.get_dummy_value()

@@ -33,17 +33,13 @@ def make_function(kernel: Kernel) -> Callable[..., None]:
 
 
 def signature(kernel: Kernel) -> Any:
-    """Pointers, then int32."""
-    stored, full = types.CPointer(STORED[kernel.dtype]), types.CPointer(types.float32)
-    pointers, numbers = {
-        "softmax": ([full], 5),
-        "softmax_backward": ([full, full], 5),
-        "nt": ([stored, stored, full], 9),
-        "nn": ([full, stored, stored], 9),
-        "tn": ([full, stored, stored], 9),
-        "tensor": ([full, stored, stored], 9),
-    }[kernel.form]
-    return types.void(*pointers, *[types.int32] * numbers)
+    """Pointers, then int32, of which a product takes strides and sizes as tuples; they are single numbers in PTX."""
+    stored, full, number = types.CPointer(STORED[kernel.dtype]), types.CPointer(types.float32), types.int32
+    if "softmax" in kernel.form:
+        return types.void(*[full] * (1 if kernel.form == "softmax" else 2), *[number] * 5)
+    pointers = (stored, stored, full) if kernel.form == "nt" else (full, stored, stored)
+    three = types.UniTuple(number, 3)
+    return types.void(*pointers, three, number, three, number, number)
 
 
 def launch_bounds(kernel: Kernel) -> tuple[int, int]:

@@ -54,17 +54,17 @@ def _count(steps, rest, transposed):
 
 
 @inline
-def _store(shared, start, stride, step, index, values, transposed):
-    """Write a vector to a tile, whose rows are the steps."""
+def _store(shared, at, stride, values, inside, transposed):
+    """Write a vector to a tile, whose rows are the steps, from `at` on; nothing unless inside."""
     first, second, third, fourth = values
-    at = int32(start + step * stride + index)
-    if transposed:
-        write(shared, at, first)
-        write(shared, int32(at + stride), second)
-        write(shared, int32(at + 2 * stride), third)
-        write(shared, int32(at + 3 * stride), fourth)
-    else:
-        write4(shared, at, first, second, third, fourth)
+    if inside:
+        if transposed:
+            write(shared, at, first)
+            write(shared, int32(at + stride), second)
+            write(shared, int32(at + 2 * stride), third)
+            write(shared, int32(at + 3 * stride), fourth)
+        else:
+            write4(shared, at, first, second, third, fourth)
 
 
 @inline
@@ -75,6 +75,22 @@ def _multiply(total, shared, row, near, far):
     for i in range(SIDE):
         for j in range(SIDE):
             total[i, j] += left[i] * right[j]
+
+
+@inline
+def _multiply_steps(total, shared, depth, starts, strides, right):
+    """Add `depth` steps, which begin at starts in the left and the right tile; right are the vectors in a right row."""
+    p, q = starts
+    near, far = right
+    # by two, so that the loads of the second step hide behind the first
+    while depth > 1:
+        _multiply(total, shared, p, int32(q + near), int32(q + far))
+        p, q = int32(p + strides[0]), int32(q + strides[1])
+        _multiply(total, shared, p, int32(q + near), int32(q + far))
+        p, q = int32(p + strides[0]), int32(q + strides[1])
+        depth = int32(depth - 2)
+    if depth > 0:
+        _multiply(total, shared, p, int32(q + near), int32(q + far))
 
 
 @inline
@@ -96,6 +112,43 @@ def _mask(values, own):
 def add(values, others):
     """The sums of two vectors of four."""
     return values[0] + others[0], values[1] + others[1], values[2] + others[2], values[3] + others[3]
+
+
+@inline
+def store(out, at, count, values, more, aligned):
+    """Write four elements of out, at most `count`; more adds them to what is there."""
+    if count > 0:
+        if more:
+            values = add(values, fetch(out, at, count, aligned))
+        put(out, at, count, values, aligned)
+
+
+@inline
+def locate_line(line, image, arm, sizes):
+    """Whether line is a column, its length, the pixels from one to the next, its first pixel, and its arm's offset."""
+    H, W, _ = sizes
+    column = line >= H
+    first = int32(image * H * W + (line - H if column else line * W))
+    return column, H if column else W, W if column else int32(1), first, int32(0) if column else arm
+
+
+@inline
+def locate_tile(tile, columns, height, width):
+    """The first row and column of a tile of height x width: tiles are numbered row by row."""
+    across = int32(int32(columns + width - 1) // width)
+    row = int32(0)
+    while tile >= across:
+        tile = int32(tile - across)
+        row = int32(row + height)
+    return row, int32(tile * width)
+
+
+@inline
+def clear(total, rows, columns):
+    """Fill a thread's part of the product with zeros."""
+    for i in range(rows):
+        for j in range(columns):
+            total[i, j] = float32(0)
 
 
 @inline
@@ -137,24 +190,15 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
     GROUPS_M, GROUPS_N = TILE_M // 4, TILE_N // 4
     VECTORS_M, VECTORS_N = DEPTH * GROUPS_M, DEPTH * GROUPS_N
 
-    def kernel(left, right, out, left_stride, right_stride, out_stride, arm, H, W, C, start, mask):
+    def kernel(left, right, out, strides, arm, sizes, start, mask):
         shared = cuda.shared.array(BUFFERS, float32)
         total = cuda.local.array((SIDE, SIDE), float32)
         t = int32(cuda.threadIdx.x)
-        line = int32(cuda.blockIdx.y + start)
-        column = line >= H
-        L = H if column else W
-        hop = W if column else int32(1)
-        first = int32(cuda.blockIdx.z * H * W + (line - H if column else line * W))
-        arm = int32(0) if column else arm
-        N, K = (L, C) if NT else (C, L)
-        tiles = int32(int32(N + TILE_N - 1) // TILE_N)
-        tile = int32(cuda.blockIdx.x)
-        m0 = int32(0)
-        while tile >= tiles:
-            tile = int32(tile - tiles)
-            m0 = int32(m0 + TILE_M)
-        n0 = int32(tile * TILE_N)
+        left_stride, right_stride, out_stride = strides
+        line, image = int32(cuda.blockIdx.y + start), int32(cuda.blockIdx.z)
+        column, L, hop, first, arm = locate_line(line, image, arm, sizes)
+        N, K = (L, sizes[2]) if NT else (sizes[2], L)
+        m0, n0 = locate_tile(int32(cuda.blockIdx.x), N, TILE_M, TILE_N)
         if m0 >= L:
             return
         k_left, m = _position(t, GROUPS_M, TURN_LEFT)
@@ -169,9 +213,7 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
         x = int32(t - y * ACROSS)
         half = int32((y & 1) * ACROSS)
         row, near, far = int32(y * SIDE), int32((x + half) * 4), int32((x + ACROSS - half) * 4)
-        for i in range(SIDE):
-            for j in range(SIDE):
-                total[i, j] = float32(0)
+        clear(total, SIDE, SIDE)
         base = int32(0)
         k0 = int32(-DEPTH)
         while k0 < K:
@@ -183,22 +225,13 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
             right_at = int32(right_at + (DEPTH if TURN_RIGHT else DEPTH * hop * right_stride))
             if k0 >= 0 and t < WORKERS:
                 depth = min(int32(DEPTH), int32(K - k0))
-                p, q = int32(base + row), int32(base + RIGHT)
-                # by two, so that the loads of the second step hide behind the first
-                while depth > 1:
-                    _multiply(total, shared, p, int32(q + near), int32(q + far))
-                    p, q = int32(p + STRIDE_M), int32(q + STRIDE_N)
-                    _multiply(total, shared, p, int32(q + near), int32(q + far))
-                    p, q = int32(p + STRIDE_M), int32(q + STRIDE_N)
-                    depth = int32(depth - 2)
-                if depth > 0:
-                    _multiply(total, shared, p, int32(q + near), int32(q + far))
+                starts = int32(base + row), int32(base + RIGHT)
+                _multiply_steps(total, shared, depth, starts, (STRIDE_M, STRIDE_N), (near, far))
             base = int32(BUFFER - base)
             if k1 < K:
-                if t < VECTORS_M:
-                    _store(shared, base, STRIDE_M, k_left, m, left_next, TURN_LEFT)
-                if t < VECTORS_N:
-                    _store(shared, int32(base + RIGHT), STRIDE_N, k_right, n, right_next, TURN_RIGHT)
+                p, q = int32(base + k_left * STRIDE_M + m), int32(base + RIGHT + k_right * STRIDE_N + n)
+                _store(shared, p, STRIDE_M, left_next, t < VECTORS_M, TURN_LEFT)
+                _store(shared, q, STRIDE_N, right_next, t < VECTORS_N, TURN_RIGHT)
                 cuda.syncthreads()
             k0 = k1
         if t >= WORKERS:
@@ -210,13 +243,8 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
                 products = _row(total, i)
                 for j in range(0, SIDE, 4):
                     n = far if j else near
-                    count = int32(N - n0 - n)
-                    if count > 0:
-                        values = products[4:] if j else products[:4]
-                        if NT:
-                            values = _mask(values, int32(m0 + row + i - n0 - n) if column and mask else int32(-1))
-                        elif column:
-                            values = add(values, fetch(out, int32(index + n), count, ALIGNED))
-                        put(out, int32(index + n), count, values, ALIGNED)
+                    values = products[4:] if j else products[:4]
+                    own = int32(m0 + row + i - n0 - n) if NT and column and mask else int32(-1)
+                    store(out, int32(index + n), int32(N - n0 - n), _mask(values, own), column and not NT, ALIGNED)
 
     return kernel

@@ -13,8 +13,8 @@ from numba import cuda
 from numpy import float32, int32
 
 from ccnet_cli.ops.cuda.fragments import bf16, multiply_bf16, multiply_tf32, tf32
-from ccnet_cli.ops.cuda.lines import add
-from ccnet_cli.ops.cuda.memory import fetch, inline, put, read4, write4
+from ccnet_cli.ops.cuda.lines import clear, locate_line, locate_tile, store
+from ccnet_cli.ops.cuda.memory import fetch, inline, read4, write4
 from ccnet_cli.ops.cuda.steps import CHANNELS, PARTS, SIDE, WORDS
 
 
@@ -104,11 +104,22 @@ def _part(total, i):
 
 
 @inline
-def _store(out, at, values, column, count, aligned):
-    """Write four channels; a column adds to what the row wrote."""
-    if column:
-        values = add(values, fetch(out, at, count, aligned))
-    put(out, at, count, values, aligned)
+def _fetch_energies(left, at, count, paired, aligned):
+    """Four energies and, for bfloat16, four of the second half of the steps, cut at `count`."""
+    near = far = _cut(fetch(left, at, count, aligned), count)
+    if paired:
+        count = int32(count - 16)
+        far = _cut(fetch(left, int32(at + 16), count, aligned), count)
+    return near, far
+
+
+@inline
+def _fetch_values(right, at, hop, counts, paired, aligned):
+    """Four channels of a summed pixel and, for bfloat16, of the next."""
+    near = far = fetch(right, at, counts[0], aligned)
+    if paired:
+        far = fetch(right, int32(at + hop), counts[1], aligned)
+    return near, far
 
 
 def tensor_product(across: int, down: int, parts: int, dtype: str, aligned: bool) -> Callable[..., None]:
@@ -125,23 +136,15 @@ def tensor_product(across: int, down: int, parts: int, dtype: str, aligned: bool
     LINES = WORKERS // 4
     FETCHED_M, FETCHED_N = -(-TILE_M // LINES), WORDS * GROUPS // WORKERS
 
-    def kernel(left, right, out, left_stride, right_stride, out_stride, arm, H, W, C, start, mask):
+    def kernel(left, right, out, strides, arm, sizes, start, mask):
         shared = cuda.shared.array(BUFFERS, float32)
         total = cuda.local.array((PARTS, 8), float32)
         t = int32(cuda.threadIdx.x)
-        line = int32(cuda.blockIdx.y + start)
-        column = line >= H
-        L = H if column else W
-        hop = W if column else int32(1)
-        first = int32(cuda.blockIdx.z * H * W + (line - H if column else line * W))
-        arm = int32(0) if column else arm
-        tiles = int32(int32(C + TILE_N - 1) // TILE_N)
-        tile = int32(cuda.blockIdx.x)
-        m0 = int32(0)
-        while tile >= tiles:
-            tile = int32(tile - tiles)
-            m0 = int32(m0 + TILE_M)
-        n0 = int32(tile * TILE_N)
+        left_stride, right_stride, out_stride = strides
+        line, image = int32(cuda.blockIdx.y + start), int32(cuda.blockIdx.z)
+        column, L, hop, first, arm = locate_line(line, image, arm, sizes)
+        C = sizes[2]
+        m0, n0 = locate_tile(int32(cuda.blockIdx.x), C, TILE_M, TILE_N)
         if m0 >= L:
             return
         warp, group, member = int32(t >> 5), int32(t >> 2 & 7), int32(t & 3)
@@ -150,9 +153,7 @@ def tensor_product(across: int, down: int, parts: int, dtype: str, aligned: bool
         channel = int32((warp - band * ACROSS) * CHANNELS)
         line_at = int32((pixel + group) * WORDS + member * 4)
         value_at = int32(RIGHT + member * 4 * TILE_N + channel + _swizzle(int32(member * 4), group))
-        for i in range(PARTS):
-            for j in range(8):
-                total[i, j] = float32(0)
+        clear(total, PARTS, 8)
         m, k_left = int32(t >> 2), int32((t & 3) << 2)
         word = int32(t // GROUPS)
         n, k_right = int32((t - word * GROUPS) << 2), _pair(word) if PAIRED else word
@@ -173,17 +174,14 @@ def tensor_product(across: int, down: int, parts: int, dtype: str, aligned: bool
                     if m + i * LINES < TILE_M:
                         elements = count if m + i * LINES < left_rest else int32(0)
                         at = int32(left_at + i * LINES * hop * left_stride)
-                        near = far = _cut(fetch(left, at, elements, ALIGNED), elements)
-                        if PAIRED:
-                            far = _cut(fetch(left, int32(at + 16), int32(elements - 16), ALIGNED), int32(elements - 16))
+                        near, far = _fetch_energies(left, at, elements, PAIRED, ALIGNED)
                         _store_words(shared, int32(base + t * 4 + i * WORKERS * 4), near, far, True, PAIRED)
                 count = int32(L - k1 - k_right)
                 for i in range(FETCHED_N):
                     at = int32(right_at + i * 8 * hop * right_stride)
-                    near = far = fetch(right, at, right_rest if count > i * 8 else int32(0), ALIGNED)
-                    if PAIRED:
-                        elements = right_rest if count > i * 8 + 1 else int32(0)
-                        far = fetch(right, int32(at + hop * right_stride), elements, ALIGNED)
+                    elements = right_rest if count > i * 8 else int32(0)
+                    following = right_rest if count > i * 8 + 1 else int32(0)
+                    near, far = _fetch_values(right, at, hop * right_stride, (elements, following), PAIRED, ALIGNED)
                     _store_words(shared, int32(base + right_to + i * 8 * TILE_N ^ i * 16), near, far, False, PAIRED)
             if k0 >= 0:
                 p, q = int32(BUFFER - base + line_at), int32(BUFFER - base + value_at)
@@ -198,13 +196,12 @@ def tensor_product(across: int, down: int, parts: int, dtype: str, aligned: bool
         n = int32(n0 + channel + group * 4)
         count = int32(C - n)
         m = int32(m0 + pixel + member * 2)
-        if count > 0:
-            for i in range(PARTED):
-                near, far = _part(total, i)
-                if m < L:
-                    _store(out, int32((first + m * hop) * out_stride + n), near, column, count, ALIGNED)
-                if m + 1 < L:
-                    _store(out, int32((first + (m + 1) * hop) * out_stride + n), far, column, count, ALIGNED)
-                m = int32(m + 8)
+        for i in range(PARTED):
+            near, far = _part(total, i)
+            at = int32((first + m * hop) * out_stride + n)
+            store(out, at, count if m < L else int32(0), near, column, ALIGNED)
+            at = int32((first + (m + 1) * hop) * out_stride + n)
+            store(out, at, count if m + 1 < L else int32(0), far, column, ALIGNED)
+            m = int32(m + 8)
 
     return kernel
