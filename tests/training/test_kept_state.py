@@ -1,0 +1,112 @@
+"""What a run keeps beside the network's weights: the best score, a loss term's own parameters, where it stopped."""
+
+import json
+import math
+from typing import Literal
+
+import pytest
+import torch
+from runs import make_horizons, outcome, preset, train
+from torch import nn
+from torch.nn import functional as F
+
+from ccnet_cli.inference.metrics import Confusion
+from ccnet_cli.losses import LOSSES
+from ccnet_cli.parts import Part, Term
+from ccnet_cli.runs import checkpoint
+from ccnet_cli.training import loop
+from ccnet_cli.training.validation import Scores
+
+EVERY = ("checkpoint.every=1", "checkpoint.keep=9", "eval.every=0", "train.optimizer=sgd", "train.momentum=0.0")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_horizons(tmp_path_factory.mktemp("horizons") / "data")
+
+
+def content(run, step):
+    return checkpoint.read(run / f"checkpoints/step_{step:08d}.pt")
+
+
+def scored(*pixels):
+    """Scores of two classes whose confusion is these four counts."""
+    confusion = Confusion(2)
+    confusion.matrix += torch.tensor(pixels).view(2, 2)
+    return Scores(confusion, [])
+
+
+def test_of_equal_scores_the_first_is_the_best(data, tmp_path, monkeypatch):
+    """Scores 1/2, 3/4, 3/4, 1/4 after steps 1 to 4; and the second is still the best after a resume from the third."""
+    answers = iter([scored(2, 1, 1, 2), scored(3, 1, 0, 3), scored(3, 1, 0, 3), scored(1, 2, 1, 1)])
+    monkeypatch.setattr(loop, "validate", lambda *_, **__: next(answers))
+    made = preset(data, *EVERY, "eval.every=1", "schedule.steps=4")
+    run = train(made, run=tmp_path / "run")
+    steps = [content(run, step)["training"]["best_step"] for step in (1, 2, 3, 4)]
+    assert steps == [1, 2, 2, 2], f"the best step after each of four scores is {steps}"
+    assert checkpoint.read(run / "best.pt")["step"] == 2
+    for path in (run / "checkpoints").glob("step_00000004.*"):
+        path.unlink()
+    answers = iter([scored(2, 1, 1, 3)])
+    again = train(made, run=run, resume="auto")
+    state = content(again, 4)["training"]
+    assert (state["best"], state["best_step"]) == (0.75, 2)
+    assert checkpoint.read(run / "best.pt")["step"] == 2
+
+
+class Scaled(nn.Module):
+    """Cross entropy of an uncertainty that is learnt along: exp(-s) CE + s."""
+
+    def __init__(self, ignore_index):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.ignore_index = ignore_index
+
+    def forward(self, outputs, label):
+        large = F.interpolate(outputs.main.float(), label.shape[1:], mode="bilinear", align_corners=True)
+        plain = F.cross_entropy(large, label, ignore_index=self.ignore_index)
+        return (-self.log_scale).exp() * plain + self.log_scale
+
+
+class ScaledSettings(Term):
+    kind: Literal["scaled"] = "scaled"
+
+
+@pytest.fixture
+def scaled(monkeypatch, data):
+    monkeypatch.setitem(LOSSES, "scaled", Part(ScaledSettings, lambda _, ignore_index, __: Scaled(ignore_index)))
+    loss = ("loss.scaled.kind=scaled", "loss.ohem=null")
+    return lambda *more: preset(data, *EVERY, *loss, "train.weight_decay=0.0", "schedule.steps=4", *more)
+
+
+def log_scale(run, step):
+    (value,) = content(run, step)["training"]["objective"].values()
+    return value.item()
+
+
+def test_a_loss_term_s_parameters_are_trained_saved_and_resumed(scaled, tmp_path):
+    """s of exp(-s) CE + s: the first step moves it by the rate times CE - 1, by hand."""
+    made = scaled("train.clip_norm=null", "schedule.lr=0.1")
+    run = train(made, run=tmp_path / "run")
+    first = json.loads((run / "log.jsonl").read_text().splitlines()[0])["loss"]
+    assert log_scale(run, 1) == pytest.approx(0.1 * (first - 1), rel=1e-4)
+    values = [log_scale(run, step) for step in (1, 2, 3, 4)]
+    assert len(set(values)) == 4, f"the parameter stands still: {values}"
+    middle = str(run / "checkpoints/step_00000002.pt")
+    second = train(made, run=tmp_path / "second", resume=middle, strict=True)
+    assert log_scale(second, 4) == values[3], f"{log_scale(second, 4)} after a resume, {values[3]} without"
+    assert outcome(second, after=2) == outcome(run, after=2)
+
+
+def test_the_clipped_norm_is_that_of_network_and_loss_together(scaled, tmp_path):
+    """Without momentum and decay a step's length is the rate times the largest norm allowed, here a very small one."""
+    run = train(scaled("train.clip_norm=1e-3", "schedule.lr=10.0", "schedule.power=0.0"), run=tmp_path / "run")
+    before, after = content(run, 2), content(run, 3)
+    weights = {key: value for key, value in before["model"].items() if is_weight(key)}
+    moved = sum((after["model"][key] - value).square().sum().item() for key, value in weights.items())
+    moved += (log_scale(run, 3) - log_scale(run, 2)) ** 2
+    assert math.sqrt(moved) == pytest.approx(10 * 1e-3, rel=1e-2)
+
+
+def is_weight(key):
+    return "running" not in key and "tracked" not in key
