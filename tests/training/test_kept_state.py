@@ -10,8 +10,11 @@ from runs import make_horizons, outcome, preset, train
 from torch import nn
 from torch.nn import functional as F
 
+from ccnet_cli.datasets import open_source
+from ccnet_cli.figures.report import GAP
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.losses import LOSSES
+from ccnet_cli.media import images
 from ccnet_cli.parts import Part, Term
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.training import loop
@@ -110,3 +113,43 @@ def test_the_clipped_norm_is_that_of_network_and_loss_together(scaled, tmp_path)
 
 def is_weight(key):
     return "running" not in key and "tracked" not in key
+
+
+def test_where_a_run_began_is_known_after_a_resume(data, tmp_path):
+    """The file that the weights came from is in the first checkpoint, and in those after a resume."""
+    made = preset(data, *EVERY, "schedule.steps=2")
+    first = train(made, run=tmp_path / "first")
+    second = train(made, run=tmp_path / "second", weights=first / "last.pt")
+    third = train(made, run=tmp_path / "third", resume=str(second / "checkpoints/step_00000001.pt"))
+    origins = [content(run, 2)["origin"] for run in (first, second, third)]
+    assert origins == ["", "last.pt: a checkpoint of quickstart", "last.pt: a checkpoint of quickstart"]
+
+
+def test_the_average_is_one_of_running_statistics_too(data, tmp_path):
+    """Of every number that the network holds: decay times the average before, 1 - decay times the network's."""
+    run = train(preset(data, *EVERY, "train.ema=0.28", "schedule.steps=3"), run=tmp_path / "run")
+    # a short memory at first: 3/12, then the limit, as 4/13 is above it
+    before = content(run, 1)["model"]
+    for step, decay in ((2, 3 / 12), (3, 0.28)):
+        state = content(run, step)
+        for key, value in state["training"]["model"].items():
+            wanted = decay * before[key] + (1 - decay) * value if value.is_floating_point() else value
+            worst = (state["model"][key] - wanted).abs().max().item()
+            assert worst <= 1e-5 * (1 + wanted.abs().max()), f"step {step}, {key}: the average is {worst:.1e} off"
+        before = state["model"]
+
+
+def test_a_report_shows_image_label_and_prediction_in_this_order(data, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(loop, "write_report", lambda record, source, scores: shown.extend(scores.examples))
+    made = preset(data, *EVERY, "schedule.steps=1")
+    train(made, run=tmp_path / "run")
+    assert len(shown) == 4
+    palette = open_source(made.data, "val").classes.palette
+    for example in shown:
+        image = images.read_image(data / f"images/val/{example.name}.png")
+        label = images.read_label(data / f"labels/val/{example.name}.png")
+        width = image.shape[1]
+        panels = [example.picture[:, start : start + width] for start in range(0, 3 * width, width + GAP)]
+        assert (panels[0] == image).all() and (panels[1] == images.colorize(label, palette)).all(), example.name
+        assert (panels[2] != panels[1]).any(), "an untrained network is not right everywhere"

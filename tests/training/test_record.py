@@ -2,12 +2,16 @@
 
 import errno
 import json
+import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from runs import make_horizons, preset, train
 
 from ccnet_cli.models.network import Normalisation
+from ccnet_cli.training.loop import mean_losses
 from ccnet_cli.training.record import Record, mosaic
 
 
@@ -93,3 +97,24 @@ def test_curves_are_drawn_now_and_then(tmp_path, monkeypatch):
         clock[0] += seconds
         record.draw(at_once)
     assert drawn == [100.0, 135.0, 141.0, 171.0]
+
+
+def test_logged_losses_are_means_over_the_steps_that_were_not_skipped():
+    """By hand: of totals 3, nan and 1 the mean is 2; of a skipped step no term counts either."""
+    steps = [{"loss": 3.0, "loss/a": 2.0}, {"loss": math.nan, "loss/a": 100.0}, {"loss": 1.0, "loss/a": 0.5}]
+    assert mean_losses(steps, ["loss", "loss/a"]) == {"loss": 2.0, "loss/a": 1.25}
+    none = mean_losses(steps[1:2], ["loss"])
+    assert math.isnan(none["loss"])
+
+
+def test_images_per_second_are_those_of_whole_batches(tmp_path):
+    """Rate times seconds is what was trained on between two lines: 2 steps of 4 images, in micro-batches of 2."""
+    data = make_horizons(tmp_path / "data")
+    options = ("log.every=2", "train.micro_batch=2", "eval.every=0", "schedule.steps=5")
+    run = train(preset(data, *options), run=tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in rows] == [2, 4, 5]
+    seconds = np.diff([0.0, *(row["seconds"] for row in rows)])
+    images = [row["images_per_second"] * spent for row, spent in zip(rows, seconds, strict=True)]
+    assert images == pytest.approx([8, 8, 4])
