@@ -107,9 +107,10 @@ def official_objective(terms: Mapping[str, Term], align_corners: bool = True) ->
     """
     computed: list[tuple[Term, Callable[[Tensor, Tensor], Tensor]]] = []
     for name, term in terms.items():
-        if isinstance(term, Ohem) and term.rule == "official":
+        weighed = getattr(term, "class_weights", None) or getattr(term, "label_smoothing", 0)
+        if isinstance(term, Ohem) and term.rule == "official" and not weighed:
             computed.append((term, partial(official_ohem, threshold=term.threshold, min_kept=term.min_kept)))
-        elif isinstance(term, CrossEntropy) and term.average == "valid":
+        elif isinstance(term, CrossEntropy) and term.average == "valid" and not weighed:
             computed.append((term, partial(F.cross_entropy, ignore_index=IGNORED)))
         else:
             notice(f"without official: the authors have no loss term like {name}")

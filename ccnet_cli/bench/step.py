@@ -115,8 +115,10 @@ def make_ways(preset: config.Preset, classes: int, device: torch.device) -> dict
     """The authors' way, where they have one for this network and loss, and ours, by the names of their rows."""
     network = models.build(preset.model, classes).to(device)
     alternatives.open_gates(network)
-    objective = objectives.build(preset.loss, IGNORED, network.align_corners).to(device)
+    objective = objectives.build(preset.loss, IGNORED, network.align_corners)
     objective.check(network.output_names)
+    objective.prepare(classes, network.feature_channels)
+    objective = objective.to(device)
 
     def own_loss(outputs: Outputs, label_BHW: Tensor) -> Tensor:
         total: Tensor = objective(outputs, label_BHW)[0]

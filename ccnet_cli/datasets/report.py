@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ccnet_cli.datasets.dataset import LABEL_IDS
 from ccnet_cli.datasets.settings import IGNORED
-from ccnet_cli.datasets.source import Source, load_image, load_pair
-from ccnet_cli.errors import InputError
+from ccnet_cli.datasets.source import Source, load_image, load_label, load_pair
+from ccnet_cli.errors import InputError, notice
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,13 @@ class Report:
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, for JSON."""
         return asdict(self)
+
+
+def count_pixels(source: Source) -> npt.NDArray[np.int64]:
+    """How many pixels of each class the labels of a source have, (K,); InputError for a label that cannot be read."""
+    notice(f"counting the pixels of each class in {len(source.samples)} labels")
+    counts = sum(np.bincount(load_label(source, sample).ravel(), minlength=256) for sample in source.samples)
+    return np.asarray(counts, np.int64)[: len(source.classes)]
 
 
 def check(source: Source) -> Report:

@@ -56,15 +56,26 @@ class BandedScores:
                 sample_Bhw[part] = grids.sample(probability_1KRW, grid.label_Bhw[part], sides, grid.columns)
         return sample_Bhw
 
-    def cross_entropy(self, label_BHW: Tensor, valid_BHW: Tensor, bound: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def cross_entropy(
+        self,
+        label_BHW: Tensor,
+        valid_BHW: Tensor,
+        bound: Tensor | None = None,
+        weighing: pixels.Weighing = pixels.PLAIN,
+    ) -> tuple[Tensor, Tensor]:
         """Sum over the valid pixels whose true class has at most the probability `bound` (0-d), and their mask."""
         needs_gradient = torch.is_grad_enabled() and self.scores_BKhw.requires_grad
         with torch.no_grad():
-            total, gradient_BKhw, kept_BHW = self._sum(label_BHW, valid_BHW, bound, needs_gradient)
+            total, gradient_BKhw, kept_BHW = self._sum(label_BHW, valid_BHW, bound, weighing, needs_gradient)
         return pixels.with_gradient(self.scores_BKhw, total, gradient_BKhw), kept_BHW
 
     def _sum(
-        self, label_BHW: Tensor, valid_BHW: Tensor, bound: Tensor | None, needs_gradient: bool
+        self,
+        label_BHW: Tensor,
+        valid_BHW: Tensor,
+        bound: Tensor | None,
+        weighing: pixels.Weighing,
+        needs_gradient: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         (H, W), (h, w) = self.size, self.scores_BKhw.shape[2:]
         kept_BHW, totals, gradients = valid_BHW.clone(), [], []
@@ -79,7 +90,9 @@ class BandedScores:
                 if bound is not None:
                     kept_1RW &= pixels.of_true_class(probability_1KRW, label_1RW, valid_1RW) <= bound
                 totals.append(
-                    pixels.sum_in_place(scores_1KRW, probability_1KRW, label_1RW, valid_1RW, kept_1RW, needs_gradient)
+                    pixels.sum_in_place(
+                        scores_1KRW, probability_1KRW, label_1RW, valid_1RW, kept_1RW, needs_gradient, weighing
+                    )
                 )
                 if needs_gradient:
                     gradient_1KHw[:, :, rows] = probability_1KRW @ left_Ww

@@ -5,6 +5,8 @@ import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +46,23 @@ class Objective(nn.Module):
             values = {name: term.compute(outputs, label_BHW) for name, term in self.terms.items()}
             total = functools.reduce(operator.add, (self.terms[name].weight * values[name] for name in values))
         return total, {name: value.detach() for name, value in values.items()}
+
+    def prepare(self, classes: int, features: int) -> None:
+        """Make what terms have of their own, for so many classes and channels of outputs.features."""
+        for term in self.terms.values():
+            if prepare := getattr(term.compute, "prepare", None):
+                prepare(classes, features)
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether a term wants to know each class's pixels before the first step."""
+        return any(getattr(term.compute, "needs_pixels", False) for term in self.terms.values())
+
+    def weigh(self, pixels_K: npt.NDArray[np.int64]) -> None:
+        """Give each class's pixels in the training set to the terms that want them."""
+        for term in self.terms.values():
+            if getattr(term.compute, "needs_pixels", False):
+                term.compute.weigh(pixels_K)  # type: ignore[attr-defined]
 
     def check(self, outputs: Collection[str]) -> None:
         """InputError where a term looks at an output that is none of the network's."""

@@ -1,13 +1,13 @@
 """Cross entropy with online hard example mining, by the authors' rule or mmsegmentation's."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ccnet_cli.losses import Ohem
 from ccnet_cli.losses.bands import BandedScores
 from ccnet_cli.losses.grid import make_grid, sample, threshold_of
-from ccnet_cli.losses.objective import LossTerm
 from ccnet_cli.losses.pixels import count, divisor, of_true_class, sum_kept, widen
+from ccnet_cli.losses.weights import ClassWeights
 from ccnet_cli.parts import Outputs
 
 # B batch, K classes, H height, W width; h, w the grid on which the authors' rule estimates its threshold
@@ -42,7 +42,9 @@ def mmseg_ohem_cross_entropy(
     probability_BKHW, valid_BHW = widen(scores_BKHW).softmax(dim=1), label_BHW != ignore_index
     true_BHW = of_true_class(probability_BKHW, label_BHW, valid_BHW)
     kept_BHW = valid_BHW & (true_BHW < mmseg_threshold(true_BHW, valid_BHW, threshold, min_kept))
-    return sum_kept(scores_BKHW, probability_BKHW, label_BHW, valid_BHW, kept_BHW) / divisor(valid_BHW, average)
+    return sum_kept(scores_BKHW, probability_BKHW, label_BHW, valid_BHW, kept_BHW) / divisor(
+        label_BHW, valid_BHW, average
+    )
 
 
 def ohem_threshold(
@@ -69,17 +71,31 @@ def mmseg_threshold(true_BHW: Tensor, valid_BHW: Tensor, threshold: float, min_k
     return torch.minimum(ranked, largest).clamp(min=threshold)
 
 
-def build(settings: Ohem, ignore_index: int, align_corners: bool) -> LossTerm:
-    """The term of these settings, from scores at the network's stride."""
+class OhemTerm(nn.Module):
+    """The term of a preset's settings, from scores at the network's stride; mining itself knows no weights."""
 
-    def term(outputs: Outputs, label_BHW: Tensor) -> Tensor:
-        valid_BHW = label_BHW != ignore_index
-        scores = BandedScores(outputs.by_name(settings.output), label_BHW.shape[1:], align_corners)
-        bound = _bound(scores, label_BHW, valid_BHW, settings, ignore_index)
-        total, kept_BHW = scores.cross_entropy(label_BHW, valid_BHW, bound)
-        return total / (count(kept_BHW) if settings.rule == "official" else divisor(valid_BHW, settings.average))
+    def __init__(self, settings: Ohem, ignore_index: int, align_corners: bool) -> None:
+        super().__init__()
+        self.settings, self.ignore_index, self.align_corners = settings, ignore_index, align_corners
+        self.classes = ClassWeights(settings.class_weights, settings.label_smoothing)
+        self.needs_pixels, self.weigh = self.classes.needs_pixels, self.classes.weigh
 
-    return term
+    def prepare(self, classes: int, features: int) -> None:
+        """Make the weights of so many classes."""
+        self.classes.prepare(classes)
+
+    def forward(self, outputs: Outputs, label_BHW: Tensor) -> Tensor:
+        """The term before its weight, 0-d float32."""
+        settings, weighing, valid_BHW = self.settings, self.classes.weighing, label_BHW != self.ignore_index
+        scores = BandedScores(outputs.by_name(settings.output), label_BHW.shape[1:], self.align_corners)
+        bound = _bound(scores, label_BHW, valid_BHW, settings, self.ignore_index)
+        total, kept_BHW = scores.cross_entropy(label_BHW, valid_BHW, bound, weighing)
+        if settings.rule == "official":
+            return total / weighing.divisor(label_BHW, kept_BHW)
+        return total / divisor(label_BHW, valid_BHW, settings.average, weighing)
+
+
+build = OhemTerm
 
 
 def _bound(scores: BandedScores, label_BHW: Tensor, valid_BHW: Tensor, settings: Ohem, ignore_index: int) -> Tensor:

@@ -70,6 +70,11 @@ class CCNet(nn.Module):
         """The names of the scores that `outputs` answers with, the head's own `output_names` among them."""
         return {"main", *getattr(self.head, "output_names", ()), *(["auxiliary"] if self.auxiliary is not None else [])}
 
+    @property
+    def feature_channels(self) -> int:
+        """The channels of outputs.features: the head's own `feature_channels`, else those of the deepest map."""
+        return int(getattr(self.head, "feature_channels", 0) or self.backbone.channels[-1])
+
     def attend(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The main scores and the attention of each pass, each (B, P, h, w); AttributeError for a head without any."""
         scores, maps = self.head.attend(self.backbone(x))

@@ -11,6 +11,7 @@ import torch
 
 from ccnet_cli import config, files
 from ccnet_cli.datasets import classes_of
+from ccnet_cli.datasets.report import count_pixels
 from ccnet_cli.datasets.source import Source, open_source
 from ccnet_cli.datasets.training import watch_workers
 from ccnet_cli.errors import InputError, notice
@@ -141,6 +142,9 @@ def _make_trainer(plan: Plan, inputs: Inputs, group: Group, resume: Path | None)
 
     trainer = group.run_on_all_ranks(build)
     seed_rank(preset.seed, group.rank)
+    objective = trainer.network.objective
+    if objective.needs_pixels and not resume:
+        objective.weigh(group.decide_on_rank0(lambda: count_pixels(source)))
     if resume:
         content = inputs.content if resume == plan.resume else None
         group.run_on_all_ranks(lambda: trainer.resume(content or checkpoint.read(resume), resume, request.strict))

@@ -242,8 +242,10 @@ def build(preset: config.Preset, source: Source, group: Group, start: Start | No
     ops.use(model, choices)
     if train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    objective = objectives.build(preset.loss, source.ignore_index, model.align_corners).to(device)
+    objective = objectives.build(preset.loss, source.ignore_index, model.align_corners)
     objective.check(model.output_names)
+    objective.prepare(len(source.classes), model.feature_channels)
+    objective = objective.to(device)
     network = LossNetwork(model, objective)
     averaged = copy.deepcopy(model).eval().requires_grad_(False) if train.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")

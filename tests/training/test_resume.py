@@ -75,6 +75,14 @@ def test_a_run_in_two_parts_is_the_run_in_one_wherever_it_is_cut(whole, data, tm
         ("loss.ohem.enabled=false",),
         ("train.micro_batch=2",),
         ("train.optimizer=sgd", "schedule.warmup=5", "data.photometric=true", "train.channels_last=false"),
+        (
+            "loss.ohem.class_weights=auto",
+            "loss.together.kind=category_consistent",
+            "loss.lovasz.weight=0.5",
+            "loss.dice.weight=0.1",
+            "loss.focal.gamma=1",
+            "train.precision=bf16",
+        ),
     ],
     ids=lambda options: options[0],
 )

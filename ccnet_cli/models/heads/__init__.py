@@ -6,6 +6,7 @@ deepest last. It returns a module that takes the list of these maps and answers 
 What else a head can do are methods of these names, each optional:
 - `levels` (int): how many of the deepest maps it takes; left out, it gets all that the backbone has.
 - `outputs(features) -> Outputs`: scores of its own beside the main ones, for training; `output_names` are their names.
+  Its features are what losses of features look at, the deepest map unless it has others, of `feature_channels`.
 - `attend(features) -> (scores, maps)`: the attention of each pass, (B, P, h, w), for `ccnet visualize`.
 - `fold(make) -> module`: itself for inference, by make(conv, norm, act); else inference runs it as it is.
 

@@ -9,6 +9,7 @@ from ccnet_cli import ops
 from ccnet_cli.models.attention import CrissCrossAttention, RecurrentCrissCross
 from ccnet_cli.models.heads import RCCA as Settings
 from ccnet_cli.models.layers import Make, conv_norm_act
+from ccnet_cli.parts import Outputs
 
 
 class RCCAHead(nn.Module):
@@ -22,6 +23,7 @@ class RCCAHead(nn.Module):
     def __init__(self, inputs: int, classes: int, settings: Settings, rcca: RecurrentCrissCross | None) -> None:
         super().__init__()
         channels, activation = settings.channels, settings.activation
+        self.feature_channels = channels
         self.conva = nn.Sequential(*conv_norm_act(inputs, channels, activation))
         self.rcca = rcca
         self.convb = nn.Sequential(*conv_norm_act(channels, channels, activation))
@@ -35,6 +37,12 @@ class RCCAHead(nn.Module):
         """Class scores at the features' size."""
         reduced = self.conva(features[-1])
         return self._classify(features[-1], reduced if self.rcca is None else self.rcca(reduced))
+
+    def outputs(self, features: Sequence[Tensor]) -> Outputs:
+        """Class scores, with the attention's output (B, C, h, w) as the features that losses look at."""
+        reduced = self.conva(features[-1])
+        gathered = reduced if self.rcca is None else self.rcca(reduced)
+        return Outputs(self._classify(features[-1], gathered), {}, gathered)
 
     def attend(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Class scores and the attention of each pass, each (B, P, h, w); no attention for R = 0."""
