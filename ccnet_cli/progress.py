@@ -8,9 +8,9 @@ from ccnet_cli.errors import is_quiet
 
 
 class Progress:
-    """Progress of `total` units of work; without a terminal only every `every`-th has a line."""
+    """Progress of `total` units of work, None if unknown; without a terminal only every `every`-th has a line."""
 
-    def __init__(self, total: int, done: int = 0, unit: str = "step", every: int = 1) -> None:
+    def __init__(self, total: int | None, done: int = 0, unit: str = "step", every: int = 1) -> None:
         self.total = total
         self.first = done
         self.unit = unit
@@ -25,14 +25,19 @@ class Progress:
         if not sys.stderr.isatty():
             if done % self.every:
                 return
-            remaining = (time.monotonic() - self.started) * (self.total - done) / max(done - self.first, 1)
-            print(f"{self.unit} {done}/{self.total}  {text}  eta {_clock(remaining)}", file=sys.stderr, flush=True)
+            print(f"{self.unit} {self._describe(done, text)}", file=sys.stderr, flush=True)
             return
         if self.bar is None:
             self.bar = _bar(self.unit)
             self.bar.start()
             self.bar.add_task(self.unit, total=self.total, completed=self.first, text="")
         self.bar.update(0, completed=done, text=text)
+
+    def _describe(self, done: int, text: str) -> str:
+        seconds, new = time.monotonic() - self.started, max(done - self.first, 1)
+        if self.total is None:
+            return f"{done}  {text}  {new / max(seconds, 1e-9):.1f}/s"
+        return f"{done}/{self.total}  {text}  eta {_clock(seconds * (self.total - done) / new)}"
 
     def close(self) -> None:
         """Remove the bar, so that other lines can be printed; the next show brings it back."""

@@ -23,7 +23,8 @@ from ccnet_cli.inference.views import Views
 from ccnet_cli.media import images, outputs
 from ccnet_cli.media.background import background_writer
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.group import Group, join_group, read_launch
+from ccnet_cli.parallel.dispatch import read_launch_alone
+from ccnet_cli.parallel.group import Group, join_group
 from ccnet_cli.parallel.supervisor import Worker
 from ccnet_cli.weights.find import find_artifact
 
@@ -81,10 +82,7 @@ def evaluate(request: EvaluateRequest) -> Result | None:
     and nothing is scored. A split where some images have labels and others none is refused: a part's score would pass
     for that of the whole.
     """
-    launch, count = read_launch(), request.gpus or request.processes
-    if launch is not None and (request.gpus or count > 1):
-        why = f"{launch.world_size} processes are started already, by torchrun or SLURM"
-        raise InputError("option --gpus" if request.gpus else "option --processes", why, "leave it to them")
+    launch, count = read_launch_alone(request.gpus, request.processes), request.gpus or request.processes
     path = find_artifact(request.checkpoint)
     device = devices.local_device(request.gpus, request.processes, default_device(request.runtime.device, path))
     request = replace(request, checkpoint=path, runtime=replace(request.runtime, device=str(device)))

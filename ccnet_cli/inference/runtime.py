@@ -28,15 +28,12 @@ class Runtime:
         engine.compiles(self.compile, device, 0)
         return replace(self, device=str(device), precision=precision)
 
-    def prepare(self, artifact: Artifact[Network], images: int, skipped: int = 0) -> Network:
-        """The engine of the artifact's network for N images, or ONNX Runtime, which takes float32 alone.
-
-        skipped images of the same work were segmented before: the others must be answered as they were.
-        """
+    def prepare(self, artifact: Artifact[Network], images: int) -> Network:
+        """The engine of the artifact's network for N images, or ONNX Runtime, which takes float32 alone."""
         if isinstance(artifact.network, CCNet):
             device = torch.device(self.device)
             compiled = engine.compiles(self.compile, device, images)
-            prepared = engine.prepare(artifact.network, device, self.precision, compiled, images + skipped)
+            prepared = engine.prepare(artifact.network, device, self.precision, compiled, images)
             return cast(Network, prepared)
         if self.precision != "fp32":
             raise InputError(artifact.path, "ONNX Runtime runs it in float32 alone", "use precision fp32")

@@ -15,14 +15,20 @@ Submit = Callable[..., Future[Any]]
 MAX_PENDING = 2
 
 
-def prefetch(load: Callable[[Item], Loaded], items: Iterable[Item], count: int = 2) -> Generator[Loaded, None, None]:
-    """Yield load(item) of each item in order, from a thread that reads up to `count` items ahead."""
+def prefetch(
+    load: Callable[[Item], Loaded], items: Iterable[Item | None], count: int = 2
+) -> Generator[Loaded, None, None]:
+    """Yield load(item) of each item in order, from a thread that reads up to `count` items ahead.
+
+    None among the items is no item: the next may take a while, so all that come before it are yielded first.
+    """
     pending: deque[Future[Loaded]] = deque()
     with ThreadPoolExecutor(1) as pool:
         try:
             for item in items:
-                pending.append(pool.submit(load, item))
-                if len(pending) > count:
+                if item is not None:
+                    pending.append(pool.submit(load, item))
+                while len(pending) > (0 if item is None else count):
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -58,6 +58,15 @@ def inspect(path: Path) -> Video:
     return Video(path, count, rate, (frame.shape[0], frame.shape[1]))
 
 
+def declared_frames(path: Path) -> int:
+    """Frames by a video's header, at least 1, also where it cannot be read."""
+    try:
+        with _open(path) as capture:
+            return max(1, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+    except InputError:
+        return 1
+
+
 def frames(path: Path) -> Iterator[Pixels]:
     """Yield the frames in order, BGR (H, W, 3), rotated as they are shown."""
     with _open(path) as capture:

@@ -1,0 +1,74 @@
+"""Where the outputs of an image or a video go: into one file, or below a folder that mirrors the sources' names."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ccnet_cli.errors import InputError
+from ccnet_cli.media import outputs, sources, video
+
+NPZ = "npz"
+MAX_FAN_OUT = 3
+
+# the file of each format
+Targets = dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is written of each source, and below which output.
+
+    npz adds probabilities beside the masks. fan_out spreads the files of a folder over that many levels of 256
+    subfolders, by a hash of their names.
+    """
+
+    output: Path
+    formats: tuple[str, ...]
+    npz: bool = False
+    fan_out: int = 0
+
+    def __post_init__(self) -> None:
+        if self.is_file:
+            if len(self.formats) > 1 or self.fan_out:
+                what = f"{len(self.formats)} formats" if len(self.formats) > 1 else "a fan-out"
+                raise InputError(self.output, f"one file for {what}", f"name a folder, without {self.output.suffix}")
+        elif self.output.exists() and not self.output.is_dir():
+            raise InputError(self.output, "is a file, not a folder", "name a folder, or end the name in .png")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the output is the file of one source."""
+        return self.output.suffix.lower() in sources.SUFFIXES and not self.output.is_dir()
+
+    def targets(self, source: Path, name: str) -> Targets:
+        """The file of each format of a source; InputError for what cannot be written, or would lie elsewhere."""
+        film = sources.is_video(source)
+        for format in [*self.formats, *[NPZ] * self.npz] if film else []:
+            if format not in outputs.VIDEO_FORMATS:
+                fix = f"use {' or '.join(outputs.VIDEO_FORMATS)}, or leave it out"
+                raise InputError(f"video {source}", f"cannot be written as {format}", fix)
+        if self.is_file:
+            return self._file(film)
+        if self.fan_out:
+            name = _fan_out(name, self.fan_out)
+        targets = outputs.destinations(self.output, name, self.formats, ".mp4" if film else ".png")
+        if self.npz:
+            # beside the masks, or in a folder of its own where these have theirs
+            targets[NPZ] = outputs.destinations(self.output, name, [NPZ, *self.formats[1:]], ".npz")[NPZ]
+        return targets
+
+    def _file(self, film: bool) -> Targets:
+        suffix = self.output.suffix.lower()
+        known = tuple(video.ENCODERS) if film else (".png",)
+        if suffix not in known:
+            kinds = "videos are MP4 or WebM files" if film else "masks are PNG files"
+            fix = f"end the name in {' or '.join(known)}, or name a folder"
+            raise InputError(self.output, f"{kinds}, not {suffix}", fix)
+        return {self.formats[0]: self.output} | ({NPZ: self.output.with_suffix(".npz")} if self.npz else {})
+
+
+def _fan_out(name: str, levels: int) -> str:
+    """The name with folders before its last part, two digits of its hash each."""
+    digits = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=MAX_FAN_OUT).hexdigest()
+    path = PurePosixPath(name)
+    return str(path.parent.joinpath(*(digits[2 * level : 2 * level + 2] for level in range(levels)), path.name))
