@@ -1,11 +1,15 @@
 """The package's functions that take a request, called with keywords."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from ccnet_cli.cli.options import path_override, view_overrides
 from ccnet_cli.commands import evaluate as evaluation
 from ccnet_cli.commands import explore as pages
 from ccnet_cli.commands import predict as prediction
 from ccnet_cli.commands import visualize as figures
 from ccnet_cli.inference.runtime import Runtime
+from ccnet_cli.inference.stream import Outcome
 from ccnet_cli.inference.views import Views, batch_scores, host_input
 
 
@@ -26,10 +30,31 @@ def evaluate(checkpoint=None, data=None, group=None, **options):
     return evaluation.evaluate(request) if group is None else evaluation.evaluate_in_group(request, group)
 
 
-def predict(sources, output, checkpoint=None, **options):
+@dataclass
+class Predicted:
+    """What a prediction has done, the legend last among the files; see its check for what it has not."""
+
+    result: prediction.Prediction
+    files: list[Path]
+    outcomes: list[Outcome]
+
+    @property
+    def areas(self):
+        return [outcome.area for outcome in self.outcomes if outcome.area is not None]
+
+    def to_mapping(self):
+        return {"checkpoint": str(self.result.checkpoint), "sources": [self.result.area(area) for area in self.areas]}
+
+
+def predict(sources, output, checkpoint=None, check=True, **options):
     """Segment sources; options are the request's fields, the runtime's, mode, tile, scales and flip."""
-    names = tuple(map(str, sources))
-    return prediction.predict(prediction.PredictRequest(names, output, checkpoint, **_fields(options)))
+    request = prediction.PredictRequest(tuple(map(str, sources)), output, checkpoint, **_fields(options))
+    outcomes = []
+    result = prediction.predict(request, lambda outcome, _: outcomes.append(outcome))
+    if check:
+        result.check()
+    files = [path for outcome in outcomes for path in outcome.files]
+    return Predicted(result, files + [request.legend] * (request.legend is not None), outcomes)
 
 
 def visualize(image, points, output, checkpoint=None, **fields):

@@ -151,6 +151,14 @@ def size_of(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """K/N, part K of N parts, with K from 1 to N."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part[:9]) <= int(parts[:9]) and len(text) < 20):
+        raise InputError(f"option --shard {text}", "not a part", "write K/N with K from 1 to N, such as 1/16 to 16/16")
+    return int(part), int(parts)
+
+
 def numbers_of(option: str, text: str | None) -> list[float] | None:
     """A list of scales above 0, at most 8, between commas."""
     if text is None:

@@ -3,9 +3,10 @@
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ccnet_cli.errors import EnvironmentFailure, one_line
 
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 FORMULA_SIGNS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+def write(path: Path, content: bytes | Callable[[Any], None]) -> None:
+    """Write a file, its content or what a function writes into it, whole or not at all."""
     from ccnet_cli import files
 
     try:
-        files.write(path, lambda file: file.write(content))
+        files.write(path, content if callable(content) else lambda file: file.write(content))
     except OSError as error:
         # it was writable when the command began
         why = f"not written ({error.strerror})"
@@ -40,6 +41,43 @@ def write_json(value: object, path: Path | None) -> bool:
         return False
     print(text)
     return True
+
+
+class JsonLines:
+    """The list under a key of a JSON mapping, which waits in a temporary file, so that memory stays flat."""
+
+    def __init__(self, key: str, file: Any) -> None:
+        self.key = key
+        self.file = file
+        self.count = 0
+
+    def add(self, value: object) -> None:
+        """Add an item to the list."""
+        from ccnet_cli import files
+
+        text = textwrap.indent(files.to_json(value, 2), "    ")
+        self.file.write(f"{',' * (self.count > 0)}\n{text}".encode())
+        self.count += 1
+
+    def write(self, path: Path, before: dict[str, object]) -> None:
+        """As write_json, with the list as the last item of the mapping."""
+        from ccnet_cli import files
+
+        start = files.to_json(before | {self.key: []}, 2).removesuffix("]\n}")
+        end = ("\n  " if self.count else "") + "]\n}\n"
+
+        def fill(file: Any) -> None:
+            file.write(start.encode())
+            self.file.seek(0)
+            while block := self.file.read(1 << 20):
+                file.write(block)
+            file.write(end.encode())
+
+        if str(path) != "-":
+            write(path, fill)
+            return
+        sys.stdout.flush()
+        fill(sys.stdout.buffer)
 
 
 def print_names(*names: object) -> None:

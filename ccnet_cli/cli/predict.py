@@ -1,7 +1,8 @@
 """`ccnet predict`."""
 
+import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,18 +13,25 @@ from ccnet_cli.cli.options import (
     Flip,
     Format,
     Formats,
+    Gpus,
     Mode,
     OtherPreset,
     Overrides,
     Overwrite,
     Precision,
+    Processes,
     Scales,
     examples,
     numbers_of,
+    part_of,
     refuse_unwritable,
     view_overrides,
 )
-from ccnet_cli.cli.output import print_names, write_json
+from ccnet_cli.cli.output import JsonLines, print_names
+
+if TYPE_CHECKING:
+    from ccnet_cli.commands.predict import Prediction
+    from ccnet_cli.inference.stream import Outcome
 
 app = typer.Typer()
 
@@ -33,7 +41,8 @@ app = typer.Typer()
         "ccnet predict img.png -o mask.png",
         "ccnet predict street.jpg -o overlay.png --format overlay --legend legend.png",
         "ccnet predict photos 'more/*.jpg' -o masks --format color --format train-id",
-        "ccnet predict photos -o masks --continue",
+        "ccnet predict photos -o masks --continue --processes 2",
+        "ccnet predict - -o masks --shard 3/16 --fan-out 2 --continue < names.txt",
         "ccnet predict - -o masks --probabilities npz --json areas.json < names.txt",
         "ccnet predict drive.mov -o drive.webm --format overlay --precision auto",
         "ccnet predict model.onnx photos -o masks",
@@ -70,8 +79,17 @@ def predict(
         typer.Option("--continue", help="Keep complete outputs, of whatever checkpoint; segment the rest."),
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse folders with hidden, system or empty files.")
+        bool,
+        typer.Option("--strict", help="Stop at the first bad image; refuse hidden, system and empty files in folders."),
     ] = False,
+    gpus: Gpus = None,
+    processes: Processes = 1,
+    shard: Annotated[
+        str | None, typer.Option(metavar="K/N", help="Part K, counted from 1, of N parts that run apart.")
+    ] = None,
+    fan_out: Annotated[
+        int, typer.Option(min=0, max=3, metavar="LEVELS", help="Spread files over 256 subfolders, each over 256, ...")
+    ] = 0,
     device: Device = "auto",
     mode: Mode = None,
     scales: Scales = None,
@@ -105,8 +123,26 @@ def predict(
         overwrite=overwrite,
         skip_complete=skip_complete,
         strict=strict,
+        shard=(1, 1) if shard is None else part_of(shard),
+        fan_out=fan_out,
+        gpus=gpus,
+        processes=processes,
     )
-    result = segment(request)
-    if json_file is not None and write_json(result.to_mapping(), json_file):
-        return
-    print_names(*result.files)
+    with tempfile.TemporaryFile() as file:
+        areas = JsonLines("sources", file)
+
+        def show(outcome: "Outcome", prediction: "Prediction") -> None:
+            if str(json_file) != "-":
+                print_names(*outcome.files)
+            if outcome.area is not None:
+                areas.add(prediction.area(outcome.area))
+
+        result = segment(request, show)
+        # of several processes that a launcher started, one reports
+        if result is None:
+            return
+        if json_file is not None:
+            areas.write(json_file, {"checkpoint": str(result.checkpoint)})
+        if legend is not None and str(json_file) != "-":
+            print_names(legend)
+    result.check()

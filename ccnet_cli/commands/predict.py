@@ -280,7 +280,8 @@ def _open_stream(request: PredictRequest) -> _Stream:
 def _check_first(request: PredictRequest, layout: Layout, first: list[Source]) -> None:
     """InputError where one of the first sources collides with another, or its files exist or must not be written."""
     if layout.is_file and len(first) > 1:
-        raise InputError(request.output, f"one file for {len(first)} images", f"name a folder, without {request.output.suffix}")
+        fix = f"name a folder, without {request.output.suffix}"
+        raise InputError(request.output, f"one file for {len(first)} images", fix)
     for source in first:
         if isinstance(source.error, Collision) or (source.error and len(first) == 1):
             raise source.error

@@ -85,9 +85,7 @@ def segment_in_processes(recipe: Recipe, tasks: Tasks, collector: Collector, cou
     return next((number for number in signals if number), 0)
 
 
-def lead_launch(
-    recipe: Recipe, artifact: Artifact[Network], tasks: Tasks, collector: Collector, group: Group
-) -> int:
+def lead_launch(recipe: Recipe, artifact: Artifact[Network], tasks: Tasks, collector: Collector, group: Group) -> int:
     """Segment tasks with the processes that a launcher started, of which this is the first, as segment_here."""
     dispatcher = _dispatch(tasks, collector, remote=True)
     address = (os.environ.get("MASTER_ADDR", "127.0.0.1"), dispatcher.address[1])

@@ -47,7 +47,7 @@ class Area:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a source: the files written, none if they were complete already; its area; or why there is none."""
+    """What came of a source: the files written, none if they were complete already; its area, if asked for; or why there is none."""
 
     index: int
     source: Path
@@ -97,8 +97,11 @@ class StreamSegmenter:
     stop_signal: Callable[[], int] = int
     frame_progress: Callable[[int], Progress] | None = None
 
-    def run(self, tasks: Iterable[Task], ahead: int = 2) -> None:
-        """Segment tasks in order, reading up to `ahead` of them ahead; a video in progress is given up at a signal."""
+    def run(self, tasks: Iterable[Task | None], ahead: int = 2) -> None:
+        """Segment tasks in order, reading up to `ahead` of them ahead, see prefetch.
+
+        A video in progress is given up at a signal.
+        """
         with closing(prefetch(self._load, tasks, ahead)) as loaded, background_writer() as submit:
             for item in loaded:
                 if self.stop_signal():
@@ -142,7 +145,9 @@ class StreamSegmenter:
     def _attempt(self, task: Task, work: Callable[..., Area], *arguments: object) -> None:
         """Report what comes of a task's work; a name that cannot be written is the task's own failure."""
         try:
-            outcome = Outcome(task.index, task.source, tuple(task.targets.values()), work(task, *arguments))
+            area = work(task, *arguments)
+            written = tuple(task.targets.values())
+            outcome = Outcome(task.index, task.source, written, area if self.keep.areas else None)
         except InputError as error:
             outcome = Outcome(task.index, task.source, error=error)
         except _Stopped:

@@ -90,7 +90,7 @@ class _Ledger:
         folder, name = os.path.split(path)
         if folder != self.folder or not self.real_folder:
             self.folder, self.real_folder = folder, os.path.realpath(folder)
-        real = os.path.realpath(path) if os.path.islink(path) else f"{self.real_folder}/{name}"
+        real = os.path.realpath(path) if path.is_symlink() else f"{self.real_folder}/{name}"
         return self._insert("files VALUES (?)", _digest(real))
 
     def owner(self, output: str, source: Path) -> Path | None:
@@ -123,8 +123,8 @@ def _without_repeats(names: list[str], output: str | None, skipped: Skipped) -> 
                     own = source.name + (".mp4" if is_video(source.path) else ".png")
                     owner = ledger.owner(own, source.path)
                     if owner is not None:
-                        why = f"both would be written to {own}"
-                        source = source._replace(error=Collision(f"{owner} and {source.path}", why, "segment them apart"))
+                        what, why = f"{owner} and {source.path}", f"both would be written to {own}"
+                        source = source._replace(error=Collision(what, why, "segment them apart"))
                     yield source
     skipped.report()
 
@@ -138,19 +138,20 @@ def _matches(name: str, output: str | None, skipped: Skipped) -> Iterator[Source
         root, found, why = path.parent, iter([path]), ""
     else:
         root, found, why = _glob_root(name), _match(name, skipped), "no image matches"
-    count = 0
-    for count, each in enumerate(found, start=1):
+    is_empty = True
+    for each in found:
+        is_empty = False
         yield each if isinstance(each, Source) else Source(each, each.relative_to(root).with_suffix("").as_posix())
-    if not count:
+    if is_empty:
         fix = f"images end in {', '.join(sorted(images.IMAGE_SUFFIXES))}"
         yield Source(path, name, InputError(name, why, fix))
 
 
 def _read_list(output: str | None, skipped: Skipped) -> Iterator[Source]:
     """Images and videos listed on standard input."""
-    here, count = Path.cwd(), 0
-    for count, name in enumerate(_read_names(), start=1):
-        path = Path(name)
+    here, is_empty = Path.cwd(), True
+    for name in _read_names():
+        path, is_empty = Path(name), False
         try:
             is_folder = stat.S_ISDIR(path.stat().st_mode)
         except (OSError, ValueError):
@@ -165,7 +166,7 @@ def _read_list(output: str | None, skipped: Skipped) -> Iterator[Source]:
             whole = Path(os.path.normpath(here / path))
             own = whole.relative_to(here) if whole.is_relative_to(here) else Path(path.name)
             yield Source(path, own.with_suffix("").as_posix())
-    if not count:
+    if is_empty:
         error = InputError("standard input", "names no image", "list file names, one a line")
         yield Source(Path("-"), "-", error)
 

@@ -57,7 +57,8 @@ class Dispatcher:
         remote: bool = False,
     ) -> None:
         self.key = secrets.token_bytes(16)
-        self.listener = Listener(("", 0), "AF_INET", 64, self.key) if remote else Listener(None, "AF_UNIX", 64, self.key)
+        address, family = (("", 0), "AF_INET") if remote else (None, "AF_UNIX")
+        self.listener = Listener(address, family, backlog=64, authkey=self.key)
         self.tasks: Iterator[Message | None] = tasks
         self.on_result = on_result
         self.peers: list[_Peer] = []
@@ -113,8 +114,10 @@ class Dispatcher:
             while not (self._is_done() and not self.peers):
                 self._admit()
                 pipes = [peer.pipe for peer in self.peers]
-                ready = connection.wait(pipes, 0.05) if pipes else time.sleep(0.02)
-                for peer in [peer for peer in self.peers if ready and peer.pipe in ready]:
+                if not pipes:
+                    time.sleep(0.02)
+                ready = connection.wait(pipes, 0.05)
+                for peer in [peer for peer in self.peers if peer.pipe in ready]:
                     self._receive(peer)
                 if self.stopping is None:
                     self._feed()
@@ -173,25 +176,26 @@ class Dispatcher:
     def _feed(self) -> None:
         """Give every process what it has room for, in turn."""
         while True:
-            # who gets a task that may be deadly has no other
-            quiet = min((peer for peer in self.peers if not peer.left), key=lambda peer: len(peer.tasks), default=None)
-            if quiet is None:
+            peers = [peer for peer in self.peers if not (peer.left or peer.alone)]
+            if not peers:
                 return
+            quiet = min(peers, key=lambda peer: len(peer.tasks))
+            # who gets a task that may be deadly has no other
             if self.again and not quiet.tasks:
                 task = self.again.popleft()
                 quiet.alone, quiet.flushed = bool(task.get("again")), True
                 self._hand(quiet, task)
                 quiet.send({"flush": True})
                 continue
-            room = [p for p in self.peers if len(p.tasks) < DEPTH and not (p.left or p.alone or (self.again and p is quiet))]
+            room = [peer for peer in peers if len(peer.tasks) < DEPTH and not (self.again and peer is quiet)]
             if not room:
                 return
-            task = None if self.ended else self._next()
-            if task is None:
+            following = None if self.ended else self._next()
+            if following is None:
                 break
             peer = min(room, key=lambda peer: len(peer.tasks))
             peer.flushed = False
-            self._hand(peer, task)
+            self._hand(peer, following)
         # who waits for more must not hold back what it has
         for peer in room:
             if peer.tasks and not peer.flushed:

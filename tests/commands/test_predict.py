@@ -24,7 +24,7 @@ from calls import class_scores, segment
 from ccnet_cli import cli, devices
 from ccnet_cli.commands import predict as prediction
 from ccnet_cli.errors import InputError, Interrupted
-from ccnet_cli.inference import engine, segmenter
+from ccnet_cli.inference import engine, segmenter, sharing
 from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.media import images, sources, video
@@ -79,7 +79,7 @@ def test_long_videos_and_many_images_are_what_auto_compiles_for(saved, photos, t
     predict([photos], tmp_path / "masks", saved)
     predict([photos], tmp_path / "masks", saved, skip_complete=True)
     # refused or not before any work, then decided
-    assert counts == [0, 3, 0, 0]
+    assert counts == [0, 3, 0, 3]
 
 
 def test_the_rest_of_a_folder_is_answered_as_its_beginning_was(saved, photos, tmp_path, monkeypatch):
@@ -284,7 +284,7 @@ def test_unusual_names_are_kept(saved, tmp_path):
 
 
 def test_progress_is_told_in_lines(saved, photos, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(prediction, "PROGRESS_IMAGES", 2)
+    monkeypatch.setattr(sharing, "PROGRESS_IMAGES", 2)
     predict([photos], tmp_path / "out", saved)
     told = capfd.readouterr()
     assert told.out == ""
@@ -335,25 +335,33 @@ def test_names_come_from_standard_input(saved, photos, tmp_path, monkeypatch):
 
     def listed(content, *more):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        return {str(path): name for path, name in sources.find(["-", *more]).items()}
+        return list(sources.find(["-", *more]))
 
     lines = f"photos/a.png\r\n\n./photos/town/../town/c.png\n{elsewhere}\nx[1].png\n{photos / 'a.png'}".encode()
-    assert listed(lines) == {
+    assert names(listed(lines)) == {
         "photos/a.png": "photos/a",
         "photos/town/../town/c.png": "photos/town/c",
         str(elsewhere): "e",
         "x[1].png": "x[1]",
     }
-    assert listed(b"two\nlines.png\0photos/a.png\0") == {"two\nlines.png": "two\nlines", "photos/a.png": "photos/a"}
-    assert list(listed(b"photos\n", "x[1].png").values()) == ["a", "b", "town/c", "x[1]"]
-    monkeypatch.setattr(sources, "BYTE_LIMIT", 10)
-    for content, message in [
-        (b" \n\n", "names no image"),
-        (b"no.png\n", "no.png: does not exist"),
-        (b"x" * 11, "longer"),
-    ]:
-        with pytest.raises(InputError, match=f"^standard input.*{message}"):
-            listed(content)
+    assert names(listed(b"two\nlines.png\0photos/a.png\0")) == {
+        "two\nlines.png": "two\nlines",
+        "photos/a.png": "photos/a",
+    }
+    assert list(names(listed(b"photos\n", "x[1].png")).values()) == ["a", "b", "town/c", "x[1]"]
+    for content, message in [(b" \n\n", "names no image"), (b"no.png\n", "no.png: does not exist")]:
+        (source,) = listed(content)
+        assert re.match(f"standard input.*{message}", str(source.error))
+    with pytest.raises(InputError, match=r"^standard input: a name is longer"):
+        listed(b"x" * 200_000)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="^standard input: is closed"):
+        list(sources.find(["-"]))
+
+
+def names(found):
+    assert not any(source.error for source in found)
+    return {str(source.path): source.name for source in found}
 
 
 def film(path, count=6, size=(25, 40)):
@@ -385,7 +393,7 @@ def test_a_video_is_segmented_frame_by_frame(saved, tmp_path, capfd):
 
 
 def test_an_odd_video_grows_and_webm_is_written(saved, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(prediction, "PROGRESS_IMAGES", 4)
+    monkeypatch.setattr(sharing, "PROGRESS_IMAGES", 4)
     # an animated PNG, for OpenCV writes no odd video
     animation = cv2.Animation()
     animation.frames = [tiny.picture(25, 41, number) for number in range(6)]
@@ -419,12 +427,14 @@ def test_what_a_video_cannot_be_is_refused(saved, tmp_path, monkeypatch, output,
     assert files(tmp_path) == ["a.mkv"]
 
 
-def test_a_damaged_video_stops_before_the_first_image(saved, photos, tmp_path):
-    content = film(photos / "z.mkv", count=60).read_bytes()
-    (photos / "z.mkv").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"z\.mkv: truncated"):
+def test_a_damaged_video_is_an_error_and_the_others_are_done(saved, photos, tmp_path):
+    content = film(photos / "c.mkv", count=60).read_bytes()
+    (photos / "c.mkv").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="1 of 4 sources were not segmented, the others were") as caught:
         predict([photos], tmp_path / "out", saved)
-    assert not (tmp_path / "out").exists()
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"video {photos}/c.mkv: truncated: ")
+    assert files(tmp_path / "out") == ["a.png", "b.png", "town/c.png"]
 
 
 def test_a_video_that_changes_while_it_is_read_leaves_nothing(saved, tmp_path, monkeypatch):
@@ -572,7 +582,7 @@ def test_what_dead_processes_left_is_swept(saved, photos, tmp_path):
     with video.open_writer(out / "v.mp4", 5, (8, 8)) as write:
         write(np.zeros((8, 8, 3), np.uint8))
         assert any(name.startswith(f".tmp-{host}-{os.getpid()}-") for name in files(out))
-        assert [path.name for path in sources.find([out], None)] == ["c.png"]
+        assert [source.path.name for source in sources.find([out], None)] == ["c.png"]
 
 
 @pytest.fixture(scope="module")
