@@ -225,7 +225,7 @@ class _Stream:
         """The tasks of this shard in order; None where there is none at present."""
         swept: set[Path] = set()
         index = bad = 0
-        for source in itertools.chain(self.first, self.rest):
+        for source in itertools.chain(self.first, map(self._refuse_beside, self.rest)):
             if not _is_in_shard(source, self.request.shard):
                 continue
             while index - collector.next >= MAX_AHEAD:
@@ -245,6 +245,18 @@ class _Stream:
                 yield Task(index, source.path, targets)
             index += 1
         self.total = index
+
+    def _refuse_beside(self, source: Source) -> Source:
+        """The source, or its error where its mask could replace an image that is not yet known."""
+        if self.request.overwrite or self.request.skip_complete:
+            targets = self._targets(source)
+            folder = source.path.parent.resolve()
+            if not isinstance(targets, CCNetError) and any(
+                path.parent.resolve() == folder for path in targets.values()
+            ):
+                why = f"lies in the folder of the output, among more than {WINDOW} others that it could replace"
+                return source._replace(error=InputError(source.path, why, "name another folder for the output"))
+        return source
 
     def _targets(self, source: Source) -> Targets | CCNetError:
         if source.error is not None:

@@ -594,15 +594,19 @@ def test_predict_makes_one_request_of_its_options(monkeypatch: pytest.MonkeyPatc
     classes = Classes(("road",), ((0, 0, 0),), (7,))
     requests: list[predict.PredictRequest] = []
 
-    def answer(request: predict.PredictRequest) -> predict.Prediction:
+    def answer(request: predict.PredictRequest, on_outcome: predict.OnOutcome) -> predict.Prediction:
         requests.append(request)
-        return predict.Prediction(Path("a.pt"), classes, [Path("m.png")], [predict.Area(Path("x"), (1, 4), 2, (6,))])
+        prediction = predict.Prediction(Path("a.pt"), classes)
+        area = predict.Area(Path("x"), (1, 4), 2, (6,))
+        on_outcome(predict.Outcome(0, Path("x"), (Path("m.png"),), area), prediction)
+        return prediction
 
     monkeypatch.setattr(predict, "predict", answer)
     assert call("predict", "x", "y", "-o", "m") == 0
     assert capsys.readouterr().out == "m.png\n"
     words = "predict x -o m --checkpoint a.pt --format overlay --format color --legend l.png --probabilities npz"
     words += " --json - --continue --device cpu --mode whole --scales 2 --precision auto --preset p -s seed=1"
+    words += " --processes 3 --shard 2/5 --fan-out 1 --strict"
     assert call(*words.split()) == 0
     # six pixels in two frames of four
     share = {"pixels": 6, "share": 0.75}
@@ -622,8 +626,20 @@ def test_predict_makes_one_request_of_its_options(monkeypatch: pytest.MonkeyPatc
             legend=Path("l.png"),
             areas=True,
             skip_complete=True,
+            strict=True,
+            shard=(2, 5),
+            fan_out=1,
+            processes=3,
         ),
     ]
+
+
+@pytest.mark.parametrize(
+    "shard", ["0/4", "5/4", "4", "1/0", "-1/4", "a/b", "1/4/4", "1.0/4", "/", "1/99999999999999999999"]
+)
+def test_a_shard_that_is_none_is_refused(shard: str, capsys: pytest.CaptureFixture[str]):
+    assert call("predict", "x", "-o", "m", "--shard", shard) == 2
+    assert f"option --shard {shard}: not a part" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["D", "odd: [name], # here", 'a "b" \\ c', "gr\u00f6\u00dfe", "\U0001f4c1"])
