@@ -47,7 +47,7 @@ class Area:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a source: the files written, none if they were complete already; its area, if asked for; or why there is none."""
+    """What came of a source: the files written, none if they were complete already; the area asked for; or an error."""
 
     index: int
     source: Path

@@ -22,7 +22,6 @@ import torch
 from calls import class_scores, segment
 
 from ccnet_cli import cli, devices
-from ccnet_cli.commands import predict as prediction
 from ccnet_cli.errors import InputError, Interrupted
 from ccnet_cli.inference import engine, segmenter, sharing
 from ccnet_cli.inference.artifact import load_model
@@ -355,7 +354,7 @@ def test_names_come_from_standard_input(saved, photos, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"^standard input: a name is longer"):
         listed(b"x" * 200_000)
     monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(InputError, match="^standard input: is closed"):
+    with pytest.raises(InputError, match=r"^standard input: is closed"):
         list(sources.find(["-"]))
 
 
