@@ -299,6 +299,16 @@ def test_mining_is_switched_by_the_old_key():
     assert (list(again.loss), again.loss["ohem"].threshold) == (["ohem", "auxiliary"], 0.6)
 
 
+def test_an_old_loss_that_leaves_out_a_weight_has_the_one_that_it_always_had(preset: str):
+    """Version 0.1.0 weighed the auxiliary loss with 0.4 and mined, where it did, at 0.7 and 100000."""
+    mapping = yaml.safe_load(Path(preset).read_text().replace("1e-2", "0.01"))
+    loss = config.from_mapping(mapping | {"loss": {"ohem": {"enabled": True}, "average": "all"}}).loss
+    assert list(loss) == ["ohem", "auxiliary"]
+    assert (loss["ohem"].weight, loss["auxiliary"].weight, loss["auxiliary"].output) == (1.0, 0.4, "auxiliary")
+    assert (loss["ohem"].threshold, loss["ohem"].min_kept) == (0.7, 100_000)
+    assert (loss["ohem"].average, loss["auxiliary"].average) == ("all", "all")
+
+
 def test_without_an_auxiliary_head_its_term_goes_and_with_it_comes_back():
     without = config.load("cityscapes-r2-ohem", ["model.auxiliary=false"])
     assert without.model.auxiliary is None and list(without.loss) == ["ohem"]

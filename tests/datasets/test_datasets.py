@@ -173,6 +173,11 @@ def test_generated_colours_differ():
     assert min(nearest) > 20
 
 
+def test_generated_colours_stay_what_they_were():
+    """RGB, a golden angle of hue apart: red, blue and green first."""
+    assert folder.distinct_colours(3) == [(255, 38, 38), (96, 124, 191), (82, 128, 19)]
+
+
 def test_a_preset_s_palette_replaces_the_data_set_s_own(drives):
     colours = [(index, 2, 3) for index in range(11)]
     source = open_source(settings(drives, "camvid", palette=colours), "val")

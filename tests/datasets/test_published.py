@@ -11,7 +11,7 @@ from dataset_files import LABEL_TO_TRAIN, STREET, picture, put, settings
 
 from ccnet_cli.datasets import cityscapes, known_classes, lip, recognise
 from ccnet_cli.datasets.report import check
-from ccnet_cli.datasets.source import load_label, load_pair, open_source
+from ccnet_cli.datasets.source import load_label, load_pair, looks_like_train_ids, open_source
 from ccnet_cli.errors import InputError
 from ccnet_cli.media.classes import Classes
 
@@ -87,6 +87,22 @@ def test_train_ids_under_the_name_of_label_ids_are_noticed(streets):
     source = open_source(settings(streets, "cityscapes"), "val")
     with pytest.raises(InputError, match="look like train ids"):
         load_label(source, source.samples[0])
+
+
+@pytest.mark.parametrize(
+    ("present", "train_ids"),
+    [
+        ([6, 255], True),
+        ([0, 18, 255], True),
+        ([0, 34, 255], True),
+        ([7, 18, 255], False),
+        ([0, 1, 6], False),
+        ([0, 19, 255], False),
+        ([6, 33, 255], False),
+    ],
+)
+def test_train_ids_are_255_beside_0_to_6_without_19_to_33(present, train_ids):
+    assert looks_like_train_ids(np.array(present)) == train_ids
 
 
 def test_train_ids_without_a_void_pixel_are_noticed_over_the_whole_set(streets):

@@ -268,3 +268,42 @@ def test_all_pixels_may_lie_at_the_threshold():
     scores, label = torch.zeros(1, 2, 16, 16), torch.zeros(1, 16, 16, dtype=torch.long)
     for rule, expected in (("official", math.log(2)), ("mmseg", 0.0)):
         assert objective(rule, 0.3, 64, weight=0.0)(scores, scores, label).item() == pytest.approx(expected), rule
+
+
+@pytest.mark.parametrize("rule", ["official", "mmseg"])
+def test_mining_looks_at_the_output_that_it_names(rule):
+    """As if the two outputs had changed places."""
+    main, auxiliary = 3 * torch.randn(2, 2, CLASSES, 5, 6, generator=torch.Generator().manual_seed(3))
+    label = case("random", (33, 41))[1]
+    settings = {"threshold": 0.6, "min_kept": 1000, "rule": rule}
+    there = build({"hard": Ohem(output="auxiliary", **settings)}, 255, True)(outputs(main, auxiliary), label)[0]
+    here = build({"hard": Ohem(**settings)}, 255, True)
+    assert there == here(outputs(auxiliary, main), label)[0] != here(outputs(main, auxiliary), label)[0]
+
+
+@pytest.mark.parametrize("kind", [CrossEntropy(), Ohem(threshold=0.6, min_kept=1000), Ohem(rule="mmseg", min_kept=500)])
+def test_any_value_may_be_the_ignored_one(kind):
+    """The classes are 0 to 4: 7 in place of 255 changes nothing."""
+    scores = 3 * torch.randn(2, CLASSES, 5, 6, generator=torch.Generator().manual_seed(3))
+    label = case("random", (33, 41))[1]
+    values = [
+        build({"one": kind}, ignored, True)(outputs(scores, scores), label.masked_fill(label == 255, ignored))[0]
+        for ignored in (255, 7)
+    ]
+    assert values[0] == values[1]
+
+
+def test_a_term_computes_in_the_precision_of_its_own():
+    """Under autocast, a product of float32 would be bfloat16 otherwise."""
+    seen = []
+
+    def product(given, _):
+        seen.append((given.main[0, 0] @ given.main[0, 1].T).dtype)
+        return given.main.sum()
+
+    made = Objective({"product": Weighted(1.0, "main", product)})
+    scores = torch.randn(1, CLASSES, 4, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (scores[0, 0] @ scores[0, 1].T).dtype == torch.bfloat16
+        made(outputs(scores, scores), torch.zeros(1, 8, 8, dtype=torch.long))
+    assert seen == [torch.float32]

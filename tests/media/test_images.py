@@ -195,6 +195,38 @@ def test_exif_turns_the_image_only_on_request(tmp_path):
     np.testing.assert_array_equal(turned, np.rot90(upright, -1))
 
 
+# what undoes each orientation, by the EXIF standard: where the sensor's first row and column are
+TURNS = {
+    1: lambda picture: picture,
+    2: lambda picture: picture[:, ::-1],
+    3: lambda picture: picture[::-1, ::-1],
+    4: lambda picture: picture[::-1],
+    5: lambda picture: picture.transpose(1, 0, 2),
+    6: lambda picture: np.rot90(picture, -1),
+    7: lambda picture: picture[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda picture: np.rot90(picture),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_every_orientation_is_undone_on_request(tmp_path, orientation):
+    stored = bad_inputs.jpeg(bad_inputs.photograph(24, 40))
+    plain = images.read_image(written(tmp_path, "plain.jpg", stored))
+    path = written(tmp_path, "a.jpg", bad_inputs.with_exif(stored, orientation))
+    np.testing.assert_array_equal(images.read_image(path), plain)
+    np.testing.assert_array_equal(images.read_image(path, exif=True), TURNS[orientation](plain))
+    assert images.read_size(path) == (24, 40)
+
+
+def test_a_segment_of_arithmetic_coding_is_no_frame(tmp_path):
+    """Its marker lies among those of frames, as do those of tables; only frames have a size."""
+    content = bad_inputs.jpeg(bad_inputs.photograph(24, 40))
+    at = content.index(b"\xff\xda")
+    path = written(tmp_path, "a.jpg", content[:at] + b"\xff\xcc\0\4\0\x10" + content[at:])
+    assert images.read_size(path) == (24, 40)
+    assert images.read_image(path).shape == (24, 40, 3)
+
+
 def test_the_size_is_checked_before_any_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(images.cv2, "imdecode", None)
     path = written(tmp_path, "bomb.jpg", bad_inputs.with_size(bad_inputs.jpeg(), 10_000, 20_000))
@@ -300,6 +332,15 @@ def test_the_legend_shows_every_colour():
     for colour in PALETTE[5:8]:
         assert (picture == colour[::-1]).all(axis=2).sum() >= 20 * 38
     assert (picture[:, 60:] < 100).any()  # text
+
+
+def test_each_line_of_the_legend_is_its_own_class_whole():
+    long = "a class of a very long name indeed"
+    alone, several = images.draw_legend([long], [(9, 8, 7)]), images.draw_legend(["x", long], [(1, 2, 3), (9, 8, 7)])
+    assert several.shape[1] == alone.shape[1]
+    np.testing.assert_array_equal(several[28 + 9 : 28 + 31], alone[9:31])
+    assert (alone[:, -14:] == 255).all(), "the text reaches the edge"
+    assert several[20, 30].tolist() == [3, 2, 1]
 
 
 def test_texts_to_draw_are_ascii_without_accents():

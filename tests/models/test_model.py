@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from variants import variant
 
-from ccnet_cli import config
+from ccnet_cli import config, ops
 from ccnet_cli.errors import InputError
 from ccnet_cli.models.backbones import BACKBONES
 from ccnet_cli.models.backbones.tiny import Tiny
@@ -172,6 +172,39 @@ def test_recomputing_activations_changes_no_gradient():
         results.append({name: parameter.grad for name, parameter in network.named_parameters()})
     for name, gradient in results[0].items():
         assert torch.equal(gradient, results[1][name]), name
+
+
+@torch.no_grad()
+def test_the_projections_of_each_pass_are_what_its_map_is_made_of():
+    network = small("tiny", recurrence=3)
+    features = network.backbone(torch.randn(1, 3, 40, 56))
+    _, maps = network.head.attend(features)
+    pairs = network.head.projections(features)
+    for number, ((query, key), attention) in enumerate(zip(pairs, maps, strict=True), start=1):
+        made = ops.affinity(query, key, "reference").double().softmax(dim=1)
+        worst = (made - attention).abs().max().item()
+        assert worst < 1e-6, f"the map of pass {number} is {worst:.1e} away from its query's and key's"
+    assert (maps[1] - maps[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("recompute", "training", "runs"), [(True, True, 2), (False, True, 1), (True, False, 1)])
+def test_recomputed_blocks_run_again_for_backward_in_training_alone(recompute, training, runs):
+    network = build(variant(SMALL, **{"backbone": "resnet18"}), 5, recompute=recompute).train(training)
+    calls = []
+    for layer in (network.backbone.layer1, network.backbone.layer4):
+        layer[1].conv1.register_forward_pre_hook(lambda *_: calls.append(1))
+    network(torch.randn(2, 3, 33, 33)).sum().backward()
+    assert len(calls) == 2 * runs, f"two blocks ran {len(calls)} times"
+
+
+def test_dropout_takes_whole_channels_with_the_configured_chance():
+    torch.manual_seed(0)
+    network = build(variant(TINY, **{"dropout": 0.25}), 5).train()
+    for head in (network.head.bottleneck, network.auxiliary):
+        kept = head[3](torch.ones(500, 8, 3, 5))
+        assert (kept == kept[..., :1, :1]).all(), "cells of one channel were dropped apart"
+        assert kept.unique().tolist() == pytest.approx([0, 1 / 0.75])
+        assert (kept == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
 @pytest.mark.parametrize("backbone", ["tiny", "resnet18"])

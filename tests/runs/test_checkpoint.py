@@ -85,6 +85,16 @@ def test_data_reaches_the_disk_before_its_name_does(tmp_path, monkeypatch):
     ]
 
 
+def test_a_second_name_reaches_the_disk_with_its_folder(tmp_path, monkeypatch):
+    """Both names first, the data's before the manifest's; what is renamed is synced with the folder alone."""
+    path = checkpoint.save(tmp_path / "checkpoints", 1, content(), keep=2)
+    events, replace = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: (events.append(to.name), replace(self, to))[1])
+    monkeypatch.setattr(checkpoint.files, "sync_folder", lambda folder: events.append(folder.name))
+    checkpoint.add_name(path, tmp_path / "best.pt")
+    assert events == ["best.pt", "best.json", tmp_path.name]
+
+
 @pytest.mark.parametrize("keep", [2, 3])
 def test_only_the_newest_are_kept_and_names_outlive_them(tmp_path, keep):
     for step in range(1, 6):

@@ -118,6 +118,18 @@ def test_a_good_step_ends_a_row_of_bad_ones(data, tmp_path, mended):
     assert counts == [9, 0, 9]
 
 
+def test_a_run_that_ends_on_two_bad_steps_has_failed(data, tmp_path, mended):
+    """One bad step at the end is forgiven, as one is anywhere else."""
+    for bad in ([6], [5, 6]):
+        spoil("loss", bad)
+        made = preset(data, *BAD, "schedule.steps=6")
+        if len(bad) == 1:
+            assert steps(train(made, run=tmp_path / "one"))[0] == 6
+        else:
+            with pytest.raises(NonFiniteError, match=r"step 6: loss .* 2 steps in a row"):
+                train(made, run=tmp_path / "two")
+
+
 def test_without_the_guard_the_weights_are_ruined(data, tmp_path, mended, monkeypatch):
     """The twin of the test above."""
     monkeypatch.setattr(trainers, "_not_finite", torch.zeros_like)

@@ -73,7 +73,7 @@ def test_what_weights_cannot_make_up_for_is_told(tmp_path, capsys):
     torch.save(peers.backbone("torchvision", width=8), tmp_path / "tv.pth")
     begun(tmp_path / "tv.pth", settings("model.stem=7x7"))
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "model.channel_order, model.std" in told and "dilation" not in told
+    assert told.count("\n") == 1 and "model.channel_order, model.std, model.mean" in told and "dilation" not in told
     with pytest.raises(InputError, match=r"conv1.weight is \(8, 3, 7, 7\), the model's is \(8, 3, 3, 3\)") as refused:
         begun(tmp_path / "tv.pth", settings("model.backbone=resnet18"))
     assert "; set model.backbone.kind=resnet50, model.backbone.stem=7x7" in str(refused.value)

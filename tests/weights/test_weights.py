@@ -97,6 +97,8 @@ def test_recurrence_kept_beside_the_weights_is_taken(tmp_path, beside, capsys):
     assert ccnet_cli.load(path).recurrence == 1 and "taken as 2" not in capsys.readouterr().err
     assert ccnet_cli.load(path, recurrence=2).recurrence == 2
     assert ccnet_cli.load(save({"model": state, "recurrence": 9}, tmp_path / "b.pth")).recurrence == 2
+    # no passes at all are a number too
+    assert ccnet_cli.load(save({"model": state, "recurrence": 0}, tmp_path / "c.pth")).recurrence == 0
 
 
 def test_the_port_has_plain_norms_and_relu(tmp_path):
