@@ -72,6 +72,11 @@ Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cu
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 
 
+TolerateDamage = Annotated[
+    bool, typer.Option("--tolerate-damage", help="Read what is left of damaged images, with a notice.")
+]
+
+
 DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data set (data.root).")]
 
 

@@ -21,6 +21,7 @@ from ccnet_cli.cli.options import (
     Precision,
     Processes,
     Scales,
+    TolerateDamage,
     examples,
     numbers_of,
     part_of,
@@ -90,6 +91,7 @@ def predict(
     fan_out: Annotated[
         int, typer.Option(min=0, max=3, metavar="LEVELS", help="Spread files over 256 subfolders, each over 256, ...")
     ] = 0,
+    tolerate_damage: TolerateDamage = False,
     device: Device = "auto",
     mode: Mode = None,
     scales: Scales = None,
@@ -127,6 +129,7 @@ def predict(
         fan_out=fan_out,
         gpus=gpus,
         processes=processes,
+        tolerate_damage=tolerate_damage,
     )
     with tempfile.TemporaryFile() as file:
         areas = JsonLines("sources", file)

@@ -11,6 +11,7 @@ from ccnet_cli.cli.options import (
     Gpus,
     Overrides,
     Processes,
+    TolerateDamage,
     examples,
     path_override,
     preset_names,
@@ -54,6 +55,7 @@ def train(
     partial: Annotated[
         bool, typer.Option("--allow-partial", help="Take the weights that fit, as long as the backbone's do.")
     ] = False,
+    tolerate_damage: TolerateDamage = False,
     gpus: Gpus = None,
     processes: Processes = 1,
     nodes: Annotated[int | None, typer.Option(min=1, max=1024, metavar="M", help="Machines of the run.")] = None,
@@ -97,6 +99,7 @@ def train(
         strict=strict,
         weights=weights,
         partial=partial,
+        tolerate_damage=tolerate_damage,
         device=device,
         gpus=gpus,
         processes=processes,

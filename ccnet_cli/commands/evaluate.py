@@ -41,6 +41,7 @@ class EvaluateRequest:
     checkpoint may be anybody's (see find_artifact); preset (a name or file) replaces the one that it holds or suggests,
     overrides ("key=value") its keys. limit scores the first images only. confusion draws the matrix as a PNG; save
     writes one PNG per image and format into a folder, where existing files are refused unless overwrite.
+    tolerate_damage reads what is left of damaged images.
     """
 
     checkpoint: Path | None = None
@@ -55,6 +56,7 @@ class EvaluateRequest:
     save: Path | None = None
     formats: tuple[str, ...] = ("color",)
     overwrite: bool = False
+    tolerate_damage: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def _open_split(request: EvaluateRequest, artifact: Artifact[Network]) -> tuple[
         why = f"has {theirs} classes, the checkpoint {ours}" if ours != theirs else "names its classes differently"
         raise InputError(f"data set {source.dataset}", why, fix)
     labelled = _has_labels(source, request)
-    return replace(source, samples=source.samples[: request.limit]), labelled
+    samples = source.samples[: request.limit]
+    return replace(source, samples=samples, tolerate_damage=request.tolerate_damage), labelled
 
 
 def _has_labels(source: Source, request: EvaluateRequest) -> bool:

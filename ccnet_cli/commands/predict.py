@@ -51,7 +51,7 @@ class PredictRequest:
     skip_complete leaves out sources whose outputs are complete; with areas these are read from the masks, or the source
     is segmented again where the masks do not hold them. strict refuses folders with hidden or empty files, and stops at
     the first source that cannot be segmented. shard (k, n) takes those sources of n parts that part k from 1 on has.
-    fan_out: see Layout.
+    fan_out: see Layout. tolerate_damage reads what is left of damaged images.
     """
 
     sources: tuple[str, ...]
@@ -67,6 +67,7 @@ class PredictRequest:
     overwrite: bool = False
     skip_complete: bool = False
     strict: bool = False
+    tolerate_damage: bool = False
     shard: tuple[int, int] = (1, 1)
     fan_out: int = 0
     gpus: int | None = None
@@ -74,7 +75,7 @@ class PredictRequest:
 
     def recipe(self, checkpoint: Path, runtime: Runtime, images: int = 1) -> Recipe:
         """What a process needs of it, with the checkpoint's file and the runtime that auto stands for."""
-        keep = Keep(self.skip_complete, self.overwrite, self.areas)
+        keep = Keep(self.skip_complete, self.overwrite, self.areas, self.tolerate_damage)
         return Recipe(checkpoint, self.preset, self.overrides, runtime, keep, images)
 
 

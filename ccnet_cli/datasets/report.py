@@ -46,7 +46,7 @@ def check(source: Source) -> Report:
     for sample in source.samples:
         try:
             if sample.label is None:
-                image, label = load_image(sample), None
+                image, label = load_image(source, sample), None
                 problems.append(f"{source.samples.where(sample)}image {sample.image}: has no label")
             else:
                 image, label = load_pair(source, sample)

@@ -23,7 +23,10 @@ Values = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """An open split; lookup (65536,) int16 gives the train id of a label file's value: 255 ignored, -1 refused."""
+    """An open split; lookup (65536,) int16 gives the train id of a label file's value: 255 ignored, -1 refused.
+
+    tolerate_damage reads what is left of damaged images.
+    """
 
     dataset: str
     samples: Samples
@@ -32,6 +35,7 @@ class Source:
     label_kind: str = OWN_IDS
     read_label: Callable[[Path], images.Labels] = images.read_label
     ignore_index: int = IGNORED
+    tolerate_damage: bool = False
 
 
 def open_source(data: Data, split: str, labels_required: bool = True, verify: bool = True) -> Source:
@@ -89,21 +93,21 @@ def label_lookup(train_ids: Mapping[int, int], ignored: Iterable[int]) -> npt.ND
     return table
 
 
-def load_image(sample: Sample) -> Pixels:
+def load_image(source: Source, sample: Sample) -> Pixels:
     """The image as uint8 BGR (H, W, 3), not rotated by EXIF, as its label is not either."""
-    return images.read_image(sample.image)
+    return images.read_image(sample.image, tolerate=source.tolerate_damage)
 
 
 def load_label(source: Source, sample: Sample) -> Pixels:
     """Train ids (H, W) uint8, 255 ignored; InputError names values that are no class, or sizes that differ."""
     label = _read_label(source, sample)
-    _require_same_size(sample, images.read_size(sample.image), label)
+    _require_same_size(sample, images.read_size(sample.image, source.tolerate_damage), label)
     return label
 
 
 def load_pair(source: Source, sample: Sample) -> tuple[Pixels, Pixels]:
     """The image of load_image and the label of load_label."""
-    image = load_image(sample)
+    image = load_image(source, sample)
     label = _read_label(source, sample)
     _require_same_size(sample, image.shape[:2], label)
     return image, label

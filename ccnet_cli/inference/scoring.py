@@ -56,7 +56,7 @@ def score_network(
     samples = [source.samples[index] for index in group.shard(len(source.samples))]
 
     def load(sample: Sample) -> LoadedImage:
-        image, label = (load_image(sample), None) if sample.label is None else load_pair(source, sample)
+        image, label = (load_image(source, sample), None) if sample.label is None else load_pair(source, sample)
         return LoadedImage(sample, image, label, host_input(image, network.normalisation, device))
 
     with evaluation_mode(cast(nn.Module, network)):

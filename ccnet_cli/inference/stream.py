@@ -60,12 +60,14 @@ class Outcome:
 class Keep:
     """What becomes of outputs that exist: kept where complete, replaced, or else the source is an error.
 
-    Where areas are wanted, complete outputs are kept if these can be read from them.
+    Where areas are wanted, complete outputs are kept if these can be read from them. Of damaged images, what is left is
+    read with tolerate_damage.
     """
 
     complete: bool = False
     overwrite: bool = False
     areas: bool = False
+    tolerate_damage: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class StreamSegmenter:
                 return _Loaded(task, outcome=outcome)
             if sources.is_video(task.source):
                 return _Loaded(task, film=_inspect(task.source))
-            image = images.read_image(task.source, exif=True)
+            image = images.read_image(task.source, exif=True, tolerate=self.keep.tolerate_damage)
             return _Loaded(task, image, self.segmenter.load(image))
         except (InputError, EnvironmentFailure) as error:
             return _Loaded(task, outcome=Outcome(task.index, task.source, error=error))

@@ -1,6 +1,7 @@
 """Read and write images and label maps, every file checked first; the only user of OpenCV's codecs."""
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -16,9 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ccnet_cli import files
-from ccnet_cli.errors import EnvironmentFailure, InputError
+from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 from ccnet_cli.media import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from ccnet_cli.media import formats
+from ccnet_cli.media.formats import PNG_SIGNATURE as PNG_SIGNATURE
+from ccnet_cli.media.formats import UnreadableError
 
+UNDECODABLE = "cannot be decoded: the file is damaged"
 # 16384 x 8192, about 400 MB as a decoded image: larger ones are refused from their header
 PIXEL_LIMIT = 1 << 27
 BYTE_LIMIT = 1 << 30
@@ -47,23 +52,16 @@ Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Palette = Sequence[Sequence[int]]
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, PALETTE = 0, 3
-# inside entropy-coded data 0xFF is followed by 0 (a stuffed byte) or a restart marker, unless a marker ends it
-JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
-CODEC_MESSAGE = re.compile(rb"(?:Corrupt JPEG|Premature end|libpng |OpenCV: FFMPEG: )[^\n]*\n")
-OTHER_FORMATS = {
-    b"GIF8": "GIF",
-    b"II*\x00": "TIFF",
-    b"MM\x00*": "TIFF",
-    b"\x00\x00\x00\x0cjP": "JPEG 2000",
-    b"version https://git-lfs": "a Git LFS pointer (run git lfs pull)",
-}
+# what libjpeg, libpng and FFmpeg print
+CODEC_MESSAGE = re.compile(
+    rb"(?:Corrupt JPEG|Premature end|Inconsistent progression|Invalid SOS|Unknown Adobe|Warning: unknown JFIF"
+    rb"|Application transferred|libpng |OpenCV: FFMPEG: )[^\n]*\n"
+)
+# what of it says that pixels are wrong
+DAMAGE = re.compile(rb"(?:Corrupt JPEG data: |Inconsistent |Premature |libpng error: |libpng warning: IDAT: )[^\n]*")
+REPLACE = "replace the file, or convert it to PNG or JPEG"
 _stderr_lock = threading.Lock()
-
-
-class _DamagedError(Exception):
-    """What is wrong with a file's content; the caller adds its name."""
 
 
 def read_bytes(path: Path, kind: str = "image") -> bytes:
@@ -85,20 +83,29 @@ def read_bytes(path: Path, kind: str = "image") -> bytes:
     return content
 
 
-def read_image(path: Path, exif: bool = False) -> Pixels:
+def read_image(path: Path, exif: bool = False, tolerate: bool = False) -> Pixels:
     """A PNG, JPEG, WebP or BMP file as BGR (H, W, 3): grey repeated, alpha dropped, 16 bits cut to 8, CMYK converted.
 
-    exif applies the EXIF rotation; without it the picture stays as the sensor, and a label map, has it.
+    exif applies the EXIF rotation; without it the picture stays as the sensor, and a label map, has it. tolerate reads
+    what it can of a damaged file, with a notice, where it would be an InputError.
     """
     content = read_bytes(path)
+    flags = cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        (height, width), content = _inspect(content)
-        image = _decode(content, cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        shapes = [(height, width, 3), *([(width, height, 3)] if exif else [])]
+        found = _inspect(content, tolerate)
+        image, damage = _decode(found.content, flags)
+        if image is None and tolerate and content.startswith(PNG_SIGNATURE):
+            image, _ = _decode(formats.repair_png(content), flags)
+        damage = found.damage or damage
+        if image is None or (damage and not tolerate):
+            raise UnreadableError(damage or UNDECODABLE)
+        shapes = [(found.height, found.width, 3), *([(found.width, found.height, 3)] if exif else [])]
         if image.dtype != np.uint8 or image.shape not in shapes:
-            raise _DamagedError(f"decodes to {image.shape} where its header says {height} x {width}")
-    except _DamagedError as error:
-        raise InputError(f"image {path}", str(error), "replace the file, or convert it to PNG or JPEG") from None
+            raise UnreadableError(f"decodes to {image.shape} where its header says {found.height} x {found.width}")
+    except UnreadableError as error:
+        raise InputError(f"image {path}", str(error), REPLACE) from None
+    if damage:
+        notice(f"warning: image {path}: {damage}; what is left of it is used")
     return image
 
 
@@ -108,12 +115,13 @@ def read_unchecked(path: Path, grey: bool = False) -> Pixels:
     return np.asarray(cv2.imdecode(np.fromfile(path, np.uint8), flags), np.uint8)
 
 
-def read_size(path: Path) -> tuple[int, int]:
+def read_size(path: Path, tolerate: bool = False) -> tuple[int, int]:
     """Height and width by an image's header, without EXIF rotation; decodes no pixels."""
     try:
-        return _inspect(read_bytes(path))[0]
-    except _DamagedError as error:
-        raise InputError(f"image {path}", str(error), "replace the file, or convert it to PNG or JPEG") from None
+        found = _inspect(read_bytes(path), tolerate)
+    except UnreadableError as error:
+        raise InputError(f"image {path}", str(error), REPLACE) from None
+    return found.height, found.width
 
 
 def read_label(path: Path) -> Labels:
@@ -121,18 +129,22 @@ def read_label(path: Path) -> Labels:
     content = read_bytes(path, "label")
     try:
         if not content.startswith(PNG_SIGNATURE):
-            raise _DamagedError("not a PNG: other formats change or cannot hold class values")
-        chunks = _png_chunks(content)
-        height, width, depth, colour = _png_header(chunks[0][1])
+            raise UnreadableError("not a PNG: other formats change or cannot hold class values")
+        _inspect(content)
+        chunks, _ = formats.png_chunks(content)
+        height, width, depth, colour = formats.png_header(chunks[0][1])
         if colour not in (GREY, PALETTE):
-            raise _DamagedError("has colour or alpha channels; a label map has one channel of class values")
+            raise UnreadableError("has colour or alpha channels; a label map has one channel of class values")
         # declared grey and without its palette, a palette picture decodes to its indices
         header = bytes(chunks[0][1][:9]) + bytes([GREY]) + bytes(chunks[0][1][10:])
         data = b"".join(body for name, body in chunks if name == b"IDAT")
-        values = _decode(_png((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")), cv2.IMREAD_UNCHANGED)
+        plain = formats.make_png((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+        values, damage = _decode(plain, cv2.IMREAD_UNCHANGED)
+        if values is None or damage:
+            raise UnreadableError(damage or UNDECODABLE)
         if values.shape != (height, width) or values.dtype != (np.uint16 if depth == 16 else np.uint8):
-            raise _DamagedError(f"decodes to {values.shape} where its header says {height} x {width}")
-    except _DamagedError as error:
+            raise UnreadableError(f"decodes to {values.shape} where its header says {height} x {width}")
+    except UnreadableError as error:
         raise InputError(f"label {path}", str(error), "save it as an 8-bit grey or palette PNG") from None
     # the decoder scales fewer than 8 bits to the full range of grey
     return values if depth >= 8 else values // np.uint8(255 // ((1 << depth) - 1))
@@ -157,7 +169,7 @@ def write_label(path: Path, ids: Pixels, palette: Palette | None = None) -> None
     header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, GREY if palette is None else PALETTE, 0, 0, 0])
     colours = [] if palette is None else [(b"PLTE", _table(palette).tobytes())]
     data = zlib.compress(rows.tobytes(), 6)
-    files.write_bytes(path, _png((b"IHDR", header), *colours, (b"IDAT", data), (b"IEND", b"")))
+    files.write_bytes(path, formats.make_png((b"IHDR", header), *colours, (b"IDAT", data), (b"IEND", b"")))
 
 
 def encode_png(image_bgr: Pixels, smallest: bool = False) -> bytes:
@@ -213,8 +225,19 @@ def _encode(suffix: str, image: Pixels, options: Sequence[int]) -> bytes:
     return bytes(content)
 
 
-def _decode(content: bytes, flags: int) -> npt.NDArray[Any]:
-    """Decode; refuse a file that the codec refuses or whose missing pixels it fills in."""
+def _inspect(content: bytes, tolerate: bool = False) -> formats.Inspection:
+    """A file's size and the bytes to decode; UnreadableError where it is too large or, unless tolerate, damaged."""
+    found = formats.inspect(content)
+    if found.height * found.width > PIXEL_LIMIT:
+        size = f"{found.height} x {found.width} pixels"
+        raise UnreadableError(f"its header says {size}, more than the limit of {PIXEL_LIMIT:,}")
+    if found.damage and not tolerate:
+        raise UnreadableError(found.damage)
+    return found
+
+
+def _decode(content: bytes, flags: int) -> tuple[npt.NDArray[Any] | None, str | None]:
+    """The pixels, None if the codec refuses the file, and what the codec says is wrong with them."""
     with codec_messages() as messages:
         try:
             image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
@@ -222,134 +245,47 @@ def _decode(content: bytes, flags: int) -> npt.NDArray[Any]:
             if error.code == cv2.Error.StsNoMem:
                 raise EnvironmentFailure("memory", "too little to decode an image", "free some, or scale it") from None
             image = None
-    if image is None:
-        raise _DamagedError("cannot be decoded: the file is damaged")
-    if any(b"premature end" in message.lower() for message in messages):
-        raise _DamagedError("truncated: some of its pixels are missing")
-    return np.asarray(image)
+    complaint = next(filter(None, map(DAMAGE.match, messages)), None)
+    damage = None
+    if complaint:
+        words = complaint[0].decode("ascii", "replace").rpartition(": ")[2]
+        missing = "premature end" in complaint[0].decode("ascii", "replace").lower()
+        damage = "truncated: some of its pixels are missing" if missing else f"damaged: the decoder reports {words!r}"
+    return (None if image is None else np.asarray(image)), damage
 
 
 @contextlib.contextmanager
 def codec_messages() -> Iterator[list[bytes]]:
-    """Collect what libjpeg and libpng print: they report missing data only on the C library's stderr."""
+    """Collect what libjpeg and libpng print: they report damage only on the C library's stderr."""
     messages: list[bytes] = []
-    with _stderr_lock, contextlib.ExitStack() as stack:
+    with _stderr_lock, os.fdopen(_anonymous_file(), "r+b") as file:
         try:
-            file = stack.enter_context(tempfile.TemporaryFile())
             stderr = os.dup(2)
-        except OSError:  # stderr is closed, or nothing can be written: decode without messages
-            yield messages
-            return
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            stderr = None  # closed
         os.dup2(file.fileno(), 2)
         try:
             yield messages
         finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+            if stderr is None:
+                os.close(2)
+            else:
+                os.dup2(stderr, 2)
+                os.close(stderr)
             file.seek(0)
             printed = file.read()
             messages += CODEC_MESSAGE.findall(printed)
             # other threads may have printed meanwhile
-            os.write(2, CODEC_MESSAGE.sub(b"", printed))
+            if others := CODEC_MESSAGE.sub(b"", printed):
+                with contextlib.suppress(OSError):
+                    os.write(2, others)
 
 
-def _inspect(content: bytes) -> tuple[tuple[int, int], bytes]:
-    """Height and width by the header, and the bytes to decode; raises _DamagedError unless the file is whole."""
-    if content.startswith(PNG_SIGNATURE):
-        chunks = _png_chunks(content)
-        height, width, _, _ = _png_header(chunks[0][1])
-        return (height, width), content
-    if content.startswith(b"\xff\xd8\xff"):
-        height, width, end = _jpeg_frame(content)
-        return _check_size(height, width), content[:end]
-    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
-        return _check_size(*_webp_size(content)), content
-    if content.startswith(b"BM") and len(content) >= 26:
-        if int.from_bytes(content[14:18], "little") == 12:
-            width, height = _numbers(content, (18, 20), 2)
-        else:  # a negative height: rows are stored from the top
-            width, height = map(abs, _numbers(content, (18, 22), 4, signed=True))
-        return _check_size(height, width), content
-    other = next((name for start, name in OTHER_FORMATS.items() if content.startswith(start)), "another kind of file")
-    raise _DamagedError(f"not a PNG, JPEG, WebP or BMP image but {other}")
-
-
-def _numbers(content: bytes, offsets: Sequence[int], length: int, signed: bool = False) -> list[int]:
-    """Little-endian numbers of `length` bytes at these offsets."""
-    return [int.from_bytes(content[offset : offset + length], "little", signed=signed) for offset in offsets]
-
-
-def _check_size(height: int, width: int) -> tuple[int, int]:
-    if not height or not width:
-        raise _DamagedError(f"its header says {height} x {width} pixels")
-    if height * width > PIXEL_LIMIT:
-        raise _DamagedError(f"its header says {height} x {width} pixels, more than the limit of {PIXEL_LIMIT:,}")
-    return height, width
-
-
-def _png(*chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG file of these chunks."""
-    parts = [PNG_SIGNATURE]
-    for name, body in chunks:
-        parts += [len(body).to_bytes(4), name, body, zlib.crc32(body, zlib.crc32(name)).to_bytes(4)]
-    return b"".join(parts)
-
-
-def _png_chunks(content: bytes) -> list[tuple[bytes, memoryview]]:
-    """Names and bodies up to IEND, with every checksum compared (the decoder skips some); bodies are views."""
-    chunks: list[tuple[bytes, memoryview]] = []
-    start, whole = len(PNG_SIGNATURE), memoryview(content)
-    while not chunks or chunks[-1][0] != b"IEND":
-        length = int.from_bytes(content[start : start + 4])
-        name, body = content[start + 4 : start + 8], whole[start + 8 : start + 8 + length]
-        checksum = content[start + 8 + length : start + 12 + length]
-        if len(checksum) < 4:
-            raise _DamagedError("truncated: the PNG ends early")
-        if zlib.crc32(body, zlib.crc32(name)) != int.from_bytes(checksum):
-            raise _DamagedError(f"damaged: the checksum of PNG chunk {name!r} does not match")
-        chunks.append((name, body))
-        start += 12 + length
-    if chunks[0][0] != b"IHDR" or len(chunks[0][1]) != 13:
-        raise _DamagedError("damaged: the PNG does not begin with its header")
-    return chunks
-
-
-def _png_header(body: memoryview) -> tuple[int, int, int, int]:
-    """Height, width, bit depth and colour type in IHDR."""
-    height, width = _check_size(int.from_bytes(body[4:8]), int.from_bytes(body[:4]))
-    return height, width, body[8], body[9]
-
-
-def _jpeg_frame(content: bytes) -> tuple[int, int, int]:
-    """Height, width and where the picture ends, segment by segment, since thumbnails have end markers too."""
-    height = width = 0
-    start = 2
-    while match := JPEG_MARKER.search(content, start):
-        marker, start = content[match.end() - 1], match.end()
-        if marker == 0xD9:
-            return height, width, start
-        if marker in (0x01, 0xD8):  # these stand alone
-            continue
-        length = int.from_bytes(content[start : start + 2])
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = (int.from_bytes(content[offset : offset + 2]) for offset in (start + 3, start + 5))
-            _check_size(height, width)
-        start += length
-    raise _DamagedError("truncated: the JPEG has no end marker")
-
-
-def _webp_size(content: bytes) -> tuple[int, int]:
-    """Height and width of a still WebP that is as long as it declares."""
-    if len(content) < 30 or len(content) < 8 + int.from_bytes(content[4:8], "little"):
-        raise _DamagedError("truncated: the WebP ends early")
-    kind = content[12:16]
-    if kind == b"VP8X":
-        if content[20] & 2:
-            raise _DamagedError("an animated WebP")
-        width, height = (1 + number for number in _numbers(content, (24, 27), 3))
-    elif kind == b"VP8L":
-        bits = int.from_bytes(content[21:25], "little")
-        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    else:
-        width, height = (number & 0x3FFF for number in _numbers(content, (26, 28), 2))
-    return height, width
+def _anonymous_file() -> int:
+    """A file in memory, where the system has such files: it hears the decoder on a full disk too."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("ccnet")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

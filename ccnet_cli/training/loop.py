@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class Loop:
         source, model = trainer.source, trainer.model
         self.batches = micro_batches(plan, source, self.group, model.normalisation, trainer.step, trainer.position)
         self.progress = Progress(self.preset.schedule.steps, trainer.step)
-        self.val = open_source(self.preset.data, "val")
+        val = open_source(self.preset.data, "val")
+        self.val = replace(val, tolerate_damage=plan.request.tolerate_damage)
         # since the last row of the log: the losses of the steps, and the seconds that they took
         self.losses: list[Mapping[str, float]] = []
         self.seconds = self.logged_seconds = 0.0

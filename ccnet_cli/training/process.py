@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,7 @@ def _make_trainer(plan: Plan, inputs: Inputs, group: Group, resume: Path | None)
     preset, request = plan.preset, plan.request
     torch.manual_seed(preset.seed)
     source = group.run_on_all_ranks(lambda: inputs.source or open_source(preset.data, "train"))
+    source = replace(source, tolerate_damage=request.tolerate_damage)
 
     def build() -> trainers.Trainer:
         return trainers.build(preset, source, group, inputs.start or _read_start(request))

@@ -18,6 +18,7 @@ class TrainRequest:
     weights: a checkpoint or other people's weights to initialize from.
     partial: let weights be missing, or have other shapes, as long as most of the backbone's fit.
     device, gpus, processes: what each node computes on; gpus and processes start that many processes there.
+    tolerate_damage: read what is left of damaged images.
     restarts: how often all processes are restarted from the newest checkpoint after a failure of the machine.
     """
 
@@ -27,6 +28,7 @@ class TrainRequest:
     strict: bool = False
     weights: Path | None = None
     partial: bool = False
+    tolerate_damage: bool = False
     device: str = "auto"
     gpus: int | None = None
     processes: int = 1
