@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all, whatever interrupts (a kill, a full disk, a power cut); the cache folder."""
+"""Files that appear whole or not at all, whatever interrupts (a kill, a full disk, a power cut); the cache folder.
+
+What an option may name as an output is decided here as well, for every command: see refuse_outputs.
+"""
 
 import contextlib
 import errno
@@ -9,8 +12,10 @@ import os
 import re
 import secrets
 import socket
+import stat
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -124,11 +129,26 @@ def to_json(value: object, indent: int | None = None) -> str:
     return ESCAPES.sub(lambda found: f"\\{found[0]}" if found["lone"] else found[0], text)
 
 
+def write_output(path: Path, fill: Callable[[Any], object]) -> None:
+    """Let fill write a file that an option names, whole or not at all, to where its links lead; or through a stream."""
+    target = find_target(path)
+    if not is_stream(path):
+        write(target, fill)
+        return
+    with _open_stream(path) as file:
+        fill(HashingFile(file, ""))
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all and make its folder; no fsync. InputError; EnvironmentFailure by the machine."""
+    """As write_output, with the folder made and no fsync. InputError; EnvironmentFailure where the machine refuses."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(path) as temporary:
+        if is_stream(path):
+            with _open_stream(path) as file:
+                file.write(content)
+            return
+        target = find_target(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(target) as temporary:
             temporary.write_bytes(content)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -137,6 +157,112 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise EnvironmentFailure(f"output {path}", f"not written ({reason})", fix) from None
         fix = "choose a folder that you can write to"
         raise InputError(f"output {path}", f"cannot be written ({reason})", fix) from None
+
+
+def is_stream(path: Path) -> bool:
+    """Whether an output is written through instead of replaced: a FIFO, a device such as /dev/null, /dev/stdout."""
+    status = _read_status(path)
+    if status is None:
+        return False
+    return stat.S_ISCHR(status.st_mode) or stat.S_ISFIFO(status.st_mode) or _own_stream(path, status) is not None
+
+
+def refuse_outputs(
+    outputs: Iterable[Path], inputs: Iterable[Path | None] = (), overwrite: bool = True, new_folders: bool = True
+) -> None:
+    """InputError, before any work, for an output that names an input or another output, or could not be written.
+
+    Two names are one file where they lead to it by whatever spelling or link. inputs are files that the command reads;
+    what it reads anyway is added. An output that exists is refused unless overwrite, one that lies in a folder that
+    does not exist unless new_folders.
+    """
+    outputs = list(outputs)
+    written: dict[Hashable, Path] = {}
+    for path in outputs:
+        key = _identify(path)
+        if key in written:
+            also = "" if written[key] == path else f", {written[key]}"
+            raise InputError(f"output {path}", f"is the name of two outputs{also}", "give each another name")
+        if key is not None:
+            written[key] = path
+    if any(path.exists() for path in outputs):
+        extensions = os.environ.get("CCNET_EXTEND", "").split(os.pathsep)
+        for source in itertools.chain(inputs, map(Path, filter(None, extensions))):
+            if source is not None and source.exists() and (same := written.get(_identify(source))):
+                also = "" if source == same else f", as {source}"
+                raise InputError(f"output {same}", f"is read by this command{also}", "choose another output")
+    for path in outputs:
+        _refuse_unwritable(path, overwrite, new_folders)
+
+
+def _refuse_unwritable(path: Path, overwrite: bool, new_folders: bool) -> None:
+    """InputError for an output that exists, or that can never be a file."""
+    if is_stream(path):
+        return
+    if path.is_dir():
+        raise InputError(path, "is a folder", "give the name of a file")
+    target = find_target(path)
+    if not overwrite and os.path.lexists(path):
+        raise InputError(path, "exists", "pass --overwrite, or choose another output")
+    above = next((folder for folder in target.parents if folder.exists()), Path("/"))
+    if not above.is_dir():
+        raise InputError(above, "is a file, not a folder", "choose another output")
+    if above != target.parent and not new_folders:
+        raise InputError(path, "its folder does not exist", f"make {path.parent} first")
+    if not os.access(above, os.W_OK | os.X_OK) or not (os.access(target, os.W_OK) or not target.exists()):
+        raise InputError(path, "cannot be written", "check its permissions, or choose another output")
+
+
+def find_target(path: Path) -> Path:
+    """The file, perhaps a new one, to which the links of an output lead; InputError for what is no file."""
+    status = _read_status(path)
+    if status is not None and not stat.S_ISREG(status.st_mode) and not is_stream(path):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "neither a file nor a stream"
+        raise InputError(f"output {path}", f"is {kind}", "choose another output")
+    if status is not None and _own_stream(path, status, anywhere=True) is not None and not is_stream(path):
+        raise InputError(f"output {path}", "is open as a standard stream of this command", "choose another output")
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise InputError(f"output {path}", "is a link that leads to itself", "choose another output")
+    return target
+
+
+def _identify(path: Path) -> Hashable:
+    """What all names of a file have in common; None for a device, such as /dev/null, which many may share."""
+    status = _read_status(path)
+    if status is not None:
+        return None if stat.S_ISCHR(status.st_mode) else (status.st_dev, status.st_ino)
+    # a file to be: its folder may have several names
+    real = Path(os.path.realpath(path))
+    folder = _read_status(real.parent)
+    return real if folder is None else (folder.st_dev, folder.st_ino, real.name)
+
+
+def _own_stream(path: Path, status: os.stat_result, anywhere: bool = False) -> int | None:
+    """The descriptor, from 0 to 2, of the standard stream that a path below /dev or /proc, or anywhere, names."""
+    if not anywhere and not path.is_relative_to("/dev") and not path.is_relative_to("/proc"):
+        return None
+    for descriptor in (1, 2, 0):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), status):
+                return descriptor
+    return None
+
+
+def _open_stream(path: Path) -> BinaryIO:
+    """A stream opened for writing; a standard one goes on where it is."""
+    descriptor = _own_stream(path, path.stat())
+    if descriptor is None:
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_NOCTTY), "wb")
+    sys.stdout.flush()
+    return os.fdopen(os.dup(descriptor), "wb")
+
+
+def _read_status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (OSError, ValueError):
+        return None
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+from ccnet_cli import files
 from ccnet_cli.bench.report import Report
 from ccnet_cli.bench.request import Run, Work
 from ccnet_cli.cli.options import (
@@ -18,8 +19,8 @@ from ccnet_cli.cli.options import (
     examples,
     help_alone,
     path_override,
-    refuse_existing,
-    refuse_unwritable,
+    preset_file,
+    refuse_outputs,
     size_of,
 )
 from ccnet_cli.cli.output import print_names, table, write_json
@@ -99,7 +100,7 @@ def bench_attention(
 
     Every implementation, the official formulation and a non-local block.
     """
-    refuse_unwritable(json_file)
+    refuse_outputs(json_file)
     sizes = _parse_sizes(size, (97, 97))
     from ccnet_cli.bench import attention
 
@@ -144,7 +145,7 @@ def bench_model(
 
     Weights are random: many scores lie close together, so that fewer pixels agree in bf16 than with a trained model.
     """
-    refuse_unwritable(json_file)
+    refuse_outputs(json_file, inputs=[preset_file(preset)])
     sizes = _parse_sizes(size, (769, 769))
     from ccnet_cli import config
     from ccnet_cli.bench import model
@@ -169,7 +170,7 @@ def bench_cost(
 
     The last two columns are what the paper printed for one image of 769x769, whose map is 97x97 with 512 channels.
     """
-    refuse_unwritable(json_file)
+    refuse_outputs(json_file)
     sizes = _parse_sizes(size, (97, 97))
     from ccnet_cli.bench import cost
 
@@ -191,8 +192,8 @@ def bench_growth(
 
     One forward pass without the projections. The constants are milliseconds and MiB for a million pairs of pixels.
     """
-    refuse_unwritable(json_file, plot)
-    if plot is not None and plot.suffix.lower() != ".png":
+    refuse_outputs(json_file, plot)
+    if plot is not None and plot.suffix.lower() != ".png" and not files.is_stream(plot):
         raise InputError(plot, "the plot is a PNG", "end the name in .png")
     sizes = _parse_sizes(size)
     from ccnet_cli.bench import growth
@@ -217,7 +218,7 @@ def bench_loss(
 
     Forward and backward; the authors' way too, through the host.
     """
-    refuse_unwritable(json_file)
+    refuse_outputs(json_file)
     sizes = _parse_sizes(size, (769, 769))
     from ccnet_cli.bench import loss
 
@@ -242,7 +243,7 @@ def bench_step(
     json_file: Json = None,
 ) -> None:
     """Time and memory of a training step, beside the authors' own."""
-    refuse_unwritable(json_file)
+    refuse_outputs(json_file, inputs=[preset_file(preset)])
     sizes = _parse_sizes(size, (385, 385))
     from ccnet_cli import config
     from ccnet_cli.bench import step
@@ -275,7 +276,7 @@ def bench_data(
 
     The sample is made the authors' way and ours.
     """
-    refuse_unwritable(json_file)
+    refuse_outputs(json_file, inputs=[preset_file(preset)])
     sizes = _parse_sizes(size, (1024, 2048))
     counts = [int(number) if number.isdecimal() else 65 for number in workers.split(",")]
     if max(counts) > 64:
@@ -285,8 +286,11 @@ def bench_data(
     cut = None if crop is None else size_of(crop)
     from ccnet_cli import config
     from ccnet_cli.bench import data as samples
+    from ccnet_cli.datasets.source import open_source
 
     settings = None if preset is None else config.load(preset, path_override("data.root", data))
+    if settings is not None:
+        refuse_outputs(json_file, inputs=open_source(settings.data, "train").samples.files())
     _show([samples.measure(settings, sizes, Run(device, threads, repeats), cut, counts, batch)], json_file)
 
 
@@ -308,7 +312,7 @@ def bench_eval(
 
     From the tiles' logits to the confusion matrix, beside the authors' way.
     """
-    refuse_unwritable(json_file)
+    refuse_outputs(json_file)
     sizes, tiles = _parse_sizes(size, (1024, 2048)), size_of(tile)
     from ccnet_cli.bench import evaluation
 
@@ -337,7 +341,7 @@ def bench_kernels(
 
     They are compiled here; that takes no GPU.
     """
-    refuse_unwritable(json_file)
+    refuse_outputs(json_file)
     sizes = _parse_sizes(size, (97, 97), (129, 257))
     from ccnet_cli.bench import kernels
 
@@ -356,7 +360,7 @@ def bench_gpu(
     Results and gradients against float64, repeated runs, another stream, graph capture; then the attention at 97x97 and
     129x257 in fp32 and bf16. Takes some minutes. Exit code 1 where a check failed; the report is written all the same.
     """
-    refuse_existing(output, overwrite)
+    refuse_outputs(output, overwrite=overwrite)
     sizes = _parse_sizes(size, (97, 97), (129, 257))
     from ccnet_cli.bench import gpu
 

@@ -13,8 +13,9 @@ from ccnet_cli.cli.options import (
     examples,
     help_alone,
     path_override,
+    preset_file,
     preset_names,
-    refuse_existing,
+    refuse_outputs,
     size_of,
 )
 from ccnet_cli.cli.output import print_names, table, write, write_json
@@ -99,6 +100,7 @@ def data_check(
 
     Every pair must exist, sizes must match, and labels be in range.
     """
+    refuse_outputs(json_file, inputs=[preset_file(preset)])
     from ccnet_cli import config
     from ccnet_cli.datasets import recognise
     from ccnet_cli.datasets.report import check
@@ -109,10 +111,12 @@ def data_check(
         detail(f"{folder}: the folders of {dataset}")
     named = [] if dataset is None else [f"data.dataset={dataset}"]
     settings = config.load(preset or "quickstart", [*named, *(overrides or ()), *path_override("data.root", folder)])
-    reports = {}
-    for name in split or ("train", "val"):
-        source = open_source(settings.data, name, labels_required=False, verify=False)
-        reports[name] = check(source).to_mapping()
+    opened = {
+        name: open_source(settings.data, name, labels_required=False, verify=False)
+        for name in split or ("train", "val")
+    }
+    refuse_outputs(json_file, inputs=(path for source in opened.values() for path in source.samples.files()))
+    reports = {name: check(source).to_mapping() for name, source in opened.items()}
     if not write_json(reports, json_file):
         for name, report in reports.items():
             rows = [*report["pixels"].items(), ("(ignored)", report["ignored"])]
@@ -130,8 +134,8 @@ def data_sample(
     overwrite: Overwrite = False,
 ) -> None:
     """Write the sample picture that comes with ccnet."""
-    refuse_existing(output, overwrite)
     from ccnet_cli.weights.find import sample_image
 
+    refuse_outputs(output, inputs=[sample_image()], overwrite=overwrite)
     write(output, sample_image().read_bytes())
     print_names(output)

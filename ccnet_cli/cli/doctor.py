@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ccnet_cli.cli.options import Json, examples, refuse_unwritable
+from ccnet_cli.cli.options import Json, examples, refuse_outputs
 from ccnet_cli.cli.output import block, write_json
 
 app = typer.Typer()
@@ -22,7 +22,9 @@ def doctor(
 
     Prints a block to paste into an issue. Exit code 3 if ccnet cannot run on the CPU.
     """
-    refuse_unwritable(json_file)
+    # what lies in a data set may be part of it
+    inside = json_file is not None and any(json_file.resolve().is_relative_to(each.resolve()) for each in folders or ())
+    refuse_outputs(json_file, inputs=[json_file] if inside else [])
     from ccnet_cli.commands.doctor import check_installation
 
     report = check_installation(folders or ())

@@ -26,7 +26,8 @@ from ccnet_cli.cli.options import (
     examples,
     numbers_of,
     path_override,
-    refuse_unwritable,
+    preset_file,
+    refuse_outputs,
     view_overrides,
 )
 from ccnet_cli.cli.output import percent, print_names, quote_field, table, write, write_json
@@ -85,7 +86,7 @@ def evaluate(
     """
     if checkpoint and option:
         raise InputError(f"checkpoint {option}", f"{checkpoint} is given too", "give one of them")
-    refuse_unwritable(json_file, csv, confusion)
+    refuse_outputs(json_file, csv, confusion, inputs=[checkpoint or option, listing, preset_file(preset)])
     chosen = [
         *(overrides or ()),
         *path_override(f"data.{split}_list", listing),
@@ -110,6 +111,7 @@ def evaluate(
         save=save,
         formats=tuple(map(str, formats or [Format.COLOR])),
         overwrite=overwrite,
+        others=tuple(path for path in (json_file, csv) if path is not None and str(path) != "-"),
     )
     scored = score(request)
     # of several processes one prints

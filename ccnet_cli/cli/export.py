@@ -10,7 +10,8 @@ from ccnet_cli.cli.options import (
     Overrides,
     Overwrite,
     examples,
-    refuse_existing,
+    preset_file,
+    refuse_outputs,
 )
 from ccnet_cli.cli.output import print_names
 from ccnet_cli.errors import InputError
@@ -48,7 +49,7 @@ def export(
     Without the optimiser's state it is about a third of the size.
     """
     _check_format(format)
-    refuse_existing(output, overwrite)
+    refuse_outputs(output, inputs=[checkpoint, preset_file(preset)], overwrite=overwrite)
     from ccnet_cli.commands.export import export as write
     from ccnet_cli.weights.find import find_artifact
 

@@ -4,12 +4,15 @@ import itertools
 import json
 import os
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from ccnet_cli import files
+from ccnet_cli.cli.output import STDOUT
 from ccnet_cli.errors import InputError
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -177,30 +180,22 @@ def numbers_of(option: str, text: str | None) -> list[float] | None:
     return numbers
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Refuse, before any work, an output file that is there already or could not be written."""
-    refuse_unwritable(path)
-    if path.exists() and not overwrite:
-        raise InputError(path, "exists", "choose another name or add --overwrite")
+def preset_file(name: str | None) -> Path | None:
+    """The file that a --preset names, or None where it is one of those that come with ccnet."""
+    path = Path(name or "")
+    return path if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 else None
 
 
-def refuse_unwritable(*files: Path | None) -> None:
-    """Refuse, before any work, an output file that could not be written at the end."""
-    for path in files:
-        if path is None or str(path) == "-":
-            continue
-        if path.is_dir():
-            raise InputError(path, "is a folder", "give the name of a file")
-        if not path.parent.is_dir():
-            raise InputError(path, "its folder does not exist", f"make {path.parent} first")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise InputError(path, "cannot be written", "check its permissions")
+def refuse_outputs(*outputs: Path | None, inputs: Iterable[Path | None] = (), overwrite: bool = True) -> None:
+    """Refuse, before any work, outputs that name an input or each other, or that could not be written at the end."""
+    named = [STDOUT if str(path) == "-" else path for path in outputs if path is not None]
+    files.refuse_outputs(named, inputs, overwrite, new_folders=False)
 
 
 def free_name(path: Path) -> Path:
     """The path itself, or with the first number that makes it a new one: figure.png, figure-2.png, ..."""
     numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
-    return path if not path.exists() else next(new for new in numbered if not new.exists())
+    return path if not os.path.lexists(path) else next(new for new in numbered if not os.path.lexists(new))
 
 
 def help_alone(context: typer.Context) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, one_line
 
 if TYPE_CHECKING:
@@ -15,14 +16,15 @@ if TYPE_CHECKING:
 
 # also as wide characters, which spreadsheets take for the same
 FORMULA_SIGNS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+# what - stands for
+STDOUT = Path("/dev/stdout")
 
 
 def write(path: Path, content: bytes | Callable[[Any], None]) -> None:
-    """Write a file, its content or what a function writes into it, whole or not at all."""
-    from ccnet_cli import files
-
+    """Write an output, its content or what a function writes into it, whole or not at all; - is standard output."""
+    fill = content if callable(content) else lambda file: file.write(content)
     try:
-        files.write(path, content if callable(content) else lambda file: file.write(content))
+        files.write_output(STDOUT if str(path) == "-" else path, fill)
     except OSError as error:
         # it was writable when the command began
         why = f"not written ({error.strerror})"
@@ -33,8 +35,6 @@ def write_json(value: object, path: Path | None) -> bool:
     """Write a result as JSON to a file, if any; True for stdout (-), where nothing else may be printed."""
     if path is None:
         return False
-    from ccnet_cli import files
-
     text = files.to_json(value, 2)
     if str(path) != "-":
         write(path, f"{text}\n".encode())
@@ -53,16 +53,12 @@ class JsonLines:
 
     def add(self, value: object) -> None:
         """Add an item to the list."""
-        from ccnet_cli import files
-
         text = textwrap.indent(files.to_json(value, 2), "    ")
         self.file.write(f"{',' * (self.count > 0)}\n{text}".encode())
         self.count += 1
 
     def write(self, path: Path, before: dict[str, object]) -> None:
         """As write_json, with the list as the last item of the mapping."""
-        from ccnet_cli import files
-
         start = files.to_json(before | {self.key: []}, 2).removesuffix("]\n}")
         end = ("\n  " if self.count else "") + "]\n}\n"
 

@@ -25,7 +25,8 @@ from ccnet_cli.cli.options import (
     examples,
     numbers_of,
     part_of,
-    refuse_unwritable,
+    preset_file,
+    refuse_outputs,
     view_overrides,
 )
 from ccnet_cli.cli.output import JsonLines, print_names
@@ -105,7 +106,7 @@ def predict(
 
     Writes colour masks, overlays or label ids, and if asked probabilities and each class's area.
     """
-    refuse_unwritable(json_file)
+    refuse_outputs(json_file, inputs=[checkpoint, preset_file(preset)])
     views = view_overrides(mode, numbers_of("--scales", scales), flip)
     from ccnet_cli.commands.predict import PredictRequest
     from ccnet_cli.commands.predict import predict as segment
@@ -130,6 +131,7 @@ def predict(
         gpus=gpus,
         processes=processes,
         tolerate_damage=tolerate_damage,
+        others=() if json_file is None or str(json_file) == "-" else (json_file,),
     )
     with tempfile.TemporaryFile() as file:
         areas = JsonLines("sources", file)

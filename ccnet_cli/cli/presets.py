@@ -14,8 +14,8 @@ from ccnet_cli.cli.options import (
     PresetName,
     examples,
     help_alone,
-    refuse_existing,
-    refuse_unwritable,
+    preset_file,
+    refuse_outputs,
 )
 from ccnet_cli.cli.output import print_names, table, write, write_json
 
@@ -39,6 +39,7 @@ def presets(context: typer.Context) -> None:
 @app.command("list", epilog=examples("ccnet presets list", "ccnet presets list --json -"))
 def presets_list(json_file: Json = None) -> None:
     """Name the presets and what they are for."""
+    refuse_outputs(json_file)
     from ccnet_cli import config
 
     found = [config.load(name) for name in config.names()]
@@ -58,6 +59,7 @@ def presets_show(
     json_file: Json = None,
 ) -> None:
     """Print a whole preset as it would run."""
+    refuse_outputs(json_file, inputs=[preset_file(name)])
     from ccnet_cli import config
 
     preset = config.load(name, overrides or ())
@@ -76,7 +78,7 @@ def presets_copy(
 
     config.load(name)
     target = destination / f"{Path(name).stem}.yaml" if destination.is_dir() else destination
-    refuse_existing(target, overwrite)
+    refuse_outputs(target, inputs=[config.find(name)], overwrite=overwrite)
     write(target, config.find(name).read_bytes())
     print_names(target)
 
@@ -91,7 +93,7 @@ def presets_copy(
 )
 def presets_diff(one: PresetName, other: PresetName, json_file: Json = None) -> None:
     """Print the keys in which two presets differ, with the values of both."""
-    refuse_unwritable(json_file)
+    refuse_outputs(json_file, inputs=[preset_file(one), preset_file(other)])
     from ccnet_cli import config
 
     presets = [config.load(one), config.load(other)]

@@ -15,7 +15,8 @@ from ccnet_cli.cli.options import (
     examples,
     free_name,
     point_of,
-    refuse_unwritable,
+    preset_file,
+    refuse_outputs,
 )
 from ccnet_cli.cli.output import percent, print_names, table, write_json
 from ccnet_cli.errors import InputError
@@ -98,12 +99,14 @@ def visualize(
     if len(given) > 1 or label is not None:
         what, fix = ("option --label", "add --html FILE") if label else (f"{len(given)} images", "add --html DIR")
         raise InputError(what, "only with --html", fix)
-    refuse_unwritable(json_file)
     target = output or free_name(Path("attention.png"))
+    refuse_outputs(json_file, inputs=[*given, checkpoint, compare, preset_file(preset)])
     from ccnet_cli.commands.visualize import VisualizeRequest
     from ccnet_cli.commands.visualize import visualize as draw
 
-    request = VisualizeRequest(given[0] if given else None, pixels, target, compare=compare, maps=maps, **common)
+    others = () if json_file is None or str(json_file) == "-" else (json_file,)
+    image = given[0] if given else None
+    request = VisualizeRequest(image, pixels, target, compare=compare, maps=maps, others=others, **common)
     _show(draw(request), json_file)
 
 

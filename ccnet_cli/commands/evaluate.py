@@ -1,6 +1,6 @@
 """Score a checkpoint on labelled images: one confusion matrix over every valid pixel."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccnet_cli import config, devices
+from ccnet_cli import config, devices, files
 from ccnet_cli.datasets import open_source
 from ccnet_cli.datasets.listing import Sample
 from ccnet_cli.datasets.source import Source
@@ -26,6 +26,7 @@ from ccnet_cli.parallel import supervisor
 from ccnet_cli.parallel.dispatch import read_launch_alone
 from ccnet_cli.parallel.group import Group, join_group
 from ccnet_cli.parallel.supervisor import Worker
+from ccnet_cli.runs import checkpoint
 from ccnet_cli.weights.find import find_artifact
 
 # images between two lines of progress
@@ -41,7 +42,7 @@ class EvaluateRequest:
     checkpoint may be anybody's (see find_artifact); preset (a name or file) replaces the one that it holds or suggests,
     overrides ("key=value") its keys. limit scores the first images only. confusion draws the matrix as a PNG; save
     writes one PNG per image and format into a folder, where existing files are refused unless overwrite.
-    tolerate_damage reads what is left of damaged images.
+    tolerate_damage reads what is left of damaged images. others are files that the caller is going to write.
     """
 
     checkpoint: Path | None = None
@@ -57,6 +58,7 @@ class EvaluateRequest:
     formats: tuple[str, ...] = ("color",)
     overwrite: bool = False
     tolerate_damage: bool = False
+    others: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,16 +107,18 @@ def evaluate_in_group(request: EvaluateRequest, group: Group) -> Result:
     path = find_artifact(request.checkpoint)
     runtime = replace(request.runtime, device=str(group.device)).resolve(path)
     request = replace(request, formats=outputs.check_formats(request.formats))
-    if request.confusion is not None and request.confusion.suffix.lower() != ".png":
-        raise InputError(request.confusion, "the confusion matrix is drawn as a PNG", "end the name in .png")
+    drawn = request.confusion
+    if drawn is not None and drawn.suffix.lower() != ".png" and not files.is_stream(drawn):
+        raise InputError(drawn, "the confusion matrix is drawn as a PNG", "end the name in .png")
     artifact = open_artifact(path, request.preset, request.overrides)
     source, labelled = _open_split(request, artifact)
-    files = {} if request.save is None else _plan(request, request.save, source, group)
+    plan = {} if request.save is None else _plan(request, request.save, source, group)
+    _refuse_outputs(request, plan, [*checkpoint.list_files(path), *source.samples.files()])
     if not labelled:
         notice(f"split {request.split} has no labels: its images are segmented into {request.save}, not scored")
     network = runtime.prepare(artifact, len(source.samples))
     views = Views.of(artifact.preset.eval, source.classes)
-    with _save_and_report(files, source, group) as on_image:
+    with _save_and_report(plan, source, group) as on_image:
         confusion = score_network(network, source, views, group, on_image)
     if labelled and not confusion.matrix.any():
         notice(f"the labels of split {request.split} are all void: there is no score")
@@ -164,21 +168,25 @@ def _plan(request: EvaluateRequest, folder: Path, source: Source, group: Group) 
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"image name {twice}", "stands for two images", "rename one of them")
     own = [names[index] for index in group.shard(len(names))]
-    plan = {name: outputs.destinations(folder, name, request.formats) for name in own}
-    written = [path for paths in plan.values() for path in paths.values()]
-    read = [path for sample in source.samples for path in (sample.image, sample.label) if path is not None]
-    outputs.refuse_inputs(read, written)
-    outputs.refuse_existing(written, request.overwrite)
-    return plan
+    return {name: outputs.destinations(folder, name, request.formats) for name in own}
+
+
+def _refuse_outputs(request: EvaluateRequest, plan: dict[str, dict[str, Path]], read: Iterable[Path]) -> None:
+    """InputError for a file to be written that is read, exists or is another one; result files replace others."""
+    saved = [path for paths in plan.values() for path in paths.values()]
+    results = [path for path in (request.confusion, *request.others) if path is not None]
+    inputs = [*read, *([] if request.preset is None else [config.find(request.preset)])]
+    files.refuse_outputs([*results, *saved], inputs)
+    files.refuse_outputs(saved, overwrite=request.overwrite)
 
 
 @contextmanager
-def _save_and_report(files: dict[str, dict[str, Path]], source: Source, group: Group) -> Iterator[OnImage]:
+def _save_and_report(plan: dict[str, dict[str, Path]], source: Source, group: Group) -> Iterator[OnImage]:
     """Yield a function that writes an image's prediction in the background and prints a line of progress."""
     done, total = 0, len(group.shard(len(source.samples)))
 
     def write(sample: Sample, image: np.ndarray, prediction: np.ndarray) -> None:
-        for format, path in files[sample.name].items():
+        for format, path in plan[sample.name].items():
             outputs.write(path, format, prediction, image, source.classes)
 
     with background_writer() as submit:
@@ -186,7 +194,7 @@ def _save_and_report(files: dict[str, dict[str, Path]], source: Source, group: G
         def on_image(sample: Sample, image: np.ndarray, prediction: np.ndarray, _: np.ndarray | None) -> None:
             nonlocal done
             done += 1
-            if files:
+            if plan:
                 submit(write, sample, image, prediction)
             if done % PROGRESS_IMAGES == 0 and done < total:
                 notice(f"{done} of {total} images evaluated")

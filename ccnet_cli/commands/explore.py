@@ -8,14 +8,14 @@ import numpy as np
 from torch import Tensor
 
 from ccnet_cli import devices, files
-from ccnet_cli.commands.visualize import MAX_POINTS, check_clip, check_inside, find_sample
+from ccnet_cli.commands.visualize import MAX_POINTS, check_clip, check_inside, find_sample, list_inputs
 from ccnet_cli.errors import InputError
 from ccnet_cli.figures import viewer
 from ccnet_cli.figures.attention import draw_figure
 from ccnet_cli.inference.artifact import Artifact
 from ccnet_cli.inference.attention import ImageAttention, attend, load_attentive
 from ccnet_cli.inference.views import upsample
-from ccnet_cli.media import images, outputs
+from ccnet_cli.media import images
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.images import cv2
 from ccnet_cli.models.network import CCNet
@@ -54,7 +54,8 @@ def explore(request: ExploreRequest) -> list[Path]:
     check_clip(request.clip)
     plan, index = _plan(request)
     written = [*plan, *([] if index is None else [index])]
-    outputs.refuse_existing(written, request.overwrite)
+    inputs = [*request.images, request.label, *list_inputs(request.checkpoint, None, request.preset)]
+    files.refuse_outputs(written, inputs, request.overwrite)
     device = devices.device(request.device)
     artifact = load_attentive(request.checkpoint, request.preset, request.overrides)
     entries = {}
@@ -77,7 +78,7 @@ def _plan(request: ExploreRequest) -> tuple[dict[Path, Path | None], Path | None
     output, count = request.output, len(request.images)
     if len(request.points) > MAX_POINTS:
         raise InputError("points", f"{len(request.points)} given", f"give up to {MAX_POINTS}")
-    single = output.suffix.lower() in (".html", ".htm") and not output.is_dir()
+    single = files.is_stream(output) or (output.suffix.lower() in (".html", ".htm") and not output.is_dir())
     if single and count > 1:
         raise InputError(output, f"one file for {count} images", "name a folder, without .html")
     if request.label is not None and count > 1:

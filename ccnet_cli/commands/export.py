@@ -14,6 +14,7 @@ from ccnet_cli.inference import portable
 from ccnet_cli.inference.artifact import Artifact, load_model
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.models.network import CCNet
+from ccnet_cli.runs.checkpoint import list_files
 from ccnet_cli.weights.layouts import LAYOUTS, Misfit
 from ccnet_cli.weights.load import read_facts, read_weights
 
@@ -34,11 +35,10 @@ def export(
     differ from the model's. source may be anybody's weights; preset and overrides are those of read_weights.
     """
     for name, suffix in SUFFIXES.items():
-        if (format == name) != (output.suffix.lower() == suffix):
+        if (format == name) != (output.suffix.lower() == suffix) and not files.is_stream(output):
             fix = f"end the name in {suffix}" if format == name else f"add --format {name}, or choose another name"
             raise InputError(output, f"{suffix} is the ending of --format {name}", fix)
-    if output.exists() and source.exists() and output.samefile(source):
-        raise InputError(output, "is the checkpoint itself", "choose another name")
+    files.refuse_outputs([output], [*list_files(source), None if preset is None else config.find(preset)])
     if format in SUFFIXES:
         network = _network(source, output, format, preset, overrides)
         return _write(output, lambda file: file.write(network))
@@ -67,7 +67,7 @@ def _convert(content: dict[str, Any], source: Path, format: str) -> dict[str, An
 def _write(output: Path, fill: Callable[[Any], object]) -> Path:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        files.write(output, fill)
+        files.write_output(output, fill)
     except (OSError, RuntimeError) as error:
         # torch reports a full disk in words of its own
         why = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]

@@ -5,13 +5,13 @@ import os
 import signal
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ccnet_cli import devices, files
+from ccnet_cli import config, devices, files
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, Interrupted, notice
 from ccnet_cli.inference import sharing
 from ccnet_cli.inference.artifact import Artifact, Network, default_device, is_onnx
@@ -26,6 +26,7 @@ from ccnet_cli.media.video import declared_frames
 from ccnet_cli.parallel.dispatch import read_launch_alone
 from ccnet_cli.parallel.group import share_store
 from ccnet_cli.progress import Progress
+from ccnet_cli.runs import checkpoint
 from ccnet_cli.weights.find import find_artifact
 
 # sources that are checked before the first is segmented; the network is made for as many images at most
@@ -51,7 +52,8 @@ class PredictRequest:
     skip_complete leaves out sources whose outputs are complete; with areas these are read from the masks, or the source
     is segmented again where the masks do not hold them. strict refuses folders with hidden or empty files, and stops at
     the first source that cannot be segmented. shard (k, n) takes those sources of n parts that part k from 1 on has.
-    fan_out: see Layout. tolerate_damage reads what is left of damaged images.
+    fan_out: see Layout. tolerate_damage reads what is left of damaged images. others are files
+    that the caller is going to write.
     """
 
     sources: tuple[str, ...]
@@ -72,6 +74,7 @@ class PredictRequest:
     fan_out: int = 0
     gpus: int | None = None
     processes: int = 1
+    others: tuple[Path, ...] = ()
 
     def recipe(self, checkpoint: Path, runtime: Runtime, images: int = 1) -> Recipe:
         """What a process needs of it, with the checkpoint's file and the runtime that auto stands for."""
@@ -263,7 +266,9 @@ class _Stream:
         if source.error is not None:
             return source.error
         try:
-            return self.layout.targets(source.path, source.name)
+            targets = self.layout.targets(source.path, source.name)
+            _refuse_outputs(self.request, targets.values(), [source.path, self.recipe.checkpoint])
+            return targets
         except InputError as error:
             return error
 
@@ -275,7 +280,7 @@ def _open_stream(request: PredictRequest) -> _Stream:
     first = list(itertools.islice(stream, WINDOW))
     is_all = len(first) < WINDOW
     own = [source for source in first if _is_in_shard(source, request.shard)]
-    _check_first(request, layout, own)
+    written = _check_first(request, layout, own)
     count = 0
     for source in first:
         count += declared_frames(source.path) if sources.is_video(source.path) and not source.error else 1
@@ -284,14 +289,15 @@ def _open_stream(request: PredictRequest) -> _Stream:
     if any(sources.is_video(source.path) for source in own):
         notice("sound, if a video has any, is not kept")
     path = find_artifact(request.checkpoint)
+    _refuse_outputs(request, written, checkpoint.list_files(path))
     device = devices.local_device(request.gpus, request.processes, default_device(request.runtime.device, path))
     name = device.type if request.gpus else str(device)
     recipe = request.recipe(path, replace(request.runtime, device=name).resolve(path), min(count, WINDOW))
     return _Stream(request, layout, first, stream, len(own) if is_all else None, recipe, recipe.open())
 
 
-def _check_first(request: PredictRequest, layout: Layout, first: list[Source]) -> None:
-    """InputError where one of the first sources collides with another, or its files exist or must not be written."""
+def _check_first(request: PredictRequest, layout: Layout, first: list[Source]) -> list[Path]:
+    """The files of the first sources; InputError where one collides with another, exists or must not be written."""
     if layout.is_file and len(first) > 1:
         fix = f"name a folder, without {request.output.suffix}"
         raise InputError(request.output, f"one file for {len(first)} images", fix)
@@ -300,14 +306,20 @@ def _check_first(request: PredictRequest, layout: Layout, first: list[Source]) -
             raise source.error
     sound = [source for source in first if source.error is None]
     written = [path for source in sound for path in layout.targets(source.path, source.name).values()]
-    legend = request.legend
-    if legend is not None:
-        if legend in written or legend.suffix.lower() not in images.IMAGE_SUFFIXES:
-            why = "is also the name of a mask" if legend in written else "has no image suffix"
-            raise InputError(f"legend {legend}", why, "give it another name, such as legend.png")
-        written.append(legend)
-    outputs.refuse_inputs([source.path for source in sound], written)
-    outputs.refuse_existing(written, request.overwrite or request.skip_complete)
+    legend = [] if request.legend is None else [request.legend]
+    for path in legend:
+        if path.suffix.lower() not in images.IMAGE_SUFFIXES and not files.is_stream(path):
+            raise InputError(f"legend {path}", "has no image suffix", "give it another name, such as legend.png")
+    _refuse_outputs(request, written, [source.path for source in sound])
+    files.refuse_outputs([*written, *legend], overwrite=request.overwrite or request.skip_complete)
+    return written
+
+
+def _refuse_outputs(request: PredictRequest, written: Iterable[Path], read: Iterable[Path]) -> None:
+    """InputError for a mask, the legend or another file to be written that is read, or is another one of them."""
+    legend = [] if request.legend is None else [request.legend]
+    inputs = [*read, request.checkpoint, None if request.preset is None else config.find(request.preset)]
+    files.refuse_outputs([*written, *legend, *request.others], inputs)
 
 
 def _is_in_shard(source: Source, shard: tuple[int, int]) -> bool:

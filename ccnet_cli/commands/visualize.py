@@ -1,19 +1,20 @@
 """Draw what the network attends to from points of an image, after each pass, as a figure."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ccnet_cli import devices, files
+from ccnet_cli import config, devices, files
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.figures.attention import ModelMaps, Point, draw_figure
 from ccnet_cli.inference.attention import ImageAttention, attend, load_attentive
-from ccnet_cli.media import images, outputs
-from ccnet_cli.weights.find import sample_image
+from ccnet_cli.media import images
+from ccnet_cli.runs.checkpoint import list_files
+from ccnet_cli.weights.find import find_artifact, sample_image
 
 # H, W the image; h, w the grid of cells on which the network attends; points and cells are (x, y)
 
@@ -26,7 +27,8 @@ class VisualizeRequest:
 
     Weights above the clip-th percentile (see clip_limit) share the brightest colour. maps also writes an npz file of
     the raw float64 arrays r1, r2, ... (n, h, w), points (n, 2) and image_size (H, W). preset and overrides are those of
-    load_model. compare, a second checkpoint, adds its maps beside the first's.
+    load_model. compare, a second checkpoint, adds its maps beside the first's. others are files that the caller is
+    going to write.
     """
 
     image: Path | None
@@ -40,6 +42,7 @@ class VisualizeRequest:
     clip: float = 99.0
     maps: Path | None = None
     overwrite: bool = False
+    others: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,12 @@ def visualize(request: VisualizeRequest) -> Summary:
         fix = f"give 1 to {MAX_POINTS}, such as --point 300,400"
         raise InputError("points", f"{len(request.points)} given", fix)
     check_clip(request.clip)
-    for path, suffix in ((request.output, ".png"), (request.maps, ".npz")):
-        if path is not None:
-            _check_output(path, suffix, request)
+    inputs = [request.image, *list_inputs(request.checkpoint, request.compare, request.preset)]
+    _refuse_outputs(request, inputs)
     device = devices.device(request.device)
-    artifacts = [load_attentive(request.checkpoint, request.preset, request.overrides)]
+    path = find_artifact(request.checkpoint)
+    _refuse_outputs(request, list_files(path))
+    artifacts = [load_attentive(path, request.preset, request.overrides)]
     if request.compare is not None:
         artifacts.append(load_attentive(request.compare))
     image = request.image or find_sample()
@@ -145,9 +149,18 @@ def check_inside(points: Sequence[tuple[int, int]], picture: np.ndarray) -> None
             raise InputError(f"point {x},{y}", why, f"x must lie in 0 to {W - 1}, y in 0 to {H - 1}")
 
 
-def _check_output(path: Path, suffix: str, request: VisualizeRequest) -> None:
-    if path.suffix.lower() != suffix:
-        raise InputError(f"output {path}", f"does not end in {suffix}", f"give it a name that ends in {suffix}")
-    if request.image is not None and path.resolve() == request.image.resolve():
-        raise InputError(f"output {path}", "is the image itself", "choose another name")
-    outputs.refuse_existing([path], request.overwrite)
+def _refuse_outputs(request: VisualizeRequest, inputs: Sequence[Path | None]) -> None:
+    figure, maps = request.output, [] if request.maps is None else [request.maps]
+    for path, suffix in [(figure, ".png"), *((path, ".npz") for path in maps)]:
+        if path.suffix.lower() != suffix and not files.is_stream(path):
+            raise InputError(f"output {path}", f"does not end in {suffix}", f"give it a name that ends in {suffix}")
+    files.refuse_outputs([figure, *maps, *request.others], inputs)
+    files.refuse_outputs([figure, *maps], overwrite=request.overwrite)
+
+
+def list_inputs(checkpoint: Path | None, compare: Path | None, preset: str | None) -> Iterator[Path]:
+    """The files of the models that are named, and of the preset."""
+    for path in filter(None, (checkpoint, compare)):
+        yield from list_files(find_artifact(path))
+    if preset is not None:
+        yield config.find(preset)

@@ -58,6 +58,13 @@ class Samples(Sequence[Sample]):
         """ "LIST line N: " for a sample of a list file, else nothing."""
         return f"{self.listing} line {sample.line}: " if self.listing and sample.line else ""
 
+    def files(self) -> Iterator[Path]:
+        """All files that are read: the list, images, labels."""
+        if self.listing is not None:
+            yield self.listing
+        for row in self.rows:
+            yield from (self.root / name for name in row[:2] if name is not None)
+
     def fingerprint(self) -> str:
         """sha256 of the names of images and labels in their order, whatever their folders."""
         lines = (f"{name}\t{label and posixpath.basename(label)}\n" for _, label, name, _ in self.rows)

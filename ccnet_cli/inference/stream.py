@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ccnet_cli import files
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, notice
 from ccnet_cli.inference.scores import Scores
 from ccnet_cli.inference.segmenter import Segmenter
@@ -141,7 +142,7 @@ class StreamSegmenter:
                 area = read_area(task, self.classes) if self.keep.areas else None
                 return Outcome(task.index, task.source, area=area)
         elif not self.keep.overwrite:
-            outputs.refuse_existing(task.targets.values(), overwrite=False)
+            files.refuse_outputs(task.targets.values(), overwrite=False)
         return None
 
     def _attempt(self, task: Task, work: Callable[..., Area], *arguments: object) -> None:

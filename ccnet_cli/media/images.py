@@ -152,7 +152,7 @@ def read_label(path: Path) -> Labels:
 
 def write_image(path: Path, image_bgr: Pixels) -> None:
     """Write BGR (H, W, 3) in the format of the suffix, whole or not at all."""
-    suffix = path.suffix.lower()
+    suffix = ".png" if files.is_stream(path) else path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise InputError(f"output {path}", "has no image suffix", f"use one of {' '.join(IMAGE_SUFFIXES)}")
     options = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []
@@ -161,7 +161,7 @@ def write_image(path: Path, image_bgr: Pixels) -> None:
 
 def write_label(path: Path, ids: Pixels, palette: Palette | None = None) -> None:
     """Write ids (H, W) as a grey PNG, or with RGB colours of ids 0.. as a palette PNG (ids past them are black)."""
-    if path.suffix.lower() != ".png":
+    if path.suffix.lower() != ".png" and not files.is_stream(path):
         raise InputError(f"output {path}", "a label map must be a PNG", "give a name that ends in .png")
     height, width = ids.shape
     rows = np.zeros((height, width + 1), np.uint8)  # each row begins with its filter, 0

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ccnet_cli import files
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import outputs, sources, video
 
@@ -38,7 +39,8 @@ class Layout:
     @property
     def is_file(self) -> bool:
         """Whether the output is the file of one source."""
-        return self.output.suffix.lower() in sources.SUFFIXES and not self.output.is_dir()
+        named = self.output.suffix.lower() in sources.SUFFIXES and not self.output.is_dir()
+        return named or files.is_stream(self.output)
 
     def targets(self, source: Path, name: str) -> Targets:
         """The file of each format of a source; InputError for what cannot be written, or would lie elsewhere."""
@@ -58,6 +60,10 @@ class Layout:
         return targets
 
     def _file(self, film: bool) -> Targets:
+        if files.is_stream(self.output):
+            if film:
+                raise InputError(self.output, "a video cannot be written through a stream", "name a file")
+            return dict.fromkeys([*self.formats, *[NPZ] * self.npz], self.output)
         suffix = self.output.suffix.lower()
         known = tuple(video.ENCODERS) if film else (".png",)
         if suffix not in known:

@@ -1,10 +1,9 @@
-"""Segmentations as files: formats, names below a folder, and which files must not be overwritten."""
+"""Segmentations as files: formats, and names below a folder."""
 
 import io
-import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -52,28 +51,6 @@ def path_inside(folder: Path, name: str, root: Path | None = None) -> Path:
     if not contained:
         raise InputError(f"image name {name}", f"would be written outside {root}", "rename the image or its list entry")
     return path
-
-
-def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
-    """InputError for the first path that exists, unless overwrite, or that can never be a file."""
-    for path in paths:
-        if path.is_dir():
-            raise InputError(path, "is a folder", "choose another name for the output")
-        if not overwrite and os.path.lexists(path):
-            raise InputError(path, "exists", "pass --overwrite, or choose another output")
-        above = next((folder for folder in path.parents if folder.exists()), None)
-        if above is not None and not above.is_dir():
-            raise InputError(above, "is a file, not a folder", "choose another output")
-        if above is not None and not os.access(above, os.W_OK):
-            raise InputError(above, "cannot be written", "check its permissions, or choose another output")
-
-
-def refuse_inputs(inputs: Iterable[Path], paths: Iterable[Path]) -> None:
-    """InputError for the first path that is one of the inputs, following links."""
-    originals = {os.path.realpath(path) for path in inputs}
-    for path in paths:
-        if os.path.realpath(path) in originals:
-            raise InputError(path, "is one of the images to segment, or its label", "choose another output")
 
 
 def is_complete(path: Path) -> bool:

@@ -86,8 +86,9 @@ def open_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Call
     height, width = size
     down, right = height % 2, width % 2
     count = 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replace_file(path) as temporary:
+    target = files.find_target(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with files.replace_file(target) as temporary:
         # says, as OpenCV does not, why a file cannot be made
         temporary.touch()
         code = cv2.VideoWriter.fourcc(*ENCODERS[path.suffix.lower()])

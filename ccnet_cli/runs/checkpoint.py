@@ -130,6 +130,16 @@ def read_any(path: Path) -> Any:
     return _require_format(content, path) if is_checkpoint(content) else content
 
 
+def list_files(path: Path) -> list[Path]:
+    """The file of a checkpoint, and its manifest if it has one."""
+    manifest = path.with_suffix(".json")
+    try:
+        _parse_manifest(manifest.read_bytes() if manifest.is_file() else b"")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return [path]
+    return [path, manifest]
+
+
 def is_checkpoint(content: Any) -> bool:
     """Whether a file's content is a checkpoint that this project wrote."""
     return isinstance(content, dict) and content.keys() >= KEYS

@@ -417,7 +417,7 @@ def test_saved_files_never_replace_what_is_read(saved, data, tmp_path):
     lines = [f"val/{path.name} valannot/{path.name}\n" for path in (copied / "val").iterdir()]
     (copied / "val.lst").write_text("".join(lines))
     for save, overrides in ((copied, ["data.val_list=val.lst"]), (copied / "valannot", [])):
-        with pytest.raises(InputError, match="is one of the images to segment, or its label"):
+        with pytest.raises(InputError, match="is read by this command"):
             evaluate(saved, copied, save=save, overrides=overrides, overwrite=True)
     assert {path: path.read_bytes() for path in copied.rglob("*.png")} == before
 

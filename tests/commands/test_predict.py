@@ -205,9 +205,9 @@ def test_masks_never_replace_the_images(saved, photos):
     before = (photos / "a.png").read_bytes()
     for output in (photos, photos / "a.png"):
         sources = [photos] if output is photos else [photos / "a.png"]
-        with pytest.raises(InputError, match="one of the images"):
+        with pytest.raises(InputError, match="is read by this command"):
             predict(sources, output, saved, overwrite=True)
-    with pytest.raises(InputError, match="one of the images"):
+    with pytest.raises(InputError, match="is read by this command"):
         predict([photos / "b.jpg"], photos / "mask.png", saved, legend=photos / "b.jpg", overwrite=True)
     assert (photos / "a.png").read_bytes() == before
 

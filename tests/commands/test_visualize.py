@@ -116,7 +116,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(checkpoint, photograph, tmp
         f"{MAX_POINTS + 1} given": (photograph, [(0, 0)] * (MAX_POINTS + 1), new),
         "exists": (photograph, [(0, 0)], taken),
         "end in .png": (photograph, [(0, 0)], tmp_path / "new.jpg"),
-        "is the image itself": (photograph, [(0, 0)], photograph),
+        "is read by this command": (photograph, [(0, 0)], photograph),
         "does not exist": (tmp_path / "absent.png", [(0, 0)], new),
     }
     for words, (image, points, output) in cases.items():

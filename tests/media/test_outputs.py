@@ -50,26 +50,6 @@ def test_names_stay_below_the_folder(tmp_path):
             outputs.path_inside(out, name)
 
 
-def test_what_exists_is_replaced_only_if_asked(tmp_path):
-    file, link = tmp_path / "file", tmp_path / "link"
-    file.write_bytes(b"mine")
-    link.symlink_to(tmp_path / "nowhere")
-    outputs.refuse_existing([tmp_path / "new" / "a.png"], overwrite=False)
-    for path in (file, link):
-        with pytest.raises(InputError, match="exists; pass --overwrite"):
-            outputs.refuse_existing([tmp_path / "new", path], overwrite=False)
-        outputs.refuse_existing([path], overwrite=True)
-    for path, words in ((tmp_path, "is a folder"), (file / "a.png", "is a file, not a folder")):
-        with pytest.raises(InputError, match=words):
-            outputs.refuse_existing([path], overwrite=True)
-    file.rename(tmp_path / "image")
-    (tmp_path / "alias").symlink_to(tmp_path / "image")
-    with pytest.raises(InputError, match="is one of the images"):
-        outputs.refuse_inputs([tmp_path / "image"], [tmp_path / "other", tmp_path / "alias"])
-    with pytest.raises(InputError, match="is one of the images"):
-        outputs.refuse_inputs([tmp_path / "alias"], [tmp_path / "x" / ".." / "image"])
-
-
 def test_a_truncated_output_is_not_complete(tmp_path):
     outputs.write(tmp_path / "a.png", "train-id", IDS, IMAGE, CLASSES)
     outputs.write_probabilities(tmp_path / "a.npz", np.full((3, 40, 50), 1 / 3, np.float32), CLASSES)
