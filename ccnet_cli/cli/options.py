@@ -15,6 +15,8 @@ from ccnet_cli import files
 from ccnet_cli.cli.output import STDOUT
 from ccnet_cli.errors import InputError
 
+# of an option that waits: longer ones overflow the clocks of torch and the system
+MAX_SECONDS = 10_000_000
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
@@ -87,6 +89,13 @@ Gpus = Annotated[int | None, typer.Option(min=1, metavar="N", help="GPUs to use,
 
 
 Processes = Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Processes on the CPU.")]
+
+
+def seconds_of(value: float) -> float:
+    """A time to wait, in seconds: from 1 to some months, which every clock can count."""
+    if not 1 <= value <= MAX_SECONDS:
+        raise typer.BadParameter(f"{value:g} is not a time from 1 to {MAX_SECONDS} seconds")
+    return value
 
 
 Mode = Annotated[

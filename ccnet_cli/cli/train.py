@@ -15,9 +15,10 @@ from ccnet_cli.cli.options import (
     examples,
     path_override,
     preset_names,
+    seconds_of,
 )
 from ccnet_cli.cli.output import print_names
-from ccnet_cli.errors import detail
+from ccnet_cli.errors import InputError, detail
 
 app = typer.Typer()
 
@@ -58,24 +59,38 @@ def train(
     tolerate_damage: TolerateDamage = False,
     gpus: Gpus = None,
     processes: Processes = 1,
-    nodes: Annotated[int | None, typer.Option(min=1, max=1024, metavar="M", help="Machines of the run.")] = None,
-    node_rank: Annotated[
-        int | None, typer.Option(min=0, metavar="K", help="Which of the machines this is, from 0.")
+    nodes: Annotated[
+        str | None, typer.Option(metavar="N|MIN:MAX", help="Machines of the run; each runs the same command.")
     ] = None,
     rendezvous: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where machine 0 is reached by the others.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet: an address of one of them.")
     ] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Name of the run at the rendezvous; otherwise from preset and folder."),
+    ] = None,
+    node_rank: Annotated[int | None, typer.Option(hidden=True)] = None,
     max_restarts: Annotated[
-        int, typer.Option(min=0, max=1000, metavar="N", help="Times to go on from the newest checkpoint by itself.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            max=1000,
+            metavar="N",
+            help="Times to go on from the newest checkpoint by itself; 0, or 3 with --nodes MIN:MAX.",
+        ),
+    ] = None,
     timeout: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="How long a process waits for the others in a step.")
+        float,
+        typer.Option(callback=seconds_of, metavar="SECONDS", help="How long a process waits for the others in a step."),
     ] = 600,
     join_timeout: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="How long it waits for the others to come.")
+        float, typer.Option(callback=seconds_of, metavar="SECONDS", help="How long it waits for the others to come.")
     ] = 300,
     shutdown_timeout: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="Time to end after a signal; twice that of a checkpoint.")
+        float,
+        typer.Option(
+            callback=seconds_of, metavar="SECONDS", help="Time to end after a signal; twice that of a checkpoint."
+        ),
     ] = 60,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of weights and data order.")] = None,
     device: Device = "auto",
@@ -88,10 +103,16 @@ def train(
     )
     detail(f"preset {settings.name} of {config.find(preset)}")
     from ccnet_cli.commands.train import train as start
+    from ccnet_cli.parallel.elastic import parse_nodes
     from ccnet_cli.parallel.group import Limits
-    from ccnet_cli.parallel.nodes import parse_nodes
     from ccnet_cli.training.request import TrainRequest
 
+    if node_rank is not None:
+        fix = "leave it out, and run the same line on every machine"
+        raise InputError("option --node-rank", "the machines number themselves", fix)
+    machines = parse_nodes(nodes, rendezvous, run_id)
+    if max_restarts is None:
+        max_restarts = 3 if machines and machines.least < machines.most else 0
     request = TrainRequest(
         settings,
         run=run,
@@ -103,7 +124,7 @@ def train(
         device=device,
         gpus=gpus,
         processes=processes,
-        nodes=parse_nodes(nodes, node_rank, rendezvous),
+        nodes=machines,
         restarts=max_restarts,
         limits=Limits(join_timeout, timeout, shutdown_timeout),
     )

@@ -1,10 +1,14 @@
 """The processes of a run as a group: how they join it, share work and combine results; one process is a group too."""
 
 import contextlib
+import ctypes
+import json
 import os
 import re
+import signal
 import socket
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ccnet_cli import errors
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, PeerLost
 
 # torch declares its stores without types
@@ -27,6 +32,8 @@ T = TypeVar("T")
 CPU = torch.device("cpu")
 # seconds in which unsupervised processes find out which of them reports an error
 REPORT_SECONDS = 2.0
+# the variable with the address of the store where machines meet, which outlasts their restarts
+RENDEZVOUS = "CCNET_RENDEZVOUS"
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ class Limits:
 class Launch:
     """How this process was started among others, and the address of the store where they meet.
 
-    opens_store is false where the launcher keeps the store; attempt counts the restarts of the run.
+    opens_store is false where the launcher keeps the store; attempt counts the restarts of the run. run_id tells it
+    from other runs that meet at the same address; rendezvous is the address of the machines' store, if there is one.
     """
 
     rank: int
@@ -53,6 +61,8 @@ class Launch:
     port: int
     opens_store: bool
     attempt: int = 0
+    run_id: str = ""
+    rendezvous: str = ""
 
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
@@ -62,6 +72,7 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
         address = _variable(environment, "MASTER_ADDR")
         local_rank = _number(environment, "LOCAL_RANK", rank)
         local_world_size = _number(environment, "LOCAL_WORLD_SIZE", 1)
+        attempt, run_id = _number(environment, "TORCHELASTIC_RESTART_COUNT", 0), environment.get("TORCHELASTIC_RUN_ID")
     elif "SLURM_PROCID" in environment and environment.get("SLURM_NTASKS", "1") != "1":
         rank, world_size = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_NTASKS")
         # jobs that share a machine need different ports
@@ -70,6 +81,7 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
         address = environment.get("MASTER_ADDR") or first_node(nodes)
         local_rank = _number(environment, "SLURM_LOCALID")
         local_world_size = _number(environment, "SLURM_NTASKS_PER_NODE", 1)
+        attempt, run_id = _number(environment, "SLURM_RESTART_COUNT", 0), environment.get("SLURM_JOB_ID")
     else:
         return None
     if rank >= world_size:
@@ -78,8 +90,9 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
         raise InputError(f"variable MASTER_PORT {port}", "not a port", "use a number from 1024 to 65535")
     # torchrun and our supervisor keep one store for all attempts
     opens_store = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    attempt = _number(environment, "TORCHELASTIC_RESTART_COUNT", 0)
-    return Launch(rank, world_size, local_rank, local_world_size, address, port, opens_store, attempt)
+    address, places = address.removeprefix("[").removesuffix("]"), (local_rank, max(local_world_size, 1))
+    rendezvous = environment.get(RENDEZVOUS, "")
+    return Launch(rank, world_size, *places, address, port, opens_store, attempt, run_id or "", rendezvous)
 
 
 def _variable(environment: Mapping[str, str], *names: str) -> str:
@@ -94,7 +107,7 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
     if default is not None and name not in environment:
         return default
     text = _variable(environment, name)
-    if not text.isdecimal():
+    if not (text.isdecimal() and len(text) < 10):
         raise InputError(f"variable {name}: {text}", "not a number from 0", "start through torchrun or srun")
     return int(text)
 
@@ -111,8 +124,8 @@ def first_node(nodes: str) -> str:
 class Group:
     """The processes of a run, seen from the one with this rank; by default one process, for which nothing has to meet.
 
-    All ranks must make the same calls in the same order, but for remember, recall and the two about signals.
-    store outlasts a restart where the launcher keeps it.
+    All ranks must make the same calls in the same order, but for remember, recall and the two about signals. store is
+    that of this attempt; memory outlasts it where the launcher keeps one.
     """
 
     device: torch.device = CPU
@@ -121,6 +134,7 @@ class Group:
     local_rank: int = 0
     attempt: int = 0
     store: Any = None
+    memory: Any = None
 
     def shard(self, count: int) -> range:
         """This rank's contiguous share of `count` items; over the ranks the sizes differ by at most 1."""
@@ -206,26 +220,23 @@ class Group:
 
     def remember(self, key: str, value: str) -> None:
         """Store a value for the processes of a later attempt."""
-        if self.store is not None:
-            self.store.set(key, value)
+        if self.memory is not None:
+            self.memory.set(key, value)
 
     def recall(self, key: str) -> str | None:
         """The value that an earlier attempt stored, or None."""
-        if self.store is not None and self.attempt and self.store.check([key]):
-            return str(self.store.get(key).decode())
+        if self.memory is not None and self.attempt and self.memory.check([key]):
+            return str(self.memory.get(key).decode())
         return None
 
     def announce_signal(self, number: int) -> None:
         """Let the other ranks know of a signal before the next collective."""
         if self.store is not None:
-            attempt_store(self.store, self.attempt).set("signal", str(number))
+            self.store.set("signal", str(number))
 
     def announced_signal(self) -> int:
         """The signal that a rank announced, or 0."""
-        if self.store is None:
-            return 0
-        store = attempt_store(self.store, self.attempt)
-        return int(store.get("signal")) if store.check(["signal"]) else 0
+        return int(self.store.get("signal")) if self.store is not None and self.store.check(["signal"]) else 0
 
 
 @contextmanager
@@ -240,30 +251,17 @@ def join_group(device: torch.device, limits: Limits | None = None, supervised: b
     if launch is None:
         yield Group(device)
         return
-    device = _local_device(launch, device)
-    try:
-        store = _join(launch, "nccl" if device.type == "cuda" else "gloo", limits)
-    except RuntimeError as error:
-        what = f"meeting of {launch.world_size} processes at {launch.address}:{launch.port}"
-        why = f"not all came within {limits.join:.0f} s ({_first_line(error)})"
-        raise EnvironmentFailure(what, why, "see that all are started and reach that address") from None
-    group = Group(device, launch.rank, launch.world_size, launch.local_rank, launch.attempt, store)
+    group = _join(launch, _local_device(launch, device), limits)
     # an error leaves the group open: closing it would make the other ranks fail before this one has reported
     try:
         with contextlib.nullcontext() if group.rank == 0 else _silence():
             yield group
-    except RuntimeError as error:
-        if not _is_lost_peer(error):
+    except (RuntimeError, CCNetError) as error:
+        if not isinstance(error, CCNetError) and not _is_lost_peer(error):
             raise
-        fix = "see what became of them, and resume"
-        lost = PeerLost(f"process {group.rank}", f"lost the other processes ({_first_line(error)})", fix)
-        if not supervised:
-            _report_once(group, launch, lost)
-        raise lost from error
-    except CCNetError as error:
-        if not supervised:
-            _report_once(group, launch, error)
-        raise
+        why, fix = f"lost the other processes ({first_line(error)})", "see what became of them, and resume"
+        known = error if isinstance(error, CCNetError) else PeerLost(f"process {group.rank}", why, fix)
+        raise known if supervised else _report_once(group, launch, known) from error
     dist.destroy_process_group()
 
 
@@ -279,12 +277,8 @@ def share_store(device: torch.device, limits: Limits | None = None) -> Iterator[
     if launch is None:
         yield Group(device, store=STORES.HashStore())
         return
+    store = _meet(launch, limits)
     device = _local_device(launch, device)
-    if launch.opens_store:
-        refuse_taken(launch.port)
-    else:
-        wait_for_store(launch.address, launch.port, limits.join)
-    store = STORES.PrefixStore("ccnet", open_store(launch.address, launch.port, launch.opens_store, limits.join))
     yield Group(device, launch.rank, launch.world_size, launch.local_rank, launch.attempt, store)
     left, deadline = store.add("left", 1), time.monotonic() + limits.collective
     while launch.opens_store and left < launch.world_size and time.monotonic() < deadline:
@@ -305,29 +299,57 @@ def _local_device(launch: Launch, device: torch.device) -> torch.device:
     return device
 
 
-def _join(launch: Launch, backend: str, limits: Limits) -> Any:
-    """Form the group; only its first steps wait for limits.join, every later collective for limits.collective."""
+def _meet(launch: Launch, limits: Limits) -> Any:
+    """The store of the run's processes, opened here or by another one; EnvironmentFailure where that cannot be."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+    resolve(launch.address, launch.port)
     if launch.opens_store:
         refuse_taken(launch.port)
     else:
         wait_for_store(launch.address, launch.port, limits.join)
-    store = STORES.PrefixStore("ccnet", open_store(launch.address, launch.port, launch.opens_store, limits.join))
-    own = attempt_store(store, launch.attempt)
-    own.set(f"here-{launch.rank}", "")
-    own.wait([f"here-{rank}" for rank in range(launch.world_size)])
-    collective = timedelta(seconds=limits.collective)
-    dist.init_process_group(backend, store=own, rank=launch.rank, world_size=launch.world_size, timeout=collective)
-    return store
+    store = open_store(launch.address, launch.port, launch.opens_store, limits.join)
+    return STORES.PrefixStore(f"ccnet-{launch.run_id}", store)
 
 
-def attempt_store(store: Any, attempt: int) -> Any:
-    """The part of a store that one attempt alone uses."""
-    return STORES.PrefixStore(f"attempt-{attempt}", store)
+def _join(launch: Launch, device: torch.device, limits: Limits) -> Group:
+    """Form the group; only its first steps wait for limits.join, every later collective for limits.collective."""
+    rank, size, attempt = launch.rank, launch.world_size, launch.attempt
+    try:
+        memory = _meet(launch, limits)
+        store = STORES.PrefixStore(f"attempt-{0 if launch.rendezvous else attempt}", memory)
+        if store.add(f"here-{rank}", 1) > 1:
+            why = "another process has this rank"
+            raise InputError(f"process {rank} of {size}", why, "start each once, and each run at a port of its own")
+        store.wait([f"here-{each}" for each in range(size)])
+        if launch.rendezvous:
+            # the machines' agents count restarts each for itself
+            host, _, port = launch.rendezvous.rpartition(":")
+            memory = STORES.PrefixStore(f"ccnet-{launch.run_id}", open_store(host, int(port), False, limits.join))
+            if rank == 0:
+                store.set("attempt", str(memory.add("attempts", 1) - 1))
+            attempt = int(store.get("attempt"))
+        backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=limits.collective)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    except RuntimeError as error:
+        what = f"meeting of {size} processes at {launch.address}:{launch.port}"
+        why = f"not all came within {limits.join:.0f} s ({first_line(error)})"
+        raise EnvironmentFailure(what, why, "see that all are started and reach that address") from None
+    return Group(device, rank, size, launch.local_rank, attempt, store, memory)
 
 
 def open_store(address: str, port: int, opens: bool, seconds: float) -> Any:
     """The key-value store at address:port, created here if `opens`; port 0 takes a free one, its .port."""
     return STORES.TCPStore(address, port, None, opens, timedelta(seconds=seconds), wait_for_workers=False)
+
+
+def resolve(host: str, port: int) -> tuple[Any, ...]:
+    """The socket's family, kind and address for a host; EnvironmentFailure for a name that no host has."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        why = f"no such host ({getattr(error, 'strerror', None) or error})"
+        raise EnvironmentFailure(f"meeting point {host}:{port}", why, "correct the address") from None
 
 
 def refuse_taken(port: int) -> None:
@@ -340,15 +362,15 @@ def refuse_taken(port: int) -> None:
             raise EnvironmentFailure(f"port {port}", os.strerror(error.errno or 0), "use another port") from None
 
 
-def wait_for_store(address: str, port: int, seconds: float, cancelled: Callable[[], bool] = lambda: False) -> None:
-    """Wait until a process listens at address:port; EnvironmentFailure after `seconds`, or once cancelled."""
+def wait_for_store(address: str, port: int, seconds: float) -> None:
+    """Wait until a process listens at address:port; EnvironmentFailure after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             socket.create_connection((address, port), timeout=2).close()
             return
         except OSError as error:
-            if time.monotonic() > deadline or cancelled():
+            if time.monotonic() > deadline:
                 what, why = f"meeting point {address}:{port}", f"nobody answers ({error.strerror or error})"
                 raise EnvironmentFailure(what, why, "start the first process, and check the address") from None
         time.sleep(0.2)
@@ -365,29 +387,63 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _report_once(group: Group, launch: Launch, error: CCNetError) -> None:
-    """Mark an error as reported if rank 0 prints the same one, or if this rank has merely lost the others."""
-    assert group.store is not None
-    store = attempt_store(group.store, group.attempt)
-    deadline = time.monotonic() + REPORT_SECONDS
+def _report_once(group: Group, launch: Launch, error: CCNetError) -> CCNetError:
+    """The error to raise: another rank's, if this one has merely lost it; marked as reported if another prints it."""
+    store: Any = group.store
     with contextlib.suppress(RuntimeError):
-        if group.rank == 0:
+        if not isinstance(error, PeerLost):
+            store.compare_set("cause", "", json.dumps(encode_error(error)))
+        elif _appears(store, "cause", REPORT_SECONDS / 4):
+            error = decode_error(json.loads(store.get("cause")))
+        if group.rank:
+            # rank 0 has the first word
+            _appears(store, "ranks", REPORT_SECONDS)
+        if store.add("ranks", 1) == 1:
             store.set("report", str(error))
-            # the store ends with this process, so wait until all have read
-            while launch.opens_store and store.add("readers", 0) < group.world_size - 1 and time.monotonic() < deadline:
-                time.sleep(0.05)
-            return
-        while not store.check(["report"]) and time.monotonic() < deadline:
+        elif _appears(store, "report", REPORT_SECONDS):
+            error.reported = isinstance(error, PeerLost) or store.get("report").decode() == str(error)
+        deadline = time.monotonic() + REPORT_SECONDS
+        # the store ends with this process, so wait until all have read
+        while launch.opens_store and store.add("ranks", 0) < group.world_size and time.monotonic() < deadline:
             time.sleep(0.05)
-        report = store.get("report").decode() if store.check(["report"]) else ""
-        error.reported = report == str(error) or (bool(report) and isinstance(error, PeerLost))
-        store.add("readers", 1)
+    return error
 
 
-def _is_lost_peer(error: RuntimeError) -> bool:
+def _appears(store: Any, key: str, seconds: float) -> bool:
+    """Whether a key is in the store within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not store.check([key]):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def encode_error(error: BaseException) -> tuple[str, list[Any]]:
+    """An error as the name of its class and its arguments; any but a CCNetError as "" and its traceback."""
+    if isinstance(error, CCNetError):
+        return type(error).__name__, [part if isinstance(part, int) else str(part) for part in error.args]
+    return "", ["".join(traceback.format_exception(error))]
+
+
+def decode_error(encoded: tuple[str, list[Any]]) -> Any:
+    """The error that encode_error has encoded; RuntimeError for any but a CCNetError."""
+    name, arguments = encoded
+    return getattr(errors, name)(*arguments) if name else RuntimeError(*arguments)
+
+
+def die_with_parent() -> None:
+    """Let the system kill this process when the one that started it ends; Linux alone can."""
+    with contextlib.suppress(OSError, AttributeError):
+        # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _is_lost_peer(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or "/gloo/" in str(error) or "NCCL" in str(error)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of torch's message."""
     # torch begins with its source's line: [/pytorch/third_party/gloo/...:123]
     return re.sub(r"^(\[[^\]]*\]\s*)+", "", str(error).strip()).partition("\n")[0][:160]

@@ -1,14 +1,11 @@
-"""Start the processes of a run on this node, watch them, and restart them, together with the run's other nodes."""
+"""Start the processes of a command on this machine, watch them, and restart or replace them."""
 
-import json
+import itertools
 import multiprocessing
 import os
 import signal
-import socket
-import struct
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,13 +13,12 @@ from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from ccnet_cli import errors, parts
-from ccnet_cli.errors import CCNetError, EnvironmentFailure, Interrupted, PeerLost, notice
+from ccnet_cli import parts
+from ccnet_cli.errors import EnvironmentFailure, Interrupted, PeerLost, notice
 from ccnet_cli.parallel import group as groups
-from ccnet_cli.parallel.group import Group, Limits
-from ccnet_cli.parallel.nodes import Nodes
+from ccnet_cli.parallel.group import Group, Limits, decode_error, encode_error
 
 # the signals that a run answers with a checkpoint
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -37,20 +33,8 @@ class Outcome(NamedTuple):
 
     time: float
     answer: Any = None
-    # see _encode
+    # see encode_error
     failure: tuple[str, list[Any]] | None = None
-
-
-def _encode(error: BaseException) -> tuple[str, list[Any]]:
-    """An error as the name of its class and its arguments; any but a CCNetError as "" and its traceback."""
-    if isinstance(error, CCNetError):
-        return type(error).__name__, [part if isinstance(part, int) else str(part) for part in error.args]
-    return "", ["".join(traceback.format_exception(error))]
-
-
-def _decode(name: str, arguments: list[Any]) -> Exception:
-    error: Exception = getattr(errors, name)(*arguments) if name else RuntimeError(*arguments)
-    return error
 
 
 class _Process:
@@ -72,7 +56,7 @@ class _Process:
                 self.ready = True
                 if isinstance(message, Outcome):
                     self.outcome = message
-                    self.error = _decode(*message.failure) if message.failure else None
+                    self.error = decode_error(message.failure) if message.failure else None
 
     @property
     def alive(self) -> bool:
@@ -91,119 +75,65 @@ def run(
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
     processes: int,
-    nodes: Nodes | None = None,
     restarts: int = 0,
     limits: Limits | None = None,
     independent: bool = False,
 ) -> Any:
-    """Run `work(worker, *arguments)` in N processes on each node; rank 0's answer, None on the other nodes.
-
-    Independent workers share the store alone (see share_store): one that a failure of the machine ends is replaced, up
-    to `restarts` times in all, while the others go on, and the answers of all are returned, by rank.
+    """Run `work(worker, *arguments)` in N processes; rank 0's answer.
 
     The first failure is raised: the CCNetError of a worker, EnvironmentFailure for one that was killed or does not
     answer, RuntimeError with the traceback for any other error. Up to `restarts` times an EnvironmentFailure restarts
-    the workers of all nodes instead. Signals are forwarded to the workers; see Worker.signals.
+    all workers instead. Signals are forwarded to the workers; see Worker.signals.
+
+    Independent workers share the store alone (see share_store): one that a failure of the machine ends is replaced, up
+    to `restarts` times in all, while the others go on, and the answers of all are returned, by rank.
     """
-    nodes, limits = nodes or Nodes(), limits or Limits()
+    limits = limits or Limits()
+    payload = bytes(ForkingPickler.dumps((work, arguments)))
     with _record_signals() as received:
-        store = _RunStore(nodes, limits, received)
+        store = groups.open_store("127.0.0.1", 0, True, limits.join)
         try:
-            while True:
-                start = partial(_start, bytes(ForkingPickler.dumps((work, arguments))), processes, nodes, store)
-                workers = [start(rank) for rank in range(processes)]
-                cause = _watch(workers, store, received, limits, _Replacements(start, restarts if independent else 0))
-                if cause is None and independent:
-                    return [worker.outcome.answer for worker in workers if worker.outcome]
+            for attempt in itertools.count():
+                start = partial(_start, payload, processes, store.port)
+                workers = [start(rank, attempt) for rank in range(processes)]
+                cause = _watch(workers, received, limits, _Replacements(start, restarts if independent else 0))
+                answers = [worker.outcome.answer if worker.outcome else None for worker in workers]
                 if cause is None:
-                    return workers[0].outcome.answer if workers[0].outcome and nodes.rank == 0 else None
-                if received or independent or restarts == 0 or not isinstance(cause, EnvironmentFailure):
+                    return answers if independent else answers[0]
+                if received or independent or attempt == restarts or not isinstance(cause, EnvironmentFailure):
                     raise cause
-                notice(f"warning: {cause.what}: {cause.why}; starting anew, {restarts} restarts left")
-                restarts -= 1
-                store.next_attempt()
+                notice(f"warning: {cause.what}: {cause.why}; starting anew, {restarts - attempt} restarts left")
         finally:
-            store.leave()
+            # the traceback of an error would keep the store's thread, which must not run when this process forks
+            del store
 
 
-class _RunStore:
-    """The store through which the nodes of a run tell each other how an attempt failed; node 0 keeps it."""
-
-    def __init__(self, nodes: Nodes, limits: Limits, received: list[int]) -> None:
-        self.nodes = nodes
-        first = nodes.rank == 0
-        if first and nodes.port:
-            groups.refuse_taken(nodes.port)
-        elif not first:
-            groups.wait_for_store(nodes.address, nodes.port, limits.join, lambda: bool(received))
-        self.store = groups.open_store(nodes.address, nodes.port, first, limits.join)
-        self.attempt = self.store.add("attempt", 0)
-        if self.store.add(f"attempt-{self.attempt}/machine-{nodes.rank}", 1) > 1:
-            self.fail(EnvironmentFailure(f"machine {nodes.rank}", "was started again", "resume"))
-            self.next_attempt()
-
-    def next_attempt(self) -> None:
-        """Let the workers of the next attempt meet apart from those of this one."""
-        self.attempt += 1
-        self.store.set("attempt", str(self.attempt))
-        self.store.add(f"attempt-{self.attempt}/machine-{self.nodes.rank}", 1)
-
-    def fail(self, error: Exception) -> Exception:
-        """Store why this attempt ends on this node; the cause that a node stored first."""
-        if self.nodes.count == 1:
-            return error
-        if isinstance(error, PeerLost):
-            # the node of the lost process knows more
-            deadline = time.monotonic() + GRACE_SECONDS
-            while time.monotonic() < deadline and self.failure() is None:
-                time.sleep(0.1)
-        name, arguments = _encode(error) if isinstance(error, CCNetError) else ("", [str(error)])
-        with suppress(RuntimeError):
-            self.store.compare_set(f"attempt-{self.attempt}/failure", "", json.dumps([name, arguments]))
-        return self.failure() or error
-
-    def failure(self) -> Exception | None:
-        """Why another node ended this attempt, or None."""
-        if self.nodes.count == 1:
-            return None
-        key = f"attempt-{self.attempt}/failure"
-        try:
-            return _decode(*json.loads(self.store.get(key))) if self.store.check([key]) else None
-        except RuntimeError:
-            where = f"machine 0 at {self.nodes.address}:{self.nodes.port}"
-            return EnvironmentFailure(where, "does not answer", "start all machines again with --resume")
-
-    def leave(self) -> None:
-        """Close the store; node 0 waits a few seconds until the others have read what they need."""
-        if self.nodes.count > 1:
-            with suppress(RuntimeError):
-                gone = self.store.add("left", 1)
-                deadline = time.monotonic() + 2 * GRACE_SECONDS
-                while self.nodes.rank == 0 and gone < self.nodes.count and time.monotonic() < deadline:
-                    time.sleep(0.1)
-                    gone = self.store.add("left", 0)
-        # the traceback of an error would keep the store's thread, which must not run when this process forks
-        del self.store
-
-
-def _start(
-    payload: bytes, processes: int, nodes: Nodes, store: _RunStore, local_rank: int, attempt: int = 0
-) -> _Process:
+def _start(payload: bytes, processes: int, port: int, rank: int, attempt: int) -> _Process:
     """Start a worker, which unpickles work and arguments once it has imported the extensions."""
     context = multiprocessing.get_context("spawn")
     resource_tracker.ensure_running()
+    # torchrun's variables, which `read_launch` reads
+    environment = {
+        "RANK": rank,
+        "WORLD_SIZE": processes,
+        "LOCAL_RANK": rank,
+        "LOCAL_WORLD_SIZE": processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "TORCHELASTIC_USE_AGENT_STORE": True,
+        "TORCHELASTIC_RESTART_COUNT": attempt,
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+    }
     # children inherit the mask, so early signals stay pending
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        environment = _environment(local_rank, processes, nodes, store)
-        environment["TORCHELASTIC_RESTART_COUNT"] = str(store.attempt + attempt)
         pipe, far_end = context.Pipe()
         process = context.Process(target=_run_worker, args=(far_end, environment, payload))
         process.start()
         far_end.close()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    return _Process(nodes.rank * processes + local_rank, pipe, process)
+    return _Process(rank, pipe, process)
 
 
 class _Replacements:
@@ -227,46 +157,11 @@ class _Replacements:
                 workers[index] = self.start(worker.rank, self.count)
 
 
-def _environment(local_rank: int, processes: int, nodes: Nodes, store: _RunStore) -> dict[str, str]:
-    """torchrun's variables for one worker, which `read_launch` reads, and settings of torch's libraries."""
-    port = store.store.port
-    variables = {
-        "RANK": nodes.rank * processes + local_rank,
-        "WORLD_SIZE": processes * nodes.count,
-        "LOCAL_RANK": local_rank,
-        "LOCAL_WORLD_SIZE": processes,
-        "MASTER_ADDR": nodes.address,
-        "MASTER_PORT": port,
-        "TORCHELASTIC_USE_AGENT_STORE": True,
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
-    }
-    if nodes.count > 1 and (interface := _interface(nodes.address, port)):
-        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            variables[name] = os.environ.get(name, interface)
-    return {name: str(value) for name, value in variables.items()}
-
-
-def _interface(address: str, port: int) -> str | None:
-    """The network interface through which this node reaches the store."""
-    import fcntl
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, port))
-        own = probe.getsockname()[0]
-        for _, name in socket.if_nameindex():
-            # SIOCGIFADDR: the interface's address, from byte 20 on
-            with suppress(OSError):
-                answer = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))
-                if socket.inet_ntoa(answer[20:24]) == own:
-                    return name
-    return None
-
-
 def _watch(
-    workers: list[_Process], store: _RunStore, received: list[int], limits: Limits, replacements: _Replacements
+    workers: list[_Process], received: list[int], limits: Limits, replacements: _Replacements
 ) -> Exception | None:
     """Wait until all workers have ended, and kill those that miss the deadline; None for success, or the cause."""
-    deadline, forwarded, elsewhere = float("inf"), False, None
+    deadline, forwarded = float("inf"), False
     while any(worker.alive for worker in workers) and time.monotonic() <= deadline:
         connection.wait([worker.process.sentinel for worker in workers if worker.alive], timeout=0.2)
         for worker in workers:
@@ -281,9 +176,8 @@ def _watch(
             for worker in workers:
                 with suppress(OSError):
                     worker.pipe.send(received[0])
-        elsewhere = elsewhere or store.failure()
-        if elsewhere or any(worker.has_failed for worker in workers):
-            stopping = any(isinstance(error, Interrupted) for error in [elsewhere, *(w.error for w in workers)])
+        if any(worker.has_failed for worker in workers):
+            stopping = any(isinstance(worker.error, Interrupted) for worker in workers)
             deadline = min(deadline, time.monotonic() + (limits.shutdown if stopping else GRACE_SECONDS))
     silent = [worker for worker in workers if worker.alive]
     for worker in silent:
@@ -291,9 +185,7 @@ def _watch(
     for worker in workers:
         worker.process.join()
         worker.receive()
-    if all(worker.is_done for worker in workers):
-        return None
-    return elsewhere or store.fail(_cause(workers, silent, received, limits))
+    return None if all(worker.is_done for worker in workers) else _cause(workers, silent, received, limits)
 
 
 def _cause(workers: list[_Process], silent: list[_Process], received: list[int], limits: Limits) -> Exception:
@@ -359,21 +251,25 @@ class Worker:
             yield lambda: next(iter([*received, *self.forwarded]), 0)
 
 
-def _run_worker(pipe: Connection, environment: Mapping[str, str], payload: bytes) -> None:
+def _run_worker(pipe: Connection, environment: Mapping[str, object], payload: bytes) -> None:
     """Entry of a worker: run the work and report its outcome."""
-    os.environ.update(environment)
+    os.environ.update({name: str(value) for name, value in environment.items()})
     worker = Worker(pipe)
     try:
         parts.extend_from_environment()
         work, arguments = ForkingPickler.loads(payload)
         outcome = Outcome(0.0, work(worker, *arguments))
     except Exception as error:
-        outcome = Outcome(0.0, failure=_encode(error))
+        outcome = Outcome(0.0, failure=encode_error(error))
     pipe.send(outcome._replace(time=time.time()))
-    # a loader's workers ignore SIGTERM, and an orderly exit would wait for them
+    exit_at_once(1 if outcome.failure else 0)
+
+
+def exit_at_once(code: int) -> NoReturn:
+    """End this process and its children: a loader's workers ignore SIGTERM, and an orderly exit would wait for them."""
     for child in multiprocessing.active_children():
         child.kill()
-    os._exit(1 if outcome.failure else 0)
+    os._exit(code)
 
 
 @contextmanager
@@ -394,9 +290,7 @@ def _record_signals(echo_seconds: float = 0) -> Iterator[list[int]]:
             first = time.monotonic()
             received.append(number)
         elif time.monotonic() - first > echo_seconds:
-            for child in multiprocessing.active_children():
-                child.kill()
-            os._exit(128 + number)
+            exit_at_once(128 + number)
 
     handlers = {number: signal.signal(number, record) for number in SIGNALS}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -1,11 +1,9 @@
 """The training batches: which samples a process reads, by which workers, and how long it waits for them."""
 
-import ctypes
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -17,7 +15,7 @@ from ccnet_cli.datasets.source import Source
 from ccnet_cli.datasets.training import Augmentation, TrainingSet, collate, raise_worker_errors, to_device
 from ccnet_cli.media import images
 from ccnet_cli.models.network import Normalisation
-from ccnet_cli.parallel.group import Group
+from ccnet_cli.parallel.group import Group, die_with_parent
 from ccnet_cli.parallel.supervisor import SIGNALS
 from ccnet_cli.training.plan import Plan
 
@@ -98,9 +96,8 @@ def init_worker(_: int) -> None:
     for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
         signal.signal(number, signal.SIG_DFL)
     sys.excepthook = lambda *_: None
-    # PR_SET_PDEATHSIG, where there is such a thing: a worker that hangs would outlive a process that is killed
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    # a worker that hangs would outlive a process that is killed
+    die_with_parent()
     # workers run in parallel already; OpenCV's setting does not reach spawned ones
     torch.set_num_threads(1)
     images.cv2.setNumThreads(0)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,8 @@ PREFETCHED, HELD = 2, 2
 class Plan:
     """What every process of a run needs to know: the resolved preset, the run folder, the checkpoint to resume from.
 
-    device is that of a run of one process; of several on CUDA, each takes its own.
+    device is that of a run of one process; of several on CUDA, each takes its own. earlier_micro is the
+    micro-batch that the run had before it was resumed.
     """
 
     request: TrainRequest
@@ -34,6 +36,7 @@ class Plan:
     processes: int
     device: torch.device
     resume: Path | None = None
+    earlier_micro: int | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -42,22 +45,39 @@ class Plan:
 
     @property
     def micro_batch(self) -> int:
-        """Images that one process computes at once; InputError where the global batch does not divide."""
+        """Images that one process computes at once: after a resume no more than before, so that memory suffices.
+
+        InputError where the global batch does not divide.
+        """
         train = self.preset.train
-        local, rest = divmod(train.batch, self.processes)
-        if rest or not local:
-            why = f"does not divide among {self.processes} processes"
-            raise InputError(f"preset key train.batch: {train.batch}", why, "choose a multiple")
-        micro = min(train.micro_batch or local, local)
-        if local % micro:
-            why = f"does not divide the {local} images of a process"
-            raise InputError(f"preset key train.micro_batch: {micro}", why, "choose a divisor")
-        return micro
+        check_world_sizes(train.batch, [self.processes])
+        local = train.batch // self.processes
+        if train.micro_batch:
+            micro = min(train.micro_batch, local)
+            if local % micro:
+                why = f"does not divide the {local} images of a process"
+                raise InputError(f"preset key train.micro_batch: {micro}", why, "choose a divisor")
+            return micro
+        return max(size for size in divisors(local) if size <= max(self.earlier_micro or local, 1))
 
     @property
     def accumulation(self) -> int:
         """Micro-batches per optimiser step."""
         return self.preset.train.batch // (self.processes * self.micro_batch)
+
+
+def divisors(number: int) -> list[int]:
+    """What divides a number, the smallest first."""
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def check_world_sizes(batch: int, sizes: Sequence[int]) -> None:
+    """InputError where the global batch does not divide among one of these numbers of processes."""
+    possible = divisors(batch)
+    for size in sizes:
+        if size not in possible:
+            fix = f"use {', '.join(map(str, possible[:20]))} processes, or another batch"
+            raise InputError(f"preset key train.batch: {batch}", f"does not divide among {size} processes", fix)
 
 
 def make_plan(
@@ -71,23 +91,10 @@ def make_plan(
     device = local_device(request.gpus, request.processes, request.device)
     preset = _resolve(request.preset, device)
     _check(request, preset, device)
-    restarted = run is not None
-    run, resume, content = run or request.run, None, None
-    if request.resume == "auto":
-        run = run or _newest_run(preset.name)
-        newest = checkpoint.read_newest(run / "checkpoints") if run else None
-        if newest is None:
-            notice(f"nothing to resume{f' in {run}' if run else ''}: starting a new run")
-        else:
-            resume, content = newest
-    elif request.resume is not None:
-        resume = Path(request.resume)
-        content = _read_resumable(resume)
-        run = run or (resume.parent.parent if resume.parent.name == "checkpoints" else resume.parent)
-    elif not restarted and run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise InputError(run, "is not an empty folder", "continue it with --resume, or choose another --run")
+    run, resume, content = _resume_from(request, preset.name, run)
     run = run or Path("runs") / f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    plan = Plan(request, preset, run, processes or request.local_processes, device, resume)
+    micro = _earlier_micro_batch(content, preset.train.batch) if content else None
+    plan = Plan(request, preset, run, processes or request.local_processes, device, resume, micro)
     _check_shared_memory(plan)
     if plan.micro_batch == 1:
         notice("warning: batch normalisation sees one image at a time (micro batch 1)")
@@ -118,6 +125,37 @@ def _check(request: TrainRequest, preset: config.Preset, device: torch.device) -
         raise InputError("option --strict-resume", "there is nothing to resume", "add --resume")
     if request.partial and not request.weights:
         raise InputError("option --allow-partial", "there are no weights to take in part", "add --weights FILE")
+
+
+def _resume_from(
+    request: TrainRequest, name: str, earlier: Path | None
+) -> tuple[Path | None, Path | None, dict[str, Any] | None]:
+    """The run folder, and the checkpoint to resume from with its content; earlier is the folder before a restart."""
+    run = earlier or request.run
+    if request.resume == "auto" or earlier:
+        run = run or _newest_run(name)
+        newest = checkpoint.read_newest(run / "checkpoints") if run else None
+        if newest is not None:
+            return run, *newest
+        if not earlier:
+            notice(f"nothing to resume{f' in {run}' if run else ''}: starting a new run")
+    if request.resume not in (None, "auto"):
+        path = Path(request.resume or "")
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        return run or folder, path, _read_resumable(path)
+    fresh = request.resume is None and not earlier
+    if fresh and run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(run, "is not an empty folder", "continue it with --resume, or choose another --run")
+    return run, None, None
+
+
+def _earlier_micro_batch(content: dict[str, Any], batch: int) -> int | None:
+    """The micro-batch of the run that wrote a checkpoint, if it had the same global batch."""
+    before = content["training"].get("circumstances", {})
+    if not isinstance(before, dict) or before.get("global_batch") != batch:
+        return None
+    size, accumulation = before.get("world_size"), before.get("accumulation")
+    return batch // (size * accumulation) if size and accumulation else None
 
 
 def _read_resumable(path: Path) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class Inputs:
 
 def prepare(request: TrainRequest, group: Group) -> tuple[Plan, Inputs]:
     """Build, validate and announce the plan, and read its inputs; after a restart, reuse the run folder."""
-    earlier = group.recall("run")
+    # a SLURM job that was requeued recalls nothing
+    earlier = group.recall("run") or (request.run if group.attempt else None)
     processes = group.world_size if group.world_size > 1 else None
     plan, content = make_plan(request, processes, run=Path(earlier) if earlier else None)
     group.remember("run", str(plan.run))
@@ -142,6 +143,7 @@ def _make_trainer(plan: Plan, inputs: Inputs, group: Group, resume: Path | None)
         return trainers.build(preset, source, group, inputs.start or _read_start(request))
 
     trainer = group.run_on_all_ranks(build)
+    trainer.accumulation = plan.accumulation
     seed_rank(preset.seed, group.rank)
     objective = trainer.network.objective
     if objective.needs_pixels and not resume:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ccnet_cli import config
+from ccnet_cli.parallel.elastic import Nodes
 from ccnet_cli.parallel.group import Limits
-from ccnet_cli.parallel.nodes import Nodes
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class TrainRequest:
     partial: let weights be missing, or have other shapes, as long as most of the backbone's fit.
     device, gpus, processes: what each node computes on; gpus and processes start that many processes there.
     tolerate_damage: read what is left of damaged images.
+    nodes: the machines of the run, where there are several; each is given the same request.
     restarts: how often all processes are restarted from the newest checkpoint after a failure of the machine.
     """
 
@@ -32,7 +33,7 @@ class TrainRequest:
     device: str = "auto"
     gpus: int | None = None
     processes: int = 1
-    nodes: Nodes = field(default_factory=Nodes)
+    nodes: Nodes | None = None
     restarts: int = 0
     limits: Limits = field(default_factory=Limits)
 

@@ -13,7 +13,7 @@ from ccnet_cli import config
 from ccnet_cli.parallel.group import Group
 
 # changes of these leave the samples of a step as they are, but not the order in which numbers are added up
-SAMPLE_EXACT = ("world_size", "global_batch")
+SAMPLE_EXACT = ("accumulation", "world_size", "global_batch")
 
 
 def seed_rank(seed: int, rank: int) -> None:
@@ -43,13 +43,14 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         np.random.set_state(tuple(state["numpy"]))
 
 
-def environment_fingerprint(preset: config.Preset, group: Group, list_sha256: str) -> dict[str, Any]:
+def environment_fingerprint(preset: config.Preset, group: Group, list_sha256: str, accumulation: int) -> dict[str, Any]:
     """Everything else that affects bit-exact resumption; list_sha256 is that of the list of training images."""
     mapping = config.to_mapping(preset)
     cudnn = torch.backends.cudnn
     return {
         "world_size": group.world_size,
         "global_batch": preset.train.batch,
+        "accumulation": accumulation,
         "num_threads": torch.get_num_threads(),
         "precision": preset.train.precision,
         "device": group.device.type,

@@ -43,7 +43,8 @@ class Trainer:
 
     step counts batches, skipped ones too; epoch and offset are where in the data the next batch begins. nonfinite
     counts the skipped steps in a row, failed_saves the checkpoints in a row that the disk refused. losses and norm (of
-    the gradient) are those of the last step on this rank; losses are named as in loss_names.
+    the gradient) are those of the last step on this rank; losses are named as in loss_names. accumulation is the
+    plan's.
     """
 
     preset: config.Preset
@@ -55,6 +56,7 @@ class Trainer:
     group: Group
     choices: ops.Choices
     origin: str = ""
+    accumulation: int = 1
     step: int = 0
     epoch: int = 0
     offset: int = 0
@@ -175,7 +177,7 @@ class Trainer:
         return {"epoch": self.epoch, "offset": self.offset} | self._fingerprint()
 
     def _fingerprint(self) -> dict[str, Any]:
-        return states.environment_fingerprint(self.preset, self.group, self._list_sha256)
+        return states.environment_fingerprint(self.preset, self.group, self._list_sha256, self.accumulation)
 
     @cached_property
     def _list_sha256(self) -> str:

@@ -661,15 +661,15 @@ def test_views_reach_their_keys(chosen: tuple[object, ...], expected: tuple[obje
 
 def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     from ccnet_cli.commands import train
+    from ccnet_cli.parallel.elastic import Nodes
     from ccnet_cli.parallel.group import Limits
-    from ccnet_cli.parallel.nodes import Nodes
     from ccnet_cli.training.request import TrainRequest
 
     requests: list[TrainRequest] = []
     monkeypatch.setattr(train, "train", lambda request: requests.append(request) or Path("runs/new"))
     data = "odd: [name], # here"
     words = ["--data", data, "--seed", "7", "-s", "seed=3", "-o", "r", "--resume", "auto", "--gpus", "2"]
-    words += ["--strict-resume", "--nodes", "3", "--node-rank", "1", "--rendezvous", "a:1", "--max-restarts", "2"]
+    words += ["--strict-resume", "--nodes", "1:3", "--run-id", "b", "--rendezvous", "a:1", "--max-restarts", "2"]
     words += ["--join-timeout", "4", "--timeout", "5", "--shutdown-timeout", "6"]
     assert call("train", "--preset", "camvid", *words, "--weights", "w.pth", "--processes", "4") == 0
     assert capsys.readouterr().out == "runs/new\n"
@@ -684,7 +684,7 @@ def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: 
         weights=Path("w.pth"),
         gpus=2,
         processes=4,
-        nodes=Nodes(3, 1, "a", 1),
+        nodes=Nodes(1, 3, "a", 1, "b"),
         restarts=2,
         limits=Limits(join=4, collective=5, shutdown=6),
     )

@@ -1,140 +1,27 @@
 """Training runs of several processes that meet with a fault: what is lost, what is reported, and how long it takes."""
 
-import contextlib
 import json
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
-from pathlib import Path
 
-import failpoints
 import pytest
-import torch
-from runs import SETTINGS, ended, forked, free_port, make_horizons
+from launched import Train, assert_equal, logged, one_error, saved, weights
+from runs import free_port, make_horizons
 
-from ccnet_cli import cli
 from ccnet_cli.runs import checkpoint
 
 pytestmark = pytest.mark.usefixtures("forked_workers")
 
-ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return make_horizons(tmp_path_factory.mktemp("data"))
-
-
-class Train:
-    """`ccnet train` as a background process, the leader of a process group.
-
-    It is forked from the tests, and so are its workers; with a launcher before it, a new interpreter and spawned ones.
-    """
-
-    def __init__(self, data, folder, *options, settings=(), fault="", launcher=(), **variables):
-        self.run, self.mark, self.output = folder / "run", folder / "mark", folder / f"{time.monotonic_ns()}.txt"
-        overrides = [*sorted(SETTINGS), "model.dropout=0.3", "schedule.steps=8", "eval.every=0", *settings]
-        words = ["train", "--preset", "quickstart", "--data", data, "-o", self.run, *options]
-        words = [str(word) for word in (*words, *(part for override in overrides for part in ("-s", override)))]
-        variables |= {"PYTHONPATH": str(ROOT), "CCNET_FAULT": fault, "CCNET_MARK": str(self.mark)}
-        self.code = None
-        if launcher:
-            command = [*map(str, launcher), str(ROOT / "tests" / "failpoints.py"), *words]
-            self.pid = forked(lambda: self._exec(command, variables))
-        else:
-            self.pid = forked(lambda: self._main(words, variables))
-
-    def _exec(self, command, variables):
-        self._redirect(variables)
-        os.execvp(command[0], command)
-
-    def _main(self, words, variables):
-        self._redirect(variables)
-        sys.argv = ["ccnet", *words]
-        failpoints.install()
-        try:
-            cli.main()
-        except SystemExit as stop:
-            os._exit(stop.code)
-
-    def _redirect(self, variables):
-        os.setsid()
-        os.environ.pop("CCNET_CHECKPOINT", None)
-        os.environ.update(variables)
-        for number, path in ((1, os.devnull), (2, self.output)):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-        # those of pytest write elsewhere
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
-
-    def pids(self):
-        """The processes that have started, by rank."""
-        files = [failpoints.pid_file(self.mark, rank) for rank in range(2)]
-        return [int(file.read_text()) for file in files if file.exists()]
-
-    def wait_for_mark(self, seconds=90):
-        """Wait until the fault happens."""
-        deadline = time.monotonic() + seconds
-        while not self.mark.exists():
-            assert not self.ended(), self.output.read_text()
-            assert time.monotonic() < deadline, "nothing happened"
-            time.sleep(0.02)
-
-    def ended(self):
-        if self.code is None and (status := os.waitpid(self.pid, os.WNOHANG))[0]:
-            self.code = os.waitstatus_to_exitcode(status[1])
-        return self.code is not None
-
-    def end(self, seconds=90):
-        """Its exit code, its stderr, and how long it took to end; afterwards none of its processes is left."""
-        started = time.monotonic()
-        try:
-            while not self.ended():
-                if time.monotonic() - started > seconds:
-                    raise TimeoutError
-                time.sleep(0.01)
-        finally:
-            # torchrun's processes are in other process groups
-            for process in self.pids():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-            if self.code is None:
-                self.code = ended(self.pid)
-        return self.code, self.output.read_text(), time.monotonic() - started
-
-
-def logged(run):
-    """Steps that the log says were done."""
-    path = run / "log.jsonl"
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def saved(run):
-    """The step of the newest checkpoint, read back whole."""
-    return checkpoint.read(checkpoint.list_checkpoints(run / "checkpoints")[0])["step"]
-
-
-def weights(run):
-    return checkpoint.read(checkpoint.list_checkpoints(run / "checkpoints")[0])["model"]
-
-
-def assert_equal(one, other):
-    assert one.keys() == other.keys()
-    different = [key for key in one if not torch.equal(one[key], other[key])]
-    assert not different, f"{len(different)} of {len(one)} weights differ: {different[:5]}"
-
-
-def one_error(output):
-    """The only line that reports an error."""
-    assert "Traceback" not in output and "[W" not in output and "[E" not in output, output
-    (line,) = [line for line in output.splitlines() if line.startswith("ccnet: error: ")]
-    return line
 
 
 def interrupted(data, folder, phase, target, launcher, number=signal.SIGTERM, processes=2, **variables):
@@ -324,81 +211,3 @@ def test_a_launch_that_fails_is_reported_in_one_line(data, tmp_path, variables, 
         found, output, _ = train.end()
     assert found == code and words in one_error(output), output
     assert not train.run.exists() and time.monotonic() - started < 30
-
-
-@pytest.fixture
-def namespaces():
-    """Two network namespaces that reach only each other, at 10.97.0.1 and 10.97.0.2."""
-    names = [f"ccnet-{os.getpid()}-{number}" for number in range(2)]
-
-    def ip(*words):
-        return subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
-
-    try:
-        made = ip("netns", "add", names[0])
-    except FileNotFoundError:
-        pytest.skip("no ip command here")
-    if made.returncode:
-        pytest.skip(f"ip netns is not permitted here: {made.stderr.strip()}")
-    try:
-        ends = [f"ccn{os.getpid()}x{number}" for number in range(2)]
-        steps = [
-            ("netns", "add", names[1]),
-            ("link", "add", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1], "netns", names[1]),
-        ]
-        for number, (name, end) in enumerate(zip(names, ends, strict=True)):
-            steps += [
-                ("-n", name, "addr", "add", f"10.97.0.{number + 1}/24", "dev", end),
-                ("-n", name, "link", "set", end, "up"),
-                ("-n", name, "link", "set", "lo", "up"),
-            ]
-        for step in steps:
-            done = ip(*step)
-            assert done.returncode == 0, done.stderr
-        yield names
-    finally:
-        for name in names:
-            ip("netns", "del", name)
-
-
-def on_two_nodes(data, folder, *options, namespaces=(), **variables):
-    """Both nodes of a run: on this machine, or spawned in two network namespaces."""
-    rendezvous = "10.97.0.1:29400" if namespaces else f"127.0.0.1:{free_port()}"
-    launchers = [("ip", "netns", "exec", name, sys.executable) for name in namespaces] or [(), ()]
-    where = ("--nodes", 2, "--rendezvous", rendezvous, "--join-timeout", 60)
-    return [
-        Train(data, folder, *where, "--node-rank", rank, *options, launcher=launcher, **variables)
-        for rank, launcher in enumerate(launchers)
-    ]
-
-
-@pytest.mark.parametrize("separate", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_nodes_fail_together_and_resume_together(data, tmp_path, expected_weights, separate, request):
-    namespaces = request.getfixturevalue("namespaces") if separate else ()
-    both = on_two_nodes(data, tmp_path, namespaces=namespaces, fault="kill", CCNET_STEPS="5")
-    for train in both:
-        code, output, _ = train.end()
-        assert code == 3 and "process 1 of this run: killed by SIGKILL" in one_error(output)
-    assert saved(both[0].run) == 4
-    both = on_two_nodes(data, tmp_path, "--resume", namespaces=namespaces)
-    assert [train.end()[0] for train in both] == [0, 0]
-    assert_equal(weights(both[0].run), expected_weights)
-
-
-@pytest.mark.slow
-def test_two_nodes_restart_together(data, tmp_path, expected_weights, namespaces):
-    options = ("--max-restarts", 2)
-    both = on_two_nodes(data, tmp_path, *options, namespaces=namespaces, fault="kill", CCNET_STEPS="3,6")
-    ended = [train.end(180) for train in both]
-    assert [code for code, _, _ in ended] == [0, 0], ended
-    assert_equal(weights(both[0].run), expected_weights)
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_node_stops_both(data, tmp_path, namespaces):
-    both = on_two_nodes(data, tmp_path, namespaces=namespaces, settings=["schedule.steps=1000"], fault="train")
-    both[0].wait_for_mark()
-    os.kill(both[1].pid, signal.SIGTERM)
-    ended = [train.end() for train in both]
-    assert [code for code, _, _ in ended] == [143, 143], ended
-    assert saved(both[0].run) == max(logged(both[0].run))

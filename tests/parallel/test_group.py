@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from runs import free_port
 from torch import nn
 
@@ -86,9 +87,11 @@ def test_rank_0_opens_the_store_unless_the_launcher_keeps_it(rank, agent, opens)
 def test_slurm_describes_a_launch():
     assert read_launch(SLURM) == Launch(5, 8, 1, 1, "n3", 20000, opens_store=False, attempt=0)
     more = SLURM | {"SLURM_JOB_ID": "1234567", "SLURM_NTASKS_PER_NODE": "4", "SLURM_STEP_NODELIST": "m7,n[3-6]"}
-    assert read_launch(more) == Launch(5, 8, 1, 4, "m7", 34567, opens_store=False, attempt=0)
+    assert read_launch(more) == Launch(5, 8, 1, 4, "m7", 34567, False, run_id="1234567")
     address = SLURM | {"MASTER_ADDR": "b", "MASTER_PORT": "80", "SLURM_JOB_ID": "7"}
     assert (read_launch(address).address, read_launch(address).port) == ("b", 80)
+    requeued = read_launch(SLURM | {"SLURM_RESTART_COUNT": "2", "SLURM_JOB_ID": "7"})
+    assert (requeued.attempt, requeued.run_id) == (2, "7")
     older = SLURM | {"SLURM_NODELIST": "", "SLURM_JOB_NODELIST": "k1"}
     assert read_launch(older).address == "k1"
 
@@ -167,23 +170,24 @@ def store():
 
 
 def test_a_later_attempt_recalls_a_value_and_no_signal(store):
-    first, second = (Group(rank=1, world_size=2, attempt=attempt, store=store) for attempt in (0, 1))
+    first, second = (
+        Group(rank=1, world_size=2, attempt=attempt, store=dist.PrefixStore(str(attempt), store), memory=store)
+        for attempt in (0, 1)
+    )
     assert second.recall("run") is None
     first.remember("run", "a/b")
     # the first attempt starts with nothing, even if an older run used the store
     assert first.recall("run") is None and second.recall("run") == "a/b" and second.recall("other") is None
     first.announce_signal(15)
-    assert Group(rank=0, world_size=2, store=store).announced_signal() == 15
+    assert Group(rank=0, world_size=2, store=dist.PrefixStore("0", store)).announced_signal() == 15
     assert second.announced_signal() == 0
 
 
 def test_a_store_that_nobody_opens_is_waited_for_no_longer_than_asked():
-    port = free_port()
-    for seconds, cancelled in ((0.3, lambda: False), (60, lambda: True)):
-        started = time.monotonic()
-        with pytest.raises(EnvironmentFailure, match=f"meeting point 127.0.0.1:{port}: nobody answers"):
-            groups.wait_for_store("127.0.0.1", port, seconds, cancelled)
-        assert min(seconds, 0.1) <= time.monotonic() - started + 0.2 < 10
+    port, started = free_port(), time.monotonic()
+    with pytest.raises(EnvironmentFailure, match=f"meeting point 127.0.0.1:{port}: nobody answers"):
+        groups.wait_for_store("127.0.0.1", port, 0.3)
+    assert 0.1 <= time.monotonic() - started < 10
 
 
 def test_a_port_that_is_taken_is_refused():
@@ -297,7 +301,7 @@ def test_an_error_of_all_ranks_is_reported_once(ranks):
     assert [answer for answer, _ in ranks(3, work)] == [error.format(mark) for mark in ("", *[" (silent)"] * 2)]
 
 
-def test_a_rank_that_lost_another_is_silent_if_rank_0_reports_why(ranks, store):
+def test_a_rank_that_lost_another_raises_the_cause(ranks, store):
     def work(failing):
         def run(rank):
             with join_group(CPU) as group:
@@ -311,9 +315,8 @@ def test_a_rank_that_lost_another_is_silent_if_rank_0_reports_why(ranks, store):
     for failing in (0, 1):
         agent = {"MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": failing}
         answers = [answer for answer, _ in ranks(2, work(failing), **agent)]
-        assert answers[failing] == "NonFiniteError: step 3: loss nan; lower the rate", (failing, answers)
-        mark = " (silent)" if failing == 0 else ""
-        assert answers[1 - failing].startswith(f"PeerLost{mark}: process {1 - failing}: lost the other"), answers
+        error = "NonFiniteError{}: step 3: loss nan; lower the rate"
+        assert answers[failing] == error.format("") and answers[1 - failing] == error.format(" (silent)"), answers
 
 
 def test_a_bug_is_no_lost_peer(ranks):

@@ -1,7 +1,6 @@
 """Workers that fail, hang or are stopped: which error the supervisor raises, and how long that takes."""
 
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -12,15 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import ended, forked, free_port
+from runs import ended, forked
 
 from ccnet_cli import parts
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFiniteError, PeerLost
 from ccnet_cli.models import network as models
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel import supervisor
+from ccnet_cli.parallel.elastic import Nodes, parse_nodes
 from ccnet_cli.parallel.group import CPU, Group, Limits, join_group, share_store
-from ccnet_cli.parallel.nodes import Nodes, parse_nodes
 from ccnet_cli.parallel.supervisor import Outcome, Worker
 
 pytestmark = pytest.mark.usefixtures("forked_workers")
@@ -395,111 +394,33 @@ def _alive(process):
 
 
 def test_nodes_are_what_the_options_say():
-    assert parse_nodes(None, None, None) == parse_nodes(1, 0, None) == Nodes()
-    assert parse_nodes(3, 2, "10.0.0.1:29500") == Nodes(3, 2, "10.0.0.1", 29500)
-    assert parse_nodes(2, 0, "::1:80").address == "::1"
-    assert parse_nodes(2, 1, "a:65535").port == 65535
+    assert parse_nodes(None, None, None) is parse_nodes("1", None, None) is None
+    assert parse_nodes("3", "10.0.0.1:29500", "a.b-1") == Nodes(3, 3, "10.0.0.1", 29500, "a.b-1")
+    assert parse_nodes("1:4", "[::1]:80", None) == parse_nodes("1:4", "::1:80", None) == Nodes(1, 4, "::1", 80)
+    assert parse_nodes("2", "a:65535", None).port == 65535
 
 
 @pytest.mark.parametrize(
     ("options", "option"),
     [
-        ((None, 1, None), "--nodes"),
-        ((None, None, "a:1"), "--nodes"),
-        ((2, None, "a:1"), "--node-rank"),
-        ((2, 1, None), "--rendezvous"),
-        ((2, 2, "a:1"), "--node-rank"),
-        *(((2, 1, place), "--rendezvous") for place in ("a", "a:", ":1", "a:0", "a:65536", "a:1b")),
+        ((None, "a:1", None), "--nodes"),
+        ((None, None, "first"), "--nodes"),
+        (("2", None, None), "--rendezvous"),
+        *(
+            ((nodes, "a:1", None), "--nodes")
+            for nodes in ("0", "2:1", "1:2:3", "x", "", "1:", "-1", "1025", "9" * 5000)
+        ),
+        *(
+            (("2", place, None), "--rendezvous")
+            for place in ("a", "a:", ":1", "a:0", "a:65536", "a:1b", "a:" + "9" * 5000)
+        ),
+        *((("2", "a:1", name), "--run-id") for name in ("a/b", "a b", "", "x" * 101)),
     ],
 )
 def test_nodes_that_cannot_be_are_refused(options, option):
     with pytest.raises(InputError) as caught:
         parse_nodes(*options)
     assert str(caught.value).startswith(f"option {option}")
-
-
-def on_two_nodes(folder, work, *arguments, **options):
-    """Run on two nodes, both of this machine; what each answered or raised."""
-    port = free_port()
-
-    def start(rank):
-        answer, _ = run(work, *arguments, nodes=Nodes(2, rank, "127.0.0.1", port), **options)
-        (folder / str(rank)).write_bytes(pickle.dumps(answer))
-
-    # a fork of a process in which another thread works could wait for that thread's locks
-    nodes = [forked(lambda rank=rank: start(rank)) for rank in range(2)]
-    assert [ended(node) for node in nodes] == [0, 0]
-    return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(2)]
-
-
-def _places(worker):
-    with join_group(CPU, supervised=worker.is_supervised) as group:
-        return group.gather((group.rank, group.local_rank, group.world_size, int(os.environ["LOCAL_WORLD_SIZE"])))
-
-
-def test_ranks_are_counted_over_the_nodes_and_the_first_answers(tmp_path):
-    places = [(0, 0, 4, 2), (1, 1, 4, 2), (2, 0, 4, 2), (3, 1, 4, 2)]
-    assert on_two_nodes(tmp_path, _places) == [places, None]
-
-
-def test_nodes_restart_together_and_raise_the_same_error(tmp_path):
-    assert on_two_nodes(tmp_path, _fail_until, 1, "full", processes=1, restarts=1) == [[(0, 1), (1, 1)], None]
-    for error in on_two_nodes(tmp_path, _fail_until, 1, "bad", processes=1, restarts=1):
-        assert type(error) is InputError and str(error) == "a: b; c", error
-
-
-@pytest.fixture
-def nodes(monkeypatch):
-    """The stores of two nodes of a run."""
-    monkeypatch.setattr(supervisor, "GRACE_SECONDS", 0.3)
-    port = free_port()
-    return [supervisor._RunStore(Nodes(2, rank, "127.0.0.1", port), Limits(), []) for rank in range(2)]
-
-
-@pytest.mark.parametrize("error", [BAD, NAN, FULL, LOST, STOP, RuntimeError("Traceback: bug")])
-def test_the_error_that_a_node_stores_first_is_the_cause_on_all(nodes, error):
-    assert nodes[0].failure() is None
-    (first, second, third) = nodes[1].fail(error), nodes[0].fail(InputError("x", "later", "y")), nodes[0].failure()
-    for cause in (first, second, third):
-        assert type(cause) is type(error) and cause.args == error.args, repr(cause)
-
-
-def test_a_lost_peer_waits_for_the_node_that_knows_more(nodes):
-    later = threading.Timer(0.15, lambda: nodes[0].fail(FULL))
-    later.start()
-    assert nodes[1].fail(LOST).args == FULL.args
-    later.join()
-
-
-def test_an_error_belongs_to_its_attempt(nodes):
-    nodes[0].fail(FULL)
-    for node in nodes:
-        node.next_attempt()
-    assert [node.attempt for node in nodes] == [1, 1] and nodes[1].failure() is None
-
-
-def test_a_node_that_was_started_again_begins_the_next_attempt(nodes):
-    port = nodes[0].nodes.port
-    again = supervisor._RunStore(Nodes(2, 1, "127.0.0.1", port), Limits(), [])
-    assert again.attempt == 1
-    assert str(nodes[0].failure()) == "machine 1: was started again; resume"
-
-
-def test_the_first_node_leaves_last(nodes):
-    seconds = []
-    started = time.monotonic()
-
-    def leave():
-        nodes[0].leave()
-        seconds.append(time.monotonic() - started)
-
-    thread = threading.Thread(target=leave)
-    thread.start()
-    time.sleep(0.2)
-    nodes[1].leave()
-    assert time.monotonic() - started < 5
-    thread.join()
-    assert 0.2 < seconds[0] < 5
 
 
 def test_more_gpus_than_there_are_or_gpus_and_processes_are_refused(monkeypatch):
