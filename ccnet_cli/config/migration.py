@@ -25,7 +25,7 @@ MODEL: dict[str, tuple[tuple[str, str], ...]] = {
 }
 OLD_KEYS = (*(f"model.{key}" for key in MODEL), "loss.average", "loss.ohem.enabled")
 # keys that the tiny backbone never had; old presets name them all
-NOT_TINY = ("stem", "dilation", "pool")
+NOT_TINY = ("stem", "dilation", "pool", "stride", "multi_grid")
 
 
 def migrate(mapping: Mapping[str, Any]) -> dict[str, Any]:

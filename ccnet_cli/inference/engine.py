@@ -55,9 +55,10 @@ class Convolution(nn.Module):
     ) -> None:
         super().__init__()
         weight, bias = (x.to(dtype) for x in fold_conv(conv, norm))
-        widths = widths or [conv.in_channels]
+        self.groups = conv.groups
+        widths = widths or [weight.shape[1]]
         split = fused and dtype == torch.float32 and conv.kernel_size != (1, 1)
-        self.part = MAX_CONV_CHANNELS if split else max(widths)
+        self.part = conv.in_channels if conv.groups > 1 else MAX_CONV_CHANNELS if split else max(widths)
         parts = [part for own in weight.split(list(widths), dim=1) for part in own.split(self.part, dim=1)]
         self.weights = nn.ParameterList(nn.Parameter(part.contiguous(), requires_grad=False) for part in parts)
         self.bias = nn.Parameter(bias, requires_grad=False)
@@ -99,13 +100,13 @@ class Convolution(nn.Module):
     def _convolve_plain(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, slope: float | None, onto: Tensor | None
     ) -> Tensor:
-        out = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
+        out = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         return _activate(out if onto is None else onto.add_(out), slope)
 
     def _convolve_fused(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, slope: float | None, onto: Tensor | None
     ) -> Tensor:
-        operands = (x, weight, bias, self.padding, self.stride, self.dilation, 1)
+        operands = (x, weight, bias, self.padding, self.stride, self.dilation, self.groups)
         name = "none" if slope is None else "leaky_relu" if slope else "relu"
         if onto is None:
             out: Tensor = torch.ops.mkldnn._convolution_pointwise(*operands, name, [slope] if slope else [], "")

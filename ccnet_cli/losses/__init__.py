@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ccnet_cli.parts import Channels, Count, Flag, Float, Fraction, Part, Positive, Term, late
+from ccnet_cli.parts import Channels, Count, Flag, Float, Fraction, Part, Positive, Term, Text, late
 
 Weights = Annotated[list[Positive], Field(min_length=2, max_length=255)]
 
@@ -108,6 +108,14 @@ class CategoryConsistent(Term):
     regularization: Float = 0.001
 
 
+class Presence(Term):
+    """Binary cross entropy of which classes an image holds, the mean over images and classes: EncNet's second loss."""
+
+    kind: Literal["presence"] = "presence"
+    output: Text = "presence"
+    weight: Float = 0.2
+
+
 LOSSES: dict[str, Part] = {
     "cross_entropy": Part(CrossEntropy, late("ccnet_cli.losses.cross_entropy")),
     "ohem": Part(Ohem, late("ccnet_cli.losses.ohem")),
@@ -115,4 +123,5 @@ LOSSES: dict[str, Part] = {
     "dice": Part(Dice, late("ccnet_cli.losses.dice")),
     "lovasz": Part(Lovasz, late("ccnet_cli.losses.lovasz")),
     "category_consistent": Part(CategoryConsistent, late("ccnet_cli.losses.category_consistent")),
+    "presence": Part(Presence, late("ccnet_cli.losses.presence")),
 }

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccnet_cli import ops
+from ccnet_cli.models.layers import Make
 
 # B batch, C channels, H height, W width, P = H + W positions on a pixel's cross
 
@@ -121,6 +122,29 @@ class RecurrentCrissCross(nn.Module):
             x_BCHW, attention_BPHW = self.attention.attend(x_BCHW)
             maps.append(attention_BPHW)
         return x_BCHW, maps
+
+    def fold(self, make: Make) -> nn.Module:
+        """Itself for inference."""
+        return FoldedPasses(self, make)
+
+
+class FoldedPasses(nn.Module):
+    """The recurrent attention with one projection; gamma, which no longer changes, is in the value's."""
+
+    def __init__(self, rcca: RecurrentCrissCross, make: Make) -> None:
+        super().__init__()
+        attention = rcca.attention
+        self.widths = attention.widths
+        self.project = make(attention.joined_projection(torch.float64))
+        self.recurrence = rcca.recurrence
+        self.implementation, self.choices = attention.implementation, attention.choices
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        for _ in range(self.recurrence):
+            query, key, value = self.project(x_BCHW).split(self.widths, dim=1)
+            x_BCHW = ops.criss_cross(query, key, value, self.implementation, self.choices).add_(x_BCHW)
+        return x_BCHW
 
 
 def attention_map(maps_BPHW: Sequence[Tensor], y: int, x: int) -> Tensor:

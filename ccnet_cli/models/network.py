@@ -45,16 +45,28 @@ class CCNet(nn.Module):
         # parts may have any attribute, which nn.Module's own types hide
         self.backbone: Any = backbone
         self.head: Any = head
-        self.auxiliary = auxiliary
+        self.auxiliary: Any = auxiliary
         self.normalisation = normalisation or Normalisation(
             "bgr", (104.00698793, 116.66876762, 122.67891434), (1, 1, 1)
         )
         self.align_corners = align_corners
+        self._connect()
 
     def forward(self, x: Tensor) -> Tensor:
         """The main scores alone."""
         scores: Tensor = self.head(self.backbone(x))
         return scores
+
+    def _connect(self) -> None:
+        """Let the heads know how maps are resized, and the backbone how many of its maps they take."""
+        levels = [2]
+        for part, below in ((self.head, 0), (self.auxiliary, 1)):
+            if hasattr(part, "align_corners"):
+                part.align_corners = self.align_corners
+            if part is not None:
+                levels.append(below + getattr(part, "levels", len(self.backbone.channels) - below))
+        if hasattr(self.backbone, "levels"):
+            self.backbone.levels = max(levels)
 
     def outputs(self, x: Tensor) -> Outputs:
         """All that the network answers in training; the auxiliary head's scores are called `auxiliary`."""
@@ -83,6 +95,8 @@ class CCNet(nn.Module):
     @property
     def stride(self) -> int:
         """Pixels of the image for each cell of the scores, each way."""
+        if getattr(self.head, "finest", False) and hasattr(self.backbone, "strides"):
+            return int(self.backbone.strides[-self.head.levels])
         return int(self.backbone.stride)
 
     @property

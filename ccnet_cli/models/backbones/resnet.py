@@ -1,4 +1,4 @@
-"""Dilated ResNets: image (B, 3, H, W) -> [c3, c4] at stride 8."""
+"""ResNets: image (B, 3, H, W) -> [c1, c2, c3, c4], or the deepest of these; dilated, the last three have stride 8."""
 
 import copy
 from typing import Any
@@ -60,26 +60,24 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 class ResNet(nn.Module):
-    """Strides 1, 2, 1, 1 and dilations 1, 1, 2, 4 in the four layers: output stride 8.
+    """Strides 1, 2, 1, 1 and dilations 1, 1, 2, 4 in the four layers where the output stride is 8.
 
-    width is that of layer1 (64 in the paper); `channels` are those of c3 and c4. stem, dilation and pool are the keys
-    of the settings. With recompute, blocks keep only their input for backward and run again.
+    `channels` and `strides` are those of all four maps, of which the `levels` deepest are answered. With recompute,
+    blocks keep only their input for backward and run again.
     """
 
-    stride = 8
+    levels = 2
 
     def __init__(
         self,
         block: type[BasicBlock] | type[Bottleneck],
         depths: tuple[int, int, int, int],
-        width: int = 64,
-        stem: str = "deep",
-        dilation: str = "dilated",
-        pool: str = "ceil",
+        settings: Settings,
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        kernel, stem_widths = _stem(stem, width)
+        self.stride, width = settings.stride, settings.width
+        kernel, stem_widths = _stem(settings.stem, width)
         inputs = 3
         for index, outputs in enumerate(stem_widths, start=1):
             conv, norm = conv_norm(inputs, outputs, kernel, stride=2 if index == 1 else 1)
@@ -87,30 +85,36 @@ class ResNet(nn.Module):
             self.add_module(f"bn{index}", norm)
             inputs = outputs
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=pool == "ceil")
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=settings.pool == "ceil")
         self.stem_depth = len(stem_widths)
-        for index, (depth, stride, rate) in enumerate(zip(depths, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
-            outputs = width * 2**index
-            # contracted: the block that would have had the stride still sees the grid as the layer before it did
-            first = max(rate // 2, 1) if dilation == "contracted" else rate
-            blocks = [block(inputs, outputs, stride, first)]
-            inputs = outputs * block.expansion
-            blocks += [block(inputs, outputs, 1, rate) for _ in range(depth - 1)]
+        strides, channels = [4], []
+        for index, depth in enumerate(depths):
+            full = 4 * 2**index
+            rates = _rates(depth, full // min(full, self.stride), settings, last=index == 3)
+            strides.append(min(full, self.stride))
+            blocks = []
+            for at, rate in enumerate(rates):
+                blocks.append(block(inputs, width * 2**index, 1 if at else strides[-1] // strides[-2], rate))
+                inputs = width * 2**index * block.expansion
+            channels.append(inputs)
             self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
-        self.channels = (inputs // 2, inputs)
+        self.channels, self.strides = tuple(channels), tuple(strides[1:])
         self.recompute = recompute
         initialise(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> [(B, c3, h, w), (B, c4, h, w)] at stride 8.
+        """(B, 3, H, W) -> the maps (B, C, h, w), the deepest last.
 
-        n pixels give (n + 1) // 2 // 4 + 1 cells, or ceil(n / 8) where the max-pool rounds down.
+        At stride 8, n pixels give (n + 1) // 2 // 4 + 1 cells, or ceil(n / 8) where the max-pool rounds down.
         """
         for index in range(1, self.stem_depth + 1):
             x = self.relu(getattr(self, f"bn{index}")(getattr(self, f"conv{index}")(x)))
-        x = self._run(self.layer2, self._run(self.layer1, self.maxpool(x)))
-        c3 = self._run(self.layer3, x)
-        return [c3, self._run(self.layer4, c3)]
+        x, maps = self.maxpool(x), []
+        for left, layer in zip((4, 3, 2, 1), (self.layer1, self.layer2, self.layer3, self.layer4), strict=True):
+            x = self._run(layer, x)
+            if left <= self.levels:
+                maps.append(x)
+        return maps
 
     def fold(self, make: Make, levels: int = 2) -> nn.Module:
         """Itself for inference; of its maps, the `levels` deepest."""
@@ -147,6 +151,15 @@ class Residual(nn.Module):
         return result
 
 
+def _rates(depth: int, rate: int, settings: Settings, last: bool) -> list[int]:
+    """The dilation of each block of a layer."""
+    if last and settings.multi_grid:
+        return [(4, 8, 16)[min(index, 2)] for index in range(depth)]
+    # contracted: the block that would have had the stride still sees the grid as the layer before it did
+    first = max(rate // 2, 1) if settings.dilation == "contracted" else rate
+    return [first, *[rate] * (depth - 1)]
+
+
 def _stem(name: str, width: int) -> tuple[int, tuple[int, ...]]:
     """Kernel size and output channels of the stem's convolutions."""
     if name == "7x7":
@@ -166,5 +179,4 @@ RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, in
 
 def build(settings: Settings, recompute: bool = False) -> ResNet:
     """The ResNet of these settings, freshly initialised."""
-    s = settings
-    return ResNet(*RESNETS[s.kind], s.width, s.stem, s.dilation, s.pool, recompute)
+    return ResNet(*RESNETS[settings.kind], settings, recompute)

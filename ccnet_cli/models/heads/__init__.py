@@ -5,6 +5,8 @@ deepest last. It returns a module that takes the list of these maps and answers 
 
 What else a head can do are methods of these names, each optional:
 - `levels` (int): how many of the deepest maps it takes; left out, it gets all that the backbone has.
+- `align_corners` (bool): how it resizes maps; the network sets it to the preset's.
+- `finest` (bool): whether its scores have the size of the first map that it takes, not of the deepest.
 - `outputs(features) -> Outputs`: scores of its own beside the main ones, for training; `output_names` are their names.
   Its features are what losses of features look at, the deepest map unless it has others, of `feature_channels`.
 - `attend(features) -> (scores, maps)`: the attention of each pass, (B, P, h, w), for `ccnet visualize`.
@@ -20,6 +22,8 @@ from pydantic import AfterValidator, Field
 from ccnet_cli.ops import IMPLEMENTATIONS
 from ccnet_cli.parts import Channels, Flag, Fraction, LatePart, Part, Section, Text, UnknownPart, late
 
+Activation = Literal["leaky_relu", "relu"]
+
 
 def _in_table(name: str) -> str:
     if name not in ("auto", *IMPLEMENTATIONS):
@@ -34,7 +38,7 @@ class RCCA(Section):
     recurrence: Annotated[int, Field(strict=True, ge=0, le=3)] = 2
     channels: Channels = 512
     query_channels: Channels | None = None
-    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    activation: Activation = "leaky_relu"
     dropout: Fraction = 0.1
     implementation: Annotated[Text, AfterValidator(_in_table)] = "auto"
 
@@ -45,11 +49,23 @@ class FCN(Section):
     kind: Literal["fcn"] = "fcn"
     channels: Channels = 512
     bias: Flag = True
-    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    activation: Activation = "leaky_relu"
     dropout: Fraction = 0.1
 
 
 HEADS: dict[str, Part | LatePart] = {
     "rcca": Part(RCCA, late("ccnet_cli.models.heads.rcca"), first=late("ccnet_cli.models.heads.rcca", "first")),
     "fcn": Part(FCN, late("ccnet_cli.models.heads.fcn")),
+    "wrapped": LatePart("ccnet_cli.models.heads.wrapped"),
+    "nonlocal": LatePart("ccnet_cli.models.heads.nonlocal"),
+    "gc": LatePart("ccnet_cli.models.heads.gc"),
+    "psp": LatePart("ccnet_cli.models.heads.psp"),
+    "aspp": LatePart("ccnet_cli.models.heads.aspp"),
+    "aspp_plus": LatePart("ccnet_cli.models.heads.aspp_plus"),
+    "danet": LatePart("ccnet_cli.models.heads.danet"),
+    "oc": LatePart("ccnet_cli.models.heads.oc"),
+    "isa": LatePart("ccnet_cli.models.heads.isa"),
+    "encnet": LatePart("ccnet_cli.models.heads.encnet"),
+    "upernet": LatePart("ccnet_cli.models.heads.upernet"),
+    "gcn": LatePart("ccnet_cli.models.heads.gcn"),
 }

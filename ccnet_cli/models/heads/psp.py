@@ -1,0 +1,77 @@
+"""PSPNet's pyramid of pooled maps (CVPR 2017)."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ccnet_cli.models.heads import Activation
+from ccnet_cli.models.layers import Classify, Head, conv_norm_act, resize
+from ccnet_cli.parts import Channels, Count, Fraction, Section
+
+Order = Literal["map_last", "map_first"]
+
+
+class Settings(Section):
+    """Maps are pooled to bins x bins cells; order says where the map itself stands among them, as authors differ.
+
+    map_last is the authors' toolbox; map_first mmsegmentation, semseg and MIT.
+    """
+
+    kind: Literal["psp"] = "psp"
+    channels: Channels = 512
+    bins: Annotated[list[Count], Field(min_length=1, max_length=16)] = [1, 2, 3, 6]
+    order: Order = "map_last"
+    activation: Activation = "leaky_relu"
+    dropout: Fraction = 0.1
+
+
+class Pyramid(nn.Module):
+    """(B, C, h, w) -> (B, C + channels x bins, h, w): the map beside its pooled, reduced and enlarged copies.
+
+    resize_first enlarges before the reduction, as MIT's UPerNet does.
+    """
+
+    def __init__(
+        self, inputs: int, channels: int, bins: Sequence[int], activation: str, resize_first: bool = False
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Sequential(*conv_norm_act(inputs, channels, activation, kernel=1)) for _ in bins)
+        self.bins = tuple(bins)
+        self.resize_first = resize_first
+
+    def forward(self, x: Tensor, order: str, align_corners: bool) -> Tensor:
+        """The concatenation, in the order of that name."""
+        maps = []
+        for size, stage in zip(self.bins, self.stages, strict=True):
+            pooled = nn.functional.adaptive_avg_pool2d(x, size)
+            if self.resize_first:
+                maps.append(stage(resize(pooled, x, align_corners)))
+            else:
+                maps.append(resize(stage(pooled), x, align_corners))
+        return torch.cat([*maps, x] if order == "map_last" else [x, *maps], dim=1)
+
+
+class PSPHead(Head):
+    """The deepest map (B, C, h, w) -> (B, K, h, w)."""
+
+    def __init__(self, inputs: int, classes: int, settings: Settings) -> None:
+        super().__init__()
+        s = settings
+        self.pyramid = Pyramid(inputs, s.channels, s.bins, s.activation)
+        joined = inputs + s.channels * len(s.bins)
+        self.bottleneck = nn.Sequential(*conv_norm_act(joined, s.channels, s.activation))
+        self.classify = Classify(s.channels, classes, s.dropout)
+        self.order = s.order
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Class scores at the map's size."""
+        scores: Tensor = self.classify(self.bottleneck(self.pyramid(features[-1], self.order, self.align_corners)))
+        return scores
+
+
+def build(settings: Settings, channels: Sequence[int], classes: int) -> PSPHead:
+    """The head of these settings on the deepest of the maps."""
+    return PSPHead(channels[-1], classes, settings)

@@ -1,0 +1,116 @@
+"""CCNet's wrapper with any block inside: reduce, block, convolve, and classify with the backbone's features beside.
+
+With another block in the same place, what is compared is the block alone. `block: none` is mmsegmentation's FCN.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ccnet_cli.models.blocks import BLOCKS
+from ccnet_cli.models.dense import DensePass
+from ccnet_cli.models.heads import Activation
+from ccnet_cli.models.layers import Make, conv_norm_act, fold_layers
+from ccnet_cli.parts import Channels, Fraction, Outputs, Section
+
+
+class Settings(Section):
+    """block is what stands between the two 3x3 convolutions, made for the authors' sizes; see the heads of its own."""
+
+    kind: Literal["wrapped"] = "wrapped"
+    block: Literal["none", "criss_cross", "nonlocal", "gc", "pam", "cam", "isa"] = "none"
+    channels: Channels = 512
+    activation: Activation = "leaky_relu"
+    dropout: Fraction = 0.1
+
+
+class Wrapped(nn.Module):
+    """The deepest map (B, C, h, w) -> (B, K, h, w); block None stands for none.
+
+    settings have channels, activation and dropout. `name` is the block's among the weights.
+    """
+
+    levels = 1
+    name = "block"
+
+    def __init__(self, inputs: int, classes: int, settings: Any, block: nn.Module | None) -> None:
+        super().__init__()
+        channels, activation = settings.channels, settings.activation
+        self.feature_channels = channels
+        self.conva = nn.Sequential(*conv_norm_act(inputs, channels, activation))
+        self.add_module(self.name, block)
+        self.convb = nn.Sequential(*conv_norm_act(channels, channels, activation))
+        self.bottleneck = nn.Sequential(
+            *conv_norm_act(inputs + channels, channels, activation),
+            nn.Dropout2d(settings.dropout),
+            nn.Conv2d(channels, classes, 1),
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Class scores at the features' size."""
+        return self.classify(features[-1], self._gather(features[-1]))
+
+    def outputs(self, features: Sequence[Tensor]) -> Outputs:
+        """Class scores, with the block's output (B, C, h, w) as the features that losses look at."""
+        gathered = self._gather(features[-1])
+        return Outputs(self.classify(features[-1], gathered), {}, gathered)
+
+    def classify(self, x: Tensor, gathered: Tensor) -> Tensor:
+        """Class scores from the features and what the block answers."""
+        scores: Tensor = self.bottleneck(torch.cat([x, self.convb(gathered)], dim=1))
+        return scores
+
+    def fold(self, make: Make) -> nn.Module:
+        """Itself for inference."""
+        return FoldedWrapped(self, make)
+
+    def _gather(self, x: Tensor) -> Tensor:
+        reduced, block = self.conva(x), getattr(self, self.name)
+        gathered: Tensor = reduced if block is None else block(reduced)
+        return gathered
+
+
+class FoldedWrapped(nn.Module):
+    """The head of folded convolutions; nothing is concatenated, and the last convolution is float32."""
+
+    def __init__(self, head: Wrapped, make: Make) -> None:
+        super().__init__()
+        self.conva = make(*head.conva)
+        self.name, block = head.name, getattr(head, head.name)
+        fold = getattr(block, "fold", None)
+        folded = nn.Identity() if block is None else fold_layers(block, make) if fold is None else fold(make)
+        self.add_module(self.name, folded)
+        self.convb = make(*head.convb)
+        conv, norm, act, _, classify = head.bottleneck
+        widths = (head.conva[0].in_channels, head.convb[0].out_channels)
+        self.bottleneck = make(conv, norm, act, widths=widths)
+        # class scores that lie close together would be equal in bfloat16
+        self.classify = make(classify, dtype="fp32")
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Class scores at the features' size, float32."""
+        x, block = features[-1], getattr(self, self.name)
+        scores: Tensor = self.classify(self.bottleneck(x, self.convb(block(self.conva(x)))).float())
+        return scores
+
+
+class DenseWrapped(Wrapped):
+    """The wrapper around a block whose passes over all positions can be drawn."""
+
+    def attend(self, features: Sequence[Tensor]) -> tuple[Tensor, list[DensePass]]:
+        """Class scores, and the weights of each pass."""
+        block: Any = getattr(self, self.name)
+        return self(features), block.passes(self.conva(features[-1]))
+
+
+def wrap(settings: Any, channels: Sequence[int], classes: int, block: nn.Module) -> Wrapped:
+    """The wrapper around a block on the deepest of the maps."""
+    kind = DenseWrapped if hasattr(block, "passes") else Wrapped
+    return kind(channels[-1], classes, settings, block)
+
+
+def build(settings: Settings, channels: Sequence[int], classes: int) -> nn.Module:
+    """The head of these settings on the deepest of the maps."""
+    return wrap(settings, channels, classes, BLOCKS[settings.block](settings.channels, settings.activation))

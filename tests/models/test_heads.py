@@ -1,0 +1,189 @@
+"""Every head against a second rendering in plain functions over its weights, and against its published size."""
+
+import pytest
+import torch
+from renderings import RENDERINGS
+from torch.utils.flop_counter import FlopCounterMode
+
+from ccnet_cli.models.backbones import BACKBONES
+from ccnet_cli.models.heads import HEADS
+
+# odd, small and wide
+SIZES = [(11, 9), (5, 6), (7, 26)]
+MAPS, STRIDES, CLASSES = (6, 8, 10, 12), (4, 2, 1, 1), 3
+SMALL = {"channels": 8}
+# name: settings that differ from the defaults
+CASES = {
+    "rcca, R=0": ("rcca", {**SMALL, "recurrence": 0}),
+    "rcca, R=2": ("rcca", {**SMALL, "query_channels": 4}),
+    "fcn": ("fcn", {**SMALL, "bias": False, "activation": "relu"}),
+    "wrapped, none": ("wrapped", {**SMALL, "block": "none"}),
+    "wrapped, criss_cross": ("wrapped", {**SMALL, "block": "criss_cross"}),
+    "wrapped, nonlocal": ("wrapped", {**SMALL, "block": "nonlocal"}),
+    "wrapped, gc": ("wrapped", {**SMALL, "block": "gc"}),
+    "wrapped, pam": ("wrapped", {**SMALL, "block": "pam"}),
+    "wrapped, cam": ("wrapped", {**SMALL, "block": "cam"}),
+    "wrapped, isa": ("wrapped", {**SMALL, "block": "isa"}),
+    "nonlocal": ("nonlocal", {**SMALL, "inner": 3}),
+    "nonlocal, pooled": ("nonlocal", {**SMALL, "sub_sample": True}),
+    "nonlocal, dot product": ("nonlocal", {**SMALL, "mode": "dot_product"}),
+    "gc": ("gc", {**SMALL, "ratio": 0.5, "activation": "relu"}),
+    "psp": ("psp", {**SMALL}),
+    "psp, map first": ("psp", {**SMALL, "order": "map_first", "activation": "relu"}),
+    "aspp, toolbox": ("aspp", {**SMALL, "width": 5, "dilations": [1, 2, 4]}),
+    "aspp, mmseg": ("aspp", {**SMALL, "width": 5, "form": "mmseg", "activation": "relu"}),
+    "aspp, torchvision": ("aspp", {**SMALL, "width": 5, "form": "torchvision", "activation": "relu"}),
+    "aspp_plus": ("aspp_plus", {**SMALL, "fine": 4, "dilations": [1, 2, 3]}),
+    "danet": ("danet", {**SMALL, "query_channels": 3}),
+    "oc, base": ("oc", {**SMALL}),
+    "oc, separate and pooled": ("oc", {**SMALL, "separate": True, "pooled": True, "activation": "relu"}),
+    "oc, pyramid": ("oc", {**SMALL, "form": "pyramid"}),
+    "oc, asp": ("oc", {**SMALL, "form": "asp"}),
+    "isa": ("isa", {**SMALL, "cell": 4}),
+    "isa, mmseg": ("isa", {**SMALL, "form": "mmseg", "inner": 3, "value_bias": True}),
+    "encnet": ("encnet", {**SMALL, "codewords": 5}),
+    "encnet, lateral": ("encnet", {**SMALL, "codewords": 5, "lateral": True}),
+    "upernet": ("upernet", {**SMALL}),
+    "upernet, resized first": ("upernet", {**SMALL, "pooled_channels": 5, "resize_first": True}),
+    "gcn": ("gcn", {"kernel": 5}),
+}
+
+
+def make(kind, maps=MAPS, classes=CLASSES, **settings):
+    part = HEADS[kind]
+    own = part.settings(kind=kind, **settings)
+    first = () if part.first is None else (part.first(own),)
+    return part.build(own, maps, classes, *first)
+
+
+def drawn(case: str):
+    """A head with weights of which none is 0 or 1, in evaluation mode and float64."""
+    kind, settings = CASES[case]
+    torch.manual_seed(0)
+    head = make(kind, **settings).double().eval()
+    with torch.no_grad():
+        for name, tensor in head.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.is_floating_point():
+                tensor.normal_(0, 1 if tensor.ndim < 2 else 1.5 / tensor[0].numel() ** 0.5)
+    return head
+
+
+def features(size):
+    torch.manual_seed(1)
+    sides = [(size[0] * stride - stride // 2, size[1] * stride - stride // 2) for stride in STRIDES]
+    return [torch.randn(2, c, *hw, dtype=torch.double) for c, hw in zip(MAPS, sides, strict=True)]
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("case", CASES)
+def test_it_equals_a_second_rendering_with_its_gradients(case, size, align_corners):
+    head, maps = drawn(case), features(size)
+    head.align_corners = align_corners
+    kind, settings = CASES[case]
+    maps = [x.requires_grad_() for x in maps]
+    taken = maps[-getattr(head, "levels", 4) :]
+    got = head(taken)
+    own = {name: parameter.detach().clone() for name, parameter in head.state_dict(keep_vars=True).items()}
+    parameters = {name: own[name].requires_grad_() for name, _ in head.named_parameters()}
+    wanted = RENDERINGS[kind]({**own, **parameters}, taken, head, settings, align_corners)
+    assert got.shape == wanted.shape
+    assert (got - wanted).abs().max() <= 1e-9 * wanted.std(), case
+    factor = torch.randn(got.shape, dtype=got.dtype, generator=torch.Generator().manual_seed(2))
+    used = dict(head.named_parameters())
+    left = torch.autograd.grad((got * factor).sum(), [*used.values(), *taken], allow_unused=True)
+    right = torch.autograd.grad(
+        (wanted * factor).sum(), [*(parameters[n] for n in used), *taken], allow_unused=True, materialize_grads=True
+    )
+    for name, a, b in zip([*used, *range(len(taken))], left, right, strict=True):
+        a = torch.zeros_like(b) if a is None else a
+        assert (a - b).abs().max() <= 1e-8 * max(float(b.abs().max()), 1.0), (case, name)
+
+
+# millions of parameters and GFLOP, of the published structures at 97x97 and 19 classes
+PUBLISHED = {
+    "rcca": ({}, 23.934, 460.72),
+    "rcca, R=0": ({"recurrence": 0}, 23.606, 444.16),
+    "wrapped": ({"block": "none"}, 23.606, 444.16),
+    "wrapped, pam": ({"block": "pam"}, 23.934, 552.32),
+    "fcn": ({"bias": False}, 9.448, 177.77),
+    "psp": ({}, 23.084, 355.47),
+    "aspp": ({}, 15.873, 288.77),
+    "aspp, mmseg": ({"form": "mmseg"}, 42.221, 774.67),
+    "aspp, torchvision": ({"form": "torchvision"}, 16.130, 293.61),
+    "nonlocal": ({}, 24.132, 544.69),
+    "gc": ({}, 23.738, 444.18),
+    "danet": ({}, 23.955, 562.55),
+    "oc": ({}, 10.369, 288.20),
+    "oc, asp": ({"form": "asp"}, 15.188, 287.60),
+    "isa": ({}, 11.814, 231.20),
+    "encnet": ({}, 10.000, 184.0),
+    "encnet, lateral": ({"lateral": True}, 17.867, None),
+    "upernet": ({}, 40.523, None),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_it_has_its_published_size_and_cost(name):
+    settings, millions, gflop = PUBLISHED[name]
+    maps = (256, 512, 1024, 2048)
+    with torch.device("meta"):
+        head = make(name.partition(",")[0], maps, 19, **settings).eval()
+        count = sum(p.numel() for p in head.parameters()) / 1e6
+        assert count == pytest.approx(millions, rel=1e-3)
+        x = [torch.empty(1, c, 97, 97) for c in maps]
+    if gflop is not None:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            # training's outputs are not counted
+            head(x)
+        assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, rel=5e-3)
+
+
+def test_the_global_convolution_has_its_published_size():
+    for kernel, millions in ((7, 0.550), (15, 1.178)):
+        with torch.device("meta"):
+            head = make("gcn", (1024, 2048), 19, kernel=kernel)
+        count = sum(p.numel() for p in head.global_convolution.parameters())
+        assert count / 1e6 == pytest.approx(millions, rel=1e-3)
+
+
+IDENTITY = ("wrapped, nonlocal", "wrapped, gc", "wrapped, pam", "wrapped, cam", "nonlocal", "gc", "rcca, R=2")
+
+
+@pytest.mark.parametrize("case", IDENTITY)
+def test_a_block_that_starts_as_the_identity_does(case):
+    kind, settings = CASES[case]
+    torch.manual_seed(0)
+    head = make(kind, **settings).eval()
+    reduced = head.conva(features((5, 6))[-1].float())
+    assert torch.equal(getattr(head, head.name)(reduced), reduced)
+
+
+def test_the_context_of_an_untrained_ocnet_is_zero():
+    torch.manual_seed(0)
+    head = make("oc", **SMALL).eval()
+    assert not head.context.attention(torch.randn(1, 8, 5, 6)).any()
+
+
+def test_every_kind_has_a_case_and_a_rendering():
+    assert {kind for kind, _ in CASES.values()} == set(HEADS) == set(RENDERINGS)
+
+
+def test_a_resnet_hands_out_all_maps_at_its_strides():
+    part = BACKBONES["resnet18"]
+    for stride, expected in ((8, (4, 8, 8, 8)), (16, (4, 8, 16, 16)), (32, (4, 8, 16, 32))):
+        with torch.device("meta"):
+            backbone = part.build(part.settings(kind="resnet18", width=8, stride=stride, pool="floor"))
+            backbone.levels = 4
+            maps = backbone(torch.empty(1, 3, 64, 96))
+        assert backbone.strides == expected and backbone.stride == expected[-1]
+        assert [(x.shape[1], x.shape[2], x.shape[3]) for x in maps] == [
+            (c, 64 // s, 96 // s) for c, s in zip(backbone.channels, expected, strict=True)
+        ]
+        # where no stride is taken, layers are dilated instead
+        assert backbone.layer4[1].conv2.dilation == (32 // stride, 32 // stride)
+    with torch.device("meta"):
+        backbone = part.build(part.settings(kind="resnet50", width=8, multi_grid=True))
+    assert [block.conv2.dilation[0] for block in backbone.layer4] == [4, 8, 16]
