@@ -178,8 +178,8 @@ class GridAttention(SelfAttention):
         super().__init__(key, query, value, out, channels)
         self.grid = grid
 
-    def forward(self, x: Tensor, align_corners: bool = True) -> Tensor:
-        """(B, C, H, W) -> (B, outputs, H, W)."""
+    def forward(self, x: Tensor, align_corners: bool = True, mask_HW: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, outputs, H, W), at full size and without a mask."""
         query, key = self.project(x)
         value = self.value(x)
         rows = []
