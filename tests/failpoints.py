@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader
 
 from ccnet_cli import cli
@@ -17,7 +18,8 @@ from ccnet_cli.inference import scoring
 from ccnet_cli.parallel import supervisor
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.training import loader
-from ccnet_cli.training.trainer import Trainer
+from ccnet_cli.training.loop import Loop
+from ccnet_cli.training.trainer import LossNetwork, Trainer
 
 
 def mark():
@@ -68,6 +70,39 @@ def fail_at_steps(steps, fail):
         return done
 
     Trainer.update = then
+
+
+def stop_at(place, rank):
+    """Stop the process of a rank at one of PLACES, once, in or after its third step."""
+    owner, name = PLACES[place]
+    function = getattr(owner, name)
+
+    def stopping(*arguments, **options):
+        if STEPS_DONE[0] >= 2 and os.environ.get("RANK") == rank and mark():
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return function(*arguments, **options)
+
+    setattr(owner, name, stopping)
+    update = Trainer.update
+
+    def count(*arguments):
+        STEPS_DONE[0] += 1
+        return update(*arguments)
+
+    if place != "after step":
+        Trainer.update = count
+    else:
+        STEPS_DONE[0] = 2
+
+
+STEPS_DONE = [0]
+PLACES = {
+    "before forward": (LossNetwork, "forward"),
+    "backward": (torch.Tensor, "backward"),
+    "after step": (Loop, "_log"),
+    "save": (Trainer, "state"),
+    "evaluation": (scoring, "batch_scores"),
+}
 
 
 def die(number):
@@ -142,7 +177,11 @@ def pid_file(mark, rank):
 def install():
     """Put in the fault, and take out the guard, that the environment names."""
     note_processes()
-    FAULTS[os.environ.get("CCNET_FAULT", "")]()
+    fault = os.environ.get("CCNET_FAULT", "")
+    if fault.startswith("stop at "):
+        stop_at(*fault.removeprefix("stop at ").rsplit(" ", 1))
+    else:
+        FAULTS[fault]()
     GUARDS[os.environ.get("CCNET_WITHOUT", "")]()
 
 

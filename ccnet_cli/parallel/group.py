@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ccnet_cli import errors
-from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, PeerLost
+from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, PeerLost, out_of_memory
 
 # torch declares its stores without types
 STORES: Any = dist
@@ -32,6 +32,8 @@ T = TypeVar("T")
 CPU = torch.device("cpu")
 # seconds in which unsupervised processes find out which of them reports an error
 REPORT_SECONDS = 2.0
+# the files of torch that call collectives
+COLLECTIVE = re.compile(r"/torch/(distributed/|nn/parallel/distributed\.py|autograd/graph\.py)")
 # the variable with the address of the store where machines meet, which outlasts their restarts
 RENDEZVOUS = "CCNET_RENDEZVOUS"
 
@@ -257,10 +259,9 @@ def join_group(device: torch.device, limits: Limits | None = None, supervised: b
         with contextlib.nullcontext() if group.rank == 0 else _silence():
             yield group
     except (RuntimeError, CCNetError) as error:
-        if not isinstance(error, CCNetError) and not _is_lost_peer(error):
+        known = error if isinstance(error, CCNetError) else _lost_peer(error, group.rank)
+        if known is None:
             raise
-        why, fix = f"lost the other processes ({first_line(error)})", "see what became of them, and resume"
-        known = error if isinstance(error, CCNetError) else PeerLost(f"process {group.rank}", why, fix)
         raise known if supervised else _report_once(group, launch, known) from error
     dist.destroy_process_group()
 
@@ -279,11 +280,14 @@ def share_store(device: torch.device, limits: Limits | None = None) -> Iterator[
         return
     store = _meet(launch, limits)
     device = _local_device(launch, device)
-    yield Group(device, launch.rank, launch.world_size, launch.local_rank, launch.attempt, store)
-    left, deadline = store.add("left", 1), time.monotonic() + limits.collective
-    while launch.opens_store and left < launch.world_size and time.monotonic() < deadline:
-        time.sleep(0.1)
-        left = store.add("left", 0)
+    try:
+        yield Group(device, launch.rank, launch.world_size, launch.local_rank, launch.attempt, store)
+        left, deadline = store.add("left", 1), time.monotonic() + limits.collective
+        while launch.opens_store and left < launch.world_size and time.monotonic() < deadline:
+            time.sleep(0.1)
+            left = store.add("left", 0)
+    except RuntimeError as error:
+        raise (_lost_peer(error, launch.rank) or error) from error
 
 
 def _local_device(launch: Launch, device: torch.device) -> torch.device:
@@ -439,8 +443,15 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _is_lost_peer(error: Exception) -> bool:
-    return isinstance(error, dist.DistError) or "/gloo/" in str(error) or "NCCL" in str(error)
+def _lost_peer(error: RuntimeError, rank: int) -> PeerLost | None:
+    """The error to raise for one from a collective, whatever its text; None for one from anywhere else."""
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    known = isinstance(error, dist.DistError) or "/gloo/" in str(error) or "NCCL" in str(error)
+    # what DistributedDataParallel reduces in backward passes comes out of autograd's engine
+    if not known and (type(error) is not RuntimeError or out_of_memory(error) or not COLLECTIVE.search(frames[-1])):
+        return None
+    fix = "see what became of them, and resume"
+    return PeerLost(f"process {rank}", f"lost the other processes ({first_line(error)})", fix)
 
 
 def first_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 
+import failpoints
 import pytest
 from launched import Train, assert_equal, logged, one_error, saved, weights
 from runs import free_port, make_horizons
@@ -155,6 +156,23 @@ def test_without_a_timeout_a_process_that_hangs_stops_the_run_for_ever(data, tmp
     """Proves the test above."""
     with pytest.raises(TimeoutError):
         stopped(data, tmp_path, 600).end(12)
+
+
+PLACES = [(place, rank) for place in failpoints.PLACES for rank in (0, 1)]
+QUICK = [("backward", 0), ("before forward", 1)]
+
+
+@pytest.mark.parametrize(
+    ("place", "rank"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in PLACES if case not in QUICK)]
+)
+def test_a_process_that_is_stopped_anywhere_is_named(data, tmp_path, place, rank):
+    options = ["--processes", 2, "--timeout", 2, "--shutdown-timeout", 12]
+    settings = ["schedule.steps=1000", "eval.every=4"]
+    train = Train(data, tmp_path, *options, settings=settings, fault=f"stop at {place} {rank}")
+    train.wait_for_mark()
+    code, output, seconds = train.end()
+    assert code == 3 and f"process {rank} of this run: does not answer" in one_error(output), output
+    assert seconds < 12
 
 
 @pytest.fixture(scope="module")

@@ -319,6 +319,39 @@ def test_a_rank_that_lost_another_raises_the_cause(ranks, store):
         assert answers[failing] == error.format("") and answers[1 - failing] == error.format(" (silent)"), answers
 
 
+def test_a_collective_that_fails_for_an_unknown_reason_has_lost_a_peer(ranks):
+    def work(rank):
+        with join_group(CPU) as group:
+            # torch's message names neither gloo nor NCCL
+            group.replicate(nn.Linear(2, 2, bias=rank == 0))
+
+    for rank, (answer, _) in enumerate(ranks(2, work)):
+        assert answer.startswith(("PeerLost: ", "PeerLost (silent): ")) and "lost the other processes" in answer, rank
+
+
+class Broken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("shapes differ")
+
+
+@pytest.mark.parametrize("apply", [lambda x: torch.ones(3) @ x, Broken.apply])
+def test_a_bug_in_the_network_is_no_lost_peer(ranks, apply):
+    class Network(Scaled):
+        def forward(self, x):
+            return apply(super().forward(x)[None])
+
+    def work(rank):
+        with join_group(CPU) as group:
+            _backward(group.replicate(Network(rank)), torch.ones(2))
+
+    assert [answer for answer, _ in ranks(2, work)] == [1, 1]
+
+
 def test_a_bug_is_no_lost_peer(ranks):
     def work(_):
         with join_group(CPU) as group:
