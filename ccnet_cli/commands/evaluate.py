@@ -16,6 +16,7 @@ from ccnet_cli.datasets.source import Source
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.figures import charts
 from ccnet_cli.inference.artifact import Artifact, Network, default_device, open_artifact
+from ccnet_cli.inference.dispatch import read_launch_alone
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.runtime import Runtime
 from ccnet_cli.inference.scoring import OnImage, score_network
@@ -23,7 +24,6 @@ from ccnet_cli.inference.views import Views
 from ccnet_cli.media import images, outputs
 from ccnet_cli.media.background import background_writer
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.dispatch import read_launch_alone
 from ccnet_cli.parallel.group import Group, join_group
 from ccnet_cli.parallel.supervisor import Worker
 from ccnet_cli.runs import checkpoint

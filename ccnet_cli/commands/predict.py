@@ -15,6 +15,7 @@ from ccnet_cli import config, devices, files
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, Interrupted, notice
 from ccnet_cli.inference import sharing
 from ccnet_cli.inference.artifact import Artifact, Network, default_device, is_onnx
+from ccnet_cli.inference.dispatch import read_launch_alone
 from ccnet_cli.inference.runtime import Runtime
 from ccnet_cli.inference.sharing import Recipe
 from ccnet_cli.inference.stream import Area, Collector, Keep, Outcome, Task
@@ -23,7 +24,6 @@ from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.layout import Layout, Targets
 from ccnet_cli.media.sources import Collision, Source
 from ccnet_cli.media.video import declared_frames
-from ccnet_cli.parallel.dispatch import read_launch_alone
 from ccnet_cli.parallel.group import share_store
 from ccnet_cli.progress import Progress
 from ccnet_cli.runs import checkpoint

@@ -15,12 +15,12 @@ import torch
 from ccnet_cli import errors
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, PeerLost
 from ccnet_cli.inference.artifact import Artifact, Network, open_artifact
+from ccnet_cli.inference.dispatch import Dispatcher, Message, TaskQueue, decode_error, encode_error, this_process
 from ccnet_cli.inference.runtime import Runtime
 from ccnet_cli.inference.segmenter import Segmenter
 from ccnet_cli.inference.stream import Area, Collector, Keep, Outcome, StreamSegmenter, Task
 from ccnet_cli.inference.views import Views
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.dispatch import Dispatcher, Message, TaskQueue, decode_error, encode_error, this_process
 from ccnet_cli.parallel.group import Group, share_store
 from ccnet_cli.parallel.supervisor import Worker
 from ccnet_cli.progress import Progress
