@@ -43,6 +43,22 @@ def test_weights_are_colours_over_the_dimmed_image():
     assert drawn[0, 1].tolist() not in (drawn[0, 0].tolist(), drawn[0, 2].tolist())
 
 
+def test_the_grey_below_is_the_colours_lightness():
+    """Of pure blue, green and red, 29, 150 and 76 of 255, in steps of 20 and dimmed to 45 per cent."""
+    image = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
+    drawn = overlay(image, np.zeros((1, 3), np.float32))
+    assert drawn[0].tolist() == [[9, 9, 9], [63, 63, 63], [27, 27, 27]]
+
+
+def test_a_point_of_an_enlarged_picture_lies_in_the_middle_of_its_pixel():
+    """40 panel pixels for one of the image: (3, 2) is around column 140 and row 100, the marks' lines cross there."""
+    point = Point((3, 2), (0, 0), "car", (Fractions(1, 1, 0),))
+    picture = draw_figure(np.zeros((10, 15, 3), np.uint8), [ModelMaps([point], [[np.full((2, 2), 0.25)]])])
+    panel = picture[46:446, 28:628]
+    rows, columns = (panel[:, 300] > 100).all(-1).nonzero()[0], (panel[300] > 100).all(-1).nonzero()[0]
+    assert (rows.tolist(), columns.tolist()) == ([100], [140])
+
+
 def test_a_map_is_enlarged_with_its_corners_in_the_corners():
     map_hw = np.array([[0.0, 2.0], [1.0, 0.5]], np.float32)
     large = enlarge(map_hw, (5, 9), align_corners=True)

@@ -69,6 +69,31 @@ def test_training_curves_are_loss_with_its_terms_rate_and_score():
     assert not any(len(coloured(panel)) for panel in bare)
 
 
+def test_each_panel_of_the_curves_is_its_own_number():
+    """The loss falls, the rate rises, the score rises and falls."""
+    rows = [{"step": step, "loss": 9.0 - step, "lr": float(step), "miou": 1 - abs(step - 5) / 5} for step in range(11)]
+    loss, rate, score = np.split(charts.training_curves(rows), 3, axis=1)
+    left, middle, right = 0.15, 0.5, 0.85
+    assert row_at(loss, left) < row_at(loss, right)
+    assert row_at(rate, left) > row_at(rate, right)
+    assert row_at(score, middle) < min(row_at(score, left), row_at(score, right)) - 50
+
+
+@pytest.mark.parametrize(
+    ("lines", "right"),
+    [
+        ({"a": [(0, 9.0), (1, 0.25)]}, "last 0.25"),
+        ({"a": [(0, 2.0), (1, float("nan"))]}, "last 2"),
+        ({"a": [(0, 1.0)], "b": [(0, 2.0)]}, ""),
+    ],
+)
+def test_one_line_has_its_last_value_beside_it_and_several_a_legend(lines, right):
+    axes = charts._figure(400, 300).subplots()
+    charts._draw_panel(axes, charts.Panel("title", lines))
+    assert (axes.get_title(), axes.get_title(loc="right")) == ("title", right)
+    assert (axes.get_legend() is not None) == (len(lines) > 1)
+
+
 def test_a_row_is_dark_where_the_truth_goes_and_grey_without_any():
     counts = np.array([[1, 9, 0], [0, 5, 0], [0, 0, 0]])
     picture = charts.confusion_matrix(counts, ["a", "b", "c"])

@@ -97,6 +97,17 @@ def test_the_page_tells_the_run_and_needs_nothing_else(tmp_path):
     assert "default-src 'none'" in text and "<img src=x>: mIoU" in told.text and "name: <mine>" in told.text
 
 
+def test_a_class_has_its_colour_and_a_line_that_falls_as_its_score_does(tmp_path):
+    """By hand: in 260 x 26 pixels with an edge of 2, 0.5 is at the middle, 1 at the top; steps are as far apart."""
+    scores = {10: 0.5, 40: 1.0, 130: 0.0}
+    rows = [{"step": step, "miou": value, "classes": {"road": value}} for step, value in scores.items()]
+    rows[1]["classes"][NAMES[1]] = 0.25
+    text = page(tmp_path, rows)
+    lines = re.findall(r'<polyline[^>]* points="([^"]*)"', text)
+    assert lines == ["2.0,13.0 66.0,2.0 258.0,24.0", "2.0,18.5 258.0,18.5"]
+    assert all(colour in text for colour in ("#804080", "#4682b4", "#00008e"))
+
+
 def test_a_run_that_was_never_scored_has_a_page_too(tmp_path):
     told = Page(page(tmp_path, []))
     assert "mIoU" not in told.text.partition("Classes")[0] and "road" in told.text

@@ -325,6 +325,20 @@ def test_other_errors_are_not_tried_again():
     assert model.calls == 1
 
 
+def test_views_that_do_not_fit_together_are_seen_one_by_one():
+    """The network takes one tile at a time only; what it answers is what it always does."""
+
+    class Narrow(Pointwise):
+        def forward(self, x):
+            if len(x) > 1:
+                raise MemoryError
+            return super().forward(x)
+
+    image = photo(40, 70)
+    expected = class_scores(Pointwise(), image, mode="sliding", tile=TILE, batch=4)
+    assert torch.equal(class_scores(Narrow(), image, mode="sliding", tile=TILE, batch=4), expected)
+
+
 def test_label_map_is_the_argmax():
     scores = photo(150, 9)[0]
     labels = inference.upsample(scores, (150, 9), True).predict()

@@ -100,6 +100,18 @@ def test_a_file_holds_one_plain_graph_and_all_that_is_to_be_known(made):
     assert run.network.normalisation == restored.network.normalisation
 
 
+@pytest.mark.parametrize(("told", "stride"), [({"stride": 4}, 4), ({}, 8)])
+def test_a_file_says_how_far_apart_its_cells_are(made, monkeypatch, told, stride):
+    """Files of version 0.1.0 say nothing: their networks were all of stride 8."""
+    facts, content = onnxfile.read(made / "model.onnx")
+    assert facts.pop("stride") == 8
+    monkeypatch.setattr(onnxfile, "read", lambda _: (facts | told, content))
+    network = open_artifact(made / "model.onnx").network
+    assert network.stride == stride
+    wanted = load_model(made / "model.pt").network.normalisation
+    assert network.normalisation == wanted and wanted.mean != wanted.std
+
+
 @pytest.mark.parametrize("views", [{}, {"mode": "sliding", "tile": (24, 40)}, {"scales": (0.75, 1.5), "flip": True}])
 def test_predict_writes_the_same_masks(made, tmp_path, views):
     ours = predict([made / "image.png"], tmp_path / "a.png", made / "model.pt", **views, areas=True)

@@ -193,3 +193,13 @@ def test_random_damage_is_refused_or_changes_nothing(tmp_path):
             else:
                 # a legacy file has no checksum: what a flip makes of its numbers cannot be known
                 assert legacy or same(whole, read)
+
+
+def test_a_tensor_must_not_be_larger_than_what_it_stands_on(tmp_path):
+    """By a single repetition: two rows that are one row of twelve bytes."""
+    path = tmp_path / "twice.pt"
+    torch.save({"a": torch.ones(3).expand(2, 3)}, path)
+    with pytest.raises(InputError, match=r"a tensor of shape \(2, 3\) stands on 12 bytes"):
+        torchfile.read(path)
+    torch.save({"a": torch.ones(3).expand(1, 3)}, path)
+    assert torch.equal(torchfile.read(path)["a"], torch.ones(1, 3))
