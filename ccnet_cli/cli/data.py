@@ -42,6 +42,7 @@ def data_group(context: typer.Context) -> None:
     epilog=examples(
         "ccnet data make toyscapes toys",
         "ccnet data make toyscapes shuffled --shuffle-signals",
+        "ccnet data make toyscapes two --signals 2",
         "ccnet train --preset toyscapes-r2 --data toys",
     ),
 )
@@ -52,6 +53,9 @@ def data_make(
     val: Annotated[int | None, typer.Option(min=1, max=1_000_000, metavar="N", help="Validation scenes.")] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Size of the scenes.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Another seed draws other scenes.")] = None,
+    signals: Annotated[
+        int, typer.Option(min=1, max=2, metavar="1|2", help="Signals of a scene; with 2, a mark says whose a van is.")
+    ] = 1,
     shuffle_signals: Annotated[
         bool, typer.Option("--shuffle-signals", help="Let the signals of val show colours drawn at random.")
     ] = False,
@@ -66,7 +70,7 @@ def data_make(
     from ccnet_cli.datasets.toyscapes import make
 
     changed: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    print_names(make(folder, shuffle_signals=shuffle_signals, **changed))
+    print_names(make(folder, signals=signals, shuffle_signals=shuffle_signals, **changed))
 
 
 @app.command(

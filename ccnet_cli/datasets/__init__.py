@@ -8,7 +8,7 @@ from typing import Any
 from ccnet_cli.datasets import ade20k, camvid, cityscapes, cocostuff, folder, lip, voc
 from ccnet_cli.datasets.dataset import DataSet, Split, holds
 from ccnet_cli.datasets.listing import Samples, make_samples, pair
-from ccnet_cli.datasets.settings import Data, FolderData
+from ccnet_cli.datasets.settings import Data, FolderData, Toyscapes
 from ccnet_cli.errors import InputError
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.parts import late
@@ -38,7 +38,9 @@ DATASETS: dict[str, DataSet] = {
     "lip": lip.DATASET,
     "cocostuff": cocostuff.DATASET,
     # built-in scenes, drawn in the layout of Cityscapes
-    "toyscapes": dataclasses.replace(cityscapes.DATASET, root=late("ccnet_cli.datasets.toyscapes", "built_in")),
+    "toyscapes": dataclasses.replace(
+        cityscapes.DATASET, settings=Toyscapes, root=late("ccnet_cli.datasets.toyscapes", "built_in")
+    ),
     "folder": folder.DATASET,
 }
 

@@ -61,8 +61,8 @@ class DataSet:
     folders: Mapping[str, str] = field(default_factory=dict)
     # whether a folder holds this data set, for `ccnet data check DIR`
     recognise: Callable[[Path], bool] = lambda _: False
-    # the data set's folder if data.root is not set
-    root: Callable[[], Path] | None = None
+    # the data set's folder, by its settings, if data.root is not set
+    root: Callable[[Any], Path] | None = None
     # reads a label file into integers (H, W), if it is not a grey or palette PNG
     read_label: "Callable[[Path], np.ndarray] | None" = None
 

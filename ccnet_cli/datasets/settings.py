@@ -73,6 +73,12 @@ class Data(Section):
         return self
 
 
+class Toyscapes(Data):
+    """The built-in scenes; signals says which set is drawn where no root is set, see ccnet data make --signals."""
+
+    signals: Annotated[int, Field(strict=True, ge=1, le=2)] = 1
+
+
 class FolderData(Data):
     """Folders of your own: their images and labels, and the label value that is ignored."""
 

@@ -65,7 +65,7 @@ def open_source(data: Data, split: str, labels_required: bool = True, verify: bo
 
 def _find_root(data: Data) -> Path:
     if data.root is None and (built_in := DATASETS[data.dataset].root):
-        return built_in()
+        return built_in(data)
     fix = f"give the folder of {data.dataset} with --data DIR"
     if data.root is None:
         raise InputError("preset key data.root", "missing", fix)

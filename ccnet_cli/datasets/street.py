@@ -15,6 +15,9 @@ ROAD = 34
 SIGNAL_RADIUS = 12
 # width, height
 VEHICLE = (48, 24)
+MARK = (24, 12)
+# textures of a mark, by the side of their white and black cells, 0 for a cell as long as the mark
+MARKS = {"plain": (0, 0), "upright": (4, 0), "level": (0, 4), "checks": (6, 6)}
 
 # Cityscapes label ids; the signal's post has none
 SKY, BUILDING, VEGETATION, STREET, POST = 23, 11, 21, 7, 0
@@ -28,6 +31,20 @@ FACADES = (
     (220, 220, 216),
 )
 ROOFS = ((72, 88, 150), (84, 96, 128), (96, 92, 100), (66, 78, 118))
+
+
+def draw_streets(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Pixels, Pixels, list[int]]:
+    """Image and labels of size (H, W) with sky and terraces, and the rows of the lanes, from the top."""
+    height, width = size
+    image, labels = np.empty((height, width, 3), np.uint8), np.full((height, width), SKY, np.uint8)
+    draw_sky(rng, image)
+    terraces = height // TERRACE
+    lowest = height - int(rng.integers(height - terraces * TERRACE + 1))
+    bottoms = [lowest - TERRACE * i for i in reversed(range(terraces))]
+    for index, bottom in enumerate(bottoms):
+        draw_terrace(rng, image, labels, bottom, top=index == 0)
+    image[lowest:], labels[lowest:] = image[lowest - 1], STREET
+    return image, labels, [bottom - ROAD // 2 for bottom in bottoms]
 
 
 def draw_sky(rng: np.random.Generator, image: Pixels) -> None:
@@ -125,6 +142,24 @@ def draw_signal(image: Pixels, labels: Pixels, x: int, y: int, colour: tuple[int
     _draw_disc(image, x, y, SIGNAL_RADIUS, (250, 250, 250))
     _draw_disc(image, x, y, SIGNAL_RADIUS - 2, colour)
     cv2.circle(labels, (x, y), SIGNAL_RADIUS, label, -1)
+
+
+def draw_board(image: Pixels, labels: Pixels, x: int, y: int, mark: str) -> None:
+    """Draw the mark on a board above a signal's centre; as the post, it is not labelled."""
+    y -= SIGNAL_RADIUS + MARK[1] // 2 + 1
+    (width, height) = MARK
+    image[y - height // 2 - 1 : y + height // 2 + 1, x - width // 2 - 1 : x + width // 2 + 1] = 150
+    labels[y - height // 2 - 1 : y + height // 2 + 1, x - width // 2 - 1 : x + width // 2 + 1] = POST
+    draw_mark(image, x, y, mark)
+
+
+def draw_mark(image: Pixels, x: int, y: int, mark: str) -> None:
+    """Draw one of MARKS, 24 x 12 pixels, around a centre."""
+    (width, height), (across, down) = MARK, MARKS[mark]
+    rows, columns = np.arange(height)[:, None], np.arange(width)[None]
+    dark = (rows // (down or height) + columns // (across or width)) % 2
+    top, left = y - height // 2, x - width // 2
+    image[top : top + height, left : left + width] = np.where(dark, 16, 248)[..., None]
 
 
 def _draw_disc(image: Pixels, x: int, y: int, radius: int, colour: Sequence[int]) -> None:

@@ -3,18 +3,23 @@
 All vehicles look alike; the colour of one signal says which class all vehicles of a scene have. Half of the vehicles
 share a row or a column with the signal, so one criss-cross pass can carry the message; the others share neither, which
 takes two. All are farther from the signal than `REACH`, more than the convolutions of the tiny network see.
+
+With two signals, of two classes, each rules the vehicles that wear its mark: the marks must be matched over a distance.
 """
 
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 
 from ccnet_cli import files
 from ccnet_cli.datasets import street
+from ccnet_cli.datasets.settings import Data, Toyscapes
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.media import images
 
@@ -43,6 +48,10 @@ SIGNALS = {
 }
 
 
+# a scene's image and labels, by its index in the split
+Draw = Callable[[int], tuple[images.Pixels, images.Pixels]]
+
+
 @dataclass(frozen=True)
 class Vehicle:
     """A vehicle's relation to the signal, "row", "column" or "off", and its centre in pixels."""
@@ -63,14 +72,34 @@ class Facts:
     vehicles: tuple[Vehicle, ...]
 
 
-def built_in() -> Path:
+@dataclass(frozen=True)
+class Signal:
+    """The class of its vehicles, the class whose colour it shows, their mark, and its centre in pixels."""
+
+    truth: str
+    shown: str
+    mark: str
+    x: int
+    y: int
+
+
+@dataclass(frozen=True)
+class FactsOfTwo:
+    """Two signals, and the vehicles of each, whose relations are to their own signal."""
+
+    signals: tuple[Signal, Signal]
+    vehicles: tuple[tuple[Vehicle, ...], tuple[Vehicle, ...]]
+
+
+def built_in(data: Data | None = None) -> Path:
     """The folder of the built-in set, drawn on first use; of two processes at once, the set of one is kept."""
-    folder = built_in_folder()
+    signals = data.signals if isinstance(data, Toyscapes) else 1
+    folder = built_in_folder(signals)
     if folder.is_dir():
         return folder
     notice(f"drawing the built-in data set, {TRAIN + VAL} scenes, into {folder}")
     try:
-        return make(folder, train=TRAIN, val=VAL, size=SIZE)
+        return make(folder, train=TRAIN, val=VAL, size=SIZE, signals=signals)
     except InputError:
         # another process was quicker
         if folder.is_dir():
@@ -78,9 +107,9 @@ def built_in() -> Path:
         raise
 
 
-def built_in_folder() -> Path:
+def built_in_folder(signals: int = 1) -> Path:
     """Where the built-in set is, or will be drawn."""
-    parameters = repr((VERSION, TRAIN, VAL, SIZE))
+    parameters = repr((VERSION, TRAIN, VAL, SIZE, *([signals] if signals > 1 else [])))
     return files.cache_folder() / f"toyscapes-{VERSION}-{hashlib.sha256(parameters.encode()).hexdigest()[:8]}"
 
 
@@ -92,10 +121,12 @@ def make(
     size: tuple[int, int] = SIZE,
     seed: int = 0,
     shuffle_signals: bool = False,
+    signals: int = 1,
 ) -> Path:
     """Draw the splits train and val, scenes of size (H, W), in Cityscapes layout into a new or empty folder.
 
     The classes take turns. shuffle_signals draws the colours of val's signals at random; nothing else changes.
+    signals is 1 or 2 for each scene.
     """
     if train < 1 or val < 1:
         raise InputError("toyscapes", f"{train} training and {val} validation scenes", "draw at least one of each")
@@ -110,8 +141,9 @@ def make(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".toyscapes-", dir=folder.parent))
         try:
-            _write(temporary, "train", train, size, seed, shuffle=False)
-            _write(temporary, "val", val, size, seed, shuffle=shuffle_signals)
+            for split, count, shuffle in (("train", train, False), ("val", val, shuffle_signals)):
+                draw = (_draw_one if signals == 1 else _draw_two)(size, seed, ("train", "val").index(split), shuffle)
+                _write(temporary, split, count, draw)
             temporary.chmod(0o755)
             # replaces an empty folder, and fails if another process has filled it meanwhile
             temporary.replace(folder)
@@ -123,12 +155,31 @@ def make(
     return folder
 
 
-def _write(root: Path, split: str, count: int, size: tuple[int, int], seed: int, shuffle: bool) -> None:
+def _draw_one(size: tuple[int, int], seed: int, stream: int, shuffle: bool) -> Draw:
+    """The scenes of one signal, by their index."""
     names = list(CLASSES)
-    stream = ("train", "val").index(split)
-    for index in range(count):
+
+    def draw(index: int) -> tuple[images.Pixels, images.Pixels]:
         shown = names[np.random.default_rng((seed, stream, index, 1)).integers(len(names))] if shuffle else None
-        image, labels, _ = scene(np.random.default_rng((seed, stream, index)), size, names[index % len(names)], shown)
+        return scene(np.random.default_rng((seed, stream, index)), size, names[index % len(names)], shown)[:2]
+
+    return draw
+
+
+def _draw_two(size: tuple[int, int], seed: int, stream: int, shuffle: bool) -> Draw:
+    """The scenes of two signals, by their index."""
+    pairs = list(permutations(CLASSES, 2))
+
+    def draw(index: int) -> tuple[images.Pixels, images.Pixels]:
+        shown = pairs[np.random.default_rng((seed, stream, index, 1)).integers(len(pairs))] if shuffle else None
+        return scene_of_two(np.random.default_rng((seed, stream, index)), size, pairs[index % len(pairs)], shown)[:2]
+
+    return draw
+
+
+def _write(root: Path, split: str, count: int, draw: Draw) -> None:
+    for index in range(count):
+        image, labels = draw(index)
         name = f"{CITY}_{index:06d}_000000"
         images.write_image(root / "leftImg8bit" / split / CITY / f"{name}_leftImg8bit.png", image)
         images.write_label(root / "gtFine" / split / CITY / f"{name}_gtFine_labelIds.png", labels)
@@ -146,16 +197,8 @@ def scene(
     drawn = names[rng.integers(len(names))]
     truth = truth or drawn
     shown = shown or truth
-    height, width = size
-    image, labels = np.empty((height, width, 3), np.uint8), np.full((height, width), street.SKY, np.uint8)
-    street.draw_sky(rng, image)
-    terraces = height // street.TERRACE
-    lowest = height - int(rng.integers(height - terraces * street.TERRACE + 1))
-    bottoms = [lowest - street.TERRACE * i for i in reversed(range(terraces))]
-    for index, bottom in enumerate(bottoms):
-        street.draw_terrace(rng, image, labels, bottom, top=index == 0)
-    image[lowest:], labels[lowest:] = image[lowest - 1], street.STREET
-    x, y, vehicles = _place_vehicles(rng, width, [bottom - street.ROAD // 2 for bottom in bottoms])
+    image, labels, lanes = street.draw_streets(rng, size)
+    x, y, vehicles = _place_vehicles(rng, size[1], lanes)
     for vehicle in vehicles:
         street.draw_van(rng, image, labels, (vehicle.x, vehicle.y), CLASSES[truth])
     street.draw_signal(image, labels, x, y, *SIGNALS[shown])
@@ -187,3 +230,62 @@ def _place_vehicles(rng: np.random.Generator, width: int, lanes: list[int]) -> t
                     break
         if len(placed) == len(needed):
             return x, y, tuple(vehicle for _, vehicle in placed)
+
+
+def scene_of_two(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    truths: tuple[str, str],
+    shown: tuple[str, str] | None = None,
+) -> tuple[images.Pixels, images.Pixels, FactsOfTwo]:
+    """Draw a street of two signals as `scene` draws one of one: truths are the classes of their vehicles.
+
+    The marks are two of street.MARKS, whatever the classes; each signal rules as many vehicles as the other.
+    """
+    image, labels, lanes = street.draw_streets(rng, size)
+    places, vehicles = _place_two(rng, size[1], lanes)
+    marks = [str(mark) for mark in rng.permutation(list(street.MARKS))[:2]]
+    for truth, mark, own in zip(truths, marks, vehicles, strict=True):
+        for vehicle in own:
+            street.draw_van(rng, image, labels, (vehicle.x, vehicle.y), CLASSES[truth])
+            street.draw_mark(image, vehicle.x, vehicle.y - 3, mark)
+    one, two = (
+        Signal(truth, colour, mark, *place)
+        for truth, colour, mark, place in zip(truths, shown or truths, marks, places, strict=True)
+    )
+    for signal in (one, two):
+        street.draw_board(image, labels, signal.x, signal.y, signal.mark)
+        street.draw_signal(image, labels, signal.x, signal.y, *SIGNALS[signal.shown])
+    return street.expose(rng, image), labels, FactsOfTwo((one, two), vehicles)
+
+
+def _place_two(
+    rng: np.random.Generator, width: int, lanes: list[int]
+) -> tuple[list[tuple[int, int]], tuple[tuple[Vehicle, ...], tuple[Vehicle, ...]]]:
+    """Choose the centres of two signals, and the vehicles of each, half of them on its row or column."""
+    half, edge = street.VEHICLE[0] // 2, street.SIGNAL_RADIUS + 4
+    gap = REACH + half + street.SIGNAL_RADIUS
+    each = max(PAIRS, len(lanes) * width // 1000) // 2
+    centres = np.arange(half + 2, width - half - 1)
+    while True:
+        signals = [(int(rng.integers(edge, width - edge)), int(rng.integers(len(lanes)))) for _ in range(2)]
+        free = np.ones((len(lanes), len(centres)), bool)
+        for x, lane in signals:
+            free[lane] &= abs(centres - x) >= gap
+        placed: tuple[list[Vehicle], list[Vehicle]] = ([], [])
+        for index in [*range(2)] * each:
+            x, own = signals[index]
+            for relation in (("row", "column")[rng.integers(2)], "off"):
+                allowed = free & ((np.arange(len(lanes)) == own) == (relation == "row"))[:, None]
+                # the nearest that keeps inside the picture
+                near = abs(centres - np.clip(x, centres[0], centres[-1])) <= 4
+                allowed &= near if relation == "column" else abs(centres - x) >= gap
+                if allowed.any():
+                    lane, column = rng.permutation(np.argwhere(allowed))[0].tolist()
+                    free[lane] &= abs(centres - centres[column]) > street.VEHICLE[0] + 8
+                    y = lanes[lane] + int(rng.integers(-2, 3))
+                    placed[index].append(Vehicle(relation, int(centres[column]), y))
+        apart = signals[0][1] != signals[1][1] or abs(signals[0][0] - signals[1][0]) >= 2 * edge
+        if apart and len(placed[0]) == len(placed[1]) == 2 * each:
+            places = [(x, lanes[lane] + int(rng.integers(-2, 3))) for x, lane in signals]
+            return places, (tuple(placed[0]), tuple(placed[1]))

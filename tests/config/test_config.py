@@ -157,13 +157,15 @@ def test_the_run_scripts_differ_from_the_readme_in_what_they_set():
         assert (preset.published, "commit" in preset.source) == (None, True)
 
 
-def test_the_toyscapes_presets_differ_in_recurrence_alone():
-    mappings = [config.to_mapping(config.load(f"toyscapes-r{r}")) for r in range(3)]
-    for r, mapping in enumerate(mappings):
+@pytest.mark.parametrize(("family", "recurrences"), [("toyscapes", (0, 1, 2)), ("toyscapes2", (0, 2))])
+def test_the_toyscapes_presets_differ_in_recurrence_alone(family: str, recurrences: tuple[int, ...]):
+    mappings = [config.to_mapping(config.load(f"{family}-r{r}")) for r in recurrences]
+    assert mappings[0]["data"]["signals"] == (2 if family == "toyscapes2" else 1)
+    for r, mapping in zip(recurrences, mappings, strict=True):
         assert mapping["model"]["head"].pop("recurrence") == r
         assert f"R={r}" in mapping.pop("description")
         del mapping["name"]
-    assert mappings[0] == mappings[1] == mappings[2]
+    assert all(mapping == mappings[0] for mapping in mappings)
 
 
 def test_an_exponent_is_a_number(preset: str):

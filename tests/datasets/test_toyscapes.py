@@ -2,7 +2,7 @@ import hashlib
 import multiprocessing
 import os
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +121,99 @@ def test_the_signals_colours_are_far_apart():
     colours = [np.array(colour, float) for colour, _ in toyscapes.SIGNALS.values()]
     assert min(np.linalg.norm(one - two) for one, two in combinations(colours, 2)) > 100
     assert list(toyscapes.SIGNALS) == list(toyscapes.CLASSES)
+
+
+def of_two(seed, size=toyscapes.SIZE, truths=("car", "bicycle"), **keys):
+    return toyscapes.scene_of_two(np.random.default_rng(seed), size, truths, **keys)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_of_two_signals_each_rules_half_of_the_vehicles_and_half_of_those_from_its_cross(size):
+    for seed in range(6):
+        image, labels, facts = of_two(seed, size)
+        assert (image.shape, labels.shape) == ((*size, 3), size)
+        assert set(np.unique(labels).tolist()) & VEHICLES == {toyscapes.CLASSES["car"], toyscapes.CLASSES["bicycle"]}
+        assert len({signal.mark for signal in facts.signals}) == 2
+        for signal, own in zip(facts.signals, facts.vehicles, strict=True):
+            assert labels[signal.y, signal.x] in SIGNALS
+            counts = Counter(vehicle.relation for vehicle in own)
+            assert counts["row"] + counts["column"] == counts["off"] >= 1
+            for vehicle in own:
+                assert labels[vehicle.y, vehicle.x] == toyscapes.CLASSES[signal.truth]
+                y_gap, x_gap = abs(vehicle.y - signal.y) - 24, abs(vehicle.x - signal.x) - 36
+                relation = {(True, False): "row", (False, True): "column", (False, False): "off"}[y_gap < 0, x_gap < 0]
+                assert relation == vehicle.relation
+                assert max(y_gap, x_gap) > 48 if relation != "off" else min(y_gap, x_gap) > 48
+            # nor does the other signal's colour lie within sight of the convolutions
+            for other in facts.signals:
+                assert all(max(abs(v.y - other.y) - 24, abs(v.x - other.x) - 36) > 48 for v in own)
+        vehicles = [vehicle for own in facts.vehicles for vehicle in own]
+        assert all(abs(one.x - two.x) > 48 or abs(one.y - two.y) > 24 for one, two in combinations(vehicles, 2))
+
+
+def test_neither_one_signal_nor_the_more_frequent_class_tells_the_class_of_a_vehicle(tmp_path):
+    """Counted over what is written: guesses that do not match marks are right for half of the vehicles."""
+    source = open_source(
+        Data(dataset="toyscapes", root=str(toyscapes.make(tmp_path / "two", train=40, val=1, signals=2)), crop=(9, 9)),
+        "train",
+    )
+    rulers, frequent, classes, pairs = Counter(), Counter(), Counter(), set()
+    for index, sample in enumerate(source.samples):
+        truths = list(permutations(toyscapes.CLASSES, 2))[index % 20]
+        facts = of_two((0, 0, index), truths=truths)[2]
+        labels = images.read_label(sample.label)
+        own = [int(labels[v.y, v.x]) for vehicles in facts.vehicles for v in vehicles]
+        pairs.add(truths)
+        classes.update(own)
+        frequent[max(Counter(own).values()) / len(own)] += 1
+        for signal in facts.signals:
+            rulers[sum(found == toyscapes.CLASSES[signal.shown] for found in own) / len(own)] += 1
+    assert len(pairs) == 20 and len(set(classes.values())) == 1
+    assert rulers == {0.5: 80}
+    assert frequent == {0.5: 40}
+
+
+def test_the_marks_say_whose_a_vehicle_is_and_the_colours_alone_its_class():
+    reference, _, facts = of_two(3)
+    image, labels, other = of_two(3, truths=("bus", "truck"))
+    assert other.vehicles == facts.vehicles
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    inside = [np.hypot(y - signal.y, x - signal.x) <= street.SIGNAL_RADIUS for signal in facts.signals]
+    assert np.array_equal(image[~(inside[0] | inside[1])], reference[~(inside[0] | inside[1])])
+    for signal, own in zip(facts.signals, facts.vehicles, strict=True):
+        board = texture(image, signal.x, signal.y - street.SIGNAL_RADIUS - 7)
+        assert all(np.array_equal(texture(image, v.x, v.y - 3), board) for v in own)
+        assert np.array_equal(board, texture(image, signal.x, signal.y - street.SIGNAL_RADIUS - 7))
+    one, two = (texture(image, own[0].x, own[0].y - 3) for own in facts.vehicles)
+    assert not np.array_equal(one, two)
+    assert {toyscapes.CLASSES["bus"], toyscapes.CLASSES["truck"]} <= set(np.unique(labels).tolist())
+
+
+def texture(image, x, y):
+    return image[y - 6 : y + 6, x - 12 : x + 12].mean(2) > 128
+
+
+def test_shuffled_colours_of_two_signals_leave_the_vehicles_classes(tmp_path):
+    roots = [
+        toyscapes.make(tmp_path / str(shuffle), train=1, val=6, signals=2, shuffle_signals=shuffle)
+        for shuffle in (False, True)
+    ]
+    vehicles = []
+    for root in roots:
+        labels = [images.read_label(path) for path in sorted(root.glob("gtFine/val/*/*.png"))]
+        vehicles.append([np.where(np.isin(each, list(VEHICLES)), each, 0) for each in labels])
+    assert all(np.array_equal(one, two) for one, two in zip(*vehicles, strict=True))
+    assert fingerprint(roots[0] / "leftImg8bit" / "train") == fingerprint(roots[1] / "leftImg8bit" / "train")
+    assert fingerprint(roots[0] / "leftImg8bit" / "val") != fingerprint(roots[1] / "leftImg8bit" / "val")
+
+
+def test_the_preset_s_key_opens_the_set_of_two_signals(cache):
+    two = open_source(config.load("toyscapes2-r2").data, "train").samples
+    one = open_source(config.load("toyscapes-r2").data, "train").samples
+    assert len(list(cache.iterdir())) == 2
+    expected = of_two((0, 0, 1), truths=("car", "bus"))[0]
+    assert np.array_equal(images.read_image(two[1].image), expected)
+    assert np.array_equal(images.read_image(one[1].image), draw((0, 0, 1), truth="truck")[0])
 
 
 @pytest.mark.parametrize("recurrence", [0, 1, 2])
