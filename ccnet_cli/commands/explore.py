@@ -66,6 +66,9 @@ def explore(request: ExploreRequest) -> list[Path]:
         size = (picture.shape[0], picture.shape[1])
         label = None if request.label is None else _read_label(request.label, size, artifact.classes)
         attention = attend(artifact, picture, device)
+        if not all(isinstance(each, Tensor) for each in attention.passes):
+            why = "its attention is over all cells, and a page holds that over rows and columns alone"
+            raise InputError(artifact.path, why, "draw it by ccnet visualize -o FILE.png")
         files.write_bytes(path, viewer.render_page(_content(request, attention, image, picture, label)).encode())
         entries[path.name] = (image.name, picture)
     if index is not None:
@@ -130,7 +133,7 @@ def _content(
         cells=cells.astype(np.uint8),
         prediction=upsample(attention.scores, attention.size, align_corners).predict(),
         label=label,
-        weights_NP=[] if pairs else [each[0].flatten(1).T.cpu().numpy() for each in attention.passes],
+        weights_NP=[] if pairs else [_weights(each) for each in attention.passes if isinstance(each, Tensor)],
         projections_CN=[(_flat(query), _flat(key)) for query, key in pairs],
         recurrence=len(attention.passes),
         gamma=attention.gamma or 0.0,
@@ -160,6 +163,10 @@ def _projections_are_smaller(attention: ImageAttention) -> bool:
 
 def _source(artifact: Artifact[CCNet]) -> str:
     return f"model {artifact.path.name}"
+
+
+def _weights(attention_BPHW: Tensor) -> np.ndarray:
+    return attention_BPHW[0].flatten(1).T.cpu().numpy()
 
 
 def _flat(projection: Tensor) -> np.ndarray:

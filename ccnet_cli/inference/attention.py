@@ -16,6 +16,7 @@ from ccnet_cli.inference.runtime import to_device
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.media.resampling import interpolation
 from ccnet_cli.models.attention import attention_map
+from ccnet_cli.models.dense import DensePass
 from ccnet_cli.models.network import CCNet
 
 # H, W the image; h, w the grid of cells on which the network attends; points and cells are (x, y)
@@ -26,15 +27,16 @@ UNUSED_GAMMA = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class ImageAttention:
-    """A model's run over an image of size (H, W): scores (K, h, w) and the attention of each pass, (1, h + w, h, w).
+    """A model's run over an image of size (H, W): scores (K, h, w) and the attention of each pass.
 
+    That is over each cell's row and column, (1, h + w, h, w), or over all cells.
     projections are query and key of each pass, (1, C', h, w), of a head that has them.
     """
 
     artifact: Artifact[CCNet]
     size: tuple[int, int]
     scores: Tensor
-    passes: list[Tensor]
+    passes: list[Tensor | DensePass]
     projections: list[tuple[Tensor, Tensor]]
 
     @property
@@ -93,7 +95,8 @@ def attend(artifact: Artifact[CCNet], image_bgr: np.ndarray, device: torch.devic
     if not passes:
         raise _no_attention(artifact)
     h, w = scores.shape[2:]
-    if any(attention.shape != (1, h + w, h, w) for attention in passes):
+    sizes = [tuple(each.shape) if isinstance(each, Tensor) else each.size for each in passes]
+    if any(size not in ((1, h + w, h, w), (h, w)) for size in sizes):
         why = f"the attention of the head {_kind(artifact)} is not over each cell's row and column"
         raise InputError(artifact.path, why, "use a head whose attend gives maps (B, h + w, h, w)")
     if not all(attention.isfinite().all() for attention in passes):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccnet_cli import ops
+from ccnet_cli.models.dense import DensePass
 from ccnet_cli.models.layers import Make
 
 # B batch, C channels, H height, W width, P = H + W positions on a pixel's cross
@@ -123,6 +124,10 @@ class RecurrentCrissCross(nn.Module):
             maps.append(attention_BPHW)
         return x_BCHW, maps
 
+    def passes(self, x_BCHW: Tensor) -> list[Tensor]:
+        """The attention of each pass, each (B, P, H, W)."""
+        return self.attend(x_BCHW)[1]
+
     def fold(self, make: Make) -> nn.Module:
         """Itself for inference."""
         return FoldedPasses(self, make)
@@ -147,16 +152,19 @@ class FoldedPasses(nn.Module):
         return x_BCHW
 
 
-def attention_map(maps_BPHW: Sequence[Tensor], y: int, x: int) -> Tensor:
+def attention_map(passes: Sequence[Tensor | DensePass], y: int, x: int) -> Tensor:
     """Where the first image's pixel (y, x) looks through all given passes, (H, W); sums to 1.
 
-    maps_BPHW holds the attention of each pass in the order in which they ran. One pass gives 0 off the pixel's cross;
-    two give D[p, q] = sum over k of A2[p, k] A1[k, q], the full picture that recurrence reaches.
+    They come in the order in which they ran: the weights over crosses, (B, P, H, W), or those over all positions. One
+    pass gives 0 off the pixel's cross; two give D[p, q] = sum over k of A2[p, k] A1[k, q], the full picture that
+    recurrence reaches.
     """
-    H, W = maps_BPHW[0].shape[2:]
-    map_BCHW = maps_BPHW[0].new_zeros(1, 1, H, W)
-    map_BCHW[0, 0, y, x] = 1
-    for attention_BPHW in reversed(maps_BPHW):
+    first = passes[0]
+    H, W = first.shape[2:] if isinstance(first, Tensor) else first.size
+    weights = first if isinstance(first, Tensor) else first.keys_GMC.double()
+    map_HW = weights.new_zeros(H, W)
+    map_HW[y, x] = 1
+    for each in reversed(passes):
         # the last pass is where the pixel looks first; spreading its weights over their crosses composes the passes
-        map_BCHW = ops.scatter(attention_BPHW[:1], map_BCHW)
-    return map_BCHW[0, 0]
+        map_HW = ops.scatter(each[:1], map_HW[None, None])[0, 0] if isinstance(each, Tensor) else each.spread(map_HW)
+    return map_HW

@@ -1,6 +1,6 @@
 """Context blocks, (B, C, H, W) -> (B, C, H, W): each position learns of the others. BLOCKS has them by name.
 
-`attend(x) -> (output, passes)`, where a block has it, adds what each position looks at, pass by pass.
+`passes(x)`, where a block has it, is what each position looks at, pass by pass.
 """
 
 import copy
@@ -50,9 +50,9 @@ class NonLocal(nn.Module):
         out: Tensor = x + self.out(gathered)
         return out
 
-    def passes(self, x: Tensor) -> list[DensePass] | None:
-        """The weights of the one pass; None where they are no distribution."""
-        return None if self.mode == "dot_product" else [dense_pass(*self._project(x), self.scale)]
+    def passes(self, x: Tensor) -> list[DensePass]:
+        """The weights of the one pass, of the embedded Gaussian: others are no distribution."""
+        return [dense_pass(*self._project(x), self.scale)]
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.query(x), self.pool(self.key(x))
@@ -163,9 +163,7 @@ class SelfAttention(nn.Module):
         return (self.key if self.query is None else self.query)(x), self.key(x)
 
     def passes(self, x: Tensor) -> list[DensePass]:
-        """The weights of the one pass."""
-        if not isinstance(self.pool, nn.Identity):
-            raise NotImplementedError("the map of a pooled attention is not that of the features")
+        """The weights of the one pass, at full size."""
         return [dense_pass(*self.project(x), self.scale)]
 
 
@@ -252,7 +250,7 @@ class InterlacedAttention(nn.Module):
             # of each padded position, its index among the groups; then those of the map's own positions
             order = self._split(index, cells, outer).flatten().argsort().view(out.shape[2:])
             own = order[top : top + x.shape[2], left : left + x.shape[3]].flatten()
-            passes.append(DensePass(queries, keys, own, own, attention.scale))
+            passes.append(DensePass(queries, keys, own, own, attention.scale, (x.shape[2], x.shape[3])))
             out = self._join(attention(groups), cells, outer)
         return passes
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_
 # B batch, C channels, H height, W width of the map; N and M positions that ask and that are asked, G groups of them
 
 # bytes of weights that exist at once on the CPU where torch's kernel does not apply
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 8 << 20
 
 
 def attend_everywhere(
@@ -62,6 +62,7 @@ class DensePass:
     query_P: Tensor
     key_P: Tensor
     scale: float
+    size: tuple[int, int]
 
     def spread(self, map_HW: Tensor) -> Tensor:
         """The distribution over positions that those of a map look at, each weighted by its own, (H, W) float64."""
@@ -93,7 +94,7 @@ def dense_pass(query_BCHW: Tensor, key_BCHW: Tensor, scale: float = 1.0) -> Dens
     key_HW = key_HW.masked_fill((row_H >= h)[:, None] | (column_W >= w), -1)
     query_P = torch.arange(H * W, device=query_BCHW.device)
     queries, keys = (x[:1].flatten(2).transpose(1, 2) for x in (query_BCHW, key_BCHW))
-    return DensePass(queries, keys, query_P, key_HW.flatten(), scale)
+    return DensePass(queries, keys, query_P, key_HW.flatten(), scale, (H, W))
 
 
 def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:

@@ -5,8 +5,14 @@ import torch
 from renderings import RENDERINGS
 from torch.utils.flop_counter import FlopCounterMode
 
+from ccnet_cli.bench.meter import peak_bytes
+from ccnet_cli.losses import LOSSES
+from ccnet_cli.losses.presence import presence
+from ccnet_cli.models.attention import attention_map
 from ccnet_cli.models.backbones import BACKBONES
+from ccnet_cli.models.blocks import NonLocal, PositionAttention
 from ccnet_cli.models.heads import HEADS
+from ccnet_cli.parts import Outputs
 
 # odd, small and wide
 SIZES = [(11, 9), (5, 6), (7, 26)]
@@ -187,3 +193,55 @@ def test_a_resnet_hands_out_all_maps_at_its_strides():
     with torch.device("meta"):
         backbone = part.build(part.settings(kind="resnet50", width=8, multi_grid=True))
     assert [block.conv2.dilation[0] for block in backbone.layer4] == [4, 8, 16]
+
+
+@torch.no_grad()
+def test_the_map_of_a_point_is_the_row_of_its_weights():
+    head, maps = drawn("nonlocal, pooled"), features((7, 6))
+    scores, passes = head.attend(maps[-1:])
+    assert torch.equal(scores, head(maps[-1:]))
+    reduced = head.conva(maps[-1])[:1]
+    query, key = head.block.query(reduced), torch.nn.functional.max_pool2d(head.block.key(reduced), 2)
+    weights = query[0, :, 3, 2] @ key[0].flatten(1) * head.block.query.out_channels**-0.5
+    expected = torch.zeros(7, 6, dtype=torch.double)
+    # a pooled cell's weight is shared by the four that it was made of, and the odd last row has none
+    expected[:6] = weights.softmax(0).view(3, 3).repeat_interleave(2, 0).repeat_interleave(2, 1) / 4
+    torch.testing.assert_close(attention_map(passes, 3, 2), expected)
+
+
+@torch.no_grad()
+def test_the_maps_of_interlaced_attention_compose():
+    head, maps = drawn("isa"), features((8, 8))
+    _, passes = head.attend(maps[-1:])
+    first, both = attention_map(passes[:1], 5, 2), attention_map(passes, 5, 2)
+    own = torch.zeros(8, 8, dtype=torch.bool)
+    own[1::4, 2::4] = True
+    assert (first[~own] == 0).all() and (first[own] > 0).all()
+    assert (both > 0).all() and both.sum() == pytest.approx(1)
+    # the second pass looks in the point's cell of 4 x 4, each of whose positions looked at its own offset before
+    point = torch.zeros(8, 8, dtype=torch.double)
+    point[5, 2] = 1
+    short = passes[1].spread(point)
+    assert (short[4:, :4] > 0).all() and short.sum() == pytest.approx(1) and not short[:4].any()
+    total = sum(short[y, x] * attention_map(passes[:1], y, x) for y in range(4, 8) for x in range(4))
+    torch.testing.assert_close(both, total)
+
+
+@torch.no_grad()
+def test_attention_over_all_positions_takes_a_quarter_of_the_memory_at_most():
+    torch.manual_seed(0)
+    for block in (NonLocal(32, 16), PositionAttention(32, 4)):
+        x = torch.randn(1, 32, 72, 72)
+        materialised = 72**4 * 4
+        assert peak_bytes(lambda block=block, x=x: block(x), x.device) <= (materialised + x.nbytes) / 4
+
+
+def test_presence_is_what_each_image_holds():
+    label = torch.tensor([[[0, 2], [255, 2]], [[255, 255], [255, 255]]])
+    assert presence(label, 4).tolist() == [[1, 0, 1, 0], [0, 0, 0, 0]]
+    scores = torch.tensor([[2.0, -1.0, 0.5, 0.0], [1.0, -3.0, 0.0, 0.25]])
+    settings = LOSSES["presence"].settings(kind="presence")
+    term = LOSSES["presence"].build(settings, 255, True)(Outputs(scores, {"presence": scores}, scores), label)
+    p, y = scores.sigmoid().double(), presence(label, 4).double()
+    assert float(term) == pytest.approx(float(-(y * p.log() + (1 - y) * (1 - p).log()).mean()), rel=1e-6)
+    assert settings.weight == 0.2

@@ -9,7 +9,8 @@ What else a head can do are methods of these names, each optional:
 - `finest` (bool): whether its scores have the size of the first map that it takes, not of the deepest.
 - `outputs(features) -> Outputs`: scores of its own beside the main ones, for training; `output_names` are their names.
   Its features are what losses of features look at, the deepest map unless it has others, of `feature_channels`.
-- `attend(features) -> (scores, maps)`: the attention of each pass, (B, P, h, w), for `ccnet visualize`.
+- `attend(features) -> (scores, passes)`: the attention of each pass for `ccnet visualize`, over the cross of each
+  position, (B, P, h, w), or over all positions, a `models.dense.DensePass`.
 - `fold(make) -> module`: itself for inference, by make(conv, norm, act); else inference runs it as it is.
 
 This file loads no torch, so that a preset is checked in no time.

@@ -63,7 +63,7 @@ class OCHead(Head):
 
 
 class AttentiveOCHead(OCHead):
-    """The base form, whose one attention can be drawn."""
+    """The base form at full size, whose one attention can be drawn."""
 
     def attend(self, features: Sequence[Tensor]) -> tuple[Tensor, list[DensePass]]:
         """The scores, and the weights of the one pass."""
@@ -127,5 +127,5 @@ class ASPContext(nn.Module):
 def build(settings: Settings, channels: Sequence[int], classes: int) -> OCHead:
     """The head of these settings on the deepest of the maps."""
     context = {"base": BaseContext, "pyramid": PyramidContext, "asp": ASPContext}[settings.form](settings)
-    kind = AttentiveOCHead if settings.form == "base" else OCHead
+    kind = AttentiveOCHead if settings.form == "base" and not settings.pooled else OCHead
     return kind(channels[-1], classes, settings, context)

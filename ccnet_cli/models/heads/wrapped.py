@@ -96,10 +96,10 @@ class FoldedWrapped(nn.Module):
         return scores
 
 
-class DenseWrapped(Wrapped):
-    """The wrapper around a block whose passes over all positions can be drawn."""
+class AttentiveWrapped(Wrapped):
+    """The wrapper around a block whose passes can be drawn."""
 
-    def attend(self, features: Sequence[Tensor]) -> tuple[Tensor, list[DensePass]]:
+    def attend(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | DensePass]]:
         """Class scores, and the weights of each pass."""
         block: Any = getattr(self, self.name)
         return self(features), block.passes(self.conva(features[-1]))
@@ -107,7 +107,8 @@ class DenseWrapped(Wrapped):
 
 def wrap(settings: Any, channels: Sequence[int], classes: int, block: nn.Module) -> Wrapped:
     """The wrapper around a block on the deepest of the maps."""
-    kind = DenseWrapped if hasattr(block, "passes") else Wrapped
+    drawn = hasattr(block, "passes") and getattr(block, "mode", "") != "dot_product"
+    kind = AttentiveWrapped if drawn else Wrapped
     return kind(channels[-1], classes, settings, block)
 
 

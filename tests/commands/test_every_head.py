@@ -1,0 +1,138 @@
+"""Every head through what a user does with a network: training, resumption, scoring, segmenting, export, drawing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from calls import evaluate, predict
+from runs import SETTINGS, make_horizons, train
+
+from ccnet_cli import config
+from ccnet_cli.commands.explore import ExploreRequest, explore
+from ccnet_cli.commands.export import export
+from ccnet_cli.commands.visualize import VisualizeRequest, visualize
+from ccnet_cli.errors import InputError
+from ccnet_cli.inference import engine
+from ccnet_cli.inference.artifact import load_model
+from ccnet_cli.models.heads import HEADS
+
+OWN = {"gcn": {"kernel": 5}, "aspp": {"width": 4, "channels": 8}, "isa": {"cell": 3, "channels": 8}}
+TERMS = {
+    "danet": tuple(
+        word for name in ("pam", "cam") for word in (f"loss.{name}.kind=cross_entropy", f"loss.{name}.output={name}")
+    ),
+    "encnet": ("loss.presence={}",),
+}
+AUXILIARY = ("loss.auxiliary.kind=cross_entropy", "loss.auxiliary.output=auxiliary", "loss.auxiliary.weight=0.4")
+ATTENTIVE = ("rcca", "nonlocal", "gc", "danet", "oc", "isa")
+SIZED = ("model.channels", "model.auxiliary_channels", "schedule.steps", "eval.every")
+
+
+def settings_of(kind, data, steps, head=None):
+    head = head or {"kind": kind, **OWN.get(kind, {"channels": 8})}
+    own = [line for line in sorted(SETTINGS) if not line.startswith(SIZED)]
+    words = [
+        f"model.head={json.dumps(head)}",
+        "model.auxiliary={kind: fcn, channels: 4}",
+        *AUXILIARY,
+        *TERMS.get(kind, ()),
+    ]
+    return config.load("quickstart", [f"data.root={data}", *own, *words, f"schedule.steps={steps}", "eval.every=0"])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_horizons(tmp_path_factory.mktemp("heads") / "data")
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """The run of a head's kind, of one step and, resumed, another."""
+    made = {}
+
+    def run_of(kind, head=None):
+        name = json.dumps([kind, head])
+        if name not in made:
+            folder = tmp_path_factory.mktemp("run") / "run"
+            train(settings_of(kind, data, 1, head), folder)
+            train(settings_of(kind, data, 2, head), folder, resume="auto")
+            made[name] = folder
+        return made[name]
+
+    return run_of
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_it_is_trained_resumed_scored_and_segments(kind, runs, data, tmp_path):
+    run = runs(kind)
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2]
+    terms = {"ohem", "auxiliary", *(word.split("=")[0].split(".")[1] for word in TERMS.get(kind, ()))}
+    assert {key for key in steps[-1] if key.startswith("loss/")} == {f"loss/{term}" for term in terms}
+    whole = evaluate(run)
+    assert 0 <= whole.miou <= 1
+    sliding = ("eval.mode=sliding", "eval.tile=32,40", "eval.scales=[0.75, 1.0]", "eval.flip=true")
+    assert 0 <= evaluate(run, overrides=sliding).miou <= 1
+    predict((str(data / "images" / "val"),), tmp_path / "masks", run)
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_engine_answers_as_it_does(kind, runs):
+    network = load_model(runs(kind)).network
+    stir(network.head)
+    x = 50 * torch.randn(2, 3, 57, 41, generator=torch.Generator().manual_seed(0))
+    wanted = network(x)
+    spread = wanted.max() - wanted.min()
+    for precision, limit in (("fp32", 1e-5), ("bf16", 0.2)):
+        got = engine.prepare(network, torch.device("cpu"), precision)(x)
+        assert got.dtype == torch.float32 and got.shape == wanted.shape
+        assert (got - wanted).abs().max() <= limit * spread, precision
+
+
+def stir(head):
+    """Weights with which every branch of a head counts."""
+    random = torch.Generator().manual_seed(1)
+    for parameter in head.parameters():
+        scale = 0.5 if parameter.ndim < 2 else 1.2 / parameter[0].numel() ** 0.5
+        parameter.copy_(scale * torch.randn(parameter.shape, generator=random))
+
+
+EXPORTS = [(kind, form) for form in ("onnx", "torch-export") for kind in HEADS]
+QUICK = [("nonlocal", "torch-export"), ("psp", "torch-export")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"), [pytest.param(*each, marks=[] if each in QUICK else pytest.mark.slow) for each in EXPORTS]
+)
+def test_it_is_exported(kind, form, runs, tmp_path):
+    # what is written is compared with the network before it is kept
+    suffix = ".onnx" if form == "onnx" else ".pt2"
+    assert export(runs(kind), tmp_path / f"network{suffix}", form).is_file()
+
+
+@pytest.mark.parametrize("kind", ATTENTIVE)
+def test_its_attention_is_drawn_beside_another_s(kind, runs, data, tmp_path):
+    picture = data / "images/val/0.png"
+    request = VisualizeRequest(
+        picture, ((30, 20),), tmp_path / "a.png", runs(kind), runs("rcca"), maps=tmp_path / "m.npz"
+    )
+    summary = visualize(request)
+    assert summary.compared is not None and (tmp_path / "a.png").stat().st_size > 1000
+    with np.load(tmp_path / "m.npz") as maps:
+        for name in (f"r{r}" for r in range(1, summary.recurrence + 1)):
+            assert maps[name].shape == (1, *summary.grid)
+            # a map of cells with a padded border loses what looks there
+            assert maps[name].sum() == pytest.approx(1, abs=0.5 if kind == "isa" else 1e-6)
+    if kind != "rcca":
+        with pytest.raises(InputError, match="over all cells"):
+            explore(ExploreRequest((picture,), tmp_path / "page.html", checkpoint=runs(kind)))
+
+
+@pytest.mark.parametrize("kind", ["psp", "encnet"])
+def test_a_head_without_attention_is_not_drawn(kind, runs, data, tmp_path):
+    with pytest.raises(InputError, match=f"the head {kind} has no attention"):
+        visualize(VisualizeRequest(data / "images/val/0.png", ((3, 4),), tmp_path / "a.png", runs(kind)))
