@@ -2,6 +2,7 @@
 
 from ccnet_cli.config.presets import (
     MAX_FILE_BYTES,
+    UnknownKeyError,
     differences,
     dump,
     find,
@@ -28,6 +29,7 @@ __all__ = [
     "Preset",
     "Schedule",
     "Train",
+    "UnknownKeyError",
     "differences",
     "dump",
     "find",

@@ -36,6 +36,10 @@ SYNONYMS = {
 TABLES: dict[str, Table] = {"model.backbone": BACKBONES, "model.head": HEADS, "model.auxiliary": HEADS}
 
 
+class UnknownKeyError(InputError):
+    """A preset has a key that this version does not know."""
+
+
 def folder() -> Path:
     """Where the presets lie: inside the package when installed, beside it in a checkout."""
     installed = Path(__file__).parents[1] / "presets"
@@ -243,7 +247,7 @@ def _unknown(key: str, mapping: Mapping[str, Any]) -> InputError:
     near = near or [SYNONYMS[word] for word in difflib.get_close_matches(last, SYNONYMS, n=1, cutoff=0.75)]
     near = near or [leaves[word] for word in difflib.get_close_matches(last, leaves, n=1, cutoff=0.6)]
     fix = f"did you mean {near[0]}?" if near else "see every key with ccnet presets show quickstart"
-    return InputError(f"preset key {key}", "unknown", fix)
+    return UnknownKeyError(f"preset key {key}", "unknown", fix)
 
 
 def _flatten(error: ValidationError) -> list[dict[str, Any]]:

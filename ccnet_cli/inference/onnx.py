@@ -15,9 +15,9 @@ from torch.export import ExportedProgram
 from ccnet_cli.errors import InputError, out_of_memory
 from ccnet_cli.inference.portable import exporting
 from ccnet_cli.models.network import Normalisation
+from ccnet_cli.runs.fields import FORMAT, check_facts
 
 SUFFIX = ".onnx"
-FORMAT = 1
 OPSET = 18
 ADAPTIVE_POOL = torch.ops.aten.adaptive_avg_pool2d.default
 # keys of the file's metadata: the facts about the network, and the sha256 of these and of the graph
@@ -119,12 +119,10 @@ def read(path: Path) -> tuple[dict[str, Any], bytes]:
         raise InputError(path, "damaged, or changed since it was written", "export or copy it again")
     _refuse_unknown(path, model)
     try:
-        facts = json.loads(text)
-        form = facts["format"]
+        facts = dict(json.loads(text))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(path, "what it tells of its network is damaged", "export or copy it again") from None
-    if form != FORMAT:
-        raise InputError(path, f"format {form}, this version reads {FORMAT}", "update ccnet-cli")
+    check_facts(facts, path)
     return facts, content
 
 

@@ -15,16 +15,16 @@ import torch
 from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, InputError, detail, notice
 from ccnet_cli.runs import torchfile
+from ccnet_cli.runs.fields import FORMAT as FORMAT
+from ccnet_cli.runs.fields import NewerVersionError, check_format
 from ccnet_cli.runs.folder import clear_attempts, read_attempts
 
-FORMAT = 1
 STEP = re.compile(r"step_(\d{8})")
 # resumes from a checkpoint that may end before another is written
 MAX_ATTEMPTS = 3
 # the keys of manifests before they had a seal
 KEYS_WITHOUT_SEAL = {"format", "step", "bytes", "sha256", "torch"}
 KEYS = {"format", "model", "preset", "classes", "step", "metrics"}
-TRAINING_KEYS = {"model", "optimizer", "scaler", "best", "random"}
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int, facts: Mapping[str, Any] | None = None) -> Path:
@@ -104,13 +104,13 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             notice(f"warning: skipped {path}: {attempts[path.stem]} resumes from it ended before another was written")
             continue
         try:
-            content = _require_checkpoint(_read_verified(path), path)
+            return path, _require_checkpoint(_read_verified(path), path)
+        except NewerVersionError:
+            raise
         except InputError as error:
             notice(f"warning: skipped {error}")
         except OSError as error:
             notice(f"warning: skipped {path}: cannot be read ({error.strerror})")
-        else:
-            return path, _require_format(content, path)
     if paths:
         why = f"all {len(paths)} checkpoints are damaged" + (" or failed three times" if attempts else "")
         raise InputError(folder, why, "name one with --resume FILE, or start a new run with another --run")
@@ -119,7 +119,8 @@ def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint of ours, verified against the manifest beside it; InputError if bad."""
-    return _require_checkpoint(read_any(path), path)
+    content = read_any(path)
+    return content if is_checkpoint(content) else _require_checkpoint(content, path)
 
 
 def read_any(path: Path) -> Any:
@@ -127,7 +128,7 @@ def read_any(path: Path) -> Any:
     started = time.monotonic()
     content = _read_verified(path)
     detail(f"{path}: read and verified in {time.monotonic() - started:.2f} s")
-    return _require_format(content, path) if is_checkpoint(content) else content
+    return _require_checkpoint(content, path) if is_checkpoint(content) else content
 
 
 def list_files(path: Path) -> list[Path]:
@@ -142,12 +143,12 @@ def list_files(path: Path) -> list[Path]:
 
 def is_checkpoint(content: Any) -> bool:
     """Whether a file's content is a checkpoint that this project wrote."""
-    return isinstance(content, dict) and content.keys() >= KEYS
+    return isinstance(content, dict) and len(content.keys() & KEYS) >= len(KEYS) - 2
 
 
 def is_resumable(content: dict[str, Any]) -> bool:
     """Whether a checkpoint of ours holds all that a run needs to continue, not the model alone."""
-    return isinstance(content.get("training"), dict) and content["training"].keys() >= TRAINING_KEYS
+    return content.get("training") is not None
 
 
 def _read_verified(path: Path) -> Any:
@@ -160,13 +161,8 @@ def _read_verified(path: Path) -> Any:
 def _require_checkpoint(content: Any, path: Path) -> dict[str, Any]:
     if not is_checkpoint(content):
         raise InputError(path, "not a checkpoint of ccnet", "give a .pt file that ccnet train wrote")
+    check_format(content.get("format"), path)
     return dict(content)
-
-
-def _require_format(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    if content["format"] != FORMAT:
-        raise InputError(path, f"format {content['format']}, this version reads {FORMAT}", "update ccnet-cli")
-    return content
 
 
 def _verify(path: Path, manifest: Path) -> None:
@@ -175,7 +171,8 @@ def _verify(path: Path, manifest: Path) -> None:
         record = _parse_manifest(manifest.read_bytes())
         expected = (record["bytes"], record["sha256"])
         if STEP.fullmatch(path.stem) and record["step"] != int(path.stem.removeprefix("step_")):
-            raise ValueError
+            raise ValueError("step")
+        check_format(record.get("format"), manifest)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         # beside best.pt, last.pt or other weights may lie an unrelated file of that name, such as eval's --json
         if not STEP.fullmatch(path.stem):

@@ -14,6 +14,7 @@ from ccnet_cli import config
 from ccnet_cli.devices import computes_bf16, local_device
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 from ccnet_cli.runs import checkpoint
+from ccnet_cli.runs.fields import check_fields
 from ccnet_cli.training.request import TrainRequest
 
 # through which torch's loader workers pass their batches
@@ -92,6 +93,8 @@ def make_plan(
     preset = _resolve(request.preset, device)
     _check(request, preset, device)
     run, resume, content = _resume_from(request, preset.name, run)
+    if resume is not None and content is not None:
+        check_fields(content, resume)
     run = run or Path("runs") / f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     micro = _earlier_micro_batch(content, preset.train.batch) if content else None
     plan = Plan(request, preset, run, processes or request.local_processes, device, resume, micro)

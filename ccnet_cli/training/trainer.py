@@ -20,6 +20,7 @@ from ccnet_cli.models.network import CCNet
 from ccnet_cli.parallel.group import Group
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.training import state as states
+from ccnet_cli.training.optimizer import check_optimizer
 from ccnet_cli.weights.load import Start, initialize_from, load_weights, read_facts
 
 
@@ -199,7 +200,7 @@ class Trainer:
         for what, load in (("optimiser", self._load_optimizer), ("loss", self._load_objective)):
             try:
                 load(training)
-            except (ValueError, KeyError, RuntimeError) as error:
+            except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError) as error:
                 why = f"its {what} state does not fit ({error})"
                 raise InputError(path, why, "resume with the preset that it was trained with") from None
         self.step, self.metrics, self.best = content["step"], content["metrics"], training["best"]
@@ -210,9 +211,14 @@ class Trainer:
         self.epoch, self.offset = training.get("epoch", position[0]), training.get("offset", position[1])
         self.nonfinite, self.best_step = training.get("nonfinite", 0), training.get("best_step", -1)
         if len(training["random"]) == self.group.world_size:
-            states.set_random_state(training["random"][self.group.rank], self.device)
+            try:
+                states.set_random_state(training["random"][self.group.rank], self.device)
+            except (ValueError, KeyError, RuntimeError, TypeError, OverflowError) as error:
+                why = f"damaged: its field training.random does not fit ({error})"
+                raise InputError(path, why, "use an earlier checkpoint") from None
 
     def _load_optimizer(self, training: dict[str, Any]) -> None:
+        check_optimizer(self.optimizer, training["optimizer"])
         self.optimizer.load_state_dict(training["optimizer"])
         # how the passes over the weights are made is this version's choice, not the file's
         for group in self.optimizer.param_groups:

@@ -15,6 +15,7 @@ from ccnet_cli.media.classes import Classes
 from ccnet_cli.models.network import CCNet, build
 from ccnet_cli.parts import UnknownPart
 from ccnet_cli.runs import checkpoint
+from ccnet_cli.runs.fields import NewerVersionError, check_fields
 from ccnet_cli.weights.layouts import Foreign
 from ccnet_cli.weights.presets import irreconcilable, other_shapes, preset_for
 from ccnet_cli.weights.recognise import recognise
@@ -76,6 +77,7 @@ def read_weights(
     """
     content = checkpoint.read_any(path)
     if checkpoint.is_checkpoint(content):
+        check_fields(content, path)
         mapping = config.to_mapping(config.load(preset)) if preset else content["preset"]
         for text in overrides:
             config.override(mapping, text)
@@ -109,7 +111,7 @@ def read_weights(
 def read_facts(content: Mapping[str, Any], path: Path) -> Facts:
     """The facts in a checkpoint's content; InputError if they are damaged, or name a part that is not known here."""
     try:
-        preset = config.from_mapping(content["preset"])
+        preset = _read_preset(content["preset"], path)
         classes = Classes.from_mapping(content["classes"])
         metrics = {key: float(value) for key, value in content["metrics"].items()}
         return Facts(preset, classes, int(content["step"]), metrics, str(content.get("origin", "")))
@@ -117,6 +119,14 @@ def read_facts(content: Mapping[str, Any], path: Path) -> Facts:
         raise needs_part(path, error) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged_facts(path, error) from None
+
+
+def _read_preset(mapping: Mapping[str, Any], path: Path) -> config.Preset:
+    """The preset that a file holds; UnknownPart, and NewerVersionError for a key that this version does not know."""
+    try:
+        return config.from_mapping(mapping)
+    except config.UnknownKeyError as error:
+        raise NewerVersionError(path, f"its {error.what} is not known to this version") from None
 
 
 def needs_part(path: Path, error: UnknownPart) -> InputError:
@@ -148,8 +158,16 @@ def read_start(path: Path, partial: bool = False) -> Start:
     """
     content = checkpoint.read_any(path)
     if checkpoint.is_checkpoint(content):
-        preset = migration.migrate(content["preset"])
-        return Start(path, Foreign(f"a checkpoint of {preset['name']}", preset["model"], content["model"]), partial)
+        check_fields(content, path)
+        try:
+            preset = config.to_mapping(_read_preset(content["preset"], path))
+        except UnknownPart:
+            # parts other than the network's may be missing here
+            preset = migration.migrate(content["preset"])
+        name, model = preset.get("name"), preset.get("model")
+        if not isinstance(model, dict):
+            raise damaged_facts(path, ValueError("it has no model"))
+        return Start(path, Foreign(f"a checkpoint of {name}", model, content["model"]), partial)
     foreign = recognise(content, path)
     return Start(path, foreign, partial or foreign.classes is None)
 
