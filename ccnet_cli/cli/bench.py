@@ -50,13 +50,13 @@ MapSize = Annotated[list[str] | None, _sizes("feature map", "97x97")]
 KernelSizes = Annotated[list[str] | None, _sizes("feature map", "97x97", "129x257")]
 
 
-def _parse_sizes(texts: list[str] | None, *default: tuple[int, int]) -> list[tuple[int, int]]:
+def parse_sizes(texts: list[str] | None, *default: tuple[int, int]) -> list[tuple[int, int]]:
     """(height, width) of every size named, also of several between commas."""
     parts = (part for text in texts or () for part in (text.split(",") if "x" in text else [text]))
     return [size_of(part) for part in parts] or list(default)
 
 
-def _show(reports: list[Report], json_file: Path | None) -> bool:
+def show(reports: list[Report], json_file: Path | None) -> bool:
     """Print the tables of reports, or all values as JSON (a list where there are several); True for JSON alone."""
     values = [report.to_mapping() for report in reports]
     if write_json(values[0] if len(values) == 1 else values, json_file):
@@ -101,11 +101,11 @@ def bench_attention(
     Every implementation, the official formulation and a non-local block.
     """
     refuse_outputs(json_file)
-    sizes = _parse_sizes(size, (97, 97))
+    sizes = parse_sizes(size, (97, 97))
     from ccnet_cli.bench import attention
 
     run, works = Run(device, threads, repeats), [Work(size, channels, recurrence, batch) for size in sizes]
-    _show([attention.measure(work, run, implementations, precision) for work in works], json_file)
+    show([attention.measure(work, run, implementations, precision) for work in works], json_file)
 
 
 @_command(
@@ -146,14 +146,14 @@ def bench_model(
     Weights are random: many scores lie close together, so that fewer pixels agree in bf16 than with a trained model.
     """
     refuse_outputs(json_file, inputs=[preset_file(preset)])
-    sizes = _parse_sizes(size, (769, 769))
+    sizes = parse_sizes(size, (769, 769))
     from ccnet_cli import config
     from ccnet_cli.bench import model
 
     chosen = [] if backbone is None else [f"model.backbone={backbone}"]
     chosen += [] if recurrence is None else [f"model.head.recurrence={recurrence}"]
     settings, run = config.load(preset, [*(overrides or ()), *chosen]), Run(device, threads, repeats)
-    _show([model.measure(settings.model, sizes, run, batch, precisions, compiled, runtime)], json_file)
+    show([model.measure(settings.model, sizes, run, batch, precisions, compiled, runtime)], json_file)
 
 
 @_command("cost", "ccnet bench cost", "ccnet bench cost --size 129x257 --json cost.json", "ccnet bench cost --json -")
@@ -171,10 +171,10 @@ def bench_cost(
     The last two columns are what the paper printed for one image of 769x769, whose map is 97x97 with 512 channels.
     """
     refuse_outputs(json_file)
-    sizes = _parse_sizes(size, (97, 97))
+    sizes = parse_sizes(size, (97, 97))
     from ccnet_cli.bench import cost
 
-    _show([cost.measure(Work(size, channels, batch=batch), device) for size in sizes], json_file)
+    show([cost.measure(Work(size, channels, batch=batch), device) for size in sizes], json_file)
 
 
 @_command("growth", "ccnet bench growth", "ccnet bench growth --size 33x33 --size 97x97 --plot growth.png")
@@ -195,13 +195,13 @@ def bench_growth(
     refuse_outputs(json_file, plot)
     if plot is not None and plot.suffix.lower() != ".png" and not files.is_stream(plot):
         raise InputError(plot, "the plot is a PNG", "end the name in .png")
-    sizes = _parse_sizes(size)
+    sizes = parse_sizes(size)
     from ccnet_cli.bench import growth
 
     report = growth.measure(sizes or growth.SIZES, Run(device, threads, repeats), channels, implementation)
     if plot is not None:
         growth.write_plot(report, plot)
-    _show([report], json_file)
+    show([report], json_file)
 
 
 @_command("loss", "ccnet bench loss", "ccnet bench loss --size 385x385 --size 769x769 --threads 2 --json loss.json")
@@ -219,10 +219,10 @@ def bench_loss(
     Forward and backward; the authors' way too, through the host.
     """
     refuse_outputs(json_file)
-    sizes = _parse_sizes(size, (769, 769))
+    sizes = parse_sizes(size, (769, 769))
     from ccnet_cli.bench import loss
 
-    _show([loss.measure(sizes, Run(device, threads, repeats), batch, classes)], json_file)
+    show([loss.measure(sizes, Run(device, threads, repeats), batch, classes)], json_file)
 
 
 @_command(
@@ -244,12 +244,12 @@ def bench_step(
 ) -> None:
     """Time and memory of a training step, beside the authors' own."""
     refuse_outputs(json_file, inputs=[preset_file(preset)])
-    sizes = _parse_sizes(size, (385, 385))
+    sizes = parse_sizes(size, (385, 385))
     from ccnet_cli import config
     from ccnet_cli.bench import step
 
     settings = config.load(preset, overrides or ())
-    _show([step.measure(settings, sizes, Run(device, threads, repeats), batch, classes)], json_file)
+    show([step.measure(settings, sizes, Run(device, threads, repeats), batch, classes)], json_file)
 
 
 @_command(
@@ -277,7 +277,7 @@ def bench_data(
     The sample is made the authors' way and ours.
     """
     refuse_outputs(json_file, inputs=[preset_file(preset)])
-    sizes = _parse_sizes(size, (1024, 2048))
+    sizes = parse_sizes(size, (1024, 2048))
     counts = [int(number) if number.isdecimal() else 65 for number in workers.split(",")]
     if max(counts) > 64:
         raise InputError(f"option --workers {workers}", "not a list of numbers up to 64", "write for example 0,1,2")
@@ -291,7 +291,7 @@ def bench_data(
     settings = None if preset is None else config.load(preset, path_override("data.root", data))
     if settings is not None:
         refuse_outputs(json_file, inputs=open_source(settings.data, "train").samples.files())
-    _show([samples.measure(settings, sizes, Run(device, threads, repeats), cut, counts, batch)], json_file)
+    show([samples.measure(settings, sizes, Run(device, threads, repeats), cut, counts, batch)], json_file)
 
 
 @_command(
@@ -313,10 +313,10 @@ def bench_eval(
     From the tiles' logits to the confusion matrix, beside the authors' way.
     """
     refuse_outputs(json_file)
-    sizes, tiles = _parse_sizes(size, (1024, 2048)), size_of(tile)
+    sizes, tiles = parse_sizes(size, (1024, 2048)), size_of(tile)
     from ccnet_cli.bench import evaluation
 
-    _show([evaluation.measure(sizes, Run("cpu", threads, repeats), classes, tiles)], json_file)
+    show([evaluation.measure(sizes, Run("cpu", threads, repeats), classes, tiles)], json_file)
 
 
 @_command(
@@ -342,10 +342,10 @@ def bench_kernels(
     They are compiled here; that takes no GPU.
     """
     refuse_outputs(json_file)
-    sizes = _parse_sizes(size, (97, 97), (129, 257))
+    sizes = parse_sizes(size, (97, 97), (129, 257))
     from ccnet_cli.bench import kernels
 
-    _show([kernels.analyse(archs or ("sm_80", "sm_90"), sizes, channels, dtype, counters)], json_file)
+    show([kernels.analyse(archs or ("sm_80", "sm_90"), sizes, channels, dtype, counters)], json_file)
 
 
 @_command("gpu", "ccnet bench gpu -o report.json", "ccnet bench gpu -o r.json --device cuda:1")
@@ -361,11 +361,11 @@ def bench_gpu(
     129x257 in fp32 and bf16. Takes some minutes. Exit code 1 where a check failed; the report is written all the same.
     """
     refuse_outputs(output, overwrite=overwrite)
-    sizes = _parse_sizes(size, (97, 97), (129, 257))
+    sizes = parse_sizes(size, (97, 97), (129, 257))
     from ccnet_cli.bench import gpu
 
     report = gpu.examine(device, sizes)
-    alone = _show([report], output)
+    alone = show([report], output)
     if report.values["failed"]:
         raise CCNetError(output, f"{report.values['failed']} checks failed", "see it, and send it to us")
     if not alone:

@@ -59,6 +59,15 @@ class Panel:
     log: bool = False
 
 
+@dataclass(frozen=True)
+class Scatter:
+    """A plot of named points: x, and the values over it, drawn as their mean between the least and the greatest."""
+
+    title: str
+    points: Mapping[str, tuple[float, Sequence[float]]]
+    x_label: str
+
+
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> Pixels:
     """Training loss with its terms, learning rate and validation mIoU of a log's rows, side by side."""
     losses = sorted({key for row in rows for key in row if key == "loss" or key.startswith("loss/")})
@@ -77,6 +86,22 @@ def line_charts(panels: Sequence[Panel]) -> Pixels:
         figure = _figure(PANEL_WIDTH * len(panels), PANEL_HEIGHT, layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _draw_panel(axes, panel)
+        return _pixels(figure)
+
+
+def scatter_charts(panels: Sequence[Scatter]) -> Pixels:
+    """Panels side by side, each name beside its point."""
+    with _style():
+        figure = _figure(PANEL_WIDTH * len(panels), PANEL_HEIGHT, layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            axes.set_title(panel.title)
+            axes.set_xlabel(panel.x_label)
+            axes.margins(x=0.12, y=0.08)
+            for index, (name, (x, values)) in enumerate((n, p) for n, p in panel.points.items() if len(p[1])):
+                colour, mean = COLOURS[index % len(COLOURS)], sum(values) / len(values)
+                axes.plot([x, x], [min(values), max(values)], color=colour, linewidth=1)
+                axes.plot(x, mean, color=colour, marker="o", markersize=5)
+                axes.annotate(one_line(name), (x, mean), xytext=(5, 4), textcoords="offset points", color=colour)
         return _pixels(figure)
 
 

@@ -11,6 +11,7 @@ What else a head can do are methods of these names, each optional:
   Its features are what losses of features look at, the deepest map unless it has others, of `feature_channels`.
 - `attend(features) -> (scores, passes)`: the attention of each pass for `ccnet visualize`, over the cross of each
   position, (B, P, h, w), or over all positions, a `models.dense.DensePass`.
+- `blocks`: the names of its modules that gather context, whose costs `ccnet bench heads` counts apart.
 - `fold(make) -> module`: itself for inference, by make(conv, norm, act); else inference runs it as it is.
 
 This file loads no torch, so that a preset is checked in no time.

@@ -56,6 +56,8 @@ class Branches(nn.Module):
 class ASPPHead(Head):
     """The deepest map (B, C, h, w) -> (B, K, h, w)."""
 
+    blocks = ("pyramid",)
+
     def __init__(self, inputs: int, classes: int, settings: Settings) -> None:
         super().__init__()
         s = settings

@@ -26,6 +26,8 @@ class Settings(Section):
 class ASPPPlusHead(Head):
     """All maps -> (B, K, h, w) at the size of the first."""
 
+    blocks = ("pyramid",)
+
     finest = True
 
     def __init__(self, maps: Sequence[int], classes: int, settings: Settings) -> None:

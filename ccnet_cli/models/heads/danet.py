@@ -26,6 +26,7 @@ class DANetHead(Head):
     """The deepest map (B, C, h, w) -> (B, K, h, w)."""
 
     output_names = ("pam", "cam")
+    blocks = ("pam", "cam")
 
     def __init__(self, inputs: int, classes: int, settings: Settings) -> None:
         super().__init__()

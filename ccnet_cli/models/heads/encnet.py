@@ -66,6 +66,8 @@ class EncodingModule(nn.Module):
 class EncNetHead(Head):
     """The deepest map, or with lateral the three deepest -> (B, K, h, w)."""
 
+    blocks = ("encode",)
+
     output_names = ("presence",)
 
     def __init__(self, maps: Sequence[int], classes: int, settings: Settings) -> None:

@@ -47,6 +47,8 @@ class GlobalConvolution(nn.Module):
 class GCNHead(Head):
     """The deepest map (B, C, h, w) -> (B, K, h, w): a global convolution, and a residual refinement of borders."""
 
+    blocks = ("global_convolution",)
+
     def __init__(self, inputs: int, classes: int, settings: Settings) -> None:
         super().__init__()
         self.global_convolution = GlobalConvolution(inputs, classes, settings.kernel)

@@ -32,6 +32,8 @@ class Settings(Section):
 class ISAHead(Head):
     """The deepest map (B, C, h, w) -> (B, K, h, w)."""
 
+    blocks = ("isa",)
+
     def __init__(self, inputs: int, classes: int, settings: Settings) -> None:
         super().__init__()
         s = settings

@@ -54,6 +54,7 @@ class OCHead(Head):
         layers = conv_norm_act(inputs, s.channels, s.activation, bias=True)
         self.reduce = nn.Sequential(*(layers[:2] if s.form == "pyramid" else layers))
         self.context = context
+        self.blocks = ("context.attentions" if s.form == "pyramid" else "context.attention",)
         self.classify = Classify(s.channels, classes, s.dropout)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

@@ -57,6 +57,8 @@ class Pyramid(nn.Module):
 class PSPHead(Head):
     """The deepest map (B, C, h, w) -> (B, K, h, w)."""
 
+    blocks = ("pyramid",)
+
     def __init__(self, inputs: int, classes: int, settings: Settings) -> None:
         super().__init__()
         s = settings

@@ -13,6 +13,7 @@ class RCCAHead(Wrapped):
     """The wrapper around recurrent criss-cross attention; rcca None leaves the attention out (R = 0)."""
 
     name = "rcca"
+    blocks = ("rcca",)
     rcca: RecurrentCrissCross | None
 
     def attend(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

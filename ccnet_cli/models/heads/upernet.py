@@ -31,6 +31,8 @@ class Settings(Section):
 class UPerNetHead(Head):
     """All maps -> (B, K, h, w) at the size of the first; a backbone of output stride 32 suits it best."""
 
+    blocks = ("pyramid",)
+
     finest = True
 
     def __init__(self, maps: Sequence[int], classes: int, settings: Settings) -> None:

@@ -34,6 +34,7 @@ class Wrapped(nn.Module):
 
     levels = 1
     name = "block"
+    blocks: tuple[str, ...] = ("block",)
 
     def __init__(self, inputs: int, classes: int, settings: Any, block: nn.Module | None) -> None:
         super().__init__()
