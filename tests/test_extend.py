@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from ccnet_cli import parts
+from ccnet_cli.errors import InputError
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
 EXAMPLES = {name: body for _, name, body in re.findall(r"```(python|yaml)\n# (\S+)\n(.*?)```", TEXT, re.S)}
@@ -167,3 +170,29 @@ def test_nothing_outside_the_rooms_names_the_built_in_parts():
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
         }
         assert not {name.rpartition(".")[2] for name in asked} & parts, path
+
+
+def test_a_file_of_parts_is_imported_once_and_another_of_its_name_too(tmp_path):
+    """Each import leaves a line; files are known by their paths."""
+    files = [tmp_path / folder / "same_stem_of_parts.py" for folder in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(
+            f"from pathlib import Path\nwith Path({str(tmp_path / 'lines')!r}).open('a') as lines:\n"
+            f"    lines.write({file.parent.name!r} + '\\n')\n"
+        )
+    parts.extend([files[0], files[0]])
+    parts.extend([files[0]])
+    assert (tmp_path / "lines").read_text() == "one\n"
+    parts.extend([files[1]])
+    assert (tmp_path / "lines").read_text() == "one\ntwo\n"
+
+
+def test_a_file_of_parts_that_failed_is_tried_again(tmp_path):
+    file = tmp_path / "failing_parts.py"
+    file.write_text("1 / 0\n")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"cannot be imported \(ZeroDivisionError: division by zero\)"):
+            parts.extend([file])
+    file.write_text("answer = 6\n")
+    parts.extend([file])

@@ -9,7 +9,7 @@ import torch
 from ccnet_cli import ops
 from ccnet_cli.bench import meter
 from ccnet_cli.bench.meter import Meter
-from ccnet_cli.bench.request import Work
+from ccnet_cli.bench.request import Run, Work
 
 CPU = torch.device("cpu")
 
@@ -91,6 +91,16 @@ def test_a_gpu_tells_time_by_its_own_events():
     # asynchronous: the clock of the host would see none of it
     assert gpu.time_call(lambda: torch.cuda._sleep(50_000_000)) > 5
     assert gpu.copy_rate() > 10 and gpu.product_rate(torch.float32) > 0.1
+
+
+def test_torch_has_its_threads_again_whatever_came_between():
+    before = torch.get_num_threads()
+    with meter.open_meter(Run("cpu", threads=before + 2)) as made:
+        assert made.threads == torch.get_num_threads() == before + 2
+    assert torch.get_num_threads() == before
+    with pytest.raises(KeyError), meter.open_meter(Run("cpu", threads=before + 1)):
+        raise KeyError
+    assert torch.get_num_threads() == before
 
 
 def test_a_convolution_s_rate_is_what_it_computes_in_its_time(monkeypatch):

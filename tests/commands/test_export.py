@@ -1,5 +1,6 @@
 """Models handed on: our file without the training's state, and the authors' layout, there and back."""
 
+import math
 from pathlib import Path
 
 import peers
@@ -9,8 +10,9 @@ import torch
 
 import ccnet_cli
 from ccnet_cli import cli, config
+from ccnet_cli.commands import export as exporting
 from ccnet_cli.commands.export import export
-from ccnet_cli.errors import InputError
+from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.inference import onnx as onnxfile
 from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.runs import checkpoint, torchfile
@@ -149,3 +151,20 @@ def test_what_the_authors_network_is_not_cannot_be_written_as_theirs(change):
     with pytest.raises(Misfit) as refused:
         LAYOUTS["official"].export({}, settings)
     assert refused.value.fix == "use --format weights"
+
+
+@pytest.mark.parametrize(("worst", "written"), [(0.0, True), (1e-4, True), (1.1e-4, False), (math.nan, False)])
+def test_a_network_whose_scores_differ_is_not_written(tmp_path, monkeypatch, worst, written):
+    """Of two shapes the worse counts; what is no number is no small one."""
+    monkeypatch.setattr(exporting.portable, "program", lambda model: model)
+    monkeypatch.setattr(exporting.portable, "save", lambda traced, facts: b"graph")
+    monkeypatch.setattr(exporting.portable, "load", lambda content: content)
+    answers = iter([worst, 0.0])
+    monkeypatch.setattr(exporting, "deviation", lambda *_: next(answers))
+    saved, output = tiny.save_checkpoint(tmp_path), tmp_path / "a.pt2"
+    if written:
+        assert export(saved, output, "torch-export").read_bytes() == b"graph"
+    else:
+        with pytest.raises(EnvironmentFailure, match="of their range away from the model's"):
+            export(saved, output, "torch-export")
+        assert not output.exists()

@@ -41,6 +41,14 @@ def test_the_worst_images_are_kept_worst_first():
     assert merge_worst([nothing], 3) == []
 
 
+@pytest.mark.parametrize("order", [[0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1], [0.3, 0.5, 0.1, 0.4, 0.2]])
+def test_the_worst_images_are_kept_in_whatever_order_they_come(order):
+    worst = WorstImages(2, PALETTE, 255)
+    for share in order:
+        worst.add(str(share), *scene(share))
+    assert [example.name for example in merge_worst([worst], 2)] == ["0.1", "0.2"]
+
+
 def test_an_example_shows_image_label_and_prediction_small_and_void_black():
     worst = WorstImages(1, PALETTE, 255)
     worst.add("large", *scene(0.5, size=(400, 1200), void=40))

@@ -203,3 +203,12 @@ def test_a_tensor_must_not_be_larger_than_what_it_stands_on(tmp_path):
         torchfile.read(path)
     torch.save({"a": torch.ones(3).expand(1, 3)}, path)
     assert torch.equal(torchfile.read(path)["a"], torch.ones(1, 3))
+
+
+def test_two_views_of_the_same_bytes_stay_two(tmp_path):
+    """A square matrix and its transpose begin at one byte and have one shape."""
+    square = torch.arange(4.0).view(2, 2)
+    torch.save({"a": square, "b": square.T, "c": square}, tmp_path / "views.pt")
+    content = torchfile.read(tmp_path / "views.pt")
+    assert [content[name].tolist() for name in "abc"] == [[[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0, 1], [2, 3]]]
+    assert content["a"] is content["c"]

@@ -1,0 +1,34 @@
+"""What the values of options mean, and which are none."""
+
+from collections.abc import Callable
+
+import pytest
+
+from ccnet_cli.cli import options
+from ccnet_cli.errors import InputError
+
+
+def test_points_are_x_and_y_and_sizes_height_and_width():
+    assert options.point_of("300,40") == (300, 40)
+    assert options.size_of("97x129") == (97, 129)
+    assert options.size_of("4096x1") == (4096, 1)
+    assert options.numbers_of("--scales", "0.75,1,8") == [0.75, 1.0, 8.0]
+    assert options.numbers_of("--scales", None) is None
+
+
+@pytest.mark.parametrize("text", ["0", "1,0", "-1", "8.01", "nan", "inf", "", "1,", "1;2", "a"])
+def test_what_is_no_scale_is_refused(text: str):
+    with pytest.raises(InputError, match=f"option --scales {text}: not a list of scales"):
+        options.numbers_of("--scales", text)
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        *((options.point_of, text) for text in ("3", "3,", ",4", "-1,4", "1.5,2", "1,2,3", "a,b", "3x4")),
+        *((options.size_of, text) for text in ("0x5", "5x0", "4097x1", "1x4097", "5", "5,6", "-1x5", "x")),
+    ],
+)
+def test_what_is_no_point_or_size_is_refused(read: Callable[[str], object], text: str):
+    with pytest.raises(InputError, match=r"not a (pixel|size); write"):
+        read(text)
