@@ -82,6 +82,12 @@ def test_a_damaged_checkout_is_none(checkout: Path, harm: Callable[[Path], objec
     assert version.revision(checkout) is None
 
 
+def test_a_new_branch_has_no_commit_though_a_packed_one_s_name_begins_so(checkout: Path):
+    git(checkout, "pack-refs", "--all")
+    (checkout / ".git" / "HEAD").write_text("ref: refs/heads/mai\n")
+    assert version.revision(checkout) is None
+
+
 def test_a_branch_without_a_commit_and_a_plain_folder_are_none(tmp_path: Path):
     assert version.revision(tmp_path) is None
     git(tmp_path, "init", "-q")

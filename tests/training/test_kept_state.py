@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 import torch
-from runs import make_horizons, outcome, preset, train
+from runs import make_horizons, outcome, preset, steps, train
 from torch import nn
 from torch.nn import functional as F
 
@@ -57,6 +57,15 @@ def test_of_equal_scores_the_first_is_the_best(data, tmp_path, monkeypatch):
     assert checkpoint.read(run / "best.pt")["step"] == 2
 
 
+def test_the_last_step_is_saved_though_it_is_neither_due_nor_the_best(data, tmp_path, monkeypatch):
+    answers = iter([scored(3, 1, 0, 3), scored(2, 1, 1, 2), scored(1, 2, 1, 1)])
+    monkeypatch.setattr(loop, "validate", lambda *_, **__: next(answers))
+    made = preset(data, *EVERY, "checkpoint.every=4", "eval.every=2", "schedule.steps=5")
+    run = train(made, run=tmp_path / "run")
+    assert steps(run) == [5, 4, 2]
+    assert [checkpoint.read(run / name)["step"] for name in ("last.pt", "best.pt")] == [5, 2]
+
+
 class Scaled(nn.Module):
     """Cross entropy of an uncertainty that is learnt along: exp(-s) CE + s."""
 
@@ -101,14 +110,16 @@ def test_a_loss_term_s_parameters_are_trained_saved_and_resumed(scaled, tmp_path
     assert outcome(second, after=2) == outcome(run, after=2)
 
 
-def test_the_clipped_norm_is_that_of_network_and_loss_together(scaled, tmp_path):
-    """Without momentum and decay a step's length is the rate times the largest norm allowed, here a very small one."""
-    run = train(scaled("train.clip_norm=1e-3", "schedule.lr=10.0", "schedule.power=0.0"), run=tmp_path / "run")
+@pytest.mark.parametrize(("clip", "rate", "weight"), [(1e-3, 10.0, 1.0), (2.0, 1e-3, 1000.0)])
+def test_the_clipped_norm_is_that_of_network_and_loss_together(scaled, tmp_path, clip, rate, weight):
+    """Without momentum and decay a step's length is the rate times the largest norm allowed, here a far smaller one."""
+    options = (f"train.clip_norm={clip}", f"schedule.lr={rate}", "schedule.power=0.0", f"loss.scaled.weight={weight}")
+    run = train(scaled(*options), run=tmp_path / "run")
     before, after = content(run, 2), content(run, 3)
     weights = {key: value for key, value in before["model"].items() if is_weight(key)}
     moved = sum((after["model"][key] - value).square().sum().item() for key, value in weights.items())
     moved += (log_scale(run, 3) - log_scale(run, 2)) ** 2
-    assert math.sqrt(moved) == pytest.approx(10 * 1e-3, rel=1e-2)
+    assert math.sqrt(moved) == pytest.approx(clip * rate, rel=1e-2)
 
 
 def is_weight(key):
