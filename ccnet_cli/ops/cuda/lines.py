@@ -78,22 +78,6 @@ def _multiply(total, shared, row, near, far):
 
 
 @inline
-def _multiply_steps(total, shared, depth, starts, strides, right):
-    """Add `depth` steps, which begin at starts in the left and the right tile; right are the vectors in a right row."""
-    p, q = starts
-    near, far = right
-    # by two, so that the loads of the second step hide behind the first
-    while depth > 1:
-        _multiply(total, shared, p, int32(q + near), int32(q + far))
-        p, q = int32(p + strides[0]), int32(q + strides[1])
-        _multiply(total, shared, p, int32(q + near), int32(q + far))
-        p, q = int32(p + strides[0]), int32(q + strides[1])
-        depth = int32(depth - 2)
-    if depth > 0:
-        _multiply(total, shared, p, int32(q + near), int32(q + far))
-
-
-@inline
 def _mask(values, own):
     """Four energies, -inf at index `own` if it is one of them."""
     first, second, third, fourth = values
@@ -225,8 +209,16 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
             right_at = int32(right_at + (DEPTH if TURN_RIGHT else DEPTH * hop * right_stride))
             if k0 >= 0 and t < WORKERS:
                 depth = min(int32(DEPTH), int32(K - k0))
-                starts = int32(base + row), int32(base + RIGHT)
-                _multiply_steps(total, shared, depth, starts, (STRIDE_M, STRIDE_N), (near, far))
+                p, q = int32(base + row), int32(base + RIGHT)
+                # by two, so that the loads of the second step hide behind the first
+                while depth > 1:
+                    _multiply(total, shared, p, int32(q + near), int32(q + far))
+                    p, q = int32(p + STRIDE_M), int32(q + STRIDE_N)
+                    _multiply(total, shared, p, int32(q + near), int32(q + far))
+                    p, q = int32(p + STRIDE_M), int32(q + STRIDE_N)
+                    depth = int32(depth - 2)
+                if depth > 0:
+                    _multiply(total, shared, p, int32(q + near), int32(q + far))
             base = int32(BUFFER - base)
             if k1 < K:
                 p, q = int32(base + k_left * STRIDE_M + m), int32(base + RIGHT + k_right * STRIDE_N + n)
