@@ -259,7 +259,9 @@ def test_small_convolutions_other_types_and_other_processors_keep_torchs(monkeyp
     convolution._has_amx.cache_clear()
 
 
-@pytest.mark.parametrize("features", ["+avx2,+avx,+fma,+sse4.2,+ssse3", "+sse4.2,+ssse3"])
+@pytest.mark.parametrize(
+    "features", ["+avx2,+avx,+fma,+sse4.2,+ssse3", pytest.param("+sse4.2,+ssse3", marks=pytest.mark.slow)]
+)
 def test_narrower_vectors_and_no_cache_folder_give_the_same(features):
     """In a process that compiles for another processor, and has no folder for Numba's cache."""
     if "avx2" in features and "avx2" not in features_of_this_cpu():
