@@ -11,7 +11,10 @@ from ccnet_cli.weights.layouts import Foreign
 PRESETS = {"camvid": "camvid", "ade20k": "mmseg-r101-ade20k-512-160k", "voc": "mmseg-r101-voc-512-40k"}
 PARTS = ("backbone", "head", "auxiliary")
 # keys of the parts that change no weight's shape
-SHAPELESS = ("dilation", "pool", "recurrence", "activation", "dropout", "implementation")
+SHAPELESS = (
+    *("dilation", "pool", "stride", "multi_grid", "recurrence", "activation", "dropout", "implementation"),
+    *("order", "dilations", "mode", "sub_sample", "pooled", "resize_first", "cell"),
+)
 
 
 def preset_for(foreign: Foreign, name: str | None = None, overrides: Sequence[str] = ()) -> config.Preset:
@@ -45,7 +48,7 @@ def irreconcilable(trained: Mapping[str, Any], settings: config.Model) -> list[s
     new = settings.model_dump(mode="json")
     keys = ["channel_order", "std"]
     if "head" in trained:
-        keys += ["backbone.dilation", "backbone.pool", "head.activation"]
+        keys += [f"backbone.{name}" for name in ("dilation", "pool", "stride", "multi_grid")] + ["head.activation"]
     differing = [f"model.{key}" for key in keys if _value(trained, key) not in (None, _value(new, key))]
     # recipes differ by a level or two, which training makes up for at once
     if any(abs(before - now) > 4 for before, now in zip(trained.get("mean", new["mean"]), new["mean"], strict=True)):

@@ -5,6 +5,7 @@
 | the authors' CCNet | `head.conva`, `head.bottleneck.3` | scales w of in-place ABN become abs(w) + 1e-5 |
 | its plain PyTorch port | `head.conva`, `head.bottleneck.4` | |
 | mmsegmentation's CCNet | `decode_head.cca` | gamma from 0-d to 1-d |
+| mmsegmentation's other heads, see layouts/mmseg_heads.py | `decode_head` | gammas from 0-d to 1-d |
 | ResNets of MIT, open-mmlab (v1c), torchvision | `layer4` without a head | `fc` left out |
 """
 
@@ -21,7 +22,10 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network", "module
 # prefixes that DistributedDataParallel and torch.compile put before every name
 PREFIXES = ("module.", "_orig_mod.")
 OWN = tuple(LAYOUTS)
-KNOWN = "the authors' CCNet, its PyTorch port, mmsegmentation's CCNet, ResNets of MIT, open-mmlab (v1c) and torchvision"
+KNOWN = (
+    "the authors' CCNet, its PyTorch port, mmsegmentation's CCNet and other heads, "
+    "ResNets of MIT, open-mmlab (v1c) and torchvision"
+)
 # parts of names that give other networks away
 OTHERS = {
     "psp_modules": "a PSPNet",

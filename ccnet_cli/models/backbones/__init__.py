@@ -21,7 +21,9 @@ class ResNet(Section):
     """A ResNet; width is that of layer1, 64 in the paper.
 
     stem: deep is three 3x3 convolutions of 64, 64, 128 channels (at width 64), v1c of 32, 32, 64, 7x7 one of 64.
-    dilation: the first block of layers 3 and 4 is dilated as the others are, or half as much (contracted).
+    dilation: the first block of layers 3 and 4 is dilated as the others are, or half as much (contracted). mmseg and
+    mit are contracted too; of a block of ResNet-18 and -34, mmseg dilates the first convolution alone, and mit dilates
+    the second one of a layer's first block in full.
     pool: whether the max-pool rounds its size up or down. stride: that of the deepest map; below 32, layers are dilated
     instead. multi_grid: the blocks of layer 4 have dilations 4, 8, 16, as DANet's.
     """
@@ -29,7 +31,7 @@ class ResNet(Section):
     kind: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
     width: Channels = 64
     stem: Literal["deep", "v1c", "7x7"] = "deep"
-    dilation: Literal["dilated", "contracted"] = "dilated"
+    dilation: Literal["dilated", "contracted", "mmseg", "mit"] = "dilated"
     pool: Literal["ceil", "floor"] = "ceil"
     stride: Literal[8, 16, 32] = 8
     multi_grid: Flag = False

@@ -16,10 +16,10 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, dilation: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, dilations: tuple[int, int]) -> None:
         super().__init__()
-        self.conv1, self.bn1 = conv_norm(inputs, width, 3, stride, dilation)
-        self.conv2, self.bn2 = conv_norm(width, width, 3, 1, dilation)
+        self.conv1, self.bn1 = conv_norm(inputs, width, 3, stride, dilations[0])
+        self.conv2, self.bn2 = conv_norm(width, width, 3, 1, dilations[1])
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(inputs, width * self.expansion, stride)
 
@@ -36,10 +36,10 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, dilation: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, dilations: tuple[int, int]) -> None:
         super().__init__()
         self.conv1, self.bn1 = conv_norm(inputs, width, 1)
-        self.conv2, self.bn2 = conv_norm(width, width, 3, stride, dilation)
+        self.conv2, self.bn2 = conv_norm(width, width, 3, stride, dilations[0])
         self.conv3, self.bn3 = conv_norm(width, width * self.expansion, 1)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(inputs, width * self.expansion, stride)
@@ -151,13 +151,15 @@ class Residual(nn.Module):
         return result
 
 
-def _rates(depth: int, rate: int, settings: Settings, last: bool) -> list[int]:
-    """The dilation of each block of a layer."""
+def _rates(depth: int, rate: int, settings: Settings, last: bool) -> list[tuple[int, int]]:
+    """The dilations of the 3x3 convolutions of each block of a layer."""
     if last and settings.multi_grid:
-        return [(4, 8, 16)[min(index, 2)] for index in range(depth)]
+        return [((4, 8, 16)[min(index, 2)],) * 2 for index in range(depth)]
     # contracted: the block that would have had the stride still sees the grid as the layer before it did
-    first = max(rate // 2, 1) if settings.dilation == "contracted" else rate
-    return [first, *[rate] * (depth - 1)]
+    first = rate if settings.dilation == "dilated" else max(rate // 2, 1)
+    if settings.dilation == "mmseg":
+        return [(first, 1), *[(rate, 1)] * (depth - 1)]
+    return [(first, rate if settings.dilation == "mit" else first), *[(rate, rate)] * (depth - 1)]
 
 
 def _stem(name: str, width: int) -> tuple[int, tuple[int, ...]]:

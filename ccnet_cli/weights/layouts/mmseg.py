@@ -1,4 +1,4 @@
-"""mmsegmentation's CCNet, of its generations 0.x and 1.x: gamma is a number, not a vector of one."""
+"""mmsegmentation's networks, of its generations 0.x and 1.x: CCNet and those of the other heads of `mmseg_heads`."""
 
 import re
 from dataclasses import replace
@@ -7,11 +7,26 @@ from typing import Any
 from torch import Tensor
 
 from ccnet_cli.weights.layouts.layout import Foreign, Table, rename
-from ccnet_cli.weights.layouts.network import ATTENTION, OTHERS_BACKBONE, TORCHVISION_INPUT, V1C_STEM, ccnet
+from ccnet_cli.weights.layouts.mmseg_heads import HEADS, Other
+from ccnet_cli.weights.layouts.network import (
+    ATTENTION,
+    MMSEG_BACKBONE,
+    OTHERS_BACKBONE,
+    TORCHVISION_INPUT,
+    V1C_STEM,
+    ccnet,
+    segmenter,
+)
 
-TABLE: Table = (
+COMMON: Table = (
     *((f"backbone.{theirs}", ours) for theirs, ours in V1C_STEM),
     ("backbone.", "backbone."),
+    ("auxiliary_head.convs.0.conv.", "auxiliary.0."),
+    ("auxiliary_head.convs.0.bn.", "auxiliary.1."),
+    ("auxiliary_head.conv_seg.", "auxiliary.4."),
+)
+TABLE: Table = (
+    *COMMON,
     ("decode_head.cca.gamma.scale", f"{ATTENTION}gamma"),
     ("decode_head.cca.", ATTENTION),
     ("decode_head.convs.0.conv.", "head.conva.0."),
@@ -21,9 +36,6 @@ TABLE: Table = (
     ("decode_head.conv_cat.conv.", "head.bottleneck.0."),
     ("decode_head.conv_cat.bn.", "head.bottleneck.1."),
     ("decode_head.conv_seg.", "head.bottleneck.4."),
-    ("auxiliary_head.convs.0.conv.", "auxiliary.0."),
-    ("auxiliary_head.convs.0.bn.", "auxiliary.1."),
-    ("auxiliary_head.conv_seg.", "auxiliary.4."),
 )
 # what only the auxiliary head's configuration says does not count
 ALIGNED = re.compile(r"decode_head\b(?:(?!auxiliary_head).)*?\balign_corners'?\s*[=:]\s*(True|False)", re.DOTALL)
@@ -31,31 +43,51 @@ RECURRENCE = re.compile(r"\brecurrence'?\s*[=:]\s*([0-3])\b")
 
 
 def recognise(state: dict[str, Tensor], meta: dict[str, Any]) -> Foreign | None:
-    """A decode head with criss-cross attention; meta has class names, colours and the configuration's text."""
-    if not any(key.startswith("decode_head.cca.") for key in state):
-        return None
+    """A decode head that is known; meta has class names, colours and the configuration's text."""
     statistics = {name: state.pop(f"data_preprocessor.{name}", None) for name in ("mean", "std")}
     own_input = {name: [float(v) for v in value.flatten()] for name, value in statistics.items() if value is not None}
+    text = str(meta.get("config") or meta.get("cfg") or "")
+    aligned = ALIGNED.search(text)
+    align_corners = aligned is not None and aligned[1] == "True"
+    others = {**TORCHVISION_INPUT, **own_input, "align_corners": align_corners}
+    done = [] if aligned else ["align_corners is not in the file, taken as false (model.align_corners)"]
+    if any(key.startswith("decode_head.cca.") for key in state):
+        foreign = _ccnet(state, text, others, done)
+    elif (other := next((each for each in HEADS if each.knows(state)), None)) is not None:
+        foreign = _with_other_head(other, state, text, others, done)
+    else:
+        return None
+    presets = {"cityscapes": f"mmseg-r101-cityscapes-{'769' if align_corners else '512x1024'}-80k"}
+    return _with_classes(replace(foreign, presets=presets), meta)
+
+
+def _ccnet(state: dict[str, Tensor], text: str, others: dict[str, Any], done: list[str]) -> Foreign:
     weights = rename(state, TABLE)
     if f"{ATTENTION}gamma" in weights:
         weights[f"{ATTENTION}gamma"] = weights[f"{ATTENTION}gamma"].reshape(1)
-    text = str(meta.get("config") or meta.get("cfg") or "")
-    aligned, recurrence = ALIGNED.search(text), RECURRENCE.search(text)
-    align_corners = aligned is not None and aligned[1] == "True"
-    done = ["names and gamma's shape changed"]
-    if not aligned:
-        done.append("align_corners is not in the file, taken as false (model.align_corners)")
-    foreign = ccnet(
+    recurrence = RECURRENCE.search(text)
+    return ccnet(
         "mmsegmentation's CCNet",
         weights,
         TABLE,
         backbone=OTHERS_BACKBONE,
         head={"recurrence": int(recurrence[1]) if recurrence else 2, "activation": "relu"},
-        others={**TORCHVISION_INPUT, **own_input, "align_corners": align_corners},
-        done=done,
+        others=others,
+        done=["names and gamma's shape changed", *done],
     )
-    presets = {"cityscapes": f"mmseg-r101-cityscapes-{'769' if align_corners else '512x1024'}-80k"}
-    return _with_classes(replace(foreign, presets=presets), meta)
+
+
+def _with_other_head(
+    other: Other, state: dict[str, Tensor], text: str, others: dict[str, Any], done: list[str]
+) -> Foreign:
+    table = (*COMMON, *other.table)
+    weights = rename(state, table)
+    # a scale is a number there
+    weights |= {key: tensor.reshape(1) for key, tensor in weights.items() if key.endswith(".gamma")}
+    backbone = {**MMSEG_BACKBONE, **other.backbone}
+    head = {**other.settings(weights, text), "activation": "relu"}
+    what = f"mmsegmentation's {other.name}"
+    return segmenter(what, weights, table, backbone=backbone, head=head, others=others, done=["names changed", *done])
 
 
 def _with_classes(foreign: Foreign, meta: dict[str, Any]) -> Foreign:

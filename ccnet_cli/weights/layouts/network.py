@@ -23,7 +23,13 @@ TORCHVISION_INPUT: dict[str, Any] = {
     "std": [58.395, 57.12, 57.375],
 }
 AUTHORS_BACKBONE = {"dilation": "dilated", "pool": "ceil"}
+MMSEG_BACKBONE = {"dilation": "mmseg", "pool": "floor"}
 OTHERS_BACKBONE = {"dilation": "contracted", "pool": "floor"}
+# the classifier of a head whose last layer is not called classify
+CLASSIFIERS = {
+    **dict.fromkeys(("rcca", "wrapped", "nonlocal", "gc"), "head.bottleneck.4.weight"),
+    "fcn": "head.4.weight",
+}
 WHOLE_FILE = "give the whole file"
 # the stem of open-mmlab's v1c
 V1C_STEM: Table = tuple(
@@ -59,6 +65,30 @@ def ccnet(
         shape = {"channels": len(weights["auxiliary.0.weight"]), "bias": "auxiliary.0.bias" in weights}
         auxiliary = {"kind": "fcn", **shape, "activation": rcca["activation"]}
     model = {"backbone": {**resnet, **backbone}, "head": rcca, "auxiliary": auxiliary, **others}
+    return Foreign(f"{what}, {resnet['kind']}, {classes} classes", model, weights, table, classes, done=tuple(done))
+
+
+def segmenter(
+    what: str,
+    weights: dict[str, Tensor],
+    table: Table,
+    *,
+    backbone: Mapping[str, Any],
+    head: Mapping[str, Any],
+    others: Mapping[str, Any],
+    done: Sequence[str] = (),
+) -> Foreign:
+    """A whole network with the head of these settings; its auxiliary head is what the shapes say."""
+    resnet = resnet_of(weights)
+    classifier = CLASSIFIERS.get(head["kind"], "head.classify.1.weight")
+    if classifier not in weights:
+        raise Misfit(f"{what}, but {original_name(classifier, table)} is missing", WHOLE_FILE)
+    classes = len(weights[classifier])
+    auxiliary = None
+    if "auxiliary.0.weight" in weights:
+        shape = {"channels": len(weights["auxiliary.0.weight"]), "bias": "auxiliary.0.bias" in weights}
+        auxiliary = {"kind": "fcn", **shape, "activation": head.get("activation", "relu")}
+    model = {"backbone": {**resnet, **backbone}, "head": dict(head), "auxiliary": auxiliary, **others}
     return Foreign(f"{what}, {resnet['kind']}, {classes} classes", model, weights, table, classes, done=tuple(done))
 
 
