@@ -98,6 +98,13 @@ def test_an_attention_that_is_not_used_is_told(photograph, tmp_path, capfd):
     assert "-2.0e-04" in told and told.startswith("ccnet: ") and told.count("\n") == 1
 
 
+@pytest.mark.parametrize(("gamma", "announced"), [(0.0, True), (9e-4, True), (2e-3, False), (-0.5, False)])
+def test_attention_of_little_weight_of_either_sign_is_announced(gamma, announced, photograph, tmp_path, capfd):
+    summary = visualize(photograph, [(9, 9)], tmp_path / "a.png", saved(tmp_path, gamma=gamma))
+    assert summary.gamma == pytest.approx(gamma) and summary.to_mapping()["gamma"] is not None
+    assert ("hardly used" in capfd.readouterr().err) == announced
+
+
 def test_without_an_image_the_sample_is_drawn(checkpoint, photograph, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(figures, "sample_image", lambda: photograph)
     summary = visualize(None, [(9, 9)], tmp_path / "a.png", checkpoint)

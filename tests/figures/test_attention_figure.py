@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from ccnet_cli.figures import attention as figures
 from ccnet_cli.figures.attention import (
     Fractions,
     ModelMaps,
@@ -141,6 +142,20 @@ def test_only_a_narrow_peak_is_shown_larger():
         for map_hw in (narrow, wide)
     ]
     assert framed[0] > 80 and framed[1] < 60
+
+
+def test_captions_say_what_the_fractions_are(monkeypatch):
+    texts = []
+    monkeypatch.setattr(figures, "_write", lambda canvas, text, *_: texts.append(text))
+    passes = (Fractions(0.5, 1, 0), Fractions(own_class=0.25, on_cross=0.9, off_cross=0.1))
+    map_hw = np.full((2, 3), 1 / 6)
+    draw_figure(np.zeros((20, 30, 3), np.uint8), [ModelMaps([Point((4, 7), (0, 0), "car", passes)], [[map_hw] * 2])])
+    assert texts[:2] == ["input", "(4, 7)  car"]
+    assert [text for text in texts if text.startswith("R = ")] == ["R = 1", "R = 2"]
+    assert [text for text in texts if "cross" in text] == [
+        "on cross 100%, off 0%, own class 50%",
+        "on cross 90%, off 10%, own class 25%",
+    ]
 
 
 def test_two_models_stand_side_by_side():

@@ -114,6 +114,8 @@ def test_a_class_has_its_colour_and_a_line_that_falls_as_its_score_does(tmp_path
     lines = re.findall(r'<polyline[^>]* points="([^"]*)"', text)
     assert lines == ["2.0,13.0 66.0,2.0 258.0,24.0", "2.0,18.5 258.0,18.5"]
     assert all(colour in text for colour in ("#804080", "#4682b4", "#00008e"))
+    # the last and the best score of each class: 0 is one, none is not
+    assert re.findall(r">(\d+\.\d\d|-)</td>", text) == ["0.00", "100.00", "-", "25.00", "-", "-"]
 
 
 def test_a_run_that_was_never_scored_has_a_page_too(tmp_path):

@@ -175,6 +175,21 @@ def test_recomputing_activations_changes_no_gradient():
 
 
 @torch.no_grad()
+def test_the_features_that_losses_look_at_are_what_the_attention_answers():
+    """Those of a head without such a block are the backbone's last."""
+    x = torch.randn(2, 3, 40, 56)
+    network = small("tiny", recurrence=2)
+    features = network.outputs(x).features
+    expected = network.head.rcca(network.head.conva(network.backbone(x)[-1]))
+    torch.testing.assert_close(features, expected)
+    assert network.feature_channels == features.shape[1] == SMALL.head.channels
+    plain = build(TINY.model_copy(update={"head": TINY.auxiliary}), 5).eval()
+    features = plain.outputs(x).features
+    assert plain.feature_channels == features.shape[1]
+    torch.testing.assert_close(features, plain.backbone(x)[-1])
+
+
+@torch.no_grad()
 def test_the_projections_of_each_pass_are_what_its_map_is_made_of():
     network = small("tiny", recurrence=3)
     features = network.backbone(torch.randn(1, 3, 40, 56))
