@@ -1,111 +1,86 @@
-"""A run folder's lock, and its count of failed resumes."""
+"""What a run folder holds, and its count of resumes that did no step."""
 
-import fcntl
 import json
-import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from ccnet_cli import files
-from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted
+from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, TakenOver
+
+FOLDERS = {"checkpoints", "tensorboard"}
+FILES = re.compile(
+    r"lock|preset\.yaml|environment\.json|log\.jsonl|metrics\.csv|curves\.png|report\.html|batch\.jpg"
+    r"|(best|last)\.(pt|json)|nonfinite_step_\d+\.json"
+)
+CHECKPOINT_FILES = re.compile(r"attempts\.json|step_\d{8}\.(pt|json)")
+# resumes in a row from a checkpoint that did no step
+MAX_ATTEMPTS = 3
+ATTEMPTS = "attempts.json"
+
+
+def check(run: Path) -> None:
+    """InputError where a run folder has something else in the place of a file of its own: it could be a way out."""
+    for folder, own in ((run, FILES), (run / "checkpoints", CHECKPOINT_FILES)):
+        for path in folder.iterdir() if folder.is_dir() and (folder == run or not folder.is_symlink()) else ():
+            mode = path.lstat().st_mode
+            if folder == run and path.name in FOLDERS:
+                is_right, kind = stat.S_ISDIR(mode), "folder"
+            else:
+                # nothing is written into a checkpoint: its name is given to another file
+                followed = path.suffix == ".pt" and path.is_file()
+                is_right, kind = not own.fullmatch(path.name) or stat.S_ISREG(mode) or followed, "file"
+            if not is_right:
+                what = "a link" if stat.S_ISLNK(mode) else "something else"
+                raise InputError(path, f"is {what}, not a {kind} of this run", "delete it, or choose another --run")
+
+
+def count_attempt(checkpoint: Path, by: int = 1) -> None:
+    """Count a resume from a checkpoint, before it is read, in case that kills the process; by -1 takes it back."""
+    counts = read_attempts(checkpoint.parent)
+    _write_attempts(checkpoint.parent, counts | {checkpoint.stem: counts.get(checkpoint.stem, 0) + by})
+
+
+def forget_attempts(checkpoint: Path) -> None:
+    """Forget the attempts of a checkpoint that has proved its worth: a step was done from it."""
+    counts = read_attempts(checkpoint.parent)
+    if counts.pop(checkpoint.stem, 0):
+        _write_attempts(checkpoint.parent, counts)
 
 
 @contextmanager
-def lock(run: Path) -> Iterator[None]:
-    """Keep other runs out of the folder; InputError if a live one is in it."""
-    path = run / "lock"
-    while not _acquire(path):
-        continue
+def uncount_refusal(checkpoint: Path | None) -> Iterator[None]:
+    """Take back the count of a resume that ends by no fault of its checkpoint: a signal, a full disk, bad arguments."""
     try:
         yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _acquire(path: Path) -> bool:
-    """Write this process into the lock file; False if the file was deleted meanwhile."""
-    with path.open("a+", encoding="utf-8") as file:
-        with suppress(OSError):
-            # held for this check alone, so that one of two comes first; some network file systems do not support it
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            if path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-                return False
-        except FileNotFoundError:
-            return False
-        file.seek(0)
-        owner = _parse_mapping(file.read())
-        if owner and _is_alive(owner):
-            who = f"process {owner.get('pid')} on {owner.get('host')}"
-            fix = f"wait for it, or choose another --run (delete {path} if that machine is gone)"
-            raise InputError(path.parent, f"in use by {who}", fix)
-        file.truncate(0)
-        own = {"pid": os.getpid(), "host": files.HOST, "birth": files.process_start(os.getpid())}
-        try:
-            # not through the file's own buffer, whose flush on close would fail again
-            os.write(file.fileno(), json.dumps(own).encode())
-        except OSError as error:
-            raise EnvironmentFailure(path, f"not written ({error.strerror})", "free space and start again") from None
-    return True
-
-
-def _is_alive(owner: dict[str, Any]) -> bool:
-    if owner.get("host") != files.HOST or not isinstance(owner.get("pid"), int):
-        # another host's processes cannot be seen from here
-        return True
-    start = files.process_start(owner["pid"])
-    return start is not None and owner.get("birth", start) == start
-
-
-@contextmanager
-def count_attempt(checkpoint: Path) -> Iterator[None]:
-    """Count a resume from a checkpoint up front, in case the process dies.
-
-    The count is restored if the block ends well, by a signal, a full disk, or bad arguments or data.
-    """
-    folder = checkpoint.parent
-    before = read_attempts(folder)
-    _write_attempts(folder, before | {checkpoint.stem: before.get(checkpoint.stem, 0) + 1})
-    try:
-        yield
-    except (InputError, EnvironmentFailure, Interrupted):
-        _restore_attempts(folder, before)
+    except (InputError, EnvironmentFailure, Interrupted, TakenOver, KeyboardInterrupt):
+        if checkpoint is not None and checkpoint.stem in read_attempts(checkpoint.parent):
+            count_attempt(checkpoint, -1)
         raise
-    _restore_attempts(folder, before)
 
 
 def read_attempts(folder: Path) -> dict[str, int]:
-    """Checkpoint, by name without suffix -> resumes from it that ended before they wrote another."""
-    path = folder / "attempts.json"
-    counts = _parse_mapping(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else {}
-    return {name: count for name, count in counts.items() if isinstance(count, int)}
+    """Checkpoint, by name without suffix -> resumes from it that did no step."""
+    path = folder / ATTEMPTS
+    counts = {}
+    with suppress(OSError, ValueError, RecursionError):
+        counts = json.loads(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else {}
+    pairs = counts.items() if isinstance(counts, dict) else ()
+    return {name: count for name, count in pairs if isinstance(count, int) and count > 0}
 
 
 def clear_attempts(folder: Path) -> None:
     """Forget the attempts, once a newer checkpoint exists."""
-    (folder / "attempts.json").unlink(missing_ok=True)
-
-
-def _restore_attempts(folder: Path, before: dict[str, int]) -> None:
-    # none are left once a newer checkpoint exists
-    if read_attempts(folder):
-        _write_attempts(folder, before)
+    (folder / ATTEMPTS).unlink(missing_ok=True)
 
 
 def _write_attempts(folder: Path, counts: dict[str, int]) -> None:
-    if not counts:
-        clear_attempts(folder)
-        return
     # a full disk must not keep a run from continuing
     with suppress(OSError):
-        files.write(folder / "attempts.json", lambda file: file.write(json.dumps(counts).encode()))
-
-
-def _parse_mapping(text: str) -> dict[str, Any]:
-    with suppress(ValueError):
-        value = json.loads(text)
-        if isinstance(value, dict):
-            return value
-    return {}
+        counts = {name: count for name, count in counts.items() if count > 0}
+        if not counts:
+            clear_attempts(folder)
+            return
+        files.write(folder / ATTEMPTS, lambda file: file.write(json.dumps(counts).encode()))
