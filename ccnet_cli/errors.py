@@ -38,6 +38,12 @@ class EnvironmentFailure(CCNetError):
     exit_code = 3
 
 
+class TakenOver(CCNetError):
+    """Another run has taken this one's folder (exit code 3); never restarted, as the other goes on."""
+
+    exit_code = 3
+
+
 class PeerLost(EnvironmentFailure):
     """Another process of the run is gone or silent (exit code 3); the cause, if known, is another error."""
 

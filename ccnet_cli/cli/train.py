@@ -49,6 +49,9 @@ def train(
     strict: Annotated[
         bool, typer.Option("--strict-resume", help="Refuse to resume under other settings, data or threads.")
     ] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Resume at once, even if another run is in the folder; that one stops.")
+    ] = False,
     weights: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Begin with these weights: a checkpoint, the authors', ImageNet's, ..."),
@@ -118,6 +121,7 @@ def train(
         run=run,
         resume=resume,
         strict=strict,
+        take_over=take_over,
         weights=weights,
         partial=partial,
         tolerate_damage=tolerate_damage,

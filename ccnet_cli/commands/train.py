@@ -2,6 +2,7 @@
 
 import re
 import socket
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,8 +35,8 @@ def train(request: TrainRequest) -> Path | None:
         raise InputError(f"option {option}", why, "leave it to them")
     if launch is not None:
         return process.run(Worker(), request, device)
-    plan, inputs = process.prepare(request, Group())
-    with process.run_folder(plan):
+    with ExitStack() as resources:
+        plan, inputs = process.prepare(request, Group(), resources)
         if count > 1 or request.restarts:
             supervisor.run(process.run, (request, device, plan), count, request.restarts, request.limits)
         else:

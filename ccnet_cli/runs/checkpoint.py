@@ -17,11 +17,9 @@ from ccnet_cli.errors import EnvironmentFailure, InputError, detail, notice
 from ccnet_cli.runs import torchfile
 from ccnet_cli.runs.fields import FORMAT as FORMAT
 from ccnet_cli.runs.fields import NewerVersionError, check_format
-from ccnet_cli.runs.folder import clear_attempts, read_attempts
+from ccnet_cli.runs.folder import MAX_ATTEMPTS, clear_attempts, count_attempt, read_attempts
 
 STEP = re.compile(r"step_(\d{8})")
-# resumes from a checkpoint that may end before another is written
-MAX_ATTEMPTS = 3
 # the keys of manifests before they had a seal
 KEYS_WITHOUT_SEAL = {"format", "step", "bytes", "sha256", "torch"}
 KEYS = {"format", "model", "preset", "classes", "step", "metrics"}
@@ -61,7 +59,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int, facts: Mappi
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in folder that have a manifest, newest first."""
-    manifests = [path for path in folder.glob("step_*.json") if STEP.fullmatch(path.stem)]
+    manifests = [path for path in folder.glob("step_*.json") if STEP.fullmatch(path.stem) and path.is_file()]
     return [path.with_suffix(".pt") for path in sorted(manifests, reverse=True)]
 
 
@@ -92,28 +90,35 @@ def add_name(path: Path, alias: Path) -> None:
         raise _write_failure(alias, error) from error
 
 
-def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def read_newest(folder: Path, count: bool = False) -> tuple[Path, dict[str, Any]] | None:
     """The newest sound checkpoint in folder and its content; None if none was ever saved.
 
-    One that is damaged, or from which three resumes ended before another was written, is skipped with a warning;
-    InputError if all of them are, and for one of a newer version, which must not be taken for damaged.
+    One that is damaged, or from which three resumes did no step, is passed over with a warning; but if no other is
+    sound, the newest of the latter is taken. InputError if all are damaged, and for one of a newer version, which must
+    not be taken for damaged. With count, the folder's sole writer counts a resume from it, before it is read.
     """
     paths, attempts = list_checkpoints(folder), read_attempts(folder)
-    for path in paths:
-        if attempts.get(path.stem, 0) >= MAX_ATTEMPTS:
-            notice(f"warning: skipped {path}: {attempts[path.stem]} resumes from it ended before another was written")
-            continue
+    failed = [path for path in paths if attempts.get(path.stem, 0) >= MAX_ATTEMPTS]
+    for path in failed:
+        notice(f"warning: passed over {path}: {attempts[path.stem]} resumes from it did no step")
+    for path in [*(path for path in paths if path not in failed), *failed]:
+        if count:
+            count_attempt(path)
         try:
             return path, _require_checkpoint(_read_verified(path), path)
         except NewerVersionError:
+            if count:
+                count_attempt(path, -1)
             raise
         except InputError as error:
             notice(f"warning: skipped {error}")
         except OSError as error:
             notice(f"warning: skipped {path}: cannot be read ({error.strerror})")
+        if count:
+            count_attempt(path, -1)
     if paths:
-        why = f"all {len(paths)} checkpoints are damaged" + (" or failed three times" if attempts else "")
-        raise InputError(folder, why, "name one with --resume FILE, or start a new run with another --run")
+        why, fix = f"all {len(paths)} checkpoints are damaged", "start a new run with another --run"
+        raise InputError(folder, why, fix)
     return None
 
 

@@ -60,6 +60,11 @@ def _is_random_state(value: Any) -> bool:
     return sound and _is_list(numpy, lambda item: isinstance(item, str | list | int | float), 5)
 
 
+def _is_losses(value: Any) -> bool:
+    # those of a step that was skipped are not finite
+    return _is_mapping(value, lambda item: isinstance(item, float))
+
+
 def _is_weights(value: Any) -> bool:
     return _is_mapping(value, lambda item: isinstance(item, Tensor)) and bool(value)
 
@@ -103,6 +108,7 @@ TRAINING: Fields = {
     "epoch?": COUNT,
     "offset?": COUNT,
     "nonfinite?": COUNT,
+    "unlogged?": ("a list of numbers by their names", lambda value: _is_list(value, _is_losses)),
     "random": ("a list of states of random numbers", lambda value: bool(value) and _is_list(value, _is_random_state)),
     "circumstances?": {
         **dict.fromkeys(("world_size?", "global_batch?", "num_threads?"), POSITIVE),

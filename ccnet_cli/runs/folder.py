@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, TakenOver
@@ -29,8 +30,8 @@ def check(run: Path) -> None:
             if folder == run and path.name in FOLDERS:
                 is_right, kind = stat.S_ISDIR(mode), "folder"
             else:
-                # nothing is written into a checkpoint: its name is given to another file
-                followed = path.suffix == ".pt" and path.is_file()
+                # a checkpoint may lie elsewhere: nothing is written into it, its name is given to another file
+                followed = folder != run and path.suffix == ".pt" and path.is_file()
                 is_right, kind = not own.fullmatch(path.name) or stat.S_ISREG(mode) or followed, "file"
             if not is_right:
                 what = "a link" if stat.S_ISLNK(mode) else "something else"
@@ -64,7 +65,7 @@ def uncount_refusal(checkpoint: Path | None) -> Iterator[None]:
 def read_attempts(folder: Path) -> dict[str, int]:
     """Checkpoint, by name without suffix -> resumes from it that did no step."""
     path = folder / ATTEMPTS
-    counts = {}
+    counts: Any = {}
     with suppress(OSError, ValueError, RecursionError):
         counts = json.loads(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else {}
     pairs = counts.items() if isinstance(counts, dict) else ()

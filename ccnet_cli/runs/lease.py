@@ -1,8 +1,8 @@
 """The lease of a run folder: it is one run's, on whatever host, and outlives no run.
 
-The file `lock` names the holder and has a beat, which the holder changes every few seconds. Clocks of two hosts are never
-compared: whoever wants the folder looks whether the beat changes. Where the file system has locks of the kernel, the
-holder keeps one on the file as well, so that its death is known at once on the same machine.
+The file `lock` names the holder and has a beat, which the holder changes every few seconds. Clocks of two hosts are
+never compared: whoever wants the folder looks whether the beat changes. Where the file system has locks of the kernel,
+the holder keeps one on the file as well, so that its death is known at once on the same machine.
 """
 
 import fcntl
@@ -121,7 +121,7 @@ def _patience(owner: dict[str, Any], free: bool | None, run: Path) -> float:
 
     free tells whether the lock of the kernel was free, None where there are none.
     """
-    if not owner:
+    if not isinstance(owner.get("pid"), int):
         # between the making of the file and its content, the lock is held
         return ORPHAN_SECONDS if free is False else 0.0
     host, boot = owner.get("host"), owner.get("boot")
@@ -251,6 +251,6 @@ def _boot() -> str:
 def _process_space() -> int:
     """The name space in which process ids count."""
     try:
-        return os.stat("/proc/self/ns/pid").st_ino
+        return Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         return 0

@@ -19,6 +19,7 @@ from ccnet_cli.errors import EnvironmentFailure, Interrupted, NonFiniteError, no
 from ccnet_cli.media import images
 from ccnet_cli.progress import Progress
 from ccnet_cli.runs import checkpoint
+from ccnet_cli.runs.folder import forget_attempts
 from ccnet_cli.training.loader import micro_batches
 from ccnet_cli.training.plan import Plan
 from ccnet_cli.training.record import Record, mosaic
@@ -26,6 +27,8 @@ from ccnet_cli.training.schedule import learning_rate
 from ccnet_cli.training.trainer import Trainer
 from ccnet_cli.training.validation import validate, write_report
 
+# in place of a signal's number: the run folder is another run's
+LOST = 1 << 16
 # periodic checkpoints in a row that the disk may refuse before the run ends
 MAX_FAILED_SAVES = 3
 
@@ -49,9 +52,9 @@ class Loop:
         self.progress = Progress(self.preset.schedule.steps, trainer.step)
         val = open_source(self.preset.data, "val")
         self.val = replace(val, tolerate_damage=plan.request.tolerate_damage)
-        # since the last row of the log: the losses of the steps, and the seconds that they took
-        self.losses: list[Mapping[str, float]] = []
+        # of the steps since the start, of those before the last row of the log; how many there were since that row
         self.seconds = self.logged_seconds = 0.0
+        self.timed = 0
 
     def run(self, score_first: bool) -> None:
         """Train to the end; score_first where the checkpoint that the run continues from was to be scored yet.
@@ -65,16 +68,26 @@ class Loop:
                 started = time.monotonic()
                 self._step()
                 self.seconds += time.monotonic() - started
+                number = self._asked_to_stop()
                 self._log()
-                self._finish_step()
+                self._finish_step(number)
         finally:
             self.progress.close()
 
     def _at_end(self) -> bool:
         return self.trainer.step >= self.preset.schedule.steps
 
+    def _asked_to_stop(self) -> int:
+        """The signal that asks for the end on any rank, or 0; TakenOver on all where the folder is another run's."""
+        lease = self.plan.lease
+        is_lost = self.record is not None and lease is not None and lease.is_lost()
+        number = self.group.largest(LOST if is_lost else self.stop_signal())
+        if number == LOST and lease is not None:
+            raise lease.loss()
+        return number
+
     def _begin(self, score_first: bool) -> None:
-        number = self.group.largest(self.stop_signal())
+        number = self._asked_to_stop()
         if score_first and not number:
             number = self._evaluate()
             if not number:
@@ -100,7 +113,11 @@ class Loop:
         if not trainer.update(losses, buffers):
             self._skip(samples)
         if self.record:
-            self.losses.append(trainer.losses)
+            trainer.unlogged.append(trainer.losses)
+            if not self.seconds and not trainer.nonfinite and self.plan.counted:
+                # the first step is done
+                forget_attempts(self.plan.counted)
+            self.timed += 1
 
     def _backward(self, image_BCHW: Tensor, label_BHW: Tensor, last: bool) -> Tensor:
         """Add a micro-batch's part to the gradients; its part of the step's losses, in the order of loss_names."""
@@ -146,20 +163,20 @@ class Loop:
         if self.record is None or (trainer.step % self.preset.log.every and not self._at_end()):
             return
         seconds = self.seconds - self.logged_seconds
-        rate = len(self.losses) * self.preset.train.batch / seconds
+        rate = self.timed * self.preset.train.batch / seconds
         stall = self.batches.take_seconds() / seconds
-        means = mean_losses(self.losses, trainer.loss_names)
+        means = mean_losses(trainer.unlogged, trainer.loss_names)
         lr = trainer.optimizer.param_groups[0]["lr"]
         row = {"step": trainer.step, "epoch": trainer.epoch, **means, "lr": lr, "seconds": self.seconds}
         self.record.add(row | {"images_per_second": rate, "stall": stall})
         text = f"loss {means['loss']:.4f}  lr {lr:.2e}  {rate:.1f} images/s, {stall:.0%} of it waiting for data"
         self.progress.show(trainer.step, text)
-        self.losses, self.logged_seconds = [], self.seconds
+        trainer.unlogged.clear()
+        self.timed, self.logged_seconds = 0, self.seconds
 
-    def _finish_step(self) -> None:
-        """Score and save the model where that is due; Interrupted where a signal asks for the end."""
+    def _finish_step(self, number: int) -> None:
+        """Score and save the model where that is due; Interrupted where a signal of this number asks for the end."""
         trainer, best = self.trainer, (self.trainer.best, self.trainer.best_step)
-        number = self.group.largest(self.stop_signal())
         if not number and score_due(self.plan, trainer.step):
             self.progress.close()
             number = self._evaluate()
@@ -181,6 +198,7 @@ class Loop:
             scores = validate(trainer, self.val, self.stop_signal, examples=self._at_end())
         except Interrupted as stop:
             return stop.number
+        self._confirm()
         trainer.metrics = scores.metrics
         miou = trainer.metrics["miou"]
         if self.record:
@@ -196,6 +214,7 @@ class Loop:
     def _save(self, required: bool) -> bool:
         """Write a checkpoint; False if the disk refuses it, which is an error if required or too often in a row."""
         trainer, content = self.trainer, self.trainer.state()
+        self._confirm()
         if self.group.rank == 0:
             try:
                 keep = self.preset.checkpoint.keep
@@ -208,6 +227,11 @@ class Loop:
                     raise
                 notice(f"warning: {error}; training goes on without it")
         return not self.group.broadcast(trainer.failed_saves)
+
+    def _confirm(self) -> None:
+        """TakenOver, before anything is written, where the folder is another run's."""
+        if self.record and self.plan.lease is not None:
+            self.plan.lease.confirm()
 
     def _interruption(self, number: int) -> Interrupted:
         why = f"stopped by {signal.Signals(number).name} at step {self.trainer.step}, checkpoint written"

@@ -1,8 +1,9 @@
 """What a training run is going to do, decided and checked before anything is written."""
 
+import glob
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,12 +16,17 @@ from ccnet_cli.devices import computes_bf16, local_device
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs.fields import check_fields
+from ccnet_cli.runs.folder import uncount_refusal
+from ccnet_cli.runs.lease import Lease
 from ccnet_cli.training.request import TrainRequest
 
 # through which torch's loader workers pass their batches
 SHARED_MEMORY = Path("/dev/shm")
 # batches that wait for each worker, and that a process holds itself
 PREFETCHED, HELD = 2, 2
+# where runs without a folder of their own lie; with the time behind it, a name must fit into 255 bytes
+RUNS = Path("runs")
+MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Plan:
     """What every process of a run needs to know: the resolved preset, the run folder, the checkpoint to resume from.
 
     device is that of a run of one process; of several on CUDA, each takes its own. earlier_micro is the
-    micro-batch that the run had before it was resumed.
+    micro-batch that the run had before it was resumed. lease is the right to write into the folder, once there is one.
     """
 
     request: TrainRequest
@@ -38,11 +44,17 @@ class Plan:
     device: torch.device
     resume: Path | None = None
     earlier_micro: int | None = None
+    lease: Lease | None = None
 
     @property
     def checkpoints(self) -> Path:
         """The folder of the run's checkpoints."""
         return self.run / "checkpoints"
+
+    @property
+    def counted(self) -> Path | None:
+        """The checkpoint whose resumes are counted: one that was not named is not tried for ever."""
+        return self.resume if self.request.resume in (None, "auto") else None
 
     @property
     def micro_batch(self) -> int:
@@ -82,25 +94,32 @@ def check_world_sizes(batch: int, sizes: Sequence[int]) -> None:
 
 
 def make_plan(
-    request: TrainRequest, processes: int | None = None, run: Path | None = None
+    request: TrainRequest,
+    processes: int | None = None,
+    run: Path | None = None,
+    claim: Callable[[Path], Lease] | None = None,
 ) -> tuple[Plan, dict[str, Any] | None]:
     """The plan of a request, and the content of the checkpoint to resume from; InputError for what cannot run here.
 
     processes is the number over all nodes, that of one node if None; run the folder that the processes had before they
-    were restarted.
+    were restarted. claim takes a folder's lease, before its checkpoints are read.
     """
     device = local_device(request.gpus, request.processes, request.device)
     preset = _resolve(request.preset, device)
     _check(request, preset, device)
-    run, resume, content = _resume_from(request, preset.name, run)
-    if resume is not None and content is not None:
-        check_fields(content, resume)
-    run = run or Path("runs") / f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    micro = _earlier_micro_batch(content, preset.train.batch) if content else None
-    plan = Plan(request, preset, run, processes or request.local_processes, device, resume, micro)
-    _check_shared_memory(plan)
-    if plan.micro_batch == 1:
-        notice("warning: batch normalisation sees one image at a time (micro batch 1)")
+    restarted = run is not None
+    run, lease = run or request.run or _default_run(request, preset.name), None
+    if claim and run.is_dir() and (request.resume == "auto" or restarted):
+        lease = claim(run)
+    resume, content = _resume_from(request, run, restarted, counted=lease is not None)
+    with uncount_refusal(resume if lease else None):
+        if resume is not None and content is not None:
+            check_fields(content, resume)
+        micro = _earlier_micro_batch(content, preset.train.batch) if content else None
+        plan = Plan(request, preset, run, processes or request.local_processes, device, resume, micro, lease)
+        _check_shared_memory(plan)
+        if plan.micro_batch == 1:
+            notice("warning: batch normalisation sees one image at a time (micro batch 1)")
     return plan, content
 
 
@@ -126,30 +145,43 @@ def _check(request: TrainRequest, preset: config.Preset, device: torch.device) -
         raise InputError("option --weights", "--resume is given too", "give one of them")
     if request.strict and not request.resume:
         raise InputError("option --strict-resume", "there is nothing to resume", "add --resume")
+    if request.take_over and not request.resume:
+        raise InputError("option --take-over", "there is nothing to resume", "add --resume")
     if request.partial and not request.weights:
         raise InputError("option --allow-partial", "there are no weights to take in part", "add --weights FILE")
 
 
+def _default_run(request: TrainRequest, name: str) -> Path:
+    """The folder of the file to resume from, of the preset's newest run if any is to be resumed, or a new one."""
+    if request.resume not in (None, "auto"):
+        parent = Path(request.resume or "").parent
+        return parent.parent if parent.name == "checkpoints" else parent
+    is_plain = Path(name).name == name and name not in ("", "..") and "\0" not in name
+    if not is_plain or len(os.fsencode(name)) > MAX_NAME_BYTES:
+        why = "cannot name a folder below ./runs"
+        raise InputError(f"preset key name: {name[:40] or '(empty)'}", why, "choose another name, or add --run DIR")
+    newest = _newest_run(name) if request.resume else None
+    return newest or RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
 def _resume_from(
-    request: TrainRequest, name: str, earlier: Path | None
-) -> tuple[Path | None, Path | None, dict[str, Any] | None]:
-    """The run folder, and the checkpoint to resume from with its content; earlier is the folder before a restart."""
-    run = earlier or request.run
-    if request.resume == "auto" or earlier:
-        run = run or _newest_run(name)
-        newest = checkpoint.read_newest(run / "checkpoints") if run else None
+    request: TrainRequest, run: Path, restarted: bool, counted: bool
+) -> tuple[Path | None, dict[str, Any] | None]:
+    """The checkpoint to resume from with its content, if there is one; restarted if the run began before."""
+    if request.resume == "auto" or restarted:
+        newest = checkpoint.read_newest(run / "checkpoints", counted)
         if newest is not None:
-            return run, *newest
-        if not earlier:
-            notice(f"nothing to resume{f' in {run}' if run else ''}: starting a new run")
+            return newest
+        if not restarted:
+            notice(f"nothing to resume{f' in {run}' if run.exists() else ''}: starting a new run")
     if request.resume not in (None, "auto"):
         path = Path(request.resume or "")
-        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-        return run or folder, path, _read_resumable(path)
-    fresh = request.resume is None and not earlier
-    if fresh and run is not None and run.exists() and (not run.is_dir() or any(run.iterdir())):
+        return path, _read_resumable(path)
+    if run.exists() and not run.is_dir():
+        raise InputError(run, "is not a folder", "choose another --run")
+    if request.resume is None and not restarted and run.exists() and any(run.iterdir()):
         raise InputError(run, "is not an empty folder", "continue it with --resume, or choose another --run")
-    return run, None, None
+    return None, None
 
 
 def _earlier_micro_batch(content: dict[str, Any], batch: int) -> int | None:
@@ -173,7 +205,7 @@ def _read_resumable(path: Path) -> dict[str, Any]:
 
 def _newest_run(name: str) -> Path | None:
     """The run of a preset below ./runs that wrote a checkpoint last."""
-    folders = (run / "checkpoints" for run in Path("runs").glob(f"{name}-*"))
+    folders = (run / "checkpoints" for run in RUNS.glob(f"{glob.escape(name)}-*"))
     newest = [paths[0] for folder in folders if (paths := checkpoint.list_checkpoints(folder))]
     return max(newest, key=lambda path: path.stat().st_mtime).parent.parent if newest else None
 

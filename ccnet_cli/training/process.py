@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ccnet_cli.parallel.group import Group, join_group
 from ccnet_cli.parallel.supervisor import Worker
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs import folder as runfolder
+from ccnet_cli.runs.lease import Lease, hold
 from ccnet_cli.training import trainer as trainers
 from ccnet_cli.training.loop import Loop, name_checkpoint, score_due
 from ccnet_cli.training.plan import Plan, make_plan
@@ -37,17 +38,30 @@ class Inputs:
     content: dict[str, Any] | None = None
 
 
-def prepare(request: TrainRequest, group: Group) -> tuple[Plan, Inputs]:
-    """Build, validate and announce the plan, and read its inputs; after a restart, reuse the run folder."""
+def prepare(request: TrainRequest, group: Group, resources: ExitStack) -> tuple[Plan, Inputs]:
+    """Build, validate and announce the plan, and read its inputs; after a restart, reuse the run folder.
+
+    resources keeps the run folder for this run.
+    """
     # a SLURM job that was requeued recalls nothing
     earlier = group.recall("run") or (request.run if group.attempt else None)
     processes = group.world_size if group.world_size > 1 else None
-    plan, content = make_plan(request, processes, run=Path(earlier) if earlier else None)
+
+    def claim(run: Path) -> Lease:
+        runfolder.check(run)
+        return resources.enter_context(hold(run, request.take_over, group.recall("lease")))
+
+    plan, content = make_plan(request, processes, Path(earlier) if earlier else None, claim)
     group.remember("run", str(plan.run))
-    preset, start = plan.preset, _read_start(request)
-    if start:
-        check_start(start, preset.model, len(classes_of(preset.data)))
-    source, _ = (open_source(preset.data, split) for split in ("train", "val"))
+    with runfolder.uncount_refusal(plan.counted if plan.lease else None):
+        preset, start = plan.preset, _read_start(request)
+        if start:
+            check_start(start, preset.model, len(classes_of(preset.data)))
+        source, _ = (open_source(preset.data, split) for split in ("train", "val"))
+        resources.enter_context(_run_folder(plan))
+    plan = plan if plan.lease else replace(plan, lease=claim(plan.run))
+    assert plan.lease is not None
+    group.remember("lease", plan.lease.token)
     count = f"{plan.processes} process{'es' if plan.processes > 1 else ''}"
     batch = f"global batch {preset.train.batch} = {count} x {plan.micro_batch} images"
     length = f"{preset.schedule.steps} steps, {preset.train.precision}"
@@ -60,7 +74,7 @@ def _read_start(request: TrainRequest) -> Start | None:
 
 
 @contextmanager
-def run_folder(plan: Plan) -> Iterator[None]:
+def _run_folder(plan: Plan) -> Iterator[None]:
     """Make the run folder; remove it again if bad input stops the run before its first checkpoint."""
     plan.run.parent.mkdir(parents=True, exist_ok=True)
     existed = True
@@ -84,20 +98,18 @@ def run(
     """
     inputs = inputs or Inputs()
     with join_group(device, request.limits, worker.is_supervised) as group, worker.signals(group) as stop_signal:
-        if plan is not None:
-            _train(plan, inputs, group, stop_signal)
-            return plan.run
-        plan = group.decide_on_rank0(lambda: prepare(request, group)[0])
-        with run_folder(plan) if group.rank == 0 else nullcontext():
-            _train(plan, inputs, group, stop_signal)
-        return plan.run if group.rank == 0 else None
+        with ExitStack() as resources:
+            own = plan or group.decide_on_rank0(lambda: prepare(request, group, resources)[0])
+            # of a plan made before processes were restarted
+            resume = group.decide_on_rank0(lambda: _newest(own)) if plan and group.attempt else own.resume
+            _train(replace(own, resume=resume), inputs, group, stop_signal)
+        return own.run if plan or group.rank == 0 else None
 
 
 def _train(plan: Plan, inputs: Inputs, group: Group, stop_signal: Callable[[], int]) -> None:
-    preset = plan.preset
-    resume = group.decide_on_rank0(lambda: _resume_point(plan, group))
-    with ExitStack() as resources:
-        group.decide_on_rank0(lambda: _claim_folder(plan, resume, resources))
+    preset, resume = plan.preset, plan.resume
+    with runfolder.uncount_refusal(plan.counted if group.rank == 0 else None):
+        group.decide_on_rank0(lambda: _clear_folder(plan))
         trainer = _make_trainer(plan, inputs, group, resume)
         record = None
         if group.rank == 0:
@@ -117,19 +129,18 @@ def _train(plan: Plan, inputs: Inputs, group: Group, stop_signal: Callable[[], i
         files.failpoint("at_exit")
 
 
-def _resume_point(plan: Plan, group: Group) -> Path | None:
-    """The checkpoint to continue from: processes that were restarted take the newest, if there is one by now."""
-    newest = checkpoint.read_newest(plan.checkpoints) if group.attempt else None
+def _newest(plan: Plan) -> Path | None:
+    """The run's newest checkpoint, if there is one by now, or the one that it began from."""
+    newest = checkpoint.read_newest(plan.checkpoints, count=True)
     return newest[0] if newest else plan.resume
 
 
-def _claim_folder(plan: Plan, resume: Path | None, resources: ExitStack) -> None:
-    """Lock the run folder, clear it of what dead processes left, and count the resume up front."""
-    resources.enter_context(runfolder.lock(plan.run))
+def _clear_folder(plan: Plan) -> None:
+    """Delete what dead processes left in the run folder, if it still is this run's."""
+    if plan.lease is not None:
+        plan.lease.confirm()
     files.sweep(plan.run)
     checkpoint.delete_leftovers(plan.checkpoints)
-    if resume is not None and resume.parent == plan.checkpoints:
-        resources.enter_context(runfolder.count_attempt(resume))
 
 
 def _make_trainer(plan: Plan, inputs: Inputs, group: Group, resume: Path | None) -> trainers.Trainer:

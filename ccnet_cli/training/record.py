@@ -9,10 +9,10 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -129,9 +129,9 @@ class Record:
                 self._rewrite()
                 self.incomplete = False
                 return
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            with _append_to(self.folder / "log.jsonl") as file:
                 file.write(files.to_json(row) + "\n")
-            with (self.folder / "metrics.csv").open("a", encoding="utf-8", newline="") as file:
+            with _append_to(self.folder / "metrics.csv") as file:
                 csv.writer(file).writerow([row.get(column, "") for column in self.columns])
 
     def _rewrite(self) -> None:
@@ -144,19 +144,31 @@ class Record:
         files.write_bytes(self.folder / "metrics.csv", table.getvalue().encode())
 
 
+def _append_to(path: Path) -> TextIO:
+    """A file opened at its end; OSError for a link, which could lead anywhere."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8", newline="")
+
+
 def _read_log(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+        # a crash can cut the last line short
+        with suppress(ValueError, RecursionError):
             row = json.loads(line)
-        except ValueError:
-            # a crash can cut the last line short
-            continue
-        if isinstance(row, dict) and "step" in row:
-            rows.append(row)
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and all(map(_is_cell, row.items())):
+                # what is not finite cannot be written again
+                files.to_json(row)
+                rows.append(row)
     return rows
+
+
+def _is_cell(cell: tuple[str, Any]) -> bool:
+    """Whether a value of a row is of the type that its column has."""
+    name, value = cell
+    return isinstance(value, {"classes": dict, "skipped": list}.get(name, int | float))
 
 
 def mosaic(

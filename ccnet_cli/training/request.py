@@ -15,6 +15,7 @@ class TrainRequest:
     run: the run folder; a new one below ./runs if None.
     resume: "auto" for the run's newest sound checkpoint, if it has one, or the file of a checkpoint.
     strict: refuse to resume with other settings, data, threads or processes than before.
+    take_over: stop the run that is in the folder, wherever it is.
     weights: a checkpoint or other people's weights to initialize from.
     partial: let weights be missing, or have other shapes, as long as most of the backbone's fit.
     device, gpus, processes: what each node computes on; gpus and processes start that many processes there.
@@ -27,6 +28,7 @@ class TrainRequest:
     run: Path | None = None
     resume: str | None = None
     strict: bool = False
+    take_over: bool = False
     weights: Path | None = None
     partial: bool = False
     tolerate_damage: bool = False

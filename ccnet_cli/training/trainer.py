@@ -45,7 +45,7 @@ class Trainer:
     step counts batches, skipped ones too; epoch and offset are where in the data the next batch begins. nonfinite
     counts the skipped steps in a row, failed_saves the checkpoints in a row that the disk refused. losses and norm (of
     the gradient) are those of the last step on this rank; losses are named as in loss_names. accumulation is the
-    plan's.
+    plan's. unlogged are rank 0's losses of the steps since the last row of the log.
     """
 
     preset: config.Preset
@@ -68,6 +68,7 @@ class Trainer:
     best: float = -1.0
     best_step: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
+    unlogged: list[dict[str, float]] = field(default_factory=list)
     _buffers: list[Tensor] = field(default_factory=list)
 
     @property
@@ -167,6 +168,7 @@ class Trainer:
                 "epoch": self.epoch,
                 "offset": self.offset,
                 "nonfinite": self.nonfinite,
+                "unlogged": list(self.unlogged),
                 "random": self.group.gather(states.random_state(self.device)),
                 "circumstances": self._fingerprint(),
                 **({"objective": objective} if objective else {}),
@@ -210,6 +212,11 @@ class Trainer:
         position = divmod(self.step * content["preset"]["train"]["batch"], len(self.source.samples))
         self.epoch, self.offset = training.get("epoch", position[0]), training.get("offset", position[1])
         self.nonfinite, self.best_step = training.get("nonfinite", 0), training.get("best_step", -1)
+        # with other terms of the loss than before, a row begins anew
+        names = set(self.loss_names)
+        self.unlogged = [
+            each for each in training.get("unlogged", []) if isinstance(each, dict) and each.keys() >= names
+        ]
         if len(training["random"]) == self.group.world_size:
             try:
                 states.set_random_state(training["random"][self.group.rank], self.device)

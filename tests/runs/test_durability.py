@@ -32,7 +32,7 @@ from runs import (
 
 from ccnet_cli import config, files
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted
-from ccnet_cli.runs import checkpoint
+from ccnet_cli.runs import checkpoint, torchfile
 from ccnet_cli.runs import folder as runfolder
 from ccnet_cli.training.loop import Loop
 
@@ -716,6 +716,10 @@ def crash(monkeypatch, data, run, error=RuntimeError, **more):
             train(preset(data, "checkpoint.every=1", "schedule.steps=9"), run=run, resume="auto", **more)
 
 
+def resumed(data, run, steps, **more):
+    return train(preset(data, "checkpoint.every=1", f"schedule.steps={steps}"), run=run, resume="auto", **more)
+
+
 def test_a_checkpoint_from_which_three_resumes_failed_is_passed_over(data, tmp_path, whole, capsys, monkeypatch):
     run = shutil.copytree(whole, tmp_path / "run")
     for count in range(1, 4):
@@ -723,21 +727,25 @@ def test_a_checkpoint_from_which_three_resumes_failed_is_passed_over(data, tmp_p
         assert runfolder.read_attempts(run / "checkpoints") == {"step_00000006": count}
     capsys.readouterr()
     crash(monkeypatch, data, run)
-    told = capsys.readouterr().err
-    assert "skipped" in told and "step_00000006.pt: 3 resumes from it ended before another was written" in told
+    assert "step_00000006.pt: 3 resumes from it did no step" in capsys.readouterr().err
     assert runfolder.read_attempts(run / "checkpoints") == {"step_00000006": 3, "step_00000005": 1}
-    train(preset(data, "checkpoint.every=1", "schedule.steps=9"), run=run, resume="auto")
+    resumed(data, run, 9)
     assert steps(run) == [9, 8] and runfolder.read_attempts(run / "checkpoints") == {}
 
 
-def test_when_all_were_tried_the_run_ends(data, tmp_path, whole, monkeypatch):
+def test_the_last_sound_checkpoint_is_never_passed_over(data, tmp_path, whole, monkeypatch):
     run = shutil.copytree(whole, tmp_path / "run")
     for _ in range(6):
         crash(monkeypatch, data, run)
-    with pytest.raises(InputError, match="damaged or failed three times"):
-        train(preset(data, "schedule.steps=9"), run=run, resume="auto")
-    # by its name it can be had
-    train(preset(data, "schedule.steps=7"), run=run, resume=str(run / "checkpoints/step_00000006.pt"))
+    assert runfolder.read_attempts(run / "checkpoints") == {"step_00000006": 3, "step_00000005": 3}
+    resumed(data, run, 6)
+    assert steps(run) == [6, 5]
+    # and where the only other one is damaged
+    for _ in range(3):
+        crash(monkeypatch, data, run)
+    (run / "checkpoints/step_00000005.pt").write_bytes(b"")
+    resumed(data, run, 7)
+    assert steps(run)[0] == 7
 
 
 @pytest.mark.parametrize(
@@ -757,64 +765,57 @@ def test_a_resume_that_was_refused_or_stopped_has_not_failed(data, tmp_path, who
     assert runfolder.read_attempts(run / "checkpoints") == {"step_00000006": 1}
 
 
-def test_a_kill_is_an_attempt(data, tmp_path, whole, monkeypatch):
+class KilledError(BaseException):
+    """What a test takes for a SIGKILL that comes after a step."""
+
+
+def test_kills_after_a_step_are_no_attempts(data, tmp_path, whole, monkeypatch):
+    """Six of them between two checkpoints: the next resume goes on from the newest."""
     run = shutil.copytree(whole, tmp_path / "run")
-    monkeypatch.setattr(Loop, "_step", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    for _ in range(3):
-        process = forked(lambda: train(preset(data, "schedule.steps=9"), run=run, resume="auto"))
-        assert ended(process) == -signal.SIGKILL
-    assert runfolder.read_attempts(run / "checkpoints") == {"step_00000006": 3}
+    step, killed = Loop._step, []
+
+    def die(loop):
+        step(loop)
+        killed.append(loop.trainer.step)
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_step", die)
+        for _ in range(6):
+            with pytest.raises(KilledError):
+                resumed(data, run, 9)
+    assert killed == [7] * 6 and runfolder.read_attempts(run / "checkpoints") == {}
 
 
-def test_two_runs_do_not_share_a_folder(data, tmp_path):
-    run = tmp_path / "run"
-    words = arguments(data, run, "schedule.steps=100000", "eval.every=0")
-    with start(words) as first:
-        wait_until(lambda: steps(run), first)
-        with start([*words, "--resume"]) as second:
-            told = second.communicate(timeout=60)[1]
-        first.kill()
-        first.communicate()
-    assert second.returncode == 2
-    line = told.strip().splitlines()[-1]
-    assert line.startswith(f"ccnet: error: {run}: in use by process {first.pid} on {files.HOST}; ")
-    # the first died with its lock in place
-    assert json.loads((run / "lock").read_text())["pid"] == first.pid
-    done = steps(run)[0]
-    assert train(preset(data, f"schedule.steps={done + 1}", "eval.every=0"), run=run, resume="auto") == run
-    assert steps(run)[0] == done + 1 and not (run / "lock").exists()
+def test_a_step_forgets_the_attempts_of_its_checkpoint_alone(tmp_path):
+    newest, before = tmp_path / "step_00000002.pt", tmp_path / "step_00000001.pt"
+    for path in (newest, newest, newest, before, before):
+        runfolder.count_attempt(path)
+    runfolder.forget_attempts(before)
+    assert runfolder.read_attempts(tmp_path) == {"step_00000002": 3}
+    runfolder.forget_attempts(newest)
+    assert list(tmp_path.iterdir()) == []
 
 
-LOCKS = {
-    "a living process": (lambda: {"pid": os.getppid(), "host": files.HOST}, False),
-    "another host": (lambda: {"pid": dead_process(), "host": "elsewhere"}, False),
-    "a dead process": (lambda: {"pid": dead_process(), "host": files.HOST}, True),
-    "its number given again": (lambda: {"pid": os.getppid(), "host": files.HOST, "birth": "1"}, True),
-    "nothing": (lambda: {}, True),
-}
+@pytest.mark.parametrize("planted", ["read", "step"])
+def test_a_checkpoint_that_kills_is_passed_over_after_three(data, tmp_path, whole, monkeypatch, planted):
+    """The process dies while it reads the file, or in its first step."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    read, step = torchfile.read, Loop._step
 
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
 
-@pytest.mark.parametrize("owner", LOCKS)
-def test_a_lock_is_stale_when_its_owner_is_known_to_be_dead(tmp_path, owner):
-    make, free = LOCKS[owner]
-    (tmp_path / "lock").write_text(json.dumps(make()))
-    if free:
-        with runfolder.lock(tmp_path):
-            assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
-        assert not (tmp_path / "lock").exists()
+    if planted == "read":
+        monkeypatch.setattr(torchfile, "read", lambda path: die() if path.stem == "step_00000006" else read(path))
     else:
-        with pytest.raises(InputError, match="in use by process"), runfolder.lock(tmp_path):
-            pass
-        assert (tmp_path / "lock").exists()
-
-
-def test_a_lock_that_the_disk_refuses_is_told(tmp_path, monkeypatch):
-    def refusing(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "write", refusing)
-    with pytest.raises(EnvironmentFailure, match=r"lock: not written \(No space"), runfolder.lock(tmp_path):
-        pass
+        monkeypatch.setattr(Loop, "_step", lambda loop: die() if loop.trainer.step == 6 else step(loop))
+    for count in range(1, 4):
+        assert ended(forked(lambda: resumed(data, run, 9))) == -signal.SIGKILL
+        assert runfolder.read_attempts(run / "checkpoints") == {"step_00000006": count}
+    if planted == "read":
+        assert ended(forked(lambda: resumed(data, run, 6))) == 0
+        assert steps(run) == [6, 5] and outcome(run) == outcome(whole)
 
 
 def test_a_zombie_holds_nothing():
@@ -824,22 +825,6 @@ def test_a_zombie_holds_nothing():
         time.sleep(0.01)
     assert files.process_start(process) is None and Path(f"/proc/{process}").exists()
     ended(process)
-
-
-def test_of_many_that_want_the_folder_one_gets_it(tmp_path, monkeypatch):
-    """All take their time between reading a stale lock and writing their own."""
-    (tmp_path / "lock").write_text(json.dumps({"pid": dead_process(), "host": files.HOST}))
-    lives = runfolder._is_alive
-    monkeypatch.setattr(runfolder, "_is_alive", lambda owner: time.sleep(0.2) or lives(owner))
-
-    def work():
-        try:
-            with runfolder.lock(tmp_path):
-                time.sleep(3)
-        except InputError:
-            os._exit(2)
-
-    assert sorted(ended(process) for process in [forked(work) for _ in range(4)]) == [0, 2, 2, 2]
 
 
 def test_an_empty_run_starts_afresh_and_says_so(data, tmp_path, capsys):
