@@ -117,6 +117,8 @@ def _train(plan: Plan, inputs: Inputs, group: Group, stop_signal: Callable[[], i
         score_first = group.broadcast(record is not None and _is_unscored(plan, resume, trainer.step, record))
         if trainer.step >= preset.schedule.steps and not score_first:
             if record:
+                if plan.counted:
+                    runfolder.forget_attempts(plan.counted)
                 notice(f"nothing to do: {plan.run} has done {trainer.step} of {preset.schedule.steps} steps")
             return
         if record:
