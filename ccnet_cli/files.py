@@ -4,13 +4,16 @@ What an option may name as an output is decided here as well, for every command:
 """
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import itertools
 import json
 import os
 import re
+import resource
 import secrets
+import signal
 import socket
 import stat
 import sys
@@ -314,3 +317,21 @@ def process_start(process: int) -> str | None:
         return ""
     # a zombie only waits for its parent
     return None if fields[0] in "ZX" else fields[19]
+
+
+def reserve_handles(count: int) -> None:
+    """Let this process open `count` files more; EnvironmentFailure where the system's limit is lower."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len([*Path("/dev/fd").iterdir()]) + count
+    if resource.RLIM_INFINITY != soft < needed:
+        if resource.RLIM_INFINITY != hard < needed:
+            fix = f"raise the limit (ulimit -n {needed}), or use fewer processes and workers"
+            raise EnvironmentFailure("open files", f"{hard} allowed, {needed} needed", fix)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def die_with_parent() -> None:
+    """Let the system kill this process when the one that started it ends; Linux alone can."""
+    with contextlib.suppress(OSError, AttributeError):
+        # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -91,6 +91,27 @@ Gpus = Annotated[int | None, typer.Option(min=1, metavar="N", help="GPUs to use,
 Processes = Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Processes on the CPU.")]
 
 
+def nodes_of(count: str | None, rendezvous: str | None, run_id: str | None) -> tuple[int, int, str, int, str] | None:
+    """How many machines --nodes N or MIN:MAX allows, host, port and run id; None for this machine alone."""
+    if count is None or (count == "1" and rendezvous is None):
+        if rendezvous or run_id:
+            raise InputError("option --nodes", "missing", "give the number of machines, such as --nodes 2 or 1:4")
+        return None
+    numbers = [int(number) if number.isdecimal() and len(number) < 5 else 0 for number in count.split(":")]
+    if len(numbers) > 2 or not 1 <= numbers[0] <= numbers[-1] <= 1024:
+        raise InputError(f"option --nodes {count}", "not N or MIN:MAX", "write for example --nodes 2 or --nodes 1:4")
+    if rendezvous is None:
+        raise InputError("option --rendezvous", "missing", "give --rendezvous HOST:PORT, the same on every machine")
+    host, _, port = rendezvous.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port[:6]) < 65536):
+        raise InputError(f"option --rendezvous {rendezvous}", "not HOST:PORT", "write for example 10.0.0.1:29500")
+    if run_id is not None and not re.fullmatch(r"[\w.-]{1,100}", run_id):
+        raise InputError(
+            f"option --run-id {run_id}", "not letters, digits, . and -", "write for example --run-id first"
+        )
+    return numbers[0], numbers[-1], host.strip("[]"), int(port), run_id or ""
+
+
 def seconds_of(value: float) -> float:
     """A time to wait, in seconds: from 1 to some months, which every clock can count."""
     if not 1 <= value <= MAX_SECONDS:

@@ -13,6 +13,7 @@ from ccnet_cli.cli.options import (
     Processes,
     TolerateDamage,
     examples,
+    nodes_of,
     path_override,
     preset_names,
     seconds_of,
@@ -106,14 +107,15 @@ def train(
     )
     detail(f"preset {settings.name} of {config.find(preset)}")
     from ccnet_cli.commands.train import train as start
-    from ccnet_cli.parallel.elastic import parse_nodes
+    from ccnet_cli.parallel.elastic import Nodes
     from ccnet_cli.parallel.group import Limits
     from ccnet_cli.training.request import TrainRequest
 
     if node_rank is not None:
         fix = "leave it out, and run the same line on every machine"
         raise InputError("option --node-rank", "the machines number themselves", fix)
-    machines = parse_nodes(nodes, rendezvous, run_id)
+    described = nodes_of(nodes, rendezvous, run_id)
+    machines = Nodes(*described) if described else None
     if max_restarts is None:
         max_restarts = 3 if machines and machines.least < machines.most else 0
     request = TrainRequest(

@@ -1,19 +1,16 @@
 """The processes of a run as a group: how they join it, share work and combine results; one process is a group too."""
 
 import contextlib
-import ctypes
-import json
 import os
 import re
-import signal
-import socket
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ccnet_cli import errors
+from ccnet_cli import files
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, PeerLost, out_of_memory
+from ccnet_cli.launch import Launch, read_launch, refuse_taken, resolve, wait_for_store
 
 # torch declares its stores without types
 STORES: Any = dist
@@ -34,8 +32,6 @@ CPU = torch.device("cpu")
 REPORT_SECONDS = 2.0
 # the files of torch that call collectives
 COLLECTIVE = re.compile(r"/torch/(distributed/|nn/parallel/distributed\.py|autograd/graph\.py)")
-# the variable with the address of the store where machines meet, which outlasts their restarts
-RENDEZVOUS = "CCNET_RENDEZVOUS"
 
 
 @dataclass(frozen=True)
@@ -45,81 +41,6 @@ class Limits:
     join: float = 300
     collective: float = 600
     shutdown: float = 60
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How this process was started among others, and the address of the store where they meet.
-
-    opens_store is false where the launcher keeps the store; attempt counts the restarts of the run. run_id tells it
-    from other runs that meet at the same address; rendezvous is the address of the machines' store, if there is one.
-    """
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    address: str
-    port: int
-    opens_store: bool
-    attempt: int = 0
-    run_id: str = ""
-    rendezvous: str = ""
-
-
-def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
-    """The launch that torchrun's, SLURM's or our supervisor's variables describe; None for a process on its own."""
-    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & environment.keys():
-        rank, world_size, port = (_number(environment, name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
-        address = _variable(environment, "MASTER_ADDR")
-        local_rank = _number(environment, "LOCAL_RANK", rank)
-        local_world_size = _number(environment, "LOCAL_WORLD_SIZE", 1)
-        attempt, run_id = _number(environment, "TORCHELASTIC_RESTART_COUNT", 0), environment.get("TORCHELASTIC_RUN_ID")
-    elif "SLURM_PROCID" in environment and environment.get("SLURM_NTASKS", "1") != "1":
-        rank, world_size = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_NTASKS")
-        # jobs that share a machine need different ports
-        port = _number(environment, "MASTER_PORT", 20000 + _number(environment, "SLURM_JOB_ID", 0) % 20000)
-        nodes = environment.get("SLURM_STEP_NODELIST") or _variable(environment, "SLURM_NODELIST", "SLURM_JOB_NODELIST")
-        address = environment.get("MASTER_ADDR") or first_node(nodes)
-        local_rank = _number(environment, "SLURM_LOCALID")
-        local_world_size = _number(environment, "SLURM_NTASKS_PER_NODE", 1)
-        attempt, run_id = _number(environment, "SLURM_RESTART_COUNT", 0), environment.get("SLURM_JOB_ID")
-    else:
-        return None
-    if rank >= world_size:
-        raise InputError(f"process {rank}", f"there are {world_size}, counted from 0", "correct RANK or WORLD_SIZE")
-    if not 0 < port < 65536:
-        raise InputError(f"variable MASTER_PORT {port}", "not a port", "use a number from 1024 to 65535")
-    # torchrun and our supervisor keep one store for all attempts
-    opens_store = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    address, places = address.removeprefix("[").removesuffix("]"), (local_rank, max(local_world_size, 1))
-    rendezvous = environment.get(RENDEZVOUS, "")
-    return Launch(rank, world_size, *places, address, port, opens_store, attempt, run_id or "", rendezvous)
-
-
-def _variable(environment: Mapping[str, str], *names: str) -> str:
-    for name in names:
-        if environment.get(name):
-            return environment[name]
-    fix = "start through torchrun or srun, or unset RANK, WORLD_SIZE and LOCAL_RANK"
-    raise InputError(f"variable {names[0]}", "missing beside the others of several processes", fix)
-
-
-def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
-    if default is not None and name not in environment:
-        return default
-    text = _variable(environment, name)
-    if not (text.isdecimal() and len(text) < 10):
-        raise InputError(f"variable {name}: {text}", "not a number from 0", "start through torchrun or srun")
-    return int(text)
-
-
-def first_node(nodes: str) -> str:
-    """The first name of a SLURM node list, such as gpu[03-05,9],cpu1."""
-    first = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?([^\[,]*)", nodes)
-    if first is None:
-        raise InputError(f"variable SLURM_NODELIST: {nodes}", "not a list of nodes", "set MASTER_ADDR")
-    return first[1] + (first[2] or "") + first[3]
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,16 +102,8 @@ class Group:
 
     def decide_on_rank0(self, decide: Callable[[], T]) -> T:
         """Rank 0's result of `decide`, which only rank 0 calls; its CCNetError is raised on every rank."""
-        answer: Any = None
-        if self.rank == 0:
-            try:
-                answer = decide()
-            except CCNetError as error:
-                answer = error
-        answer = self.broadcast(answer)
-        if isinstance(answer, CCNetError):
-            raise answer
-        return answer  # type: ignore[no-any-return]
+        answer: Any = self.run_on_all_ranks(lambda: decide() if self.rank == 0 else None)
+        return self.broadcast(answer)  # type: ignore[no-any-return]
 
     def run_on_all_ranks(self, work: Callable[[], T]) -> T:
         """This rank's result of `work`; the CCNetError of the lowest rank that has one is raised on every rank."""
@@ -256,7 +169,11 @@ def join_group(device: torch.device, limits: Limits | None = None, supervised: b
     group = _join(launch, _local_device(launch, device), limits)
     # an error leaves the group open: closing it would make the other ranks fail before this one has reported
     try:
-        with contextlib.nullcontext() if group.rank == 0 else _silence():
+        with contextlib.ExitStack() as silence:
+            if group.rank:
+                nowhere = silence.enter_context(Path(os.devnull).open("w"))
+                for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+                    silence.enter_context(redirect(nowhere))
             yield group
     except (RuntimeError, CCNetError) as error:
         known = error if isinstance(error, CCNetError) else _lost_peer(error, group.rank)
@@ -306,7 +223,7 @@ def _local_device(launch: Launch, device: torch.device) -> torch.device:
 def _meet(launch: Launch, limits: Limits) -> Any:
     """The store of the run's processes, opened here or by another one; EnvironmentFailure where that cannot be."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()
+        files.die_with_parent()
     resolve(launch.address, launch.port)
     if launch.opens_store:
         refuse_taken(launch.port)
@@ -347,58 +264,14 @@ def open_store(address: str, port: int, opens: bool, seconds: float) -> Any:
     return STORES.TCPStore(address, port, None, opens, timedelta(seconds=seconds), wait_for_workers=False)
 
 
-def resolve(host: str, port: int) -> tuple[Any, ...]:
-    """The socket's family, kind and address for a host; EnvironmentFailure for a name that no host has."""
-    try:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        why = f"no such host ({getattr(error, 'strerror', None) or error})"
-        raise EnvironmentFailure(f"meeting point {host}:{port}", why, "correct the address") from None
-
-
-def refuse_taken(port: int) -> None:
-    """EnvironmentFailure if another process listens on the port: torch would report it in many lines."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise EnvironmentFailure(f"port {port}", os.strerror(error.errno or 0), "use another port") from None
-
-
-def wait_for_store(address: str, port: int, seconds: float) -> None:
-    """Wait until a process listens at address:port; EnvironmentFailure after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((address, port), timeout=2).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                what, why = f"meeting point {address}:{port}", f"nobody answers ({error.strerror or error})"
-                raise EnvironmentFailure(what, why, "start the first process, and check the address") from None
-        time.sleep(0.2)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Discard what this process prints; its errors are raised."""
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
-        yield
-
-
 def _report_once(group: Group, launch: Launch, error: CCNetError) -> CCNetError:
     """The error to raise: another rank's, if this one has merely lost it; marked as reported if another prints it."""
     store: Any = group.store
     with contextlib.suppress(RuntimeError):
         if not isinstance(error, PeerLost):
-            store.compare_set("cause", "", json.dumps(encode_error(error)))
+            store.compare_set("cause", "", bytes(ForkingPickler.dumps(error)).hex())
         elif _appears(store, "cause", REPORT_SECONDS / 4):
-            error = decode_error(json.loads(store.get("cause")))
+            error = ForkingPickler.loads(bytes.fromhex(store.get("cause").decode()))
         if group.rank:
             # rank 0 has the first word
             _appears(store, "ranks", REPORT_SECONDS)
@@ -415,32 +288,14 @@ def _report_once(group: Group, launch: Launch, error: CCNetError) -> CCNetError:
 
 def _appears(store: Any, key: str, seconds: float) -> bool:
     """Whether a key is in the store within so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not store.check([key]):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
+    with contextlib.suppress(dist.DistStoreError):
+        store.wait([key], timedelta(seconds=seconds))
+    return bool(store.check([key]))
 
 
-def encode_error(error: BaseException) -> tuple[str, list[Any]]:
-    """An error as the name of its class and its arguments; any but a CCNetError as "" and its traceback."""
-    if isinstance(error, CCNetError):
-        return type(error).__name__, [part if isinstance(part, int) else str(part) for part in error.args]
-    return "", ["".join(traceback.format_exception(error))]
-
-
-def decode_error(encoded: tuple[str, list[Any]]) -> Any:
-    """The error that encode_error has encoded; RuntimeError for any but a CCNetError."""
-    name, arguments = encoded
-    return getattr(errors, name)(*arguments) if name else RuntimeError(*arguments)
-
-
-def die_with_parent() -> None:
-    """Let the system kill this process when the one that started it ends; Linux alone can."""
-    with contextlib.suppress(OSError, AttributeError):
-        # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+def transportable(error: Exception) -> Exception:
+    """An error that another process can read: a CCNetError is itself, any other one its traceback."""
+    return error if isinstance(error, CCNetError) else RuntimeError("".join(traceback.format_exception(error)))
 
 
 def _lost_peer(error: RuntimeError, rank: int) -> PeerLost | None:

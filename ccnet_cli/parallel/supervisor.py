@@ -1,6 +1,5 @@
 """Start the processes of a command on this machine, watch them, and restart or replace them."""
 
-import itertools
 import multiprocessing
 import os
 import signal
@@ -13,15 +12,14 @@ from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from ccnet_cli import parts
+from ccnet_cli import files, parts
 from ccnet_cli.errors import EnvironmentFailure, Interrupted, PeerLost, notice
 from ccnet_cli.parallel import group as groups
-from ccnet_cli.parallel.group import Group, Limits, decode_error, encode_error
+from ccnet_cli.parallel.group import Group, Limits
+from ccnet_cli.signals import SIGNALS, exit_at_once, record_signals
 
-# the signals that a run answers with a checkpoint
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # after the first failure the other workers have this many seconds to report theirs, which may be the cause
 GRACE_SECONDS = 3.0
 # a launcher that signals a process group forwards the signal as well: signals closer together than this count as one
@@ -33,8 +31,7 @@ class Outcome(NamedTuple):
 
     time: float
     answer: Any = None
-    # see encode_error
-    failure: tuple[str, list[Any]] | None = None
+    failure: Exception | None = None
 
 
 class _Process:
@@ -56,7 +53,7 @@ class _Process:
                 self.ready = True
                 if isinstance(message, Outcome):
                     self.outcome = message
-                    self.error = decode_error(message.failure) if message.failure else None
+                    self.error = message.failure
 
     @property
     def alive(self) -> bool:
@@ -79,30 +76,31 @@ def run(
     limits: Limits | None = None,
     independent: bool = False,
 ) -> Any:
-    """Run `work(worker, *arguments)` in N processes; rank 0's answer.
+    """Run `work(worker, *arguments)` in N processes; rank 0's answer. Signals are forwarded; see Worker.signals.
 
     The first failure is raised: the CCNetError of a worker, EnvironmentFailure for one that was killed or does not
     answer, RuntimeError with the traceback for any other error. Up to `restarts` times an EnvironmentFailure restarts
-    all workers instead. Signals are forwarded to the workers; see Worker.signals.
-
-    Independent workers share the store alone (see share_store): one that a failure of the machine ends is replaced, up
-    to `restarts` times in all, while the others go on, and the answers of all are returned, by rank.
+    all workers instead; or, of independent workers, which share the store alone (see share_store), replaces the one
+    that failed, and the answers of all are returned, by rank.
     """
     limits = limits or Limits()
+    # the workers inherit the limit, and connect with each other
+    files.reserve_handles(48 + 8 * processes)
     payload = bytes(ForkingPickler.dumps((work, arguments)))
-    with _record_signals() as received:
+    with record_signals() as received:
         store = groups.open_store("127.0.0.1", 0, True, limits.join)
+        start = partial(_start, payload, processes, store.port)
         try:
-            for attempt in itertools.count():
-                start = partial(_start, payload, processes, store.port)
-                workers = [start(rank, attempt) for rank in range(processes)]
-                cause = _watch(workers, received, limits, _Replacements(start, restarts if independent else 0))
-                answers = [worker.outcome.answer if worker.outcome else None for worker in workers]
+            restarts, replacements = (0, restarts) if independent else (restarts, 0)
+            for left in range(restarts, -1, -1):
+                workers = [start(rank, restarts - left) for rank in range(processes)]
+                cause = _watch(workers, received, limits, start, replacements)
                 if cause is None:
+                    answers = [worker.outcome.answer for worker in workers if worker.outcome]
                     return answers if independent else answers[0]
-                if received or independent or attempt == restarts or not isinstance(cause, EnvironmentFailure):
+                if received or not left or not isinstance(cause, EnvironmentFailure):
                     raise cause
-                notice(f"warning: {cause.what}: {cause.why}; starting anew, {restarts - attempt} restarts left")
+                notice(f"warning: {cause.what}: {cause.why}; starting anew, {left} restarts left")
         finally:
             # the traceback of an error would keep the store's thread, which must not run when this process forks
             del store
@@ -113,17 +111,10 @@ def _start(payload: bytes, processes: int, port: int, rank: int, attempt: int) -
     context = multiprocessing.get_context("spawn")
     resource_tracker.ensure_running()
     # torchrun's variables, which `read_launch` reads
-    environment = {
-        "RANK": rank,
-        "WORLD_SIZE": processes,
-        "LOCAL_RANK": rank,
-        "LOCAL_WORLD_SIZE": processes,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "TORCHELASTIC_USE_AGENT_STORE": True,
-        "TORCHELASTIC_RESTART_COUNT": attempt,
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
-    }
+    ranks = dict.fromkeys(("RANK", "LOCAL_RANK"), rank) | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), processes)
+    store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    log = {"TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}
+    environment = ranks | store | log | {"TORCHELASTIC_RESTART_COUNT": attempt}
     # children inherit the mask, so early signals stay pending
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -136,29 +127,20 @@ def _start(payload: bytes, processes: int, port: int, rank: int, attempt: int) -
     return _Process(rank, pipe, process)
 
 
-class _Replacements:
-    """Replaces independent workers that failures of the machine have ended."""
-
-    def __init__(self, start: Callable[[int, int], _Process], left: int) -> None:
-        self.start = start
-        self.left = left
-        self.count = 0
-
-    def replace(self, workers: list[_Process], limits: Limits) -> None:
-        """Replace in the list what has failed; a worker that never became ready would fail again."""
-        for index, worker in enumerate(workers):
-            if not self.left or worker.alive or not worker.has_failed or not worker.ready:
-                continue
+def _replace(workers: list[_Process], start: Callable[[int, int], _Process], left: int, limits: Limits) -> int:
+    """Start anew the workers that a failure of the machine has ended; the number of replacements left."""
+    for index, worker in enumerate(workers):
+        # one that never became ready would fail again
+        if left and worker.ready and worker.has_failed and not worker.alive:
             cause = _cause([worker], [], [], limits)
             if isinstance(cause, EnvironmentFailure):
-                self.left -= 1
-                self.count += 1
                 notice(f"warning: {cause.what}: {cause.why}; replaced, the other processes go on")
-                workers[index] = self.start(worker.rank, self.count)
+                workers[index], left = start(worker.rank, 1), left - 1
+    return left
 
 
 def _watch(
-    workers: list[_Process], received: list[int], limits: Limits, replacements: _Replacements
+    workers: list[_Process], received: list[int], limits: Limits, start: Callable[[int, int], _Process], left: int
 ) -> Exception | None:
     """Wait until all workers have ended, and kill those that miss the deadline; None for success, or the cause."""
     deadline, forwarded = float("inf"), False
@@ -167,7 +149,7 @@ def _watch(
         for worker in workers:
             worker.receive()
         if not received:
-            replacements.replace(workers, limits)
+            left = _replace(workers, start, left, limits)
         if received and not forwarded:
             forwarded = True
             # until all are ready there is nothing to save
@@ -178,7 +160,10 @@ def _watch(
                     worker.pipe.send(received[0])
         if any(worker.has_failed for worker in workers):
             stopping = any(isinstance(worker.error, Interrupted) for worker in workers)
-            deadline = min(deadline, time.monotonic() + (limits.shutdown if stopping else GRACE_SECONDS))
+            # of a process that is gone without a word no other knows more
+            gone = any(worker.outcome is None and not worker.alive for worker in workers)
+            grace = GRACE_SECONDS / 3 if gone else GRACE_SECONDS
+            deadline = min(deadline, time.monotonic() + (limits.shutdown if stopping else grace))
     silent = [worker for worker in workers if worker.alive]
     for worker in silent:
         worker.process.kill()
@@ -245,7 +230,7 @@ class Worker:
 
         The supervisor learns that this process is ready. A second signal ends it at once.
         """
-        with _record_signals(ECHO_SECONDS if group.world_size > 1 and not self.is_supervised else 0) as received:
+        with record_signals(ECHO_SECONDS if group.world_size > 1 and not self.is_supervised else 0) as received:
             if self.pipe is not None:
                 self.pipe.send(None)
             yield lambda: next(iter([*received, *self.forwarded]), 0)
@@ -260,42 +245,6 @@ def _run_worker(pipe: Connection, environment: Mapping[str, object], payload: by
         work, arguments = ForkingPickler.loads(payload)
         outcome = Outcome(0.0, work(worker, *arguments))
     except Exception as error:
-        outcome = Outcome(0.0, failure=encode_error(error))
+        outcome = Outcome(0.0, failure=groups.transportable(error))
     pipe.send(outcome._replace(time=time.time()))
     exit_at_once(1 if outcome.failure else 0)
-
-
-def exit_at_once(code: int) -> NoReturn:
-    """End this process and its children: a loader's workers ignore SIGTERM, and an orderly exit would wait for them."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(code)
-
-
-@contextmanager
-def _record_signals(echo_seconds: float = 0) -> Iterator[list[int]]:
-    """Yield a list that gets the first signal's number; a second one, unless it is an echo, ends the process.
-
-    Python handles signals in the main thread; in any other the list stays empty.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    first = 0.0
-
-    def record(number: int, _: object) -> None:
-        nonlocal first
-        if not received:
-            first = time.monotonic()
-            received.append(number)
-        elif time.monotonic() - first > echo_seconds:
-            exit_at_once(128 + number)
-
-    handlers = {number: signal.signal(number, record) for number in SIGNALS}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    try:
-        yield received
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ccnet_cli import files
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import Source
 from ccnet_cli.datasets.training import Augmentation, TrainingSet, collate, raise_worker_errors, to_device
 from ccnet_cli.media import images
 from ccnet_cli.models.network import Normalisation
-from ccnet_cli.parallel.group import Group, die_with_parent
-from ccnet_cli.parallel.supervisor import SIGNALS
+from ccnet_cli.parallel.group import Group
+from ccnet_cli.signals import SIGNALS
 from ccnet_cli.training.plan import Plan
 
 T = TypeVar("T")
@@ -97,7 +98,7 @@ def init_worker(_: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     sys.excepthook = lambda *_: None
     # a worker that hangs would outlive a process that is killed
-    die_with_parent()
+    files.die_with_parent()
     # workers run in parallel already; OpenCV's setting does not reach spawned ones
     torch.set_num_threads(1)
     images.cv2.setNumThreads(0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ccnet_cli import config
+from ccnet_cli import config, files
 from ccnet_cli.devices import computes_bf16, local_device
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 from ccnet_cli.runs import checkpoint
@@ -27,6 +27,8 @@ PREFETCHED, HELD = 2, 2
 # where runs without a folder of their own lie; with the time behind it, a name must fit into 255 bytes
 RUNS = Path("runs")
 MAX_NAME_BYTES = 200
+# that a process opens while it trains, and for each of its workers
+OWN_FILES, FILES_PER_WORKER = 24, 8
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def make_plan(
         micro = _earlier_micro_batch(content, preset.train.batch) if content else None
         plan = Plan(request, preset, run, processes or request.local_processes, device, resume, micro, lease)
         _check_shared_memory(plan)
+        files.reserve_handles(OWN_FILES + FILES_PER_WORKER * preset.data.workers)
         if plan.micro_batch == 1:
             notice("warning: batch normalisation sees one image at a time (micro batch 1)")
     return plan, content

@@ -11,9 +11,10 @@ from runs import free_port
 from torch import nn
 
 from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError, notice
+from ccnet_cli.launch import Launch, first_node, read_launch, refuse_taken, resolve, wait_for_store
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.group import CPU, Group, Launch, Limits, first_node, join_group, read_launch
+from ccnet_cli.parallel.group import CPU, Group, Limits, join_group
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500"}
 SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NODELIST": "n[3-6]"}
@@ -112,12 +113,28 @@ def test_other_processes_are_on_their_own():
         ({"MASTER_ADDR": ""}, "variable MASTER_ADDR: missing"),
         ({"MASTER_PORT": "0"}, "variable MASTER_PORT 0: not a port"),
         ({"MASTER_PORT": "65536"}, "variable MASTER_PORT 65536: not a port"),
+        ({"MASTER_PORT": "http"}, "variable MASTER_PORT: http: not a number from 0"),
+        ({"WORLD_SIZE": "9" * 5000}, "variable WORLD_SIZE: 9+: not a number from 0"),
+        ({"LOCAL_WORLD_SIZE": "4(x2)"}, "variable LOCAL_WORLD_SIZE: 4.x2.: not a number from 0"),
+        ({"TORCHELASTIC_RESTART_COUNT": "nan"}, "variable TORCHELASTIC_RESTART_COUNT: nan: not a number"),
     ],
 )
 def test_a_launch_that_cannot_be_is_refused(variables, words):
     with pytest.raises(InputError, match=words):
         read_launch(TORCHRUN | variables)
     assert read_launch(TORCHRUN | {"RANK": "7", "MASTER_PORT": "65535"}).rank == 7
+
+
+@pytest.mark.parametrize(
+    "variable", ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "MASTER_PORT"]
+)
+def test_variables_of_slurm_that_are_no_numbers_are_refused(variable):
+    with pytest.raises(InputError, match=f"variable {variable}: 1e3: not a number from 0"):
+        read_launch(SLURM | {variable: "1e3"})
+
+
+def test_no_process_shares_a_machine_with_fewer_than_itself():
+    assert read_launch(TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}).local_world_size == 1
 
 
 @pytest.mark.parametrize(
@@ -186,8 +203,14 @@ def test_a_later_attempt_recalls_a_value_and_no_signal(store):
 def test_a_store_that_nobody_opens_is_waited_for_no_longer_than_asked():
     port, started = free_port(), time.monotonic()
     with pytest.raises(EnvironmentFailure, match=f"meeting point 127.0.0.1:{port}: nobody answers"):
-        groups.wait_for_store("127.0.0.1", port, 0.3)
+        wait_for_store("127.0.0.1", port, 0.3)
     assert 0.1 <= time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "a" * 70, "ä" * 300, "http://a", ""])
+def test_a_host_that_does_not_exist_is_not_waited_for(host):
+    with pytest.raises(EnvironmentFailure, match="no such host"):
+        resolve(host, 29500)
 
 
 def test_a_port_that_is_taken_is_refused():
@@ -196,8 +219,8 @@ def test_a_port_that_is_taken_is_refused():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(EnvironmentFailure, match=f"port {port}: Address already in use; use another port"):
-            groups.refuse_taken(port)
-    groups.refuse_taken(free_port())
+            refuse_taken(port)
+    refuse_taken(free_port())
 
 
 # Several processes
@@ -279,6 +302,52 @@ def test_replicas_start_from_rank_0_and_average_their_gradients():
     # the gradient of a rank is its input: (1, 10) and (2, 10)
     expected = [([1.0, 2.0], [1.5, 10.0], seen, 5.0) for seen in (5.0, 6.0)]
     assert supervisor.run(_train, (), 2) == expected
+
+
+@pytest.mark.parametrize("address", ["::1", "[::1]", "localhost"])
+def test_processes_meet_at_an_address_of_either_kind(ranks, address):
+    def work(rank):
+        with join_group(CPU, Limits(join=20)) as group:
+            return group.largest(rank)
+
+    assert [answer for answer, _ in ranks(2, work, MASTER_ADDR=address)] == ["1", "1"]
+
+
+def test_a_second_process_with_a_rank_is_refused_and_the_others_go_on(ranks, tmp_path):
+    def work(rank):
+        # the last one comes with the rank of another, once all have met
+        if rank == 2:
+            os.environ["RANK"] = "1"
+            while not (tmp_path / "met").exists():
+                time.sleep(0.01)
+        os.environ["WORLD_SIZE"] = "2"
+        with join_group(CPU) as group:
+            group.barrier()
+            (tmp_path / "met").touch()
+            while rank == 0 and not (tmp_path / "2.answer").exists():
+                time.sleep(0.01)
+            return group.largest(rank)
+
+    answers = [answer for answer, _ in ranks(3, work)]
+    assert answers[:2] == ["1", "1"] and "InputError: process 1 of 2: another process has this rank" in answers[2]
+
+
+def test_another_run_at_the_same_address_and_strangers_are_ignored(ranks, store, tmp_path):
+    def work(rank):
+        if rank == 2:
+            for message in (b"GET / HTTP/1.0\r\n\r\n", bytes(range(256)) * 40, b""):
+                with socket.create_connection(("127.0.0.1", store.port)) as stranger:
+                    stranger.sendall(message)
+        os.environ |= {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "other" if rank == 2 else "own", "RANK": str(rank % 2)}
+        with join_group(CPU, Limits(join=1 if rank == 2 else 60)) as group:
+            group.barrier()
+            while not (tmp_path / "2.answer").exists():
+                time.sleep(0.01)
+            return group.largest(rank)
+
+    agent = {"MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    answers = [answer for answer, _ in ranks(3, work, **agent)]
+    assert answers[:2] == ["1", "1"] and answers[2].startswith("EnvironmentFailure: meeting of 2 processes"), answers
 
 
 def test_rank_0_alone_prints(ranks):

@@ -12,9 +12,41 @@ import pytest
 from launched import Train, assert_equal, one_error, weights
 from runs import make_horizons
 
+from ccnet_cli.cli.options import nodes_of
+from ccnet_cli.errors import InputError
 from ccnet_cli.runs import checkpoint
 
 KEEP = ("checkpoint.keep=1000", "checkpoint.every=1", "schedule.steps=60", "train.batch=4")
+
+
+def test_nodes_are_what_the_options_say():
+    assert nodes_of(None, None, None) is nodes_of("1", None, None) is None
+    assert nodes_of("3", "10.0.0.1:29500", "a.b-1") == (3, 3, "10.0.0.1", 29500, "a.b-1")
+    assert nodes_of("1:4", "[::1]:80", None) == nodes_of("1:4", "::1:80", None) == (1, 4, "::1", 80, "")
+    assert nodes_of("2", "a:65535", None) == (2, 2, "a", 65535, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ((None, "a:1", None), "--nodes"),
+        ((None, None, "first"), "--nodes"),
+        (("2", None, None), "--rendezvous"),
+        *(
+            ((nodes, "a:1", None), "--nodes")
+            for nodes in ("0", "2:1", "1:2:3", "x", "", "1:", "-1", "1025", "9" * 5000)
+        ),
+        *(
+            (("2", place, None), "--rendezvous")
+            for place in ("a", "a:", ":1", "a:0", "a:65536", "a:1b", "a:" + "9" * 5000)
+        ),
+        *((("2", "a:1", name), "--run-id") for name in ("a/b", "a b", "", "x" * 101)),
+    ],
+)
+def test_nodes_that_cannot_be_are_refused(options, option):
+    with pytest.raises(InputError) as caught:
+        nodes_of(*options)
+    assert str(caught.value).startswith(f"option {option}")
 
 
 @pytest.fixture(scope="module")

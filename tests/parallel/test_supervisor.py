@@ -18,7 +18,6 @@ from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFin
 from ccnet_cli.models import network as models
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.elastic import Nodes, parse_nodes
 from ccnet_cli.parallel.group import CPU, Group, Limits, join_group, share_store
 from ccnet_cli.parallel.supervisor import Outcome, Worker
 
@@ -388,39 +387,6 @@ def _alive(process):
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-# Several nodes
-
-
-def test_nodes_are_what_the_options_say():
-    assert parse_nodes(None, None, None) is parse_nodes("1", None, None) is None
-    assert parse_nodes("3", "10.0.0.1:29500", "a.b-1") == Nodes(3, 3, "10.0.0.1", 29500, "a.b-1")
-    assert parse_nodes("1:4", "[::1]:80", None) == parse_nodes("1:4", "::1:80", None) == Nodes(1, 4, "::1", 80)
-    assert parse_nodes("2", "a:65535", None).port == 65535
-
-
-@pytest.mark.parametrize(
-    ("options", "option"),
-    [
-        ((None, "a:1", None), "--nodes"),
-        ((None, None, "first"), "--nodes"),
-        (("2", None, None), "--rendezvous"),
-        *(
-            ((nodes, "a:1", None), "--nodes")
-            for nodes in ("0", "2:1", "1:2:3", "x", "", "1:", "-1", "1025", "9" * 5000)
-        ),
-        *(
-            (("2", place, None), "--rendezvous")
-            for place in ("a", "a:", ":1", "a:0", "a:65536", "a:1b", "a:" + "9" * 5000)
-        ),
-        *((("2", "a:1", name), "--run-id") for name in ("a/b", "a b", "", "x" * 101)),
-    ],
-)
-def test_nodes_that_cannot_be_are_refused(options, option):
-    with pytest.raises(InputError) as caught:
-        parse_nodes(*options)
-    assert str(caught.value).startswith(f"option {option}")
 
 
 def test_more_gpus_than_there_are_or_gpus_and_processes_are_refused(monkeypatch):
