@@ -241,7 +241,8 @@ def slope(act: nn.Module | None) -> float | None:
 def fuses(dtype: torch.dtype) -> bool:
     """Whether oneDNN's fused operators are here and take tensors of this type."""
     x = torch.zeros(1, 8, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    conv = Convolution(nn.utils.skip_init(nn.Conv2d, 8, 8, 1), act=nn.LeakyReLU(), dtype=dtype, fused=True)
+    with torch.random.fork_rng(devices=[]):
+        conv = Convolution(nn.Conv2d(8, 8, 1), act=nn.LeakyReLU(), dtype=dtype, fused=True)
     try:
         conv(x, onto=conv(x))
     except (AttributeError, RuntimeError):

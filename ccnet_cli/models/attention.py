@@ -67,7 +67,9 @@ class CrissCrossAttention(nn.Module):
     def joined_projection(self, dtype: torch.dtype) -> nn.Conv2d:
         """One convolution to query, key and gamma times value: gamma times a sum of values is a sum of these."""
         convs, scales = (self.query_conv, self.key_conv, self.value_conv), (1, 1, self.gamma.to(dtype))
-        joined: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, convs[0].in_channels, sum(self.widths), 1, dtype=dtype)
+        # what it is initialised with is written over, and must cost no random numbers
+        with torch.random.fork_rng(devices=[]):
+            joined = nn.Conv2d(convs[0].in_channels, sum(self.widths), 1, dtype=dtype)
         for name in ("weight", "bias"):
             parts = [getattr(conv, name).to(dtype) * scale for conv, scale in zip(convs, scales, strict=True)]
             getattr(joined, name).copy_(torch.cat(parts))

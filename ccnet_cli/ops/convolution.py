@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from ccnet_cli.ops.cpu import convolution as kernels
+from ccnet_cli.ops.define import operator
 
 # with fewer input or output channels the kernels are slower: they move tiles more than they multiply
 MIN_CHANNELS = {torch.float32: 64, torch.bfloat16: 128}
@@ -85,17 +86,17 @@ def supports(conv: nn.Conv2d) -> bool:
     return square and same and kernels.supports(conv.in_channels, conv.out_channels)
 
 
-@torch.library.custom_op("ccnet::convolution", mutates_args=())
+@operator("convolution")
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     return kernels.convolve(x, weight, bias, dilation)
 
 
-@torch.library.custom_op("ccnet::convolution_input", mutates_args=())
+@operator("convolution_input")
 def _input(grad: Tensor, weight: Tensor, dilation: int) -> Tensor:
     return kernels.input_gradient(grad, weight, dilation)
 
 
-@torch.library.custom_op("ccnet::convolution_weight", mutates_args=())
+@operator("convolution_weight")
 def _weight(x: Tensor, grad: Tensor, dilation: int) -> Tensor:
     return kernels.weight_gradient(x, grad, dilation)
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops import IMPLEMENTATIONS, composed, cpu
+from ccnet_cli.ops.define import operator
 
 
 def load(implementation: str, device: str) -> Any:
@@ -49,28 +50,28 @@ def run_once(implementation: str, query: Tensor, key: Tensor, value: Tensor, gra
 # The three bilinear operators are closed under differentiation: the gradients of each are the other two.
 
 
-@torch.library.custom_op("ccnet::affinity", mutates_args=())
+@operator("affinity")
 def _affinity(query: Tensor, key: Tensor, mask: bool, implementation: str) -> Tensor:
     return _innermost(_operator(implementation, query, "affinity")(query, key, mask))
 
 
-@torch.library.custom_op("ccnet::aggregate", mutates_args=())
+@operator("aggregate")
 def _aggregate(attention: Tensor, value: Tensor, implementation: str) -> Tensor:
     return _innermost(_operator(implementation, value, "aggregate")(attention, value))
 
 
-@torch.library.custom_op("ccnet::scatter", mutates_args=())
+@operator("scatter")
 def _scatter(attention: Tensor, value: Tensor, implementation: str) -> Tensor:
     return _innermost(_operator(implementation, value, "scatter")(attention, value))
 
 
-@torch.library.custom_op("ccnet::criss_cross", mutates_args=())
+@operator("criss_cross")
 def _criss_cross(query: Tensor, key: Tensor, value: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
     out, attention_BHWP = _operator(implementation, query, "criss_cross")(query, key, value)
     return _innermost(out), attention_BHWP.contiguous()
 
 
-@torch.library.custom_op("ccnet::criss_cross_backward", mutates_args=())
+@operator("criss_cross_backward")
 def _criss_cross_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, attention: Tensor, implementation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,13 +194,13 @@ _criss_cross.register_autograd(_criss_cross_gradient, setup_context=_save_criss_
 # On the CPU: the sum with the input in the same passes over memory, and every gradient where it is wanted.
 
 
-@torch.library.custom_op("ccnet::residual", mutates_args=())
+@operator("residual")
 def _residual(projected: Tensor, x: Tensor, gamma: Tensor, reduced: int) -> tuple[Tensor, Tensor]:
     query, key, value = split_projection(projected, reduced)
     return cpu.criss_cross(query, key, value, x, gamma.item())
 
 
-@torch.library.custom_op("ccnet::residual_backward", mutates_args=())
+@operator("residual_backward")
 def _residual_backward(
     grad: Tensor, projected: Tensor, attention: Tensor, gamma: Tensor, reduced: int
 ) -> tuple[Tensor, Tensor]:

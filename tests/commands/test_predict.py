@@ -630,3 +630,18 @@ def test_the_command_line_tells_areas_alone(saved, photos, tmp_path, capfd, monk
         cli.main([*command, "--continue", "--json", f"{tmp_path}/areas.json"])
     assert capfd.readouterr().out.split() == [f"{tmp_path}/out/c.png", f"{tmp_path}/out/c.npz"]
     assert json.loads((tmp_path / "areas.json").read_text())["sources"][0]["width"] == 16
+
+
+def test_a_prediction_loads_no_compiler_and_no_algebra(saved, photos, tmp_path):
+    """Each is imported by one careless call, such as that of an operator made by torch.library.custom_op."""
+    code = (
+        "import sys\nfrom ccnet_cli.cli import main\n"
+        f"sys.argv = ['ccnet', 'predict', {str(photos / 'a.png')!r}, '-o', {str(tmp_path / 'a.png')!r},"
+        f" '--checkpoint', {str(saved)!r}, '--device', 'cpu']\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "print(*({'torch._dynamo', 'torch._inductor', 'sympy', 'scipy', 'matplotlib', 'onnx'}"
+        " & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1].strip() == ""
+    assert (tmp_path / "a.png").is_file()
