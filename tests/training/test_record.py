@@ -3,7 +3,9 @@
 import errno
 import json
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,6 +88,26 @@ def test_the_mosaic_shows_image_and_label_as_they_were():
     assert picture[4, :3].tolist() == [[3, 2, 1], [6, 5, 4], [0, 0, 0]]
 
 
+def test_the_mosaic_shows_eight_images_at_most():
+    for count, columns in ((1, 1), (8, 8), (11, 8)):
+        images, labels = torch.zeros(count, 3, 4, 5), torch.zeros(count, 4, 5, dtype=torch.long)
+        picture = mosaic(images, labels, Normalisation("bgr", (1, 2, 3), (1, 1, 1)), [(1, 2, 3)])
+        assert picture.shape == (8, 5 * columns, 3)
+
+
+def test_tensorboard_gets_the_numbers_over_the_steps(tmp_path, monkeypatch):
+    """But for the step itself, the epoch and the seconds."""
+    plotted = []
+    writer = SimpleNamespace(add_scalar=lambda *scalar: plotted.append(scalar))
+    board = SimpleNamespace(SummaryWriter=lambda folder: writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    record = Record(tmp_path, tensorboard=True)
+    record.add({"step": 3, "epoch": 1, "seconds": 9.0, "loss": 0.5, "lr": 0.1, "stall": math.nan})
+    record.add({"step": 4, "miou": 0.25}, {"road": 0.25})
+    record.skip(5, ["a"])
+    assert sorted(plotted) == [("loss", 0.5, 3), ("lr", 0.1, 3), ("miou", 0.25, 4)]
+
+
 def test_curves_are_drawn_now_and_then(tmp_path, monkeypatch):
     """At once where that is asked for, else once in a while: they take as long as some steps."""
     clock, drawn = [100.0], []
@@ -114,7 +136,8 @@ def test_images_per_second_are_those_of_whole_batches(tmp_path):
     run = train(preset(data, *options), run=tmp_path / "run")
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "loss" in row]
-    assert [row["step"] for row in rows] == [2, 4, 5]
+    # the epoch of the next image: of six, 8, 16 and 20 have been seen
+    assert [(row["step"], row["epoch"]) for row in rows] == [(2, 1), (4, 2), (5, 3)]
     seconds = np.diff([0.0, *(row["seconds"] for row in rows)])
     images = [row["images_per_second"] * spent for row, spent in zip(rows, seconds, strict=True)]
     assert images == pytest.approx([8, 8, 4])

@@ -238,6 +238,21 @@ def test_python_s_and_numpy_s_numbers_continue():
     assert (random.random(), np.random.standard_normal(), np.random.random(), torch.rand(())) == wanted
 
 
+def test_each_difference_is_told_once_and_by_what_it_costs():
+    before = {"world_size": 2, "global_batch": 4, "torch": "2.12", "precision": "fp32", "list_sha256": "a"}
+    assert list(states.differences(before, before)) == []
+    # what the earlier one lacks is no difference, and neither are the settings' hashes
+    assert (
+        list(states.differences(before | {"numpy": "2", "config_sha256": "x"}, before | {"config_sha256": "y"})) == []
+    )
+    now = before | {"world_size": 1, "global_batch": 8, "torch": "2.13", "list_sha256": "b"}
+    assert list(states.differences(now, before)) == [
+        "world_size 1, was 2, global_batch 8, was 4: sample-exact, not bit-exact",
+        "another list of training images than before: other samples will come",
+        "torch 2.13, was 2.12: not bit-exact",
+    ]
+
+
 CHANGES = {
     "other values of schedule.lr, eval.every than before": ("schedule.lr=1e-3",),
     "another list of training images": ("data.train_list=shorter.txt",),

@@ -1,0 +1,51 @@
+"""Which device and which precision a command computes with."""
+
+import pytest
+import torch
+
+from ccnet_cli import devices
+from ccnet_cli.errors import InputError
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A machine of two GPUs, as far as torch says."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+def test_several_processes_are_for_the_cpu_unless_gpus_are_asked_for(gpus):
+    assert devices.local_device(None, 1, "auto") == GPU
+    assert devices.local_device(None, 2, "auto") == CPU == devices.local_device(None, 2, "cuda")
+    assert devices.local_device(2, 1, "cpu") == GPU
+    for words, options in (("--gpus is given too", (2, 2, "auto")), ("this machine has 2", (3, 1, "auto"))):
+        with pytest.raises(InputError, match=words):
+            devices.local_device(*options)
+
+
+def test_devices_are_counted_from_0(gpus):
+    assert devices.device("cuda:1") == torch.device("cuda", 1)
+    for name in ("cuda:2", "cpu:0", "cuda:-1", "cuda:one"):
+        with pytest.raises(InputError, match=f"device {name}"):
+            devices.device(name)
+
+
+@pytest.mark.parametrize(("native", "chosen", "words"), [(True, "bf16", "has instr"), (False, "fp32", "has no instr")])
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_auto_is_bf16_where_the_device_computes_in_it(monkeypatch, native, chosen, words, device):
+    told = []
+    monkeypatch.setattr(devices, "computes_bf16", lambda _: native)
+    assert devices.precision("auto", device, told.append) == chosen
+    (text,) = told
+    where = "GPU" if device.type == "cuda" else "processor"
+    assert text.startswith(f"precision {chosen}: this {where} {words}")
+
+
+def test_a_named_precision_is_that_one_and_no_other_name_is(monkeypatch):
+    monkeypatch.setattr(devices, "computes_bf16", None)
+    for name in ("fp32", "bf16", "fp16"):
+        assert devices.precision(name, CPU, None) == name
+    with pytest.raises(InputError, match="precision half: unknown; use one of auto, fp32, bf16, fp16"):
+        devices.precision("half", CPU, None)
