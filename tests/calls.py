@@ -51,6 +51,8 @@ def predict(sources, output, checkpoint=None, check=True, **options):
     request = prediction.PredictRequest(tuple(map(str, sources)), output, checkpoint, **_fields(options))
     outcomes = []
     result = prediction.predict(request, lambda outcome, _: outcomes.append(outcome))
+    if result is None:
+        return None
     if check:
         result.check()
     files = [path for outcome in outcomes for path in outcome.files]

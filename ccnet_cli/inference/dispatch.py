@@ -66,6 +66,7 @@ class Dispatcher:
         self.ended = False
         self.deaths = 0
         self.stopping: float | None = None
+        self.closing = False
         self.error: BaseException | None = None
         self.arrivals: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         self.threads = [threading.Thread(target=work, daemon=True) for work in (self._serve, self._accept)]
@@ -90,15 +91,14 @@ class Dispatcher:
             for peer in self.peers:
                 peer.send({"stop": True})
 
-    def join(self) -> None:
-        """Wait until all tasks are done or the processes are stopped; raise the first error."""
+    def close(self) -> None:
+        """Wait until the processes that are here have left."""
+        self.closing = True
         self.threads[0].join()
         with suppress(OSError, EOFError, AuthenticationError):
             # wakes the other thread
             Client(self.address, authkey=self.key).close()
         self.listener.close()
-        if self.error is not None:
-            raise self.error
 
     def _accept(self) -> None:
         while self.threads[0].is_alive():
@@ -111,7 +111,8 @@ class Dispatcher:
 
     def _serve(self) -> None:
         try:
-            while not (self._is_done() and not self.peers):
+            # a process that comes late is stopped too
+            while self.peers or not self.closing:
                 self._admit()
                 pipes = [peer.pipe for peer in self.peers]
                 if not pipes:
@@ -123,14 +124,13 @@ class Dispatcher:
                     self._feed()
                     if self._is_done():
                         self.stop()
-                elif time.monotonic() - self.stopping > END_SECONDS:
+                elif self.closing and time.monotonic() - self.stopping > END_SECONDS:
                     return
         except BaseException as error:
             self.stop(error)
 
     def _is_done(self) -> bool:
-        busy = self.again or any(peer.tasks for peer in self.peers)
-        return self.stopping is not None or (self.ended and not busy)
+        return self.ended and not self.again and not any(peer.tasks for peer in self.peers)
 
     def _admit(self) -> None:
         while not self.arrivals.empty():
@@ -149,7 +149,9 @@ class Dispatcher:
                 elif "failed" in message:
                     self.stop(decode_error(message["failed"]))
                 peer.name = message.get("name", peer.name)
-                peer.left = peer.left or "left" in message
+                if "left" in message:
+                    peer.left = True
+                    raise EOFError
         except (EOFError, OSError):
             self.peers.remove(peer)
             peer.pipe.close()
@@ -237,6 +239,7 @@ class TaskQueue:
         if self.lost:
             why = "is gone, which hands out the work"
             raise PeerLost("process 0 of this run", why, "see what became of it, and run the same with --continue")
+        self.stopped = True
         self.send({"left": True})
 
     def send(self, message: Message) -> None:

@@ -74,32 +74,21 @@ def segment_here(recipe: Recipe, artifact: Artifact[Network], tasks: Tasks, coll
 def segment_in_processes(recipe: Recipe, tasks: Tasks, collector: Collector, count: int) -> int:
     """Segment tasks in N processes of this machine, as segment_here; they share its threads."""
     threads = max(1, torch.get_num_threads() // count)
-    dispatcher = _dispatch(tasks, collector)
-    arguments = (recipe, dispatcher.address, dispatcher.key, threads)
-    try:
+    with _dispatch(tasks, collector) as dispatcher:
+        arguments = (recipe, dispatcher.address, dispatcher.key, threads)
         signals = supervisor.run(_segment_in_worker, arguments, count, restarts=REPLACEMENTS, independent=True)
-    except BaseException as error:
-        dispatcher.stop(error)
-        raise
-    dispatcher.join()
     return next((number for number in signals if number), 0)
 
 
 def lead_launch(recipe: Recipe, artifact: Artifact[Network], tasks: Tasks, collector: Collector, group: Group) -> int:
     """Segment tasks with the processes that a launcher started, of which this is the first, as segment_here."""
-    dispatcher = _dispatch(tasks, collector, remote=True)
-    address = (os.environ.get("MASTER_ADDR", "127.0.0.1"), dispatcher.address[1])
-    runtime = {"precision": recipe.runtime.precision, "compile": recipe.runtime.compile}
-    invitation = {"address": address, "key": dispatcher.key.hex(), "images": recipe.images, "runtime": runtime}
-    group.store.set(_key(group), json.dumps(invitation))
-    try:
+    with _dispatch(tasks, collector, remote=True) as dispatcher:
+        address = (os.environ.get("MASTER_ADDR", "127.0.0.1"), dispatcher.address[1])
+        runtime = {"precision": recipe.runtime.precision, "compile": recipe.runtime.compile}
+        invitation = {"address": address, "key": dispatcher.key.hex(), "images": recipe.images, "runtime": runtime}
+        group.store.set(_key(group), json.dumps(invitation))
         queue = TaskQueue(("127.0.0.1", address[1]), dispatcher.key, this_process(0))
-        number = _segment_queue(Worker(), group, recipe, queue, artifact)
-    except BaseException as error:
-        dispatcher.stop(error)
-        raise
-    dispatcher.join()
-    return number
+        return _segment_queue(Worker(), group, recipe, queue, artifact)
 
 
 def refuse_launch(error: CCNetError, group: Group) -> None:
@@ -124,8 +113,9 @@ def _key(group: Group) -> str:
     return f"predict-{group.attempt}"
 
 
-def _dispatch(tasks: Tasks, collector: Collector, remote: bool = False) -> Dispatcher:
-    """A dispatcher that serves tasks and collects their outcomes."""
+@contextmanager
+def _dispatch(tasks: Tasks, collector: Collector, remote: bool = False) -> Iterator[Dispatcher]:
+    """A dispatcher that serves tasks and collects their outcomes; its first error is raised when the block ends."""
 
     def collect(task: Message, result: Message | None) -> None:
         source = Path(task["source"])
@@ -138,7 +128,15 @@ def _dispatch(tasks: Tasks, collector: Collector, remote: bool = False) -> Dispa
 
     dispatcher = Dispatcher((None if task is None else _task_message(task) for task in tasks), collect, remote)
     dispatcher.start()
-    return dispatcher
+    try:
+        yield dispatcher
+    except BaseException as error:
+        dispatcher.stop(error)
+        raise
+    finally:
+        dispatcher.close()
+    if dispatcher.error is not None:
+        raise dispatcher.error
 
 
 def _segment_in_worker(worker: Worker, recipe: Recipe, address: Any, key: bytes, threads: int) -> int:

@@ -1,0 +1,339 @@
+"""Prediction of many images: by several processes, in shards, with errors among them, from lists without an end."""
+
+import io
+import json
+import os
+import re
+import signal
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import calls
+import pytest
+import runs
+import tiny
+
+from ccnet_cli.commands import predict as prediction
+from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted
+from ccnet_cli.inference import stream
+from ccnet_cli.media import images, layout, sources
+from ccnet_cli.parallel import dispatch
+from ccnet_cli.parallel.group import Limits
+
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A checkpoint, twelve photographs of different sizes in two folders, and their masks by one process."""
+    folder = tmp_path_factory.mktemp("many")
+    saved = tiny.save_checkpoint(folder / "checkpoint")
+    for number in range(COUNT):
+        tiny.write(folder / "photos" / "ab"[number % 2] / f"{number:02}.png", tiny.picture(20 + number, 30, number))
+    undisturbed = calls.predict([folder / "photos"], folder / "masks", saved, areas=True, device="cpu")
+    return folder, saved, undisturbed, read_all(folder / "masks")
+
+
+def read_all(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def predict(place, output, **options):
+    folder, saved, *_ = place
+    return calls.predict([folder / "photos"], output, saved, **{"device": "cpu", "areas": True} | options)
+
+
+def watch_reading(monkeypatch, log, act):
+    """Log which process reads which image, and act on it before."""
+    read = images.read_image
+
+    def read_image(path, exif=False):
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {path.stem}\n")
+        act(path)
+        return read(path, exif)
+
+    monkeypatch.setattr(images, "read_image", read_image)
+
+
+def read_log(log):
+    return [tuple(line.split()) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def test_processes_take_the_next_image_as_soon_as_they_can(place, tmp_path, monkeypatch, forked_workers):
+    # the first image is slow; what was read ahead behind it waits, the rest does not
+    watch_reading(monkeypatch, tmp_path / "log", lambda path: time.sleep(1.0 if path.stem == "00" else 0.02))
+    result = predict(place, tmp_path / "out", processes=2)
+    assert read_all(tmp_path / "out") == place[3]
+    assert result.to_mapping() == place[2].to_mapping()
+    assert [path.name for path in result.files] == [path.name for path in place[2].files]
+    log = read_log(tmp_path / "log")
+    slow = next(process for process, name in log if name == "00")
+    assert len({process for process, _ in log}) == 2
+    assert len([name for process, name in log if process == slow]) <= dispatch.DEPTH
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_image_that_cannot_be_read_does_not_stop_the_others(place, tmp_path, processes, forked_workers):
+    folder, saved, _, masks = place
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    list_of = [tmp_path / "bad.png", folder / "photos"]
+    options = {"device": "cpu", "processes": processes, "areas": True}
+    result = calls.predict(list_of, tmp_path / "out", saved, check=False, **options)
+    assert read_all(tmp_path / "out") == masks
+    assert result.areas == place[2].areas
+    with pytest.raises(InputError, match=f"1 of {COUNT + 1} sources were not segmented, the others were") as caught:
+        result.result.check()
+    assert re.match(r"image .*bad\.png: not a PNG", caught.value.__notes__[0])
+    with pytest.raises(InputError, match=r"bad\.png: not a PNG"):
+        calls.predict(list_of, tmp_path / "strict", saved, strict=True, **options)
+    assert len(read_all(tmp_path / "strict")) < COUNT
+
+
+def test_the_image_of_a_process_that_died_is_tried_again(place, tmp_path, monkeypatch, capfd, forked_workers):
+    def act(path):
+        if path.stem == "03" and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    watch_reading(monkeypatch, tmp_path / "log", act)
+    result = predict(place, tmp_path / "out", processes=2)
+    assert read_all(tmp_path / "out") == place[3]
+    assert result.areas == place[2].areas
+    process = next(process for process, name in read_log(tmp_path / "log") if name == "03")
+    assert re.search(
+        rf"warning: process \d of this run \({process} on .*\) died; \d of its sources", capfd.readouterr().err
+    )
+
+
+def test_an_image_of_which_two_processes_die_is_reported(place, tmp_path, monkeypatch, forked_workers):
+    def act(path):
+        if path.stem in ("03", "10"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    watch_reading(monkeypatch, tmp_path / "log", act)
+    with pytest.raises(EnvironmentFailure, match="2 of 12 sources were not segmented") as caught:
+        predict(place, tmp_path / "out", processes=2)
+    assert caught.value.exit_code == 3
+    assert [
+        re.search(r"(\d+)\.png: the processes that segmented it died, twice", n)[1] for n in caught.value.__notes__
+    ] == [
+        "10",
+        "03",
+    ]
+    expected = {name: content for name, content in place[3].items() if name not in ("a/10.png", "b/03.png")}
+    assert read_all(tmp_path / "out") == expected
+    # what only was in the hands of such a process is not to blame
+    assert sum(name == "03" for _, name in read_log(tmp_path / "log")) == 2
+
+
+def test_processes_that_all_die_end_the_run(place, tmp_path, monkeypatch, forked_workers):
+    monkeypatch.setattr(dispatch, "MAX_DEATHS", 2)
+    watch_reading(monkeypatch, tmp_path / "log", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(EnvironmentFailure, match="3 died one after the other"):
+        predict(place, tmp_path / "out", processes=2)
+
+
+def test_an_error_of_the_machine_stops_all(place, tmp_path, monkeypatch, forked_workers):
+    def fail(*_):
+        raise EnvironmentFailure("output x", "not written (No space left on device)", "make room")
+
+    monkeypatch.setattr(stream.outputs, "write", fail)
+    with pytest.raises(EnvironmentFailure, match="No space left"):
+        predict(place, tmp_path / "out", processes=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_the_supervisor_ends_all_and_continues(place, tmp_path, monkeypatch, number, forked_workers):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        watch_reading(patch, tmp_path / "log", lambda path: time.sleep(0.2))
+
+        def run():
+            with pytest.raises(Interrupted, match=f"stopped by SIGTERM after .* of {COUNT}, each of them whole"):
+                predict(place, out, processes=2)
+
+        supervisor = runs.forked(run)
+        while len(list(out.rglob("[0-9]*.png"))) < 3:
+            time.sleep(0.01)
+        os.kill(supervisor, number)
+        assert runs.ended(supervisor) == (-number if number == signal.SIGKILL else 0)
+    workers = {int(process) for process, _ in read_log(tmp_path / "log")}
+    deadline = time.monotonic() + 20
+    while any(is_alive(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_alive(worker) for worker in workers)
+    left = {name: content for name, content in read_all(out).items() if ".tmp-" not in name}
+    assert 3 <= len(left) < COUNT and left.items() <= place[3].items()
+    result = predict(place, out, processes=2, skip_complete=True)
+    assert read_all(out) == place[3]
+    assert result.areas == place[2].areas
+    assert len(result.files) == COUNT - len(left)
+
+
+def is_alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def launch(place, out, rank, port, work=lambda: None, **options):
+    """Start a process as torchrun or SLURM would, without a supervisor; rank 0 writes the areas to a file."""
+
+    def run():
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        work()
+        result = predict(place, out, **options)
+        if rank == 0:
+            Path(f"{out}.json").write_text(json.dumps(result.to_mapping()))
+
+    return runs.forked(run)
+
+
+def test_processes_of_a_launcher_share_the_images(place, tmp_path, monkeypatch, forked_workers):
+    watch_reading(monkeypatch, tmp_path / "log", lambda path: time.sleep(0.1))
+    port = runs.free_port()
+    processes = [launch(place, tmp_path / "out", rank, port) for rank in range(2)]
+    assert [runs.ended(process) for process in processes] == [0, 0]
+    assert {int(process) for process, _ in read_log(tmp_path / "log")} == set(processes)
+    assert read_all(tmp_path / "out") == place[3]
+    assert json.loads((tmp_path / "out.json").read_text())["sources"] == place[2].to_mapping()["sources"]
+
+
+def test_without_one_process_of_a_launcher_the_others_go_on(place, tmp_path, monkeypatch, forked_workers):
+    watch_reading(monkeypatch, tmp_path / "log", lambda path: time.sleep(0.1))
+    port = runs.free_port()
+    limits = Limits(collective=1)
+    monkeypatch.setattr(prediction, "share_store", lambda device, own=prediction.share_store: own(device, limits))
+    first, second = [launch(place, tmp_path / "out", rank, port) for rank in range(2)]
+    while not any(int(process) == second for process, _ in read_log(tmp_path / "log")):
+        time.sleep(0.02)
+    os.kill(second, signal.SIGKILL)
+    assert [runs.ended(process) for process in (first, second)] == [0, -signal.SIGKILL]
+    assert read_all(tmp_path / "out") == place[3]
+
+
+def test_shards_are_parts_of_the_whole(place, tmp_path):
+    parts = [{path.name for path in predict(place, tmp_path / "out", shard=(part, 3)).files} for part in (1, 2, 3)]
+    assert sum(map(len, parts)) == COUNT and all(parts)
+    assert read_all(tmp_path / "out") == place[3]
+    # each of them goes on by itself, whatever the others have done
+    removed = next(iter(parts[1]))
+    for path in (tmp_path / "out").rglob(removed):
+        path.unlink()
+    again = [predict(place, tmp_path / "out", shard=(part, 3), skip_complete=True).files for part in (1, 2, 3)]
+    assert [[path.name for path in files] for files in again] == [[], [removed], []]
+
+
+def test_a_fan_out_spreads_the_files_of_each_folder(place, tmp_path):
+    result = predict(place, tmp_path / "out", fan_out=2, formats=["color", "train-id"], probabilities=True)
+    names = sorted(read_all(tmp_path / "out"))
+    assert len(names) == 3 * COUNT
+    pattern = re.compile(r"(color|train-id|npz)/([ab])/([0-9a-f]{2}/){2}\d\d\.(png|npz)")
+    assert all(pattern.fullmatch(name) for name in names)
+    assert sorted(str(path.relative_to(tmp_path / "out")) for path in result.files) == names
+    again = predict(
+        place, tmp_path / "out", fan_out=2, formats=["color", "train-id"], probabilities=True, skip_complete=True
+    )
+    assert again.files == []
+    # as evenly as hashes do
+    folders = [
+        layout.Layout(tmp_path, ("color",), fan_out=1).targets(Path(f"{n}.png"), f"{n}")["color"] for n in range(5120)
+    ]
+    counts = [sum(path.parent.name == f"{number:02x}" for path in folders) for number in range(256)]
+    assert 4 <= min(counts) and max(counts) <= 50
+
+
+class Endless(io.RawIOBase):
+    """Standard input that repeats some names of files that do not exist after the first."""
+
+    def __init__(self, first):
+        self.content = first + b"\n"
+        self.bytes = 0
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        while len(self.content) < len(buffer):
+            self.content += b"missing/%d.png\n" % self.bytes * 1000
+        count = len(buffer)
+        buffer[:], self.content = self.content[:count], self.content[count:]
+        self.bytes += count
+        return count
+
+
+def test_a_list_without_an_end_is_segmented_as_it_comes(place, tmp_path, monkeypatch):
+    folder, saved, *_ = place
+    images_of = sorted((folder / "photos").rglob("*.png"))[:3]
+    endless = Endless(b"\n".join(os.fsencode(path) for path in images_of))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(endless)))
+    monkeypatch.setattr(prediction, "WINDOW", 50)
+    monkeypatch.setattr(prediction, "MAX_AHEAD", 100)
+    waiting = []
+
+    class Watched(stream.Collector):
+        def add(self, outcome):
+            super().add(outcome)
+            waiting.append(len(self.waiting))
+            if outcome.index == 5000:
+                raise InputError("test", "enough", "stop")
+
+    monkeypatch.setattr(prediction, "Collector", Watched)
+    with pytest.raises(InputError, match="enough"):
+        calls.predict(["-"], tmp_path / "out", saved, device="cpu", skip_complete=True)
+    assert len(read_all(tmp_path / "out")) == 3
+    assert endless.bytes < 5_000 * 100
+    # no outcome waits for more than MAX_AHEAD others
+    assert len(waiting) > 5000 and max(waiting) <= 100
+
+
+def test_a_large_folder_comes_in_pieces_of_the_disks_order(tmp_path, monkeypatch):
+    for number in range(50):
+        (tmp_path / f"{number:02}.png").write_bytes(b"x")
+    assert [source.name for source in sources.find([tmp_path])] == [f"{number:02}" for number in range(50)]
+    monkeypatch.setattr(sources, "PIECE", 10)
+    names = [source.name for source in sources.find([tmp_path])]
+    assert sorted(names) == [f"{number:02}" for number in range(50)]
+    assert all(names[first : first + 10] == sorted(names[first : first + 10]) for first in range(0, 50, 10))
+    # what follows is not read before it is asked for
+    opened = []
+    monkeypatch.setattr(sources.Skipped, "is_source", lambda self, path: opened.append(path) or True)
+    assert len(list(islice(sources.find([tmp_path]), 3))) == 3 and len(opened) == 3
+
+
+def test_collisions_and_repeats_are_noticed_however_far_apart(place, tmp_path, monkeypatch):
+    folder, saved, *_ = place
+    for name in ("a/00.jpg", "z/x.png", "z/x.jpg"):
+        tiny.write(tmp_path / "more" / name, tiny.picture(9, 9, 1))
+    (tmp_path / "more" / "link.png").symlink_to(folder / "photos" / "a" / "02.png")
+    monkeypatch.setattr(prediction, "WINDOW", 4)
+    result = calls.predict(
+        [folder / "photos", tmp_path / "more"], tmp_path / "out", saved, check=False, device="cpu", overwrite=True
+    )
+    assert result.result.failed == 2 and result.result.sources == COUNT + 3
+    assert read_all(tmp_path / "out").items() >= place[3].items()
+    first, second = result.result.errors
+    assert f"{folder}/photos/a/00.png and {tmp_path}/more/a/00.jpg: both would be written to a/00.png" in str(first)
+    assert "both would be written to z/x.png" in str(second)
+    monkeypatch.setattr(prediction, "WINDOW", 100)
+    with pytest.raises(InputError, match="both would be written"):
+        calls.predict([folder / "photos", tmp_path / "more"], tmp_path / "new", saved, device="cpu")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_image_is_never_replaced_however_long_the_list(tmp_path, monkeypatch, place):
+    saved = place[1]
+    for name in ("a.jpg", "b.jpg", "c.jpg", "c.png"):
+        tiny.write(tmp_path / "photos" / name, tiny.picture(9, 9, 1))
+    before = read_all(tmp_path / "photos")
+    monkeypatch.setattr(prediction, "WINDOW", 1)
+    listed = [tmp_path / "photos" / name for name in ("a.jpg", "c.jpg", "b.jpg")]
+    listing = "".join(f"{path}\n" for path in [*listed, tmp_path / "photos" / "c.png"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listing.encode())))
+    result = calls.predict(["-"], tmp_path / "photos", saved, check=False, device="cpu", overwrite=True)
+    assert result.result.failed == 3
+    assert read_all(tmp_path / "photos").items() >= before.items()
