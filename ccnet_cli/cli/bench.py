@@ -11,11 +11,13 @@ from ccnet_cli.bench.report import Report
 from ccnet_cli.bench.request import Run, Work
 from ccnet_cli.cli.options import (
     CONTEXT,
+    CheckpointFile,
     DataFolder,
     Device,
     Json,
     Overrides,
     Overwrite,
+    Precision,
     examples,
     help_alone,
     path_override,
@@ -317,6 +319,35 @@ def bench_eval(
     from ccnet_cli.bench import evaluation
 
     show([evaluation.measure(sizes, Run("cpu", threads, repeats), classes, tiles)], json_file)
+
+
+@_command(
+    "predict",
+    "ccnet bench predict --processes 2 --threads 1",
+    "ccnet bench predict --checkpoint runs/camvid --size 1024x2048 --size 512x1024 --json predict.json",
+)
+def bench_predict(
+    checkpoint: CheckpointFile = None,
+    size: Annotated[list[str] | None, _sizes("image", "512x1024")] = None,
+    processes: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Measure 1 to N processes.")] = 1,
+    images: Annotated[int, typer.Option(min=8, max=100000, metavar="N", help="Images of each measurement.")] = 40,
+    threads: Threads = None,
+    repeats: Repeats = 5,
+    precision: Precision = "fp32",
+    overrides: Overrides = None,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """What predict does with an image, from file to file.
+
+    Milliseconds of decoding, network, encoding and writing, and images per second of 1 to N processes.
+    """
+    refuse_outputs(json_file, inputs=[checkpoint])
+    sizes = _parse_sizes(size, (512, 1024))
+    from ccnet_cli.bench import prediction
+
+    work = prediction.Prediction(checkpoint, tuple(overrides or ()), precision, processes, images)
+    _show([prediction.measure(work, sizes, Run(device, threads, repeats))], json_file)
 
 
 @_command(

@@ -190,17 +190,15 @@ class Dispatcher:
                 quiet.send({"flush": True})
                 continue
             room = [peer for peer in peers if len(peer.tasks) < DEPTH and not (self.again and peer is quiet)]
-            if not room:
-                return
-            following = None if self.ended else self._next()
+            following = self._next() if room and not self.ended else None
             if following is None:
                 break
             peer = min(room, key=lambda peer: len(peer.tasks))
             peer.flushed = False
             self._hand(peer, following)
         # who waits for more must not hold back what it has
-        for peer in room:
-            if peer.tasks and not peer.flushed:
+        for peer in peers:
+            if 0 < len(peer.tasks) < DEPTH and not peer.flushed:
                 peer.flushed = True
                 peer.send({"flush": True})
 

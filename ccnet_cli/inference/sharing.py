@@ -166,11 +166,12 @@ def _segment_queue(
             for run in queue.runs(received):
                 work.run(map(_read_task, run), ahead=1)
             return received()
-    except PeerLost:
-        raise
-    except CCNetError as error:
-        # the dispatcher stops the others, and reports it
-        queue.send({"failed": encode_error(error), "left": True})
+    except BaseException as error:
+        # the dispatcher stops the others, and reports what is no bug
+        known = None if isinstance(error, PeerLost) or not isinstance(error, CCNetError) else encode_error(error)
+        queue.send({"left": True} | ({"failed": known} if known else {}))
+        if known is None:
+            raise
         return 0
 
 

@@ -49,11 +49,11 @@ def watch_reading(monkeypatch, log, act):
     """Log which process reads which image, and act on it before."""
     read = images.read_image
 
-    def read_image(path, exif=False):
+    def read_image(path, **options):
         with log.open("a") as file:
             file.write(f"{os.getpid()} {path.stem}\n")
         act(path)
-        return read(path, exif)
+        return read(path, **options)
 
     monkeypatch.setattr(images, "read_image", read_image)
 
@@ -156,7 +156,7 @@ def test_a_signal_to_the_supervisor_ends_all_and_continues(place, tmp_path, monk
                 predict(place, out, processes=2)
 
         supervisor = runs.forked(run)
-        while len(list(out.rglob("[0-9]*.png"))) < 3:
+        while is_alive(supervisor) and len(list(out.rglob("[0-9]*.png"))) < 3:
             time.sleep(0.01)
         os.kill(supervisor, number)
         assert runs.ended(supervisor) == (-number if number == signal.SIGKILL else 0)
@@ -209,7 +209,7 @@ def test_without_one_process_of_a_launcher_the_others_go_on(place, tmp_path, mon
     limits = Limits(collective=1)
     monkeypatch.setattr(prediction, "share_store", lambda device, own=prediction.share_store: own(device, limits))
     first, second = [launch(place, tmp_path / "out", rank, port) for rank in range(2)]
-    while not any(int(process) == second for process, _ in read_log(tmp_path / "log")):
+    while is_alive(second) and not any(int(process) == second for process, _ in read_log(tmp_path / "log")):
         time.sleep(0.02)
     os.kill(second, signal.SIGKILL)
     assert [runs.ended(process) for process in (first, second)] == [0, -signal.SIGKILL]
