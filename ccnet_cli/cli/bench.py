@@ -338,16 +338,13 @@ def bench_predict(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """What predict does with an image, from file to file.
-
-    Milliseconds of decoding, network, encoding and writing, and images per second of 1 to N processes.
-    """
+    """Time of an image from file to file, by stage, and images per second of 1 to N processes."""
     refuse_outputs(json_file, inputs=[checkpoint])
-    sizes = _parse_sizes(size, (512, 1024))
+    sizes = parse_sizes(size, (512, 1024))
     from ccnet_cli.bench import prediction
 
     work = prediction.Prediction(checkpoint, tuple(overrides or ()), precision, processes, images)
-    _show([prediction.measure(work, sizes, Run(device, threads, repeats))], json_file)
+    show([prediction.measure(work, sizes, Run(device, threads, repeats))], json_file)
 
 
 @_command(
