@@ -20,7 +20,7 @@ from ccnet_cli.models import network as models
 from ccnet_cli.models.network import CCNet
 from ccnet_cli.models.settings import Model
 
-# what an image must have beside the backbone's stride for a map of one position more
+# height and width
 Size = tuple[int, int]
 # parameters of the network with its auxiliary head, of the head, and of what gathers context in it; GFLOP is 2 per
 # multiply-add of a forward pass; MiB is the peak above maps and weights, without gradients and with the backward pass
@@ -201,3 +201,11 @@ def write_plot(report: Report, path: Path) -> None:
         for title, key in (("ms, forward and backward", "both_ms"), ("MiB, training", "training_mib"))
     ]
     images.write_image(path, charts.scatter_charts(panels))
+
+
+def measure_on_crop(models_by_row: Mapping[str, Model], crop: Size, classes: int, device: str) -> dict[str, Any]:
+    """The values of a report on the maps that one crop of an image (H, W) gives."""
+    with torch.device("meta"), torch.no_grad():
+        network = models.build(next(iter(models_by_row.values())), classes).eval()
+        height, width = network.backbone(torch.empty(1, 3, *crop))[-1].shape[2:]
+    return measure(models_by_row, (height, width), Run(device, repeats=3), classes).to_mapping()

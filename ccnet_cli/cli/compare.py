@@ -8,7 +8,20 @@ import typer
 from ccnet_cli import files
 from ccnet_cli.bench.request import Run
 from ccnet_cli.cli import bench
-from ccnet_cli.cli.options import Device, Json, Overrides, examples, preset_file, refuse_outputs
+from ccnet_cli.cli.options import (
+    DataFolder,
+    Device,
+    Gpus,
+    Json,
+    Overrides,
+    Processes,
+    examples,
+    path_override,
+    preset_file,
+    preset_names,
+    refuse_outputs,
+)
+from ccnet_cli.cli.output import print_names, table, write_json
 from ccnet_cli.errors import InputError
 
 app = typer.Typer()
@@ -65,3 +78,49 @@ def bench_heads(
     if plot is not None:
         measured.write_plot(reports[0], plot)
     bench.show(reports, json_file)
+
+
+@app.command(
+    epilog=examples(
+        "ccnet compare --preset toyscapes-r2 --head none --head psp --head nonlocal --head rcca --seeds 3 -o compare",
+        "ccnet compare --preset toyscapes2-r2 --processes 2 -o two",
+        "ccnet compare --preset cityscapes-r2 --data Cityscapes --weights resnet101-imagenet.pth --gpus 4 -o city",
+    )
+)
+def compare(
+    preset: Annotated[
+        str,
+        typer.Option(metavar="NAME|FILE", help="The recipe of all rows.", autocompletion=preset_names),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder, or one to go on with.")],
+    heads: Heads = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Seeds of each row, from the preset's.")] = 3,
+    overrides: Overrides = None,
+    data: DataFolder = None,
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Begin every run with these weights.")] = None,
+    gpus: Gpus = None,
+    processes: Processes = 1,
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Train context heads under one recipe, and compare them.
+
+    A run for each row and seed, scored by its last checkpoint; killed and started again, each goes on where it was. Of
+    several processes each takes whole runs, and so does a second command on the same folder. DIR gets compare.json,
+    compare.csv and report.html, written anew after each run.
+    """
+    refuse_outputs(json_file, inputs=[preset_file(preset), weights])
+    from ccnet_cli import config
+    from ccnet_cli.bench.heads import measure_on_crop
+    from ccnet_cli.commands.compare import CompareRequest
+    from ccnet_cli.commands.compare import compare as start
+    from ccnet_cli.figures.comparison import sheets
+
+    settings = config.load(preset, [*(overrides or ()), *path_override("data.root", data)])
+    rows = None if heads is None else tuple(heads)
+    request = CompareRequest(settings, output, rows, seeds, weights, device, gpus, processes)
+    values = start(request, measure_on_crop)
+    if not write_json(values, json_file):
+        for sheet in sheets(values):
+            table(*sheet)
+        print_names(output / "report.html")

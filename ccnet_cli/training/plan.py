@@ -107,7 +107,7 @@ def make_plan(
     were restarted. claim takes a folder's lease, before its checkpoints are read.
     """
     device = local_device(request.gpus, request.processes, request.device)
-    preset = _resolve(request.preset, device)
+    preset = resolve(request.preset, device)
     _check(request, preset, device)
     restarted = run is not None
     run, lease = run or request.run or _default_run(request, preset.name), None
@@ -126,7 +126,7 @@ def make_plan(
     return plan, content
 
 
-def _resolve(preset: config.Preset, device: torch.device) -> config.Preset:
+def resolve(preset: config.Preset, device: torch.device) -> config.Preset:
     """The preset as the run folder keeps it: no automatic choice left, and data that are found from any folder."""
     train, data = preset.train, preset.data
     if train.precision == "auto":

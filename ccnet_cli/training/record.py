@@ -77,7 +77,7 @@ class Record:
 
     def __init__(self, folder: Path, step: int = 0, losses: Sequence[str] = (), tensorboard: bool = False) -> None:
         self.folder = folder
-        self.rows = [row for row in _read_log(folder / "log.jsonl") if row["step"] <= step]
+        self.rows = [row for row in read_log(folder / "log.jsonl") if row["step"] <= step]
         earlier = [key for row in self.rows for key in row if key.startswith("loss/")]
         self.columns = tuple(dict.fromkeys([*COLUMNS, *earlier, *losses]))
         self.incomplete = False
@@ -150,7 +150,8 @@ def _append_to(path: Path) -> TextIO:
     return os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8", newline="")
 
 
-def _read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log; none where there is no log."""
     if not path.is_file():
         return []
     rows = []
