@@ -152,10 +152,13 @@ def _claim_output(job: Job) -> None:
     if path.is_file():
         before = config.load(str(path))
         keys = [key for key in config.differences(before, job.recipe) if not key.startswith("model.head")]
+        values = _read(output / "compare.json")
+        if values and values["weights"] != (job.weights and str(job.weights)):
+            keys.append("--weights")
         if keys:
             why = f"holds a comparison with other values of {', '.join(keys)}"
             raise InputError(output, why, "compare as before, or in another folder")
-    elif output.is_dir() and any(output.iterdir()):
+    elif output.is_dir() and any(not files.is_temporary(each.name) for each in output.iterdir()):
         raise InputError(output, "is not an empty folder, nor one of a comparison", "name a new folder")
     else:
         files.write_bytes(path, config.dump(job.recipe).encode())
@@ -169,19 +172,23 @@ def _measure(job: Job, measure: Measure, device: str) -> dict[str, Any]:
     data = job.recipe.data
     settings = {row: model.model_dump(mode="json") for row, model in models.items()}
     path = job.output / "cost.json"
-    if path.is_file():
-        try:
-            before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(path, f"cannot be read ({error})", "delete it, and it is made again") from None
-        if before.get("settings") == settings and before.get("crop") == list(data.crop):
-            return before
+    before = _read(path)
+    if before and settings.items() <= before["settings"].items() and before["crop"] == list(data.crop):
+        return before
     measured = measure(models, data.crop, len(classes_of(data)), device)
     text = files.to_json({**measured, "settings": settings, "crop": data.crop}, 1)
     files.write_bytes(path, text.encode())
     # as a later command reads it
-    cost: dict[str, Any] = json.loads(text)
-    return cost
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of the comparison; empty where there is none yet."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise InputError(path, f"cannot be read ({error})", "delete it, and it is made again") from None
+    return content
 
 
 def _work(worker: Worker, job: Job, device: torch.device) -> list[tuple[str, str, str]]:

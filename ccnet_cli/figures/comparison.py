@@ -99,7 +99,7 @@ def sheets(values: Values) -> list[tuple[str, Sequence[str], list[list[str]]]]:
 
 
 def _quality(row: Values) -> list[str]:
-    gates = [_gates(gates) for gates in row["gates"].values()]
+    gates = [_gates(gates) for gates in row["gates"].values() if gates]
     missing = [seed for seed, miou in row["seeds"].items() if miou is None]
     alike = "" if row["n"] == 0 else _join(row["not_separated"], "; ") or "-"
     return [

@@ -215,6 +215,8 @@ def test_another_recipe_or_another_folder_is_refused(whole, data, tmp_path):
         compare(request(data, output, "schedule.lr=0.2"), measure)
     with pytest.raises(InputError, match=r"cells/none/seed-0: was .* values of model\.head\.query_channels"):
         compare(request(data, output, "model.head.query_channels=3"), measure)
+    with pytest.raises(InputError, match="other values of --weights"):
+        compare(request(data, output, weights=output / "cells/none/seed-0/last.pt"), measure)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("x")
     with pytest.raises(InputError, match="not an empty folder"):
