@@ -223,7 +223,7 @@ def test_another_recipe_or_another_folder_is_refused(whole, data, tmp_path):
         compare(request(data, tmp_path / "full"), measure)
     with pytest.raises(InputError, match="is not a folder"):
         compare(request(data, tmp_path / "full/thesis.tex"), measure)
-    with pytest.raises(InputError, match="has the folder of rcca"):
+    with pytest.raises(InputError, match="has the folder of psp"):
         compare(request(data, tmp_path / "new", heads=("psp,bins=[1, 2]", "psp,bins=[1,2]")), measure)
     assert not (tmp_path / "new").exists()
 
