@@ -230,8 +230,10 @@ def fold_conv(conv: nn.Conv2d, norm: Any = None) -> tuple[Tensor, Tensor]:
 
 def slope(act: nn.Module | None) -> float | None:
     """What an activation multiplies negative numbers with: 0 for ReLU, None for no activation."""
-    if act is None or isinstance(act, nn.ReLU):
-        return None if act is None else 0.0
+    if act is None or isinstance(act, nn.Identity):
+        return None
+    if isinstance(act, nn.ReLU):
+        return 0.0
     if isinstance(act, nn.LeakyReLU):
         return float(act.negative_slope)
     raise TypeError(f"no such activation in the engine: {act}")

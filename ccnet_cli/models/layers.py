@@ -151,5 +151,5 @@ def _join(layers: Sequence[nn.Module], make: Make) -> Iterator[nn.Module]:
             yield _fold(first, make)
             continue
         norm = rest.pop(0) if rest and isinstance(rest[0], nn.BatchNorm2d) else None
-        act = rest.pop(0) if rest and isinstance(rest[0], nn.ReLU | nn.LeakyReLU) else None
+        act = rest.pop(0) if rest and isinstance(rest[0], nn.ReLU | nn.LeakyReLU | nn.Identity) else None
         yield make(first, norm, act)

@@ -6,6 +6,7 @@
 | its plain PyTorch port | `head.conva`, `head.bottleneck.4` | |
 | mmsegmentation's CCNet | `decode_head.cca` | gamma from 0-d to 1-d |
 | mmsegmentation's other heads, see layouts/mmseg_heads.py | `decode_head` | gammas from 0-d to 1-d |
+| toolbox, OCNet, openseg, DANet, semseg, PyTorch-Encoding, torchvision | their heads' names | in-place ABN as above |
 | ResNets of MIT, open-mmlab (v1c), torchvision | `layer4` without a head | `fc` left out |
 """
 
@@ -24,6 +25,7 @@ PREFIXES = ("module.", "_orig_mod.")
 OWN = tuple(LAYOUTS)
 KNOWN = (
     "the authors' CCNet, its PyTorch port, mmsegmentation's CCNet and other heads, "
+    "networks of the toolbox, OCNet, openseg, DANet, semseg, PyTorch-Encoding and torchvision, "
     "ResNets of MIT, open-mmlab (v1c) and torchvision"
 )
 # parts of names that give other networks away

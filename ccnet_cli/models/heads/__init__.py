@@ -24,7 +24,7 @@ from pydantic import AfterValidator, Field
 from ccnet_cli.ops import IMPLEMENTATIONS
 from ccnet_cli.parts import Channels, Flag, Fraction, LatePart, Part, Section, Text, UnknownPart, late
 
-Activation = Literal["leaky_relu", "relu"]
+Activation = Literal["leaky_relu", "relu", "none"]
 
 
 def _in_table(name: str) -> str:

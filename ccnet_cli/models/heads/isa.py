@@ -16,7 +16,8 @@ from ccnet_cli.parts import Channels, Count, Flag, Fraction, Section
 class Settings(Section):
     """inner is the width of query and key, by default half the channels; cell is a cell's height and width.
 
-    form says in which order input and context are joined: openseg's input first, mmsegmentation's context first.
+    bias is that of the first convolution. form says in which order input and context are joined: openseg's input
+    first, mmsegmentation's context first.
     """
 
     kind: Literal["isa"] = "isa"
@@ -24,6 +25,7 @@ class Settings(Section):
     channels: Channels = 512
     inner: Channels | None = None
     cell: Count = 8
+    bias: Flag = False
     value_bias: Flag = False
     activation: Activation = "relu"
     dropout: Fraction = 0.05
@@ -37,7 +39,7 @@ class ISAHead(Head):
     def __init__(self, inputs: int, classes: int, settings: Settings) -> None:
         super().__init__()
         s = settings
-        self.reduce = nn.Sequential(*conv_norm_act(inputs, s.channels, s.activation))
+        self.reduce = nn.Sequential(*conv_norm_act(inputs, s.channels, s.activation, s.bias))
         inner = s.inner or max(s.channels // 2, 1)
         self.isa = InterlacedAttention(s.channels, inner, s.activation, s.cell, s.value_bias)
         self.bottleneck = nn.Sequential(*conv_norm_act(2 * s.channels, s.channels, s.activation, kernel=1))

@@ -16,6 +16,10 @@ __all__ = ["LAYOUTS", "Foreign", "Layout", "Misfit", "Table", "rename"]
 
 LAYOUTS: dict[str, Layout] = {
     "imagenet": Layout(late("ccnet_cli.weights.layouts.imagenet", "recognise")),
+    **{
+        name: Layout(late(f"ccnet_cli.weights.layouts.{name}", "recognise"))
+        for name in ("torchvision", "semseg", "danet", "encoding", "openseg", "ocnet", "toolbox")
+    },
     "mmseg": Layout(late("ccnet_cli.weights.layouts.mmseg", "recognise")),
     "port": Layout(late("ccnet_cli.weights.layouts.port", "recognise")),
     "official": Layout(

@@ -8,6 +8,8 @@ from ccnet_cli.weights.layouts.layout import Foreign, Table, rename
 from ccnet_cli.weights.layouts.network import MIT_INPUT, OTHERS_BACKBONE, TORCHVISION_INPUT, V1C_STEM, resnet_of
 
 BACKBONE: Table = (("", "backbone."),)
+# the first words of a ResNet's weights: with others it has a head
+OWN_NAMES = ("conv", "bn", "stem.", "layer1.", "layer2.", "layer3.", "layer4.", "fc.", "head.fc.")
 # whose a ResNet is, by its stem
 OWNERS = {
     "deep": ("MIT's", MIT_INPUT),
@@ -21,6 +23,8 @@ def recognise(state: dict[str, Tensor], _: dict[str, Any]) -> Foreign | None:
     if "backbone.layer4.0.conv1.weight" in state and not any(k.startswith(("decode_head", "auxiliary")) for k in state):
         state = {key.removeprefix("backbone."): tensor for key, tensor in state.items()}
     if "layer4.0.conv1.weight" not in state or not {"conv1.weight", "stem.0.weight"} & state.keys():
+        return None
+    if not all(key.startswith(OWN_NAMES) for key in state):
         return None
     dropped = [key for key in state if key.startswith(("fc.", "head.fc."))]
     table = (*V1C_STEM, *BACKBONE) if "stem.0.weight" in state else BACKBONE

@@ -9,11 +9,10 @@ from ccnet_cli.errors import notice
 from ccnet_cli.models.backbones.resnet import RESNETS, Bottleneck
 from ccnet_cli.models.settings import Model
 from ccnet_cli.weights.layouts import port
+from ccnet_cli.weights.layouts.family import ABN_EPS, take_absolute_scales
 from ccnet_cli.weights.layouts.layout import Foreign, Misfit, Table, original_name, rename
 from ccnet_cli.weights.layouts.network import is_scale
 
-# what in-place ABN adds to the absolute value of its scale
-ABN_EPS = 1e-5
 # the activation is inside the norm, so what follows comes one place earlier than in the port
 TABLE: Table = (("head.bottleneck.3.", "head.bottleneck.4."), ("dsn.3.", "auxiliary.4."), *port.TABLE)
 # keys of the preset's section model that the authors' network has no choice in
@@ -35,10 +34,7 @@ def recognise(state: dict[str, Tensor], meta: dict[str, Any]) -> Foreign | None:
     if not port.has_authors_names(state) or "head.bottleneck.3.weight" not in state:
         return None
     weights = rename(state, TABLE)
-    scales = [key for key in weights if is_scale(key, weights)]
-    for key in scales:
-        weights[key] = weights[key].abs() + ABN_EPS
-    converted = f"{len(scales)} batch-norm scales w taken as abs(w) + 1e-5, as in-place ABN does"
+    converted = take_absolute_scales(weights)
     return port.authors("the authors' CCNet", weights, TABLE, meta, "leaky_relu", converted)
 
 
