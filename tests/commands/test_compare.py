@@ -131,9 +131,12 @@ def test_killed_twice_and_resumed_the_table_is_the_same(whole, data, tmp_path):
         assert ended(forked(die)) == 137
     # the first was killed within the first cell, the second within the third
     assert not (tmp_path / "cut/cells/none/seed-1").exists()
+    begun = [tmp_path / f"cut/cells/{row}/seed-0/batch.jpg" for row in ROWS]
+    times = [path.stat().st_mtime_ns for path in begun]
     resumed = compare(request(data, tmp_path / "cut"), measure)
     assert without_times(resumed) == without_times(values) | {"version": resumed["version"]}
-    assert (tmp_path / "cut/cells/gc/seed-1/score.json").exists()
+    # none of them began anew
+    assert [path.stat().st_mtime_ns for path in begun] == times
     lines = [read_csv(folder) for folder in (output, tmp_path / "cut")]
     assert without_times(lines[0]) == without_times(lines[1])
 
