@@ -16,7 +16,7 @@ from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import open_source
 from ccnet_cli.errors import NonFiniteError
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.group import Group
+from ccnet_cli.parallel.group import Group, Limits
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.training import process
 from ccnet_cli.training import trainer as trainers
@@ -169,7 +169,8 @@ def _spoilt_work(worker, made, kind, times, folder):
 
 
 def assert_skipped_by_two(data, folder, kind, times):
-    made = plan_of(preset(data, *BAD), folder / "run", processes=2)
+    # a rank that skips alone waits for the other: no longer than this
+    made = plan_of(preset(data, *BAD), folder / "run", processes=2, limits=Limits(collective=30))
     (folder / "run").mkdir()
     if times < 10:
         supervisor.run(_spoilt_work, (made, kind, times, folder), 2)
