@@ -1,6 +1,7 @@
 """What a run needs before it begins: room for its workers' batches, and the run that --resume means."""
 
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -46,3 +47,29 @@ def test_resume_alone_continues_the_run_that_was_saved_last(data, tmp_path, monk
 def test_scores_are_due_every_so_often_and_at_the_end(data, tmp_path, every, due):
     made = plan_of(preset(data, f"eval.every={every}", "schedule.steps=7"), tmp_path / "run")
     assert [step for step in range(8) if loop.score_due(made, step)] == due
+
+
+@pytest.mark.parametrize(
+    ("processes", "earlier", "micro", "accumulation"),
+    [(1, None, 8, 1), (1, 2, 2, 4), (1, 3, 2, 4), (1, 8, 8, 1), (2, 8, 4, 1), (2, 1, 1, 4), (4, None, 2, 1)],
+)
+def test_a_resumed_run_computes_no_more_at_once_than_before(data, tmp_path, processes, earlier, micro, accumulation):
+    """The largest part of a process's images, of a batch of 8, that is no larger; memory sufficed for that many."""
+    made = plan_of(preset(data, "train.batch=8"), tmp_path / "run", processes=processes)
+    made = replace(made, earlier_micro=earlier)
+    assert (made.micro_batch, made.accumulation) == (micro, accumulation)
+
+
+@pytest.mark.parametrize(
+    ("circumstances", "earlier"),
+    [
+        ({"global_batch": 8, "world_size": 2, "accumulation": 2}, 2),
+        ({"global_batch": 8, "world_size": 1, "accumulation": 1}, 8),
+        ({"global_batch": 4, "world_size": 1, "accumulation": 1}, None),
+        ({"global_batch": 8, "world_size": 2}, None),
+        ({}, None),
+    ],
+)
+def test_what_was_computed_at_once_before_is_in_the_checkpoint(circumstances, earlier):
+    """The batch among the processes and their accumulated steps, if it is the same batch."""
+    assert plan._earlier_micro_batch({"training": {"circumstances": circumstances}}, 8) == earlier
