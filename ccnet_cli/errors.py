@@ -1,7 +1,10 @@
 """Errors that a user can cause or meet, with their exit codes, and lines on stderr."""
 
+import io
 import os
 import sys
+from contextlib import suppress
+from typing import Any
 
 # an environment variable, so that the processes of a command share it
 VERBOSITY = "CCNET_VERBOSITY"
@@ -70,6 +73,50 @@ def out_of_memory(error: BaseException) -> bool:
     texts = ("DefaultCPUAllocator", "Cannot allocate memory", "(-4:Insufficient memory)", "can't start new thread")
     on_device = type(error).__name__ == "OutOfMemoryError"
     return isinstance(error, MemoryError) or on_device or any(text in str(error) for text in texts)
+
+
+class _Unfailing(io.RawIOBase):
+    """Writes to a descriptor; what it refuses is lost, as no work may end for want of a terminal."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def writable(self) -> bool:
+        """True."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return os.isatty(self.descriptor)
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or lose them."""
+        with suppress(OSError):
+            return os.write(self.descriptor, data)
+        return len(data)
+
+
+def mend_streams() -> None:
+    """Let results be printed in any locale, to nowhere where a stream is closed; stderr never ends the work."""
+    # otherwise a file opened under a closed stream's number would get what libraries print there
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # not one that a test or a program around has put in its place
+    if sys.stderr is sys.__stderr__:
+        encoding = "utf-8" if sys.stderr is None else sys.stderr.encoding
+        raw = io.BufferedWriter(_Unfailing(2))
+        sys.stderr = io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True)
+    elif isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
 
 
 def one_line(text: object) -> str:

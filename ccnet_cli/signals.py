@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 # the signals that a run answers with a checkpoint
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 @contextmanager
@@ -33,7 +33,9 @@ def record_signals(echo_seconds: float = 0) -> Iterator[list[int]]:
         elif time.monotonic() - first > echo_seconds:
             exit_at_once(128 + number)
 
-    handlers = {number: signal.signal(number, record) for number in SIGNALS}
+    # nohup lets a run outlive its terminal
+    heard = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, record) for number in heard}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         yield received

@@ -10,11 +10,13 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 import typer
 from typer.exceptions import TyperException
 
 from ccnet_cli import files
+from ccnet_cli.cli import exit_at_once
 from ccnet_cli.cli.commands import EXTEND, FLAGS, app
 from ccnet_cli.errors import (
     VERBOSITY,
@@ -23,6 +25,7 @@ from ccnet_cli.errors import (
     InputError,
     announce,
     detail,
+    mend_streams,
     one_line,
     out_of_memory,
 )
@@ -32,14 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of DESIGN's table; errors of the user take one line on stderr."""
     words, flags, extensions = take_common(sys.argv[1:] if arguments is None else arguments)
     words = resume_alone(words)
-    _mend_streams()
-    if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+    mend_streams()
     os.environ[VERBOSITY] = "quiet" if "quiet" in flags else "verbose" if "verbose" in flags else ""
     # torch's C++ reports a lost connection in many lines, ccnet in one
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # torch's own folder for compiled code is emptied when the machine starts
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(files.cache_folder() / "compiled"))
+    if arguments is None and signal.getsignal(signal.SIGINT) is exit_at_once:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         if {"quiet", "verbose"} <= flags:
             raise InputError("option --quiet", "--verbose is given too", "give one of them")
@@ -57,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _report(error, "debug" in flags)
     if arguments is None:
         # an interrupt while the interpreter exits is no exception of ours
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, exit_at_once)
+        _drop_unprinted()
     sys.exit(code)
 
 
@@ -109,9 +113,16 @@ def _extend(extensions: list[str]) -> None:
     parts.extend_from_environment()
 
 
-def _interrupt(*_: object) -> None:
-    """End the command; a second interrupt, which could fall anywhere in its end, ends the process at once."""
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    """End the command; a second interrupt, which could fall anywhere in its end, ends the process at once.
+
+    So does one during an import, where libraries swallow exceptions or print them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            exit_at_once()
+        frame = frame.f_back
     raise KeyboardInterrupt
 
 
@@ -124,24 +135,18 @@ def resume_alone(words: list[str]) -> list[str]:
     return words
 
 
-def _mend_streams() -> None:
-    """Let results be printed in any locale, and to nowhere where a stream is closed."""
-    # otherwise a file opened under a closed stream's number would get what libraries print there
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(descriptor)
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - lives as long as the process
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def _broken_pipe() -> int:
     # what is still buffered must not raise again when the interpreter exits
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 128 + 13
+
+
+def _drop_unprinted() -> None:
+    """Let no results that could not be printed, which was reported, fail again when the interpreter exits."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _broken_pipe()
 
 
 def _report(error: Exception, debug: bool) -> int:
@@ -169,7 +174,7 @@ def _explain(error: Exception) -> CCNetError | None:
         why = one_line(str(error))[:160] or "exhausted"
         return EnvironmentFailure("memory", why, "use smaller images or --mode sliding")
     if isinstance(error, OSError) and error.errno is not None:
-        what: object = error.filename if error.filename is not None else "system"
+        what: object = error.filename if error.filename is not None else "system or standard output"
         why = os.strerror(error.errno)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENOMEM):
             return EnvironmentFailure(what, why, "free some space or use another disk")

@@ -208,7 +208,7 @@ def _read_outcome(task: Message, result: Message) -> Outcome:
 
 @contextmanager
 def _record_signals() -> Iterator[list[int]]:
-    """Record SIGINT and SIGTERM instead of ending in the middle of a file; a second one ends the process as usual."""
+    """Record signals instead of ending in the middle of a file; a second one ends the process as usual."""
     received: list[int] = []
     handlers: dict[int, Any] = {}
 
@@ -222,7 +222,10 @@ def _record_signals() -> Iterator[list[int]]:
 
     # other threads may not set handlers, and no signal reaches them
     if threading.current_thread() is threading.main_thread():
-        handlers |= {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # nohup lets the work outlive its terminal
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                handlers[number] = signal.signal(number, record)
     try:
         yield received
     finally:

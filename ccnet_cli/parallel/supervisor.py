@@ -15,7 +15,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 from ccnet_cli import files, parts
-from ccnet_cli.errors import EnvironmentFailure, Interrupted, PeerLost, notice
+from ccnet_cli.errors import EnvironmentFailure, Interrupted, PeerLost, mend_streams, notice
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel.group import Group, Limits
 from ccnet_cli.signals import SIGNALS, exit_at_once, record_signals
@@ -226,7 +226,7 @@ class Worker:
 
     @contextmanager
     def signals(self, group: Group) -> Iterator[Callable[[], int]]:
-        """Record SIGINT, SIGTERM and SIGUSR1 instead of dying of them; yields a function: the first one's number, or 0.
+        """Record SIGNALS instead of dying of them; yields a function: the first one's number, or 0.
 
         The supervisor learns that this process is ready. A second signal ends it at once.
         """
@@ -239,6 +239,7 @@ class Worker:
 def _run_worker(pipe: Connection, environment: Mapping[str, object], payload: bytes) -> None:
     """Entry of a worker: run the work and report its outcome."""
     os.environ.update({name: str(value) for name, value in environment.items()})
+    mend_streams()
     worker = Worker(pipe)
     try:
         parts.extend_from_environment()

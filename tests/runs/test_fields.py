@@ -42,7 +42,9 @@ FIELDS = {
     "training.optimizer.state": ("nested",),
     "training.optimizer.param_groups": (),
     "training.best": ("float",),
-    **dict.fromkeys([f"training.{name}" for name in ("best_step", "epoch", "offset", "nonfinite")], ("absent",)),
+    **dict.fromkeys(
+        [f"training.{name}" for name in ("best_step", "epoch", "offset", "nonfinite", "unlogged")], ("absent",)
+    ),
     "training.circumstances": ("absent", "nested"),
     **dict.fromkeys([f"training.circumstances.{name}" for name in ENVIRONMENT], ("absent",)),
     **dict.fromkeys([f"training.circumstances.{name}" for name in ("torch", "device")], ("absent", "text")),
