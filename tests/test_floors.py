@@ -222,7 +222,7 @@ def test_the_gate_sees_what_it_must(line: str, what: str | None):
 
 
 def test_the_command_line_starts_light():
-    loaded = run("import sys, ccnet_cli.cli; print(*sys.modules)")
+    loaded = run("import sys, ccnet_cli.cli.entry; print(*sys.modules)")
     assert "typer" in loaded
     assert loaded & COMMAND_LINE_MUST_NOT_LOAD == set()
 
