@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ccnet_cli import config, files
-from ccnet_cli.config.rows import NONE, with_heads
+from ccnet_cli.config.rows import COMPARED, NONE, with_heads
 from ccnet_cli.datasets import classes_of
 from ccnet_cli.datasets.source import open_source
 from ccnet_cli.devices import local_device
@@ -36,7 +36,7 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID")
 class CompareRequest:
     """Which heads to compare under a preset, with as many seeds from the preset's on, in which folder.
 
-    heads are rows as `config.rows` has them, all of its ROWS if None. weights, a file, begins every run; gpus or
+    heads are rows as `config.rows` has them, all of COMPARED if None. weights, a file, begins every run; gpus or
     processes are the workers that take cells, each by itself.
     """
 
@@ -126,7 +126,7 @@ def compare(request: CompareRequest, measure: Measure) -> dict[str, Any]:
 
 def _plan(request: CompareRequest, recipe: config.Preset) -> list[Cell]:
     """The cells, all rows of the first seed first: what there is at any time compares all rows."""
-    rows = with_heads(recipe, request.heads)
+    rows = with_heads(recipe, request.heads, COMPARED)
     names = _make_names(rows)
     return [
         Cell(row, preset.model_copy(update={"seed": seed}), request.output / "cells" / names[row] / f"seed-{seed}")

@@ -14,6 +14,7 @@ from ccnet_cli.models.settings import Model
 # the control: CCNet's head without attention, as many convolutions as with it
 NONE = "none"
 ROWS = (NONE, "fcn", "psp", "aspp", "nonlocal", "gc", "danet", "oc", "isa", "rcca")
+COMPARED = (*ROWS[:-1], "rcca,recurrence=1", "rcca")
 # heads whose own further outputs are in the place of the auxiliary head
 UNAIDED = ("danet",)
 # what a row's head takes from the preset's, where it has such keys and the row does not set them
@@ -44,13 +45,13 @@ def with_head(preset: Preset, row: str) -> Preset:
     return presets.from_mapping(mapping)
 
 
-def with_heads(preset: Preset, rows: Sequence[str] | None) -> dict[str, Preset]:
-    """The presets of rows, by their texts; those of ROWS whose heads there are, if none are named."""
+def with_heads(preset: Preset, rows: Sequence[str] | None, default: Sequence[str] = ROWS) -> dict[str, Preset]:
+    """The presets of rows, by their texts; those of the default whose heads there are, if none are named."""
     if rows is None:
-        missing = [name for name in ROWS if name not in (NONE, *HEADS)]
+        missing = [row for row in default if row.partition(",")[0] not in (NONE, *HEADS)]
         if missing:
             notice(f"left out: {', '.join(missing)}; this version has no such head")
-        rows = [name for name in ROWS if name not in missing]
+        rows = [row for row in default if row not in missing]
     twice = next((row for row in rows if list(rows).count(row) > 1), None)
     if twice is not None:
         raise InputError(f"option --head {twice}", "given twice", "leave one of them out")

@@ -39,6 +39,7 @@ NOTES = (
 def summarise(scores: Scores, baseline: str) -> list[Values]:
     """Each row's figures over its seeds, above the baseline's, and the rows from which it is not separated."""
     found = {row: _mious(cells) for row, cells in scores.items()}
+    devices = {score["device"] for cells in scores.values() for score in cells.values() if score is not None}
     rows = []
     for row, cells in scores.items():
         paired = [found[row][seed] - found[baseline][seed] for seed in found[row] if seed in found.get(baseline, {})]
@@ -53,7 +54,8 @@ def summarise(scores: Scores, baseline: str) -> list[Values]:
                 "seeds": {str(seed): found[row].get(seed) for seed in cells},
                 "gates": {str(seed): score["gates"] for seed, score in done.items()},
                 "classes": {name: _spread(score["classes"].get(name) for score in done.values()) for name in names},
-                "step_ms": _median(score["step_ms"] for score in done.values()),
+                # times of two devices are not compared
+                "step_ms": _median(score["step_ms"] for score in done.values()) if len(devices) == 1 else None,
             }
         )
     return rows

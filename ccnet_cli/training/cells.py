@@ -102,7 +102,9 @@ def _score(cell: Cell) -> Score:
     figures = {key: scored.get(key) for key in ("miou", "pixel_accuracy", "mean_accuracy")}
     gates = read_gates(cell.preset, checkpoint.read(cell.run / "last.pt")["model"])
     step_ms = 1000 * batch / statistics.median(rates) if rates else None
-    counts = {"steps": steps, "samples": steps * batch, "step_ms": step_ms}
+    around = json.loads((cell.run / "environment.json").read_text(encoding="utf-8"))
+    device = f"{around['device']}, {around['threads']} of {around['cpus']} cores, {around['platform']}"
+    counts = {"steps": steps, "samples": steps * batch, "step_ms": step_ms, "device": device}
     return {"row": cell.row, "seed": cell.seed, **figures, "classes": scored["classes"], "gates": gates, **counts}
 
 

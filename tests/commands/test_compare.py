@@ -234,7 +234,9 @@ def test_another_recipe_or_another_folder_is_refused(whole, data, tmp_path):
 def scores(**rows):
     return {
         row: {
-            seed: None if miou is None else {"miou": miou, "classes": {"sky": miou}, "gates": {}, "step_ms": 1.0}
+            seed: None
+            if miou is None
+            else {"miou": miou, "classes": {"sky": miou}, "gates": {}, "step_ms": 1.0, "device": "cpu"}
             for seed, miou in enumerate(mious)
         }
         for row, mious in rows.items()
@@ -256,6 +258,13 @@ def test_rows_whose_ranges_overlap_or_that_have_one_seed_are_not_separated():
     }
     assert rows["one"]["from_none"] == {"n": 1, "mean": 0.5, "min": 0.5, "max": 0.5}
     assert rows["no"]["classes"] == {} and rows["no"]["mean"] is None
+
+
+def test_times_of_two_devices_are_not_compared():
+    found = scores(none=[0.1, 0.2], head=[0.3, 0.4])
+    assert [row["step_ms"] for row in comparison.summarise(found, "none")] == [1.0, 1.0]
+    found["head"][1]["device"] = "another"
+    assert [row["step_ms"] for row in comparison.summarise(found, "none")] == [None, None]
 
 
 def test_differences_are_those_of_equal_seeds():

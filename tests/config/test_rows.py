@@ -51,6 +51,7 @@ def test_the_networks_are_their_authors():
 def test_all_rows_come_in_their_order_and_those_that_are_not_there_are_left_out(monkeypatch, capsys):
     assert list(with_heads(TOYS, None)) == list(rows.ROWS)
     assert capsys.readouterr().err == ""
+    assert list(with_heads(TOYS, None, rows.COMPARED))[-2:] == ["rcca,recurrence=1", "rcca"]
     monkeypatch.delitem(HEADS, "isa")
     assert list(with_heads(TOYS, None)) == [row for row in rows.ROWS if row != "isa"]
     assert capsys.readouterr().err == "ccnet: left out: isa; this version has no such head\n"
