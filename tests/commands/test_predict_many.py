@@ -17,9 +17,8 @@ import tiny
 
 from ccnet_cli.commands import predict as prediction
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted
-from ccnet_cli.inference import stream
+from ccnet_cli.inference import dispatch, stream
 from ccnet_cli.media import images, layout, sources
-from ccnet_cli.parallel import dispatch
 from ccnet_cli.parallel.group import Limits
 
 COUNT = 12

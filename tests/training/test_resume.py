@@ -220,7 +220,7 @@ def test_what_the_manifest_and_the_state_tell(whole):
     run = whole(*RICH)
     manifest = json.loads((run / "checkpoints/step_00000007.json").read_text())
     assert (manifest["step"], manifest["epoch"], manifest["offset"]) == (7, 28 // 6, 28 % 6)
-    assert manifest["world_size"] == 1 and manifest["global_batch"] == 4
+    assert (manifest["world_size"], manifest["global_batch"], manifest["accumulation"]) == (1, 4, 1)
     assert manifest["num_threads"] == torch.get_num_threads() and manifest["torch"] == torch.__version__
     assert "cuda" in manifest and len(manifest["config_sha256"]) == len(manifest["list_sha256"]) == 64
     state = checkpoint.read(run / "checkpoints/step_00000007.pt")["training"]
