@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from itertools import pairwise
 
 import pytest
@@ -131,6 +132,21 @@ def test_results_are_the_same_to_the_bit_for_any_number_of_threads(monkeypatch):
     found = list(by_threads(lambda: step(*tensors, 2), monkeypatch))
     for one, other in pairwise(found):
         assert_equal(RESULTS, one, other)
+
+
+def test_a_thread_does_not_write_to_the_memory_of_another(monkeypatch):
+    tensors, others, main = inputs(*SHAPES[1]), inputs(*SHAPES[1], seed=1), threading.get_ident()
+    expected, plain = step(*tensors, 1), kernels.run_threads
+
+    def interrupted(*arguments: int) -> None:
+        if threading.get_ident() == main:
+            other = threading.Thread(target=step, args=(*others, 1))
+            other.start()
+            other.join()
+        plain(*arguments)
+
+    monkeypatch.setattr(kernels, "run_threads", interrupted)
+    assert_equal(RESULTS, step(*tensors, 1), expected)
 
 
 def test_an_image_is_the_same_to_the_bit_in_any_batch():

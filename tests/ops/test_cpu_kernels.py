@@ -1,7 +1,9 @@
 """The Numba kernels for the CPU against the definition in float64: odd sizes, layouts, poisoned memory, threads."""
 
+import ctypes
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from tensors import LAYOUTS, assert_equal, assert_near, by_threads, poison
@@ -93,6 +95,13 @@ def test_any_memory_layout_is_read_right(layout):
     assert_equal(RESULTS, step(*changed, 3), step(*tensors, 3))
 
 
+def test_a_gradient_that_is_one_expanded_number_is_read_right():
+    projected, x, grad = inputs(2, 3, 5, 4, 6)
+    expanded = torch.tensor(0.5).expand(grad.shape)
+    exact = step(projected.double(), x.double(), torch.full(grad.shape, 0.5).double(), 3, "reference")
+    assert_near(RESULTS, step(projected, x, expanded, 3), exact, **NEAR)
+
+
 @pytest.mark.parametrize("wanted", range(3))
 def test_a_gradient_may_be_wanted_of_one_input_alone(wanted):
     tensors = inputs(1, 3, 5, 4, 6)
@@ -108,6 +117,29 @@ def test_results_are_the_same_to_the_bit_for_any_number_of_threads(monkeypatch):
     found = list(by_threads(lambda: step(*tensors, 3), monkeypatch))
     for one, other in pairwise(found):
         assert_equal(RESULTS, one, other)
+
+
+@pytest.mark.parametrize("shape", SHAPES[4:])
+def test_a_thread_writes_to_its_own_scratch_memory_alone(shape, monkeypatch):
+    from ccnet_cli.ops.cpu import kernels
+
+    plain, changed = cpu.run_threads, []
+
+    def run_second_of_three(function: int, argument: int, threads: int) -> None:
+        plan = np.frombuffer((ctypes.c_ubyte * kernels.PLAN.itemsize).from_address(argument), kernels.PLAN)
+        plan["threads"], size, start = 1, int(plan["scratch_whole"][0]), int(plan["scratch"][0])
+        others = [np.frombuffer((ctypes.c_ubyte * size).from_address(start + n * size), np.uint8) for n in (0, 2)]
+        for memory in others:
+            memory[:] = 7
+        plain(function, argument, 1)
+        changed.extend(int((memory != 7).sum()) for memory in others)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(cpu, "run_threads", run_second_of_three)
+    tensors = inputs(*shape)
+    exact = step(*(x.double() for x in tensors), shape[1], "reference")
+    assert_near(RESULTS, step(*tensors, shape[1]), exact, **NEAR)
+    assert changed == [0] * 12, f"bytes that another thread's memory lost, by step: {changed}"
 
 
 def test_nothing_is_read_before_it_is_written(monkeypatch):
@@ -128,8 +160,9 @@ def test_nan_and_infinity_reach_the_pixels_that_see_them_alone():
 
 
 def test_large_energies_give_weights_of_one_and_zero():
-    projected, x, _ = inputs(1, 3, 5, 6, 7)
-    projected[:, :6] *= 100
+    # a cross of several vectors, whose largest energy may lie in any; of integers, which no sum rounds
+    projected, x, _ = inputs(1, 3, 5, 9, 40)
+    projected[:, :6] = (projected[:, :6] * 30).round()
     got = ops.residual(projected, x, torch.tensor([GAMMA]), 3, "numba")
     exact = ops.residual(projected.double(), x.double(), torch.tensor([GAMMA]).double(), 3, "reference")
     assert_near("out", [got], [exact], **NEAR)
@@ -169,6 +202,31 @@ def test_auto_takes_them_for_large_maps_in_float32_alone(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         attention(x)
     assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize("other", ["x", "gamma"])
+def test_of_unequal_types_gamma_and_x_keep_theirs(other):
+    tensors = inputs(1, 3, 5, 4, 6)
+    leaves = {"projected": tensors[0], "x": tensors[1], "gamma": torch.tensor([GAMMA])}
+    leaves[other] = leaves[other].double()
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    out = ops.residual(*leaves.values(), 3, "numba")
+    assert out.dtype == (torch.float64 if other == "x" else torch.float32)
+    gradients = torch.autograd.grad(out, list(leaves.values()), tensors[2].to(out.dtype))
+    assert [x.dtype for x in gradients] == [x.dtype for x in leaves.values()]
+    assert_near(RESULTS, [out, *gradients], step(*(x.double() for x in tensors), 3, "reference"), **NEAR)
+
+
+@pytest.mark.parametrize("c", [3, 0])
+def test_the_saved_attention_has_no_gradient(c):
+    projected, x, _ = inputs(1, 3, 5, 2, 4)
+    leaves = [projected.requires_grad_(), x.requires_grad_(), torch.tensor([GAMMA], requires_grad=True)]
+    if c:
+        out, attention = torch.ops.ccnet.residual(*leaves, c)
+    else:
+        out, attention = torch.ops.ccnet.criss_cross(*projected.split([3, 3, 5], dim=1), "numba")
+    assert out.requires_grad and not attention.requires_grad
 
 
 def test_flops_are_those_of_the_criss_cross_operator():

@@ -7,13 +7,14 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from kernels import RESULTS, ROOT, Case, compiles, execute, runs, simulate_apart
-from tensors import assert_near
+from tensors import assert_equal, assert_near
 
 from ccnet_cli import ops
 from ccnet_cli.errors import EnvironmentFailure, InputError
@@ -399,8 +400,13 @@ def on_ptxrun(monkeypatch):
 
 def laid_out(layout: str, c: int, C: int, H: int = 5, W: int = 3, dtype=torch.float32) -> list[torch.Tensor]:
     whole = torch.randn(2, 2 * c + C, H, W, generator=torch.Generator().manual_seed(1)).to(dtype)
+    if layout == "last shifted slices":
+        # as many floats from pixel to pixel as vectors need, and addresses that they do not take
+        whole = torch.cat([whole[:, :2], whole, whole[:, :2]], dim=1)
     if "last" in layout:
         whole = whole.to(memory_format=torch.channels_last)
+    if layout == "last shifted slices":
+        whole = whole[:, 2:-2]
     parts = whole.split([c, c, C], dim=1)
     if layout == "transposed":
         return [part.transpose(2, 3).contiguous().transpose(2, 3) for part in parts]
@@ -410,7 +416,7 @@ def laid_out(layout: str, c: int, C: int, H: int = 5, W: int = 3, dtype=torch.fl
 
 @runs
 @pytest.mark.parametrize(("c", "C", "H", "W"), [(4, 8, 5, 3), (3, 5, 3, 4), (1, 1, 4, 1)])
-@pytest.mark.parametrize("layout", ["contiguous", "last", "slices", "last slices", "transposed"])
+@pytest.mark.parametrize("layout", ["contiguous", "last", "slices", "last slices", "last shifted slices", "transposed"])
 def test_any_memory_layout_is_read_right_and_channels_last_without_a_copy(on_ptxrun, layout, c, C, H, W):
     inputs = [x.requires_grad_() for x in laid_out(layout, c, C, H, W)]
     out = ops.criss_cross(*inputs, "numba")
@@ -426,7 +432,7 @@ def test_any_memory_layout_is_read_right_and_channels_last_without_a_copy(on_ptx
 
 
 @runs
-@pytest.mark.parametrize(("H", "W"), [(4, 4), (5, 3)])
+@pytest.mark.parametrize(("H", "W"), [(4, 4), (5, 3), (4, 2), (2, 4)])
 @pytest.mark.parametrize("name", ["affinity", "aggregate", "scatter"])
 def test_each_operator_is_the_definition_and_so_are_its_gradients(on_ptxrun, name, H, W):
     query, key, value = laid_out("last", 4, 4, H, W)
@@ -467,6 +473,22 @@ def test_half_precision_is_stored_but_not_summed(on_ptxrun, dtype, c, C):
     torch.testing.assert_close(out.double(), exact, rtol=1e-2, atol=1e-2)
 
 
+@runs
+def test_bfloat16_results_halfway_between_two_numbers_are_rounded_to_even(on_ptxrun):
+    first = torch.tensor([sign * 2.0**e for sign in (1, -1) for e in (0, -20, 100) for _ in range(3)])
+    # n units of half of the last place
+    second = first * torch.tensor([1.0, 3, 127] * 6) * 2**-8
+    value = torch.stack([first, second], dim=1)[None, :, None].bfloat16()
+    value[0, 0], value[0, 1, 0, 0] = torch.tensor([0x3F80, 0x7FFF]).to(torch.uint16).view(torch.bfloat16), -torch.inf
+    # the row's two pixels, each with weight 1; the column's is masked
+    weights = torch.ones(1, 3, 1, 2)
+    weights[:, 0] = 0
+    got = ops.aggregate(weights, value, "numba")
+    exact = value.float().sum(3, keepdim=True).expand(value.shape).bfloat16()
+    assert exact[0, 0].isnan().all() and exact[0, 1].isinf().any()
+    assert_equal("out", [got], [exact])
+
+
 # Without a GPU: what is refused, and what the host does at a launch
 
 
@@ -503,6 +525,9 @@ def test_types_and_sizes_that_the_kernels_do_not_hold_are_refused():
     with pytest.raises(InputError, match="32 bits"):
         steps.check(grid, 4, 2148)
     steps.check(grid, 4, 2147)
+    steps.check(steps.Grid(65535, 1, 1, 1), 4)
+    with pytest.raises(InputError, match="fewer images"):
+        steps.check(steps.Grid(65536, 1, 1, 1), 4)
     with pytest.raises(InputError, match="32 bits"):
         steps.products("nn", grid, *[steps.Buffer(name, 2148) for name in ("left", "right", "out")], 8, False)
 
@@ -522,6 +547,25 @@ def test_compiled_kernels_are_kept_on_disk(monkeypatch, tmp_path):
     assert image[:4] == b"\x7fELF"
     monkeypatch.setattr(build, "assemble", None)
     assert launch.machine_code(kernel, (8, 0)) == image
+
+
+def test_compiled_kernels_have_a_file_for_each_architecture_alignment_and_source(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = SimpleNamespace(assemble=lambda kernel, arch: SimpleNamespace(image=f"{kernel} {arch}".encode()))
+    monkeypatch.setitem(sys.modules, "ccnet_cli.ops.cuda.build", made)
+    monkeypatch.setattr(cuda, "build", made, raising=False)
+    monkeypatch.setattr(launch, "require", lambda: None)
+    kernel = steps.Kernel("nn", "float32", (16, 13), True, 32)
+    kernels = [kernel, replace(kernel, aligned=False), replace(kernel, dtype="float16"), replace(kernel, sizes=(8, 13))]
+    images = [launch.machine_code(one, arch) for one in kernels for arch in ((8, 0), (9, 0))]
+    assert [launch.machine_code(one, arch) for one in kernels for arch in ((8, 0), (9, 0))] == images
+    assert len(set(images)) == 8
+    read, versions = Path.read_bytes, []
+    folder = Path(launch.__file__).parent
+    for changed in (None, *sorted(folder.glob("*.py"))):
+        monkeypatch.setattr(Path, "read_bytes", lambda path, changed=changed: read(path) + b"#" * (path == changed))
+        versions.append(launch._version.__wrapped__())
+    assert len(set(versions)) == len(versions) > 8
 
 
 class Driver:
