@@ -134,6 +134,8 @@ def test_torch_accepts_them_as_operators(implementation):
     opcheck(torch.ops.ccnet.aggregate, weights, value)
     opcheck(torch.ops.ccnet.scatter, weights, value)
     opcheck(torch.ops.ccnet.criss_cross, query, key, value)
+    # it is for the backward pass alone, which has no gradient for it
+    assert not torch.ops.ccnet.criss_cross(query, key, value, implementation)[1].requires_grad
     attention = torch.ops.ccnet.criss_cross(query, key, value, implementation)[1]
     opcheck(torch.ops.ccnet.criss_cross_backward, *(x.detach() for x in (value, query, key, value, attention)))
 
