@@ -429,6 +429,12 @@ def test_any_memory_layout_is_read_right_and_channels_last_without_a_copy(on_ptx
     for name, source in zip(("query", "key", "value"), inputs, strict=True):
         if "last" in layout:
             assert read[name].data_ptr() == source.data_ptr()
+    # what a GPU refuses, and ptxrun, to which an array is always aligned, does not
+    for launches, tensors in on_ptxrun:
+        for step in (step for step in launches if step.kernel.aligned and "softmax" not in step.kernel.form):
+            for name in step.arguments[:3]:
+                vector = 4 * tensors[name].element_size()
+                assert tensors[name].data_ptr() % vector == 0, f"{step.kernel.name} reads {name} at a wrong address"
 
 
 @runs
