@@ -32,6 +32,7 @@ END = signal.SIGUSR2
 END_SIGNALS = (*SIGNALS, END)
 # seconds: an agent that is silent for KEEP_ALIVE * 3 is given up, more machines than needed are waited for LAST_CALL
 KEEP_ALIVE, LAST_CALL = 3, 5
+START_METHOD = "spawn"
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def run(
                 "keep_alive_interval": KEEP_ALIVE,
             },
             max_restarts=restarts,
+            start_method=START_METHOD,
             local_addr=address,
             signals_to_handle=",".join(number.name for number in END_SIGNALS),
             shutdown_timeout=int(limits.shutdown),

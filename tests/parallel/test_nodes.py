@@ -7,14 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from launched import Train, assert_equal, one_error, weights
-from runs import make_horizons
+from runs import ended, forked, free_port, make_horizons
 
 from ccnet_cli.cli.options import nodes_of
-from ccnet_cli.errors import InputError
+from ccnet_cli.errors import CCNetError, InputError, Interrupted
+from ccnet_cli.launch import RENDEZVOUS
+from ccnet_cli.parallel import elastic
+from ccnet_cli.parallel.elastic import Nodes
+from ccnet_cli.parallel.group import CPU, Limits, join_group, open_store
 from ccnet_cli.runs import checkpoint
+
+pytestmark = pytest.mark.usefixtures("forked_workers")
 
 KEEP = ("checkpoint.keep=1000", "checkpoint.every=1", "schedule.steps=60", "train.batch=4")
 
@@ -47,6 +54,117 @@ def test_nodes_that_cannot_be_are_refused(options, option):
     with pytest.raises(InputError) as caught:
         nodes_of(*options)
     assert str(caught.value).startswith(f"option {option}")
+
+
+# One machine as two: the agents' front
+
+
+def _fail_once(worker, folder, kind):
+    with join_group(CPU, Limits(join=30)) as group, worker.signals(group):
+        path = folder / f"{group.attempt}-{group.rank}"
+        path.write_text(group.recall("run") or "")
+        group.barrier()
+        group.remember("run", "first")
+        if group.attempt == 0 and group.rank == 1:
+            if kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise InputError("x.png", "missing", "copy it")
+        group.barrier()
+        return f"{group.world_size} done"
+
+
+@pytest.fixture
+def agent(tmp_path, monkeypatch):
+    """Run work by an agent of its own process with two workers; what it answers or raises, as text."""
+    monkeypatch.setattr(elastic, "START_METHOD", "fork")
+
+    def run(work, *arguments, restarts=1, then=lambda pid: None):
+        def start():
+            nodes = Nodes(1, 1, "127.0.0.1", free_port(), "test")
+            try:
+                answer = elastic.run(work, arguments, 2, nodes, restarts, Limits(30, 30, 20), tmp_path / "agent.log")
+            except CCNetError as error:
+                answer = f"{type(error).__name__} {error.exit_code}: {error}"
+            (tmp_path / "answer").write_text(answer)
+
+        pid = forked(start)
+        then(pid)
+        code = ended(pid)
+        return (tmp_path / "answer").read_text() if code == 0 else code
+
+    return run
+
+
+def test_the_agent_restarts_a_killed_worker_which_recalls_the_run(agent, tmp_path):
+    assert agent(_fail_once, tmp_path, "kill") == "2 done"
+    assert {path.name: path.read_text() for path in tmp_path.glob("?-?")} == {
+        **{"0-0": "", "0-1": ""},
+        **{"1-0": "first", "1-1": "first"},
+    }
+    # torch's own report
+    assert "failed (exitcode: -9)" in (tmp_path / "agent.log").read_text()
+
+
+def test_the_agent_names_a_killed_worker_and_restarts_no_error_of_the_user(agent, tmp_path, capfd):
+    killed = agent(_fail_once, tmp_path, "kill", restarts=0)
+    assert killed == "EnvironmentFailure 3: process 1 of this run: killed by SIGKILL; see if memory ran out, and resume"
+    assert agent(_fail_once, tmp_path, "bad", restarts=3) == "InputError 2: x.png: missing; copy it"
+    assert not (tmp_path / "1-0").exists()
+    assert capfd.readouterr() == ("", "")
+
+
+def _wait_for_signal(worker, folder):
+    with join_group(CPU, Limits(join=30)) as group, worker.signals(group) as stop_signal:
+        (folder / f"{os.getpid()}.pid").touch()
+        while not (number := group.largest(stop_signal())):
+            time.sleep(0.01)
+        raise Interrupted("run", f"stopped by {number}, saved", "continue", number)
+
+
+def _await_workers(folder):
+    while len(workers := [int(path.stem) for path in folder.glob("*.pid")]) < 2:
+        time.sleep(0.01)
+    return workers
+
+
+def test_a_signal_to_the_agent_lets_its_workers_save(agent, tmp_path):
+    def then(pid):
+        _await_workers(tmp_path)
+        os.kill(pid, signal.SIGTERM)
+
+    assert agent(_wait_for_signal, tmp_path, then=then) == "Interrupted 143: run: stopped by 15, saved; continue"
+
+
+def test_workers_end_with_their_agent(agent, tmp_path):
+    def then(pid):
+        _await_workers(tmp_path)
+        os.kill(pid, signal.SIGKILL)
+
+    assert agent(_wait_for_signal, tmp_path, then=then) == -9
+    # at the latest the system ends them; nobody may be there to reap them
+    for worker in _await_workers(tmp_path):
+        while Path(f"/proc/{worker}/stat").exists() and ") Z " not in Path(f"/proc/{worker}/stat").read_text():
+            time.sleep(0.01)
+
+
+def test_ranks_whose_agents_count_restarts_differently_meet(ranks):
+    """One agent has restarted its workers, the other was added: torch gives both their own counts."""
+    store = open_store("127.0.0.1", 0, True, 10)
+
+    def work(rank):
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(3 * rank)
+        with join_group(CPU, Limits(join=10)) as group:
+            group.remember("run", f"of {group.attempt}")
+            group.barrier()
+            return group.attempt, group.recall("run")
+
+    variables = {RENDEZVOUS: f"127.0.0.1:{store.port}", "TORCHELASTIC_RUN_ID": "first"}
+    assert [answer for answer, _ in ranks(2, work, **variables)] == ["(0, None)"] * 2
+    assert [answer for answer, _ in ranks(2, work, **variables)] == ["(1, 'of 1')"] * 2
+    assert [answer for answer, _ in ranks(2, work, **variables | {"TORCHELASTIC_RUN_ID": "b"})] == ["(0, None)"] * 2
+
+
+# Two machines
 
 
 @pytest.fixture(scope="module")
