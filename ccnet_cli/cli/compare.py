@@ -61,7 +61,8 @@ def bench_heads(
     """What context heads cost, beside one another.
 
     Parameters, GFLOP, memory and time of each head on the maps of one backbone, and what each has above the row none,
-    CCNet's head without attention, as in the paper's table. On a CPU the default takes some minutes.
+    CCNet's head without attention, as in the paper's table. On a CPU of few cores the default takes half an hour, and
+    --size 33x33 a ninth of that.
     """
     refuse_outputs(json_file, plot, inputs=[preset_file(preset)])
     if plot is not None and plot.suffix.lower() != ".png" and not files.is_stream(plot):

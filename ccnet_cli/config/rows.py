@@ -38,6 +38,8 @@ def with_head(preset: Preset, row: str) -> Preset:
     mapping = presets.to_mapping(preset)
     shared = _shared(mapping["model"]["head"], kind, own)
     if name == NONE:
+        if "recurrence" in own:
+            raise InputError(f"head {row}", "none has no passes", "name rcca with its recurrence")
         own["recurrence"] = 0
     elif kind == "rcca":
         shared["recurrence"] = shared.get("recurrence") or 2

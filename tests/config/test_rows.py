@@ -65,6 +65,7 @@ def test_all_rows_come_in_their_order_and_those_that_are_not_there_are_left_out(
         ("psp,", "an empty word is not KEY=VALUE"),
         ("psp,=3", "=3 is not KEY=VALUE"),
         ("psp,channels=wide", "preset key model.head.channels"),
+        ("none,recurrence=1", "head none,recurrence=1: none has no passes"),
         ("none,bins=[1]", "preset key model.head.bins: unknown"),
     ],
 )
