@@ -23,6 +23,7 @@ OFFICIAL, NON_LOCAL, FLOOR = "official", "non-local", "floor"
 DESCRIPTIONS = {
     "reference": "the definition, in einsum",
     "gemm": "batched matrix products on channels-last views, nothing copied",
+    "flash": "torch's own attention along rows and columns, merged; nothing saved",
     "numba": "tiled kernels along rows and columns, no copies of whole maps",
     OFFICIAL: "the authors' formulation: copied rows and columns, concatenation, separate projections",
     NON_LOCAL: "one non-local block: every pixel is a key (always one pass)",

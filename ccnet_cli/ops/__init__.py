@@ -35,12 +35,14 @@ class Implementation:
     """A module, or its name, with `affinity`, `aggregate` and `scatter` as in reference.py, for any or for one device.
 
     `criss_cross` and `criss_cross_backward`, as in gemm.py, are composed of these three where the module has none.
-    `attention_width(H, W)` is the size of a pixel's attention between the two, H + W without such a function.
+    `attention_width(H, W)` is the size of a pixel's attention between the two, H + W without such a function. rest is
+    the name of the implementation that computes what this one does not have.
     """
 
     anywhere: Any = None
     cpu: Any = None
     cuda: Any = None
+    rest: str | None = None
 
     def on(self, device: str) -> Any:
         """The module, or its name, for a type of device; None where there is none."""
@@ -51,6 +53,7 @@ class Implementation:
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation("ccnet_cli.ops.reference"),
     "gemm": Implementation("ccnet_cli.ops.gemm"),
+    "flash": Implementation("ccnet_cli.ops.flash", rest="gemm"),
     "numba": Implementation(cpu="ccnet_cli.ops.cpu", cuda="ccnet_cli.ops.cuda"),
 }
 

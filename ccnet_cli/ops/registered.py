@@ -26,6 +26,8 @@ def load(implementation: str, device: str) -> Any:
 def _operator(implementation: str, x: Tensor, name: str) -> Any:
     """An implementation's operator, or that composed of its others; InputError where it has neither."""
     operator = getattr(load(implementation, x.device.type), name, None)
+    if operator is None and implementation in IMPLEMENTATIONS and (rest := IMPLEMENTATIONS[implementation].rest):
+        return _operator(rest, x, name)
     if operator is None and name in vars(composed):
         others = _bilinear(lambda other, *inputs: _operator(implementation, x, other)(*inputs))
         return partial(getattr(composed, name), others)

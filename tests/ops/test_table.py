@@ -58,7 +58,7 @@ def test_an_extension_adds_an_implementation_of_three_operators(table, tmp_path)
     for mine, wanted in zip(step(inputs, "mine"), step(inputs, "reference"), strict=True):
         assert torch.equal(mine, wanted)
     assert sys.modules["ccnet_extension_my_attention"].calls == ["affinity"] * 2
-    assert ops.implementations() == ("reference", "gemm", "numba", "mine")
+    assert ops.implementations() == ("reference", "gemm", "flash", "numba", "mine")
     attention = CrissCrossAttention(16, implementation="mine")
     attention.gamma.data.fill_(0.5)
     x = torch.randn(1, 16, 3, 4)
@@ -129,7 +129,7 @@ def test_numba_is_the_cpu_s_or_the_gpu_s():
         "ccnet_cli.ops.cpu",
         "ccnet_cli.ops.cuda",
     )
-    assert ops.implementations("mps") == ("reference", "gemm")
+    assert ops.implementations("mps") == ("reference", "gemm", "flash")
 
 
 def test_graphs_of_the_version_before_name_the_cpu_kernels_vector():
