@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from runs import make_horizons, outcome, preset, steps, train
@@ -164,3 +166,39 @@ def test_a_report_shows_image_label_and_prediction_in_this_order(data, tmp_path,
         panels = [example.picture[:, start : start + width] for start in range(0, 3 * width, width + GAP)]
         assert (panels[0] == image).all() and (panels[1] == images.colorize(label, palette)).all(), example.name
         assert (panels[2] != panels[1]).any(), "an untrained network is not right everywhere"
+
+
+def test_a_row_of_the_log_is_the_mean_since_the_row_before_though_the_run_was_resumed(data, tmp_path):
+    """A row every second step; resumed from the first, the row at the second is the mean of both all the same."""
+    single = logged_losses(train(preset(data, *EVERY, "schedule.steps=4", "log.every=1"), run=tmp_path / "single"))
+    made = preset(data, *EVERY, "schedule.steps=4", "log.every=2")
+    whole = train(made, run=tmp_path / "whole")
+    resumed = train(made, run=tmp_path / "resumed", resume=str(whole / "checkpoints/step_00000001.pt"))
+    expected = {2: (single[1] + single[2]) / 2, 4: (single[3] + single[4]) / 2}
+    assert logged_losses(whole) == pytest.approx(expected, rel=1e-6)
+    assert logged_losses(resumed) == pytest.approx(expected, rel=1e-6)
+
+
+def logged_losses(run):
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def test_automatic_weights_are_those_of_the_training_set_s_pixels(data, tmp_path):
+    """ENet's 1 / ln(1.02 + share) with mean 1, counted here; a resume keeps them though the labels have changed."""
+    counts = np.zeros(2)
+    for path in (data / "labels/train").iterdir():
+        counts += np.bincount(images.read_label(path).ravel(), minlength=2)
+    weights = 1 / np.log(1.02 + counts / counts.sum())
+    expected = (weights / weights.mean()).tolist()
+    assert abs(expected[0] - expected[1]) > 0.01
+    loss = ("loss.ohem=null", "loss.plain.kind=cross_entropy", "loss.plain.class_weights=auto", "schedule.steps=2")
+    run = train(preset(data, *EVERY, *loss), run=tmp_path / "run")
+    changed = shutil.copytree(data, tmp_path / "changed")
+    for path in (changed / "labels/train").iterdir():
+        images.write_label(path, np.zeros((40, 56), np.uint8))
+    middle = str(run / "checkpoints/step_00000001.pt")
+    again = train(preset(changed, *EVERY, *loss), run=tmp_path / "again", resume=middle)
+    for folder in (run, again):
+        (saved,) = content(folder, 2)["training"]["objective"].values()
+        assert saved.tolist() == pytest.approx(expected, rel=1e-6)
