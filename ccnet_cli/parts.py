@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # files to import before a command, separated as PATH is; worker processes inherit it
 EXTEND = "CCNET_EXTEND"
+# of a crop or a tile: 400 MB as the network's input
+MAX_PIXELS = 1 << 25
 
 
 def _two(value: object, meaning: str) -> object:
@@ -49,20 +51,27 @@ def _longer_first(sides: tuple[int, int]) -> tuple[int, int]:
     return sides
 
 
+def _fits_memory(size: tuple[int, int]) -> tuple[int, int]:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"at most {MAX_PIXELS} pixels")
+    return size
+
+
 # strict: YAML has its own types, so a quoted number or a true in place of 1 is a mistake worth an error
 Int = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 Channels = Annotated[int, Field(strict=True, ge=1, le=16384)]
 Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 Flag = Annotated[bool, Field(strict=True)]
-Float = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+# a number that float32 holds, as gradients are; products of larger ones are infinite
+Float = Annotated[float, Field(strict=True, ge=0, le=1e30, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, ge=1e-30, le=1e30, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
 Side = Annotated[int, Field(strict=True, ge=1, le=16384)]
-Pair = Annotated[tuple[Side, Side], BeforeValidator(_pair)]
+Pair = Annotated[tuple[Side, Side], BeforeValidator(_pair), AfterValidator(_fits_memory)]
 Fit = Annotated[tuple[Side, Side], BeforeValidator(_sides), AfterValidator(_longer_first)]
 Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Scale = Annotated[float, Field(strict=True, gt=0, le=8, allow_inf_nan=False)]
+Scale = Annotated[float, Field(strict=True, ge=0.01, le=8, allow_inf_nan=False)]
 
 
 class Section(BaseModel):

@@ -28,6 +28,8 @@ from ccnet_cli.cli.options import (
 from ccnet_cli.cli.output import print_names, table, write_json
 from ccnet_cli.errors import CCNetError, InputError
 
+# of one array: 4 GiB of float32
+MAX_NUMBERS = 1 << 30
 Command = TypeVar("Command", bound=Callable[..., None])
 EXAMPLES = ("ccnet bench model", "ccnet bench attention --size 97x97 --json bench.json", "ccnet bench cost")
 app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT, epilog=examples(*EXAMPLES))
@@ -52,10 +54,17 @@ MapSize = Annotated[list[str] | None, _sizes("feature map", "97x97")]
 KernelSizes = Annotated[list[str] | None, _sizes("feature map", "97x97", "129x257")]
 
 
-def parse_sizes(texts: list[str] | None, *default: tuple[int, int]) -> list[tuple[int, int]]:
-    """(height, width) of every size named, also of several between commas."""
+def parse_sizes(
+    texts: list[str] | None, *default: tuple[int, int], numbers: int = 1, most: int = MAX_NUMBERS
+) -> list[tuple[int, int]]:
+    """(height, width) of every size named, also of several between commas; numbers is how many a pixel has."""
     parts = (part for text in texts or () for part in (text.split(",") if "x" in text else [text]))
-    return [size_of(part) for part in parts] or list(default)
+    sizes = [size_of(part) for part in parts] or list(default)
+    for height, width in sizes:
+        if height * width * numbers > most:
+            why = f"{numbers} numbers for each pixel are more than {most:,}"
+            raise InputError(f"size {height}x{width}", why, "choose a smaller size, or fewer of them at once")
+    return sizes
 
 
 def show(reports: list[Report], json_file: Path | None) -> bool:
@@ -103,7 +112,7 @@ def bench_attention(
     Every implementation, the official formulation and a non-local block.
     """
     refuse_outputs(json_file)
-    sizes = parse_sizes(size, (97, 97))
+    sizes = parse_sizes(size, (97, 97), numbers=batch * channels)
     from ccnet_cli.bench import attention
 
     run, works = Run(device, threads, repeats), [Work(size, channels, recurrence, batch) for size in sizes]
@@ -148,7 +157,7 @@ def bench_model(
     Weights are random: many scores lie close together, so that fewer pixels agree in bf16 than with a trained model.
     """
     refuse_outputs(json_file, inputs=[preset_file(preset)])
-    sizes = parse_sizes(size, (769, 769))
+    sizes = parse_sizes(size, (769, 769), numbers=3 * batch)
     from ccnet_cli import config
     from ccnet_cli.bench import model
 
@@ -173,7 +182,7 @@ def bench_cost(
     The last two columns are what the paper printed for one image of 769x769, whose map is 97x97 with 512 channels.
     """
     refuse_outputs(json_file)
-    sizes = parse_sizes(size, (97, 97))
+    sizes = parse_sizes(size, (97, 97), numbers=batch * channels)
     from ccnet_cli.bench import cost
 
     show([cost.measure(Work(size, channels, batch=batch), device) for size in sizes], json_file)
@@ -197,7 +206,7 @@ def bench_growth(
     refuse_outputs(json_file, plot)
     if plot is not None and plot.suffix.lower() != ".png" and not files.is_stream(plot):
         raise InputError(plot, "the plot is a PNG", "end the name in .png")
-    sizes = parse_sizes(size)
+    sizes = parse_sizes(size, numbers=channels)
     from ccnet_cli.bench import growth
 
     report = growth.measure(sizes or growth.SIZES, Run(device, threads, repeats), channels, implementation)
@@ -221,7 +230,7 @@ def bench_loss(
     Forward and backward; the authors' way too, through the host.
     """
     refuse_outputs(json_file)
-    sizes = parse_sizes(size, (769, 769))
+    sizes = parse_sizes(size, (769, 769), numbers=batch * classes)
     from ccnet_cli.bench import loss
 
     show([loss.measure(sizes, Run(device, threads, repeats), batch, classes)], json_file)
@@ -246,7 +255,7 @@ def bench_step(
 ) -> None:
     """Time and memory of a training step, beside the authors' own."""
     refuse_outputs(json_file, inputs=[preset_file(preset)])
-    sizes = parse_sizes(size, (385, 385))
+    sizes = parse_sizes(size, (385, 385), numbers=batch * classes)
     from ccnet_cli import config
     from ccnet_cli.bench import step
 
@@ -279,13 +288,14 @@ def bench_data(
     The sample is made the authors' way and ours.
     """
     refuse_outputs(json_file, inputs=[preset_file(preset)])
-    sizes = parse_sizes(size, (1024, 2048))
-    counts = [int(number) if number.isdecimal() else 65 for number in workers.split(",")]
-    if max(counts) > 64:
-        raise InputError(f"option --workers {workers}", "not a list of numbers up to 64", "write for example 0,1,2")
+    sizes = parse_sizes(size, (1024, 2048), numbers=3 * batch)
+    counts = [int(number) if number.isdecimal() and len(number) < 9 else 65 for number in workers.split(",")]
+    if max(counts) > 64 or len(counts) > 16:
+        what = f"option --workers {workers[:40]}"
+        raise InputError(what, "not a list of up to 16 numbers to 64", "write for example 0,1,2")
     if data is not None and preset is None:
         raise InputError("option --data", "needs a preset that describes it", "add --preset NAME")
-    cut = None if crop is None else size_of(crop)
+    cut = None if crop is None else size_of(crop, "--crop")
     from ccnet_cli import config
     from ccnet_cli.bench import data as samples
     from ccnet_cli.datasets.source import open_source
@@ -315,7 +325,7 @@ def bench_eval(
     From the tiles' logits to the confusion matrix, beside the authors' way.
     """
     refuse_outputs(json_file)
-    sizes, tiles = parse_sizes(size, (1024, 2048)), size_of(tile)
+    sizes, tiles = parse_sizes(size, (1024, 2048), numbers=classes), size_of(tile, "--tile")
     from ccnet_cli.bench import evaluation
 
     show([evaluation.measure(sizes, Run("cpu", threads, repeats), classes, tiles)], json_file)
@@ -370,7 +380,7 @@ def bench_kernels(
     They are compiled here; that takes no GPU.
     """
     refuse_outputs(json_file)
-    sizes = parse_sizes(size, (97, 97), (129, 257))
+    sizes = parse_sizes(size, (97, 97), (129, 257), numbers=channels)
     from ccnet_cli.bench import kernels
 
     show([kernels.analyse(archs or ("sm_80", "sm_90"), sizes, channels, dtype, counters)], json_file)

@@ -7,6 +7,7 @@ import typer
 
 from ccnet_cli.cli.options import (
     CONTEXT,
+    MAX_SEED,
     Json,
     Overrides,
     Overwrite,
@@ -52,7 +53,9 @@ def data_make(
     train: Annotated[int | None, typer.Option(min=1, max=1_000_000, metavar="N", help="Training scenes.")] = None,
     val: Annotated[int | None, typer.Option(min=1, max=1_000_000, metavar="N", help="Validation scenes.")] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Size of the scenes.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Another seed draws other scenes.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Another seed draws other scenes.")
+    ] = None,
     signals: Annotated[
         int, typer.Option(min=1, max=2, metavar="1|2", help="Signals of a scene; with 2, a mark says whose a van is.")
     ] = 1,

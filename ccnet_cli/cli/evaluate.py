@@ -34,6 +34,7 @@ from ccnet_cli.cli.output import percent, print_names, quote_field, table, write
 from ccnet_cli.errors import InputError
 
 app = typer.Typer()
+MAX_IMAGES = 1_000_000_000
 
 
 @app.command(
@@ -72,7 +73,9 @@ def evaluate(
     gpus: Gpus = None,
     processes: Processes = 1,
     tolerate_damage: TolerateDamage = False,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Score the first N images only.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=MAX_IMAGES, metavar="N", help="Score the first N images only.")
+    ] = None,
     json_file: Json = None,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the IoU of each class.")] = None,
     confusion: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the confusion matrix.")] = None,

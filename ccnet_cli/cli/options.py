@@ -17,6 +17,8 @@ from ccnet_cli.errors import InputError
 
 # of an option that waits: longer ones overflow the clocks of torch and the system
 MAX_SECONDS = 10_000_000
+MAX_SCALES = 32
+MAX_SEED = 2**32 - 1
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
@@ -85,7 +87,7 @@ TolerateDamage = Annotated[
 DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data set (data.root).")]
 
 
-Gpus = Annotated[int | None, typer.Option(min=1, metavar="N", help="GPUs to use, one process on each.")]
+Gpus = Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help="GPUs to use, one process on each.")]
 
 
 Processes = Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Processes on the CPU.")]
@@ -177,15 +179,15 @@ def point_of(text: str) -> tuple[int, int]:
     """X,Y in pixels, from the top left."""
     x, comma, y = text.partition(",")
     if not (comma and x.strip().isdecimal() and y.strip().isdecimal() and len(text) < 20):
-        raise InputError(f"option --point {text}", "not a pixel", "write X,Y, such as --point 300,400")
+        raise InputError(f"option --point {text[:40]}", "not a pixel", "write X,Y, such as --point 300,400")
     return int(x), int(y)
 
 
-def size_of(text: str) -> tuple[int, int]:
+def size_of(text: str, option: str = "--size") -> tuple[int, int]:
     """HEIGHTxWIDTH of a feature map, as (height, width), each of 1 to 4096."""
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal() and 0 < int(height[:9]) <= 4096 and 0 < int(width[:9]) <= 4096):
-        raise InputError(f"option --size {text}", "not a size", "write HEIGHTxWIDTH, such as 97x97")
+        raise InputError(f"option {option} {text[:40]}", "not a size", "write HEIGHTxWIDTH, such as 97x97")
     return int(height), int(width)
 
 
@@ -205,8 +207,9 @@ def numbers_of(option: str, text: str | None) -> list[float] | None:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if not numbers or not all(0 < number <= 8 for number in numbers):
-        raise InputError(f"option {option} {text}", "not a list of scales", "write for example 0.75,1,1.25")
+    if not 1 <= len(numbers) <= MAX_SCALES or not all(0.01 <= number <= 8 for number in numbers):
+        why = f"not a list of at most {MAX_SCALES} scales from 0.01 to 8"
+        raise InputError(f"option {option} {text[:40]}", why, "write for example 0.75,1,1.25")
     return numbers
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ccnet_cli.cli.options import (
+    MAX_SEED,
     DataFolder,
     Device,
     Gpus,
@@ -96,7 +97,9 @@ def train(
             callback=seconds_of, metavar="SECONDS", help="Time to end after a signal; twice that of a checkpoint."
         ),
     ] = 60,
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of weights and data order.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of weights and data order.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Train a model; one folder holds all that belongs to the run."""

@@ -52,7 +52,7 @@ class Schedule(Section):
 
     steps: Count
     lr: Positive
-    power: Float = 0.9
+    power: Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)] = 0.9
     warmup: Int = 0
     minimum: Float = 0.0
 

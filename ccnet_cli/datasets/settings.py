@@ -8,6 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from ccnet_cli.parts import Byte, Fit, Flag, Pair, Scale, Section, Text, UnknownPart
 
 IGNORED = 255
+# makes 8,000 scales at most
+MIN_STEP = 1e-3
 
 
 def _require_known(name: object) -> object:
@@ -60,6 +62,8 @@ class Data(Section):
     def _agree(self) -> Self:
         if self.scale_min > self.scale_max:
             raise ValueError("scale_min must not be above scale_max")
+        if 0 < self.scale_step < MIN_STEP:
+            raise ValueError(f"scale_step must be 0, or {MIN_STEP} or more")
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
             raise ValueError("classes names a class twice")
         if self.palette is not None and self.classes is not None and len(self.palette) != len(self.classes):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ccnet_cli import config
-from ccnet_cli.errors import EnvironmentFailure, out_of_memory
+from ccnet_cli.errors import EnvironmentFailure, InputError, out_of_memory
 from ccnet_cli.inference.artifact import Network
 from ccnet_cli.inference.scores import Scores, Taps, Tile
 from ccnet_cli.media.classes import Classes
@@ -26,6 +26,8 @@ from ccnet_cli.models.network import Normalisation
 # K classes, H and W the image
 
 MODES = ("whole", "sliding")
+# as many as an image file may have
+MAX_SCALED_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,9 @@ def _scale(images_BCHW: Tensor, scale: float, views: Views, align_corners: bool)
     """The images at their scaled size, bilinear, and the tiles of their axes."""
     height, width = images_BCHW.shape[-2:]
     rows, columns = size = scaled_size((height, width), scale, views.fit)
+    if rows * columns > MAX_SCALED_PIXELS:
+        what, fix = f"{width}x{height} pixels at scale {scale:g}", "use smaller scales, or a smaller image"
+        raise InputError(what, f"more than {MAX_SCALED_PIXELS:,} pixels", fix)
     if size != (height, width):
         images_BCHW = F.interpolate(images_BCHW, size=size, mode="bilinear", align_corners=align_corners)
     if views.mode == "whole":

@@ -1,19 +1,23 @@
 """CCNet: a backbone, a head, and an auxiliary head for training (ICCV 2019, figure 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ccnet_cli import ops
 from ccnet_cli.devices import PRECISIONS, computes_bf16, device, precision
 from ccnet_cli.devices import local_device as share
+from ccnet_cli.errors import InputError
 from ccnet_cli.models.backbones import BACKBONES
 from ccnet_cli.models.heads import HEADS
 from ccnet_cli.models.settings import Model
 from ccnet_cli.parts import Outputs, part_of
 
+# channels above which the weights are counted before they are made, and how many there may be: 8 GiB of float32
+MANY_CHANNELS, MAX_WEIGHTS = 4096, 1 << 31
 # for callers that do not yet ask ccnet_cli.devices
 __all__ = ["PRECISIONS", "CCNet", "Normalisation", "build", "computes_bf16", "device", "precision", "share"]
 
@@ -119,6 +123,29 @@ def build(model: Model, classes: int, recompute: bool = False) -> CCNet:
 
     A seed gives the weights that it always gave: what a head draws first comes before the auxiliary head.
     """
+    _check_channels(model, classes, recompute)
+    return _build(model, classes, recompute)
+
+
+def _check_channels(model: Model, classes: int, recompute: bool) -> None:
+    """InputError for so many channels that the weights could not be held; none are made."""
+    if max(_whole_numbers(model.model_dump()), default=0) > MANY_CHANNELS:
+        with torch.device("meta"):
+            count = sum(weight.numel() for weight in _build(model, classes, recompute).parameters())
+        if count > MAX_WEIGHTS:
+            why = f"its channels make {count:,} weights, at most {MAX_WEIGHTS:,} are possible"
+            raise InputError("preset key model", why, "choose fewer channels")
+
+
+def _whole_numbers(value: object) -> Iterator[int]:
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _whole_numbers(inner)
+    elif isinstance(value, int):
+        yield value
+
+
+def _build(model: Model, classes: int, recompute: bool) -> CCNet:
     settings: Any = model
     backbone = part_of(BACKBONES, "model.backbone.kind", settings.backbone.kind).build(settings.backbone, recompute)
     part = part_of(HEADS, "model.head.kind", settings.head.kind)

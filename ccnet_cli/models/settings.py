@@ -2,11 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import PlainValidator, SerializeAsAny
+from pydantic import Field, PlainValidator, SerializeAsAny
 
 from ccnet_cli.models.backbones import BACKBONES
 from ccnet_cli.models.heads import FCN, HEADS, RCCA
-from ccnet_cli.parts import Flag, Float, Positive, Section, chooser
+from ccnet_cli.parts import Flag, Section, chooser
+
+Mean = Annotated[float, Field(strict=True, ge=0, le=255, allow_inf_nan=False)]
+Deviation = Annotated[float, Field(strict=True, ge=1e-3, le=1e6, allow_inf_nan=False)]
 
 
 class Model(Section):
@@ -21,6 +24,6 @@ class Model(Section):
         SerializeAsAny[Section] | None, PlainValidator(chooser(HEADS, "model.auxiliary", optional=True, default="fcn"))
     ] = FCN()
     channel_order: Literal["bgr", "rgb"] = "bgr"
-    mean: tuple[Float, Float, Float] = (104.00698793, 116.66876762, 122.67891434)
-    std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
+    mean: tuple[Mean, Mean, Mean] = (104.00698793, 116.66876762, 122.67891434)
+    std: tuple[Deviation, Deviation, Deviation] = (1.0, 1.0, 1.0)
     align_corners: Flag = True

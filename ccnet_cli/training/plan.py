@@ -24,11 +24,16 @@ from ccnet_cli.training.request import TrainRequest
 SHARED_MEMORY = Path("/dev/shm")
 # batches that wait for each worker, and that a process holds itself
 PREFETCHED, HELD = 2, 2
+<<<<<<< HEAD
 # where runs without a folder of their own lie; with the time behind it, a name must fit into 255 bytes
 RUNS = Path("runs")
 MAX_NAME_BYTES = 200
 # that a process opens while it trains, and for each of its workers
 OWN_FILES, FILES_PER_WORKER = 24, 8
+=======
+# of a process: more than 1 GiB of pixels as float32, and a hundred times that as maps
+MAX_MICRO_BATCH_PIXELS = 1 << 27
+>>>>>>> 17ba23d (Bounds for every number of a preset and an option: absurd ones are refused before memory grows)
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ def make_plan(
     device = local_device(request.gpus, request.processes, request.device)
     preset = resolve(request.preset, device)
     _check(request, preset, device)
+<<<<<<< HEAD
     restarted = run is not None
     run, lease = run or request.run or _default_run(request, preset.name), None
     if claim and run.is_dir() and (request.resume == "auto" or restarted):
@@ -123,6 +129,18 @@ def make_plan(
         files.reserve_handles(OWN_FILES + FILES_PER_WORKER * preset.data.workers)
         if plan.micro_batch == 1:
             notice("warning: batch normalisation sees one image at a time (micro batch 1)")
+=======
+    run, resume, content = _resume_from(request, preset.name, run)
+    if resume is not None and content is not None:
+        check_fields(content, resume)
+    run = run or Path("runs") / f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    micro = _earlier_micro_batch(content, preset.train.batch) if content else None
+    plan = Plan(request, preset, run, processes or request.local_processes, device, resume, micro)
+    _check_micro_batch(plan)
+    _check_shared_memory(plan)
+    if plan.micro_batch == 1:
+        notice("warning: batch normalisation sees one image at a time (micro batch 1)")
+>>>>>>> 17ba23d (Bounds for every number of a preset and an option: absurd ones are refused before memory grows)
     return plan, content
 
 
@@ -194,6 +212,15 @@ def _earlier_micro_batch(content: dict[str, Any], batch: int) -> int | None:
         return None
     size, accumulation = before.get("world_size"), before.get("accumulation")
     return batch // (size * accumulation) if size and accumulation else None
+
+
+def _check_micro_batch(plan: Plan) -> None:
+    """InputError for images that no machine has the memory to train on at once."""
+    height, width = plan.preset.data.crop
+    if plan.micro_batch * height * width > MAX_MICRO_BATCH_PIXELS:
+        what = f"{plan.micro_batch} crops of {height}x{width}"
+        fix = "set train.micro_batch, or a smaller data.crop"
+        raise InputError(what, f"more than {MAX_MICRO_BATCH_PIXELS} pixels at once", fix)
 
 
 def _read_resumable(path: Path) -> dict[str, Any]:
