@@ -20,6 +20,7 @@ from ccnet_cli.cli.options import (
     Precision,
     examples,
     help_alone,
+    parse_sizes,
     path_override,
     preset_file,
     refuse_outputs,
@@ -28,8 +29,6 @@ from ccnet_cli.cli.options import (
 from ccnet_cli.cli.output import print_names, table, write_json
 from ccnet_cli.errors import CCNetError, InputError
 
-# of one array: 4 GiB of float32
-MAX_NUMBERS = 1 << 30
 Command = TypeVar("Command", bound=Callable[..., None])
 EXAMPLES = ("ccnet bench model", "ccnet bench attention --size 97x97 --json bench.json", "ccnet bench cost")
 app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT, epilog=examples(*EXAMPLES))
@@ -52,19 +51,6 @@ Threads = Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help=
 Repeats = Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")]
 MapSize = Annotated[list[str] | None, _sizes("feature map", "97x97")]
 KernelSizes = Annotated[list[str] | None, _sizes("feature map", "97x97", "129x257")]
-
-
-def parse_sizes(
-    texts: list[str] | None, *default: tuple[int, int], numbers: int = 1, most: int = MAX_NUMBERS
-) -> list[tuple[int, int]]:
-    """(height, width) of every size named, also of several between commas; numbers is how many a pixel has."""
-    parts = (part for text in texts or () for part in (text.split(",") if "x" in text else [text]))
-    sizes = [size_of(part) for part in parts] or list(default)
-    for height, width in sizes:
-        if height * width * numbers > most:
-            why = f"{numbers} numbers for each pixel are more than {most:,}"
-            raise InputError(f"size {height}x{width}", why, "choose a smaller size, or fewer of them at once")
-    return sizes
 
 
 def show(reports: list[Report], json_file: Path | None) -> bool:

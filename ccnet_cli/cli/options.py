@@ -18,6 +18,8 @@ from ccnet_cli.errors import InputError
 # of an option that waits: longer ones overflow the clocks of torch and the system
 MAX_SECONDS = 10_000_000
 MAX_SCALES = 32
+# of one array: 4 GiB of float32
+MAX_NUMBERS = 1 << 30
 MAX_SEED = 2**32 - 1
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -197,6 +199,17 @@ def part_of(text: str) -> tuple[int, int]:
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part[:9]) <= int(parts[:9]) and len(text) < 20):
         raise InputError(f"option --shard {text}", "not a part", "write K/N with K from 1 to N, such as 1/16 to 16/16")
     return int(part), int(parts)
+
+
+def parse_sizes(texts: list[str] | None, *default: tuple[int, int], numbers: int = 1) -> list[tuple[int, int]]:
+    """(height, width) of every size named, also of several between commas; numbers is how many a pixel has."""
+    parts = (part for text in texts or () for part in (text.split(",") if "x" in text else [text]))
+    sizes = [size_of(part) for part in parts] or list(default)
+    for height, width in sizes:
+        if height * width * numbers > MAX_NUMBERS:
+            why = f"{numbers} numbers for each pixel are more than {MAX_NUMBERS:,}"
+            raise InputError(f"size {height}x{width}", why, "choose a smaller size, or fewer of them at once")
+    return sizes
 
 
 def numbers_of(option: str, text: str | None) -> list[float] | None:

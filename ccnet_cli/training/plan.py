@@ -24,16 +24,13 @@ from ccnet_cli.training.request import TrainRequest
 SHARED_MEMORY = Path("/dev/shm")
 # batches that wait for each worker, and that a process holds itself
 PREFETCHED, HELD = 2, 2
-<<<<<<< HEAD
 # where runs without a folder of their own lie; with the time behind it, a name must fit into 255 bytes
 RUNS = Path("runs")
 MAX_NAME_BYTES = 200
 # that a process opens while it trains, and for each of its workers
 OWN_FILES, FILES_PER_WORKER = 24, 8
-=======
 # of a process: more than 1 GiB of pixels as float32, and a hundred times that as maps
 MAX_MICRO_BATCH_PIXELS = 1 << 27
->>>>>>> 17ba23d (Bounds for every number of a preset and an option: absurd ones are refused before memory grows)
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,6 @@ def make_plan(
     device = local_device(request.gpus, request.processes, request.device)
     preset = resolve(request.preset, device)
     _check(request, preset, device)
-<<<<<<< HEAD
     restarted = run is not None
     run, lease = run or request.run or _default_run(request, preset.name), None
     if claim and run.is_dir() and (request.resume == "auto" or restarted):
@@ -125,22 +121,11 @@ def make_plan(
             check_fields(content, resume)
         micro = _earlier_micro_batch(content, preset.train.batch) if content else None
         plan = Plan(request, preset, run, processes or request.local_processes, device, resume, micro, lease)
+        _check_micro_batch(plan)
         _check_shared_memory(plan)
         files.reserve_handles(OWN_FILES + FILES_PER_WORKER * preset.data.workers)
         if plan.micro_batch == 1:
             notice("warning: batch normalisation sees one image at a time (micro batch 1)")
-=======
-    run, resume, content = _resume_from(request, preset.name, run)
-    if resume is not None and content is not None:
-        check_fields(content, resume)
-    run = run or Path("runs") / f"{preset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    micro = _earlier_micro_batch(content, preset.train.batch) if content else None
-    plan = Plan(request, preset, run, processes or request.local_processes, device, resume, micro)
-    _check_micro_batch(plan)
-    _check_shared_memory(plan)
-    if plan.micro_batch == 1:
-        notice("warning: batch normalisation sees one image at a time (micro batch 1)")
->>>>>>> 17ba23d (Bounds for every number of a preset and an option: absurd ones are refused before memory grows)
     return plan, content
 
 
