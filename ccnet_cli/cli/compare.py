@@ -68,7 +68,7 @@ def bench_heads(
     refuse_outputs(json_file, plot, inputs=[preset_file(preset)])
     if plot is not None and plot.suffix.lower() != ".png" and not files.is_stream(plot):
         raise InputError(plot, "the plot is a PNG", "end the name in .png")
-    sizes = parse_sizes(size, (97, 97))
+    sizes = parse_sizes(size, (97, 97), numbers=2048 * batch)
     if plot is not None and len(sizes) > 1:
         raise InputError("option --plot", "draws one size", "give one --size")
     from ccnet_cli import config
