@@ -36,8 +36,8 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            metavar="weights|official|onnx|torch-export",
-            help="Our file, the layout of the authors' code, or the network itself, to be run without ccnet.",
+            metavar="weights|official|onnx|torch-export|...",
+            help="Our file, the layout of the authors or another project, or the network itself, to run without ccnet.",
         ),
     ] = "weights",
     preset: OtherPreset = None,

@@ -17,7 +17,7 @@ from ccnet_cli.inference import onnx as onnxfile
 from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.runs import checkpoint, torchfile
 from ccnet_cli.weights.layouts import LAYOUTS, Misfit
-from ccnet_cli.weights.layouts.official import scale_before_abs
+from ccnet_cli.weights.layouts.abn import scale_before_abs
 
 WIDTH, CHANNELS = 16, 64
 

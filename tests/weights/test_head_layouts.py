@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import ccnet_cli
+from ccnet_cli.commands.export import export
 from ccnet_cli.errors import InputError
 from ccnet_cli.inference.artifact import load_model
 from ccnet_cli.weights.recognise import recognise
@@ -40,8 +41,11 @@ def check_landed(model, state, *left_out):
             assert any(t.numel() == tensor.numel() and torch.equal(t.flatten(), tensor.flatten()) for t in landed), key
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("name", peers.MMSEG)
+# the others resize nothing, or are tried without
+ALIGNED = [(name, True) for name in ("PSPNet", "DeepLabv3+", "UPerNet")]
+
+
+@pytest.mark.parametrize(("name", "align_corners"), [*((name, False) for name in peers.MMSEG), *ALIGNED])
 def test_mmsegmentation_s_networks(name, align_corners, tmp_path, capsys):
     state = peers.mmseg(name)
     text = f"model = dict(decode_head=dict(type='X', align_corners={align_corners}, dilations=(1, 12, 24, 36)))"
@@ -63,7 +67,7 @@ def test_mmsegmentation_s_networks_of_other_depths(name, depth, tmp_path):
     check(model, peers.mmseg_forward(name, state, x), x)
 
 
-@pytest.mark.parametrize("name", peers.MMSEG)
+@pytest.mark.parametrize("name", ["FCN", "GCNet", "DANet", "UPerNet"])
 def test_a_damaged_file_of_mmsegmentation_is_refused_in_one_line(name, tmp_path):
     for index, spoil in enumerate((lambda s: s.pop("decode_head.conv_seg.weight"), shorten, add)):
         state = peers.mmseg(name)
@@ -135,3 +139,34 @@ def test_an_ocnet_whose_query_is_not_its_key_is_refused(tmp_path):
 def test_ocnet_s_input_is_red_first_with_means_of_blue_first(tmp_path):
     n = ccnet_cli.load(save(peers.other("OCNet's base-oc"), tmp_path / "a.pth")).normalisation
     assert (n.channel_order, n.mean, n.std) == ("rgb", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0))
+
+
+EXPORTS = {
+    "the toolbox's PSPNet,": "toolbox",
+    "the toolbox's DeepLabv3 with plain norms": "toolbox",
+    "torchvision's FCN": "torchvision",
+    "torchvision's DeepLabv3": "torchvision",
+    "semseg's PSPNet": "semseg",
+    "the authors' DANet": "danet",
+    "PyTorch-Encoding's EncNet": "encoding",
+    "PyTorch-Encoding's EncNet, lateral": "encoding",
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_network_is_written_in_its_own_layout_and_no_other(name, tmp_path):
+    state = peers.other(name)
+    path, ours = save(state, tmp_path / "theirs.pth"), tmp_path / "ours.pt"
+    export(path, ours)
+    written = torch.load(export(ours, tmp_path / "back.pth", EXPORTS[name]), weights_only=True)
+    left = {key for key in state if not key.startswith("pretrained.fc.")}
+    assert {key for key in written if not key.endswith("num_batches_tracked") or key in left} == left
+    x = picture(SIZES[1])
+    for got, wanted in zip(peers.other_forward(name, written, x), peers.other_forward(name, state, x), strict=True):
+        assert float((got - wanted).abs().max() / wanted.std()) < 1e-5
+    other = "semseg" if EXPORTS[name] != "semseg" else "toolbox"
+    with pytest.raises(InputError, match="the model is none of"):
+        export(ours, tmp_path / "other.pth", other)
+    pool = "floor" if "toolbox" in name else "ceil"
+    with pytest.raises(InputError, match="the model is none of"):
+        export(ours, tmp_path / "other.pth", EXPORTS[name], overrides=[f"model.backbone.pool={pool}"])

@@ -81,7 +81,8 @@ def test_the_command_line_takes_layouts_from_outside(ccnet, tmp_path):
     done = ccnet(*extend, "export", "theirs.pth", "-o", "back.pt")
     assert done.returncode == 0 and "somebody's network" in done.stderr
     refused = ccnet("export", saved, "--format", "somebody", "-o", "no.pth")
-    names = "'weights', 'official', 'onnx', 'torch-export'"
+    layouts = "'torchvision', 'semseg', 'danet', 'encoding', 'toolbox', 'official'"
+    names = f"'weights', {layouts}, 'onnx', 'torch-export'"
     assert refused.returncode == 2
     assert f"option --format: 'somebody' is not one of {names}; see ccnet export --help" in refused.stderr
 

@@ -16,9 +16,12 @@ __all__ = ["LAYOUTS", "Foreign", "Layout", "Misfit", "Table", "rename"]
 
 LAYOUTS: dict[str, Layout] = {
     "imagenet": Layout(late("ccnet_cli.weights.layouts.imagenet", "recognise")),
+    **{name: Layout(late(f"ccnet_cli.weights.layouts.{name}", "recognise")) for name in ("openseg", "ocnet")},
     **{
-        name: Layout(late(f"ccnet_cli.weights.layouts.{name}", "recognise"))
-        for name in ("torchvision", "semseg", "danet", "encoding", "openseg", "ocnet", "toolbox")
+        name: Layout(
+            late(f"ccnet_cli.weights.layouts.{name}", "recognise"), late(f"ccnet_cli.weights.layouts.{name}", "export")
+        )
+        for name in ("torchvision", "semseg", "danet", "encoding", "toolbox")
     },
     "mmseg": Layout(late("ccnet_cli.weights.layouts.mmseg", "recognise")),
     "port": Layout(late("ccnet_cli.weights.layouts.port", "recognise")),

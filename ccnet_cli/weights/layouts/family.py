@@ -6,12 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ccnet_cli.models.settings import Model
+from ccnet_cli.weights.layouts.abn import give_abn_scales, take_absolute_scales
 from ccnet_cli.weights.layouts.layout import Foreign, Misfit, Table, original_name, rename
-from ccnet_cli.weights.layouts.network import is_scale, segmenter
+from ccnet_cli.weights.layouts.network import segmenter
 
 Weights = Mapping[str, Tensor]
-# what in-place ABN adds to the absolute value of its scale
-ABN_EPS = 1e-5
+# keys without effect on what a trained network answers
+FREE = ("dropout", "implementation")
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,35 @@ def recognise(networks: Sequence[Network], state: Weights) -> Foreign | None:
     return foreign
 
 
-def take_absolute_scales(weights: dict[str, Tensor]) -> str:
-    """Turn the scales of in-place ABN into plain ones, and say how many there are."""
-    scales = [key for key in weights if is_scale(key, weights)]
-    for key in scales:
-        weights[key] = weights[key].abs() + ABN_EPS
-    return f"{len(scales)} batch-norm scales w taken as abs(w) + 1e-5, as in-place ABN does"
+def export(networks: Sequence[Network], state: Weights, model: Model) -> dict[str, Tensor]:
+    """Our weights as those of one of the networks; Misfit unless reading them gives this model again."""
+    for network in networks:
+        ours = {key: tensor.clone() for key, tensor in state.items()}
+        if network.abn:
+            give_abn_scales(ours)
+        theirs = {original_name(key, network.table): tensor for key, tensor in ours.items()}
+        foreign = recognise([network], theirs)
+        if foreign is not None and foreign.weights.keys() == state.keys() and _is_same(foreign.model, model):
+            return theirs
+    names = ", ".join(dict.fromkeys(network.what for network in networks))
+    raise Misfit(f"the model is none of {names}", "use --format weights")
+
+
+def _is_same(theirs: dict[str, Any], model: Model) -> bool:
+    """Whether two networks compute the same from the same weights; what is left to the shapes does not count."""
+    try:
+        one, other = Model.model_validate(theirs).model_dump(mode="json"), model.model_dump(mode="json")
+    except ValueError:
+        return False
+    for key, value in other.items():
+        if not isinstance(value, dict) or not isinstance(one[key], dict):
+            if value != one[key]:
+                return False
+        elif value["kind"] != one[key]["kind"] or any(
+            own not in (None, one[key][name]) for name, own in value.items() if name not in FREE
+        ):
+            return False
+    return True
 
 
 def pairs(theirs: str, ours: str, at: int = 0, first: int = 0) -> Table:

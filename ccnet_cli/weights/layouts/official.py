@@ -5,13 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccnet_cli.errors import notice
 from ccnet_cli.models.backbones.resnet import RESNETS, Bottleneck
 from ccnet_cli.models.settings import Model
 from ccnet_cli.weights.layouts import port
-from ccnet_cli.weights.layouts.family import ABN_EPS, take_absolute_scales
+from ccnet_cli.weights.layouts.abn import give_abn_scales, take_absolute_scales
 from ccnet_cli.weights.layouts.layout import Foreign, Misfit, Table, original_name, rename
-from ccnet_cli.weights.layouts.network import is_scale
 
 # the activation is inside the norm, so what follows comes one place earlier than in the port
 TABLE: Table = (("head.bottleneck.3.", "head.bottleneck.4."), ("dsn.3.", "auxiliary.4."), *port.TABLE)
@@ -48,12 +46,7 @@ def export(state: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
     own = model.model_dump(mode="json")
     _require_authors_network(own)
     ours = {key: tensor.clone() for key, tensor in state.items()}
-    rewritten = 0
-    for key in [key for key in ours if is_scale(key, ours)]:
-        rewritten += _move_small_scales(ours, key)
-        ours[key] = scale_before_abs(ours[key])
-    if rewritten:
-        notice(f"{rewritten} batch-norm scales below 1e-5 moved into the convolutions before them")
+    give_abn_scales(ours)
     theirs = {original_name(key, TABLE): tensor for key, tensor in ours.items()}
     return theirs if own["head"]["recurrence"] else theirs | _idle_attention(own["head"])
 
@@ -76,38 +69,3 @@ def _idle_attention(head: dict[str, Any]) -> dict[str, Tensor]:
     kernels = {f"head.cca.{name}.weight": torch.zeros(size, channels, 1, 1) for name, size in shapes.items()}
     biases = {f"head.cca.{name}.bias": torch.zeros(size) for name, size in shapes.items()}
     return {**kernels, **biases, "head.cca.gamma": torch.zeros(1)}
-
-
-def _move_small_scales(state: dict[str, Tensor], key: str) -> int:
-    """Move sign and size of scales below 1e-5 into the convolution before the norm; the number of such scales."""
-    scale, least = state[key], torch.tensor(ABN_EPS, dtype=state[key].dtype)
-    small = scale < least
-    if not small.any():
-        return 0
-    factor = torch.where(small, scale.sign() * (scale.abs() / least).clamp(max=1), torch.ones_like(scale))
-    norm = key.removesuffix(".weight")
-    conv = _convolution_before(norm)
-    state[f"{conv}.weight"] = state[f"{conv}.weight"] * factor.view(-1, 1, 1, 1)
-    for name in (f"{conv}.bias", f"{norm}.running_mean"):
-        if name in state:
-            state[name] = state[name] * factor
-    state[key] = torch.where(small, scale.abs().clamp(min=ABN_EPS), scale)
-    return int(small.sum())
-
-
-def _convolution_before(norm: str) -> str:
-    """The convolution whose output a norm of our ResNets and heads takes: conv2 for bn2, else the layer before."""
-    parent, _, name = norm.rpartition(".")
-    return f"{parent}.{name.replace('bn', 'conv')}" if name.startswith("bn") else f"{parent}.{int(name) - 1}"
-
-
-def scale_before_abs(scale: Tensor) -> Tensor:
-    """The w with w + 1e-5 == scale in the scale's own arithmetic, for scales of at least 1e-5.
-
-    Between 2**-14 and 2**-13 the sum is a tie in float32, and every other scale is the sum of no w: off by one bit.
-    """
-    w = (scale - ABN_EPS).clamp(min=0)
-    for _ in range(2):
-        high, low = w + ABN_EPS > scale, w + ABN_EPS < scale
-        w = torch.where(high, w.nextafter(torch.zeros_like(w)), torch.where(low, w.nextafter(scale), w))
-    return w

@@ -4,7 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ccnet_cli.models.settings import Model
 from ccnet_cli.weights.layouts.family import Network, Weights, pairs
+from ccnet_cli.weights.layouts.family import export as export_family
 from ccnet_cli.weights.layouts.family import recognise as recognise_family
 from ccnet_cli.weights.layouts.layout import Foreign, Table
 from ccnet_cli.weights.layouts.network import OTHERS_BACKBONE, TORCHVISION_INPUT
@@ -46,3 +48,8 @@ NETWORKS = (
 def recognise(state: dict[str, Tensor], _: dict[str, Any]) -> Foreign | None:
     """torchvision's names of a segmentation network."""
     return recognise_family(NETWORKS, state)
+
+
+def export(state: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """Our weights in this layout; Misfit for another network."""
+    return export_family(NETWORKS, state, model)
