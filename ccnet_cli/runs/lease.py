@@ -40,8 +40,9 @@ class Lease:
     token: str
 
     def is_lost(self) -> bool:
-        """Whether the folder is another run's by now."""
-        return _read(self.run / NAME).get("token") != self.token
+        """Whether the folder is another run's by now; a disk that does not answer, or half a beat, is no proof."""
+        path = self.run / NAME
+        return _read(path).get("token", self.token) != self.token or not os.path.lexists(path)
 
     def confirm(self) -> None:
         """TakenOver if the folder is another run's by now."""

@@ -21,6 +21,7 @@ from ccnet_cli.errors import EnvironmentFailure, InputError, TakenOver
 from ccnet_cli.runs import folder as runfolder
 from ccnet_cli.runs import lease
 from ccnet_cli.runs.lease import hold
+from ccnet_cli.training.loop import Loop
 from ccnet_cli.training.trainer import Trainer
 
 MOMENT = 0.3
@@ -274,6 +275,83 @@ def test_a_run_can_be_taken_over_and_refuses_to_be_resumed_twice(data, tmp_path)
             train(longer, run, take_over=True)
         assert train(longer, run, resume="auto", take_over=True) == run
         assert steps(run)[0] == 3 and first.is_lost()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"pid": 1, "tok', b"\0" * 512])
+def test_half_a_beat_or_a_disk_that_does_not_answer_is_no_loss(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 60.0)
+    with hold(tmp_path) as own:
+        whole = (tmp_path / "lock").read_bytes()
+        (tmp_path / "lock").write_bytes(content)
+        own.confirm()
+        (tmp_path / "lock").write_bytes(whole)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many open files")))
+            own.confirm()
+
+
+def test_all_processes_of_a_run_stop_when_its_folder_is_taken(data, tmp_path, forked_workers):
+    """No restart follows, as the other run goes on."""
+    run, made = tmp_path / "run", preset(data, "schedule.steps=100000", "eval.every=0", "log.every=1")
+
+    def work():
+        try:
+            train(made, run, processes=2, restarts=3, device="cpu")
+        except TakenOver:
+            os._exit(3)
+
+    process = forked(work)
+    deadline = time.monotonic() + 60
+    while not steps(run):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with hold(run, take_over=True):
+        assert ended(process) == 3
+        done, rows = steps(run), (run / "log.jsonl").read_bytes()
+    time.sleep(0.2)
+    assert steps(run) == done and (run / "log.jsonl").read_bytes() == rows
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+@pytest.mark.parametrize("kind", ["file", "fifo", "device"])
+def test_a_run_folder_is_a_folder(data, tmp_path, kind, resume):
+    place = tmp_path / "place"
+    if kind == "device":
+        place.symlink_to("/dev/null")
+    else:
+        place.touch() if kind == "file" else os.mkfifo(place)
+    with pytest.raises(InputError, match="is not a"):
+        train(preset(data), place, resume=resume)
+
+
+def rows_of(run):
+    times = ("images_per_second", "stall", "seconds")
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in times} for row in rows]
+
+
+@pytest.mark.parametrize("every", [(3, 5), (5, 3), (4, 7), (20, 3)], ids=str)
+def test_the_rows_of_a_resumed_run_are_those_of_an_undisturbed_one(data, tmp_path, monkeypatch, every):
+    """A row is the mean of the steps since the one before, whoever did them."""
+    log, save = every
+    made = preset(data, "schedule.steps=14", f"log.every={log}", f"checkpoint.every={save}", "eval.every=7")
+    train(made, tmp_path / "whole")
+    run, step, deaths = tmp_path / "run", Loop._step, [13, 8, 4]
+
+    def die(loop):
+        if loop.trainer.step == deaths[-1]:
+            raise KeyboardInterrupt
+        step(loop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_step", die)
+        while deaths:
+            with pytest.raises(KeyboardInterrupt):
+                train(made, run, resume="auto")
+            deaths.pop()
+    train(made, run, resume="auto")
+    assert rows_of(run) == rows_of(tmp_path / "whole")
+    assert (run / "metrics.csv").read_text().count("\n") == (tmp_path / "whole/metrics.csv").read_text().count("\n")
 
 
 def on_another_host():
