@@ -126,3 +126,8 @@ def test_flags_of_one_row_outlast_the_rows_and_blocks_after_it():
     outside[2, 7] = CLASSES
     assert predict(tiles, 3)[0] == [prediction.NOT_FINITE]
     assert predict(tiles, 3, outside)[0] == [prediction.NOT_FINITE | prediction.LABEL_OUTSIDE]
+    # the other way around
+    tiles.first[0][:] = [1, 1, 0]
+    outside = label.copy()
+    outside[0, 7] = CLASSES
+    assert predict(tiles, 3, outside)[0] == [prediction.NOT_FINITE | prediction.LABEL_OUTSIDE]
