@@ -68,9 +68,16 @@ class Interrupted(CCNetError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: on the device, in torch's CPU allocator, in numpy or in OpenCV."""
+    """Whether memory ran out: on the device, in torch's CPU allocator, in numpy or OpenCV, or while a library loads."""
     # by the text for torch and OpenCV, which may not be loaded
-    texts = ("DefaultCPUAllocator", "Cannot allocate memory", "(-4:Insufficient memory)", "can't start new thread")
+    texts: tuple[str, ...] = (
+        "DefaultCPUAllocator",
+        "Cannot allocate memory",
+        "(-4:Insufficient memory)",
+        "can't start new thread",
+    )
+    if isinstance(error, ImportError):
+        texts = (*texts, "failed to map segment", "cannot map zero-fill pages")
     on_device = type(error).__name__ == "OutOfMemoryError"
     return isinstance(error, MemoryError) or on_device or any(text in str(error) for text in texts)
 

@@ -170,6 +170,10 @@ def _explain(error: Exception) -> CCNetError | None:
         return error
     if isinstance(error, TyperException):
         return _explain_usage(error)
+    if out_of_memory(error) and isinstance(error, ImportError):
+        return EnvironmentFailure(
+            "memory", "too little to load the libraries", "free some, or raise the limit (ulimit -v)"
+        )
     if out_of_memory(error):
         why = one_line(str(error))[:160] or "exhausted"
         return EnvironmentFailure("memory", why, "use smaller images or --mode sliding")

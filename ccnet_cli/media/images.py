@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccnet_cli import files
-from ccnet_cli.errors import EnvironmentFailure, InputError, notice
+from ccnet_cli.errors import EnvironmentFailure, InputError, notice, out_of_memory
 from ccnet_cli.media import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from ccnet_cli.media import formats
 from ccnet_cli.media.formats import PNG_SIGNATURE as PNG_SIGNATURE
@@ -35,6 +35,9 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(PIXEL_LIMIT))
 try:
     import cv2 as cv2
 except ImportError as error:
+    if out_of_memory(error):
+        fix = "free some, or raise the limit (ulimit -v)"
+        raise EnvironmentFailure("memory", "too little to load OpenCV", fix) from None
     headless = "pip uninstall -y opencv-python && pip install opencv-python-headless, which needs no system libraries"
     library = re.match(r"(\S+\.so\S*): cannot open shared object file", str(error))
     if library is None:
