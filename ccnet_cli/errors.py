@@ -71,10 +71,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: on the device, in torch's CPU allocator, in numpy or OpenCV, or while a library loads."""
     # by the text for torch and OpenCV, which may not be loaded
     texts: tuple[str, ...] = (
-        "DefaultCPUAllocator",
-        "Cannot allocate memory",
-        "(-4:Insufficient memory)",
-        "can't start new thread",
+        *("DefaultCPUAllocator", "Cannot allocate memory", "std::bad_alloc"),
+        *("(-4:Insufficient memory)", "can't start new thread"),
     )
     if isinstance(error, ImportError):
         texts = (*texts, "failed to map segment", "cannot map zero-fill pages")

@@ -39,3 +39,16 @@ def test_what_is_told_depends_on_the_verbosity(
     errors.notice("notice")
     errors.detail("detail")
     assert capsys.readouterr() == ("", "".join(f"ccnet: {text}\n" for text in told))
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (RuntimeError("std::bad_alloc"), True),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
+        (RuntimeError("failed to map segment from shared object"), False),
+        (ImportError("libGL.so.1: cannot open shared object file"), False),
+    ],
+)
+def test_a_lack_of_memory_is_known_by_its_text(error: Exception, memory: bool):
+    assert errors.out_of_memory(error) == memory
