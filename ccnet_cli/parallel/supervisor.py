@@ -164,6 +164,9 @@ def _watch(
             gone = any(worker.outcome is None and not worker.alive for worker in workers)
             grace = GRACE_SECONDS / 3 if gone else GRACE_SECONDS
             deadline = min(deadline, time.monotonic() + (limits.shutdown if stopping else grace))
+        elif not received:
+            # whoever failed has been replaced
+            deadline = float("inf")
     silent = [worker for worker in workers if worker.alive]
     for worker in silent:
         worker.process.kill()

@@ -362,3 +362,19 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match=r"CCNET_CACHE"):
         toyscapes.make(tmp_path / "toys", train=1, val=1)
+
+
+def test_marks_are_plain_striped_either_way_or_checked():
+    """Light and dark cells of 24 x 12 pixels, by hand: 4 wide, 4 high, or 6 by 6."""
+    drawn = {}
+    for mark in street.MARKS:
+        picture = np.zeros((20, 40, 3), np.uint8)
+        street.draw_mark(picture, 20, 10, mark)
+        part = picture[4:16, 8:32, 0]
+        assert part.all() and picture.astype(int).sum() == 3 * part.astype(int).sum(), "nothing beside the mark"
+        drawn[mark] = part == 16
+    columns, rows = np.arange(24)[None], np.arange(12)[:, None]
+    assert not drawn["plain"].any()
+    assert (drawn["upright"] == (columns // 4 % 2 == 1)).all()
+    assert (drawn["level"] == (rows // 4 % 2 == 1)).all()
+    assert (drawn["checks"] == ((columns // 6 + rows // 6) % 2 == 1)).all()

@@ -357,6 +357,30 @@ def _lost(answers):
     return {*range(1, 41)} - {number for numbers, _ in answers for number in numbers}
 
 
+def _die_or_wait(worker, seconds):
+    with share_store(CPU) as group, worker.signals(group):
+        if group.rank == 0 and group.attempt == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(seconds)
+        return group.rank
+
+
+def test_a_worker_that_dies_after_the_look_for_dead_ones_is_replaced_at_the_next(monkeypatch):
+    """Meanwhile the time begins in which all have to end: it is over once nobody has failed."""
+    monkeypatch.setattr(supervisor, "GRACE_SECONDS", 0.6)
+    replace, missed = supervisor._replace, []
+
+    def look(workers, start, left, limits):
+        if not missed and any(worker.has_failed for worker in workers):
+            missed.append(True)
+            return left
+        return replace(workers, start, left, limits)
+
+    monkeypatch.setattr(supervisor, "_replace", look)
+    answers, _ = run(_die_or_wait, 1.2, restarts=1, independent=True)
+    assert missed and answers == [0, 1], repr(answers)
+
+
 @pytest.mark.parametrize(("kind", "error"), [("kill", EnvironmentFailure), ("bad", InputError), ("bug", RuntimeError)])
 def test_independent_workers_end_with_one_that_may_not_be_replaced(kind, error, capfd):
     assert type(run(_take_numbers, 400, 7, kind, restarts=0 if kind == "kill" else 3, independent=True)[0]) is error
