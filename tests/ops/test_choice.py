@@ -59,12 +59,15 @@ def test_the_fastest_is_chosen_once_and_printed_once(capsys):
     assert table.export() == {"a": "numba", "b": "gemm"}
 
 
-def test_what_the_first_calls_cost_and_one_slow_call_do_not_decide():
+def test_what_the_first_calls_cost_and_one_slow_or_fast_call_do_not_decide():
     slow_start = [1000.0] * choice.WARM_UP
     bench = Bench(gemm=[3.0], numba=[*slow_start, 2.0, 50.0, 2.0])
     assert choices().choose("a", bench.candidates(), bench.clock) == "numba"
     # rounds alternate, so that a busy moment slows both alike
     assert bench.order[-4:] == ["gemm", "numba"] * 2
+    # nor does one fast call
+    bench = Bench(gemm=[3.0], numba=[*slow_start, 4.0, 1.0, 4.0])
+    assert choices().choose("a", bench.candidates(), bench.clock) == "gemm"
 
 
 @pytest.mark.parametrize(
