@@ -240,7 +240,8 @@ def typical(dtype: str) -> list[steps.Kernel]:
     return found + [replace(kernel, aligned=False) for kernel in found if kernel.form == "tn"]
 
 
-def gate(kernel: steps.Kernel, arch: tuple[int, int]) -> None:
+def gate(kernel: steps.Kernel, arch: tuple[int, int], least: int = 64) -> None:
+    """No spill and no scalar load; a thread's loop has at least one step of 64 multiplies, or `least`."""
     from ccnet_cli.ops.cuda import build
 
     made = build.assemble(kernel, arch)
@@ -253,7 +254,7 @@ def gate(kernel: steps.Kernel, arch: tuple[int, int]) -> None:
         wide = r"ld\.global\.(v4\.|[ub]64)", r"st\.global\.(v4\.|v2\.b32)"
         assert all(re.search(words, text) for words in wide) == kernel.aligned
         multiplies, loads = build.inner_loop(made.image)
-        assert multiplies >= 64 and multiplies * 4 >= 64 * loads > 0
+        assert multiplies >= least and multiplies * 4 >= 64 * loads > 0
 
 
 @compiles
@@ -262,7 +263,8 @@ def test_nothing_spills_and_shared_memory_is_read_in_vectors(arch):
     kernels = [kernel for kernel in typical("float32") if "softmax" in kernel.form or kernel.sizes in LARGE]
     # each form on one of them; the slow test has all kernels everywhere
     for kernel in kernels if arch == (8, 0) else [kernel for kernel in kernels if kernel.form == "nn"]:
-        gate(kernel, arch)
+        # of two steps, the loads of the second hide behind the first
+        gate(kernel, arch, 128 if arch == (8, 0) else 64)
 
 
 @compiles
