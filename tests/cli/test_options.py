@@ -16,9 +16,11 @@ def test_points_are_x_and_y_and_sizes_height_and_width():
     assert options.numbers_of("--scales", None) is None
 
 
-@pytest.mark.parametrize("text", ["0", "1,0", "-1", "8.01", "nan", "inf", "", "1,", "1;2", "a"])
+@pytest.mark.parametrize(
+    "text", ["0", "1,0", "0.009", ",".join(["1"] * 33), "-1", "8.01", "nan", "inf", "", "1,", "1;2", "a"]
+)
 def test_what_is_no_scale_is_refused(text: str):
-    with pytest.raises(InputError, match=f"option --scales {text}: not a list of scales"):
+    with pytest.raises(InputError, match=r"^option --scales .*: not a list of "):
         options.numbers_of("--scales", text)
 
 
@@ -32,3 +34,9 @@ def test_what_is_no_scale_is_refused(text: str):
 def test_what_is_no_point_or_size_is_refused(read: Callable[[str], object], text: str):
     with pytest.raises(InputError, match=r"not a (pixel|size); write"):
         read(text)
+
+
+def test_presets_are_completed_from_their_beginning():
+    assert options.preset_names("quick") == ["quickstart"]
+    assert options.preset_names("r2") == []
+    assert set(options.preset_names("cityscapes-r")) >= {"cityscapes-r1", "cityscapes-r2", "cityscapes-r2-ohem"}

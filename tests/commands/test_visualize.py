@@ -261,3 +261,14 @@ def test_a_page_of_many_cells_needs_queries_and_keys(even, photograph, tmp_path,
     monkeypatch.setattr(viewer, "CELLS", 39)
     with pytest.raises(InputError, match="image of 64x40 pixels: a page holds the weights of at most 39 cells"):
         explore([photograph], tmp_path / "a.html", checkpoint=even)
+
+
+def test_the_arrays_and_the_summary_are_the_first_model_s_with_a_second_one_too(checkpoint, photograph, tmp_path):
+    second = saved(tmp_path / "second", strength=9.0)
+    summary = visualize(photograph, POINTS, tmp_path / "a.png", checkpoint, maps=tmp_path / "a.npz", compare=second)
+    visualize(photograph, POINTS, tmp_path / "b.png", checkpoint, maps=tmp_path / "b.npz")
+    visualize(photograph, POINTS, tmp_path / "c.png", second, maps=tmp_path / "c.npz")
+    with np.load(tmp_path / "a.npz") as both, np.load(tmp_path / "b.npz") as one, np.load(tmp_path / "c.npz") as other:
+        assert (both["r2"] == one["r2"]).all() and not np.allclose(other["r2"], one["r2"])
+    assert (summary.checkpoint, summary.compared.checkpoint) == (str(checkpoint), str(second))
+    assert summary.compared.compared is None

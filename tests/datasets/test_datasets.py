@@ -6,7 +6,7 @@ import pytest
 from bad_inputs import jpeg, photograph, png, with_exif
 from dataset_files import picture, put, settings
 
-from ccnet_cli.datasets import cityscapes, folder, recognise
+from ccnet_cli.datasets import cityscapes, folder, listing, recognise
 from ccnet_cli.datasets.report import check
 from ccnet_cli.datasets.source import load_label, load_pair, open_source
 from ccnet_cli.errors import InputError
@@ -106,6 +106,12 @@ def test_hidden_files_and_links_that_lead_back_are_left_out(own):
     put(own / "images/val/notes.txt", b"")
     (own / "images/val/again").symlink_to(own / "images/val")
     assert len(open_source(settings(own), "val").samples) == 2
+
+
+def test_suffixes_may_be_written_in_capitals(tmp_path):
+    for name in ("b.JPG", "a.Png", "deep/c.jpeg", "d.txt", "png", ".e.png", ".hidden/f.png"):
+        put(tmp_path / name, b"")
+    assert listing.scan(tmp_path) == ["a.Png", "b.JPG", "deep/c.jpeg"]
 
 
 def test_links_to_other_folders_are_followed(own, tmp_path_factory):
