@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from itertools import islice
@@ -336,3 +337,63 @@ def test_an_image_is_never_replaced_however_long_the_list(tmp_path, monkeypatch,
     result = calls.predict(["-"], tmp_path / "photos", saved, check=False, device="cpu", overwrite=True)
     assert result.result.failed == 3
     assert read_all(tmp_path / "photos").items() >= before.items()
+
+
+def children(process):
+    """The processes that a process has started."""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for path in tasks for child in path.read_text().split()]
+
+
+def resident(process):
+    """MiB that a process holds in memory."""
+    text = Path(f"/proc/{process}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
+
+
+@pytest.mark.slow
+def test_two_thousand_images_survive_the_loss_of_processes_in_flat_memory(tmp_path):
+    saved = tiny.save_checkpoint(tmp_path / "checkpoint")
+    for number in range(2000):
+        tiny.write(
+            tmp_path / "photos" / f"{number % 10}" / f"{number:04}.png", tiny.picture(48 + number % 32, 96, number)
+        )
+    whole = calls.predict([tmp_path / "photos"], tmp_path / "one", saved, device="cpu").files
+    assert len(whole) == 2000
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "ccnet_cli.cli", "predict", tmp_path / "photos", "-o", out, "--device", "cpu"]
+    command += ["--checkpoint", saved, "--processes", "2", "--continue", "--json", tmp_path / "areas.json"]
+
+    def is_worker(process):
+        return b"spawn_main" in Path(f"/proc/{process}/cmdline").read_bytes()
+
+    def wait_for(process, count):
+        while process.poll() is None and len(list(out.rglob("[0-9]*.png"))) < count:
+            time.sleep(0.02)
+        assert process.poll() is None
+        return [child for child in children(process.pid) if is_worker(child)]
+
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    os.kill(wait_for(first, 300)[1], signal.SIGKILL)
+    left = wait_for(first, 700)
+    first.kill()
+    assert "died; " in first.communicate()[1]
+    time.sleep(2)
+    assert not any(is_alive(process) for process in left)
+    done = len(list(out.rglob("[0-9]*.png")))
+    assert done < 2000
+    second = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    processes = [second.pid, *wait_for(second, done + 100)]
+    assert len(processes) == 3
+    early = {process: resident(process) for process in processes}
+    late = dict(early)
+    while second.poll() is None and len(list(out.rglob("[0-9]*.png"))) < 1950:
+        late |= {process: max(late[process], resident(process)) for process in processes}
+        time.sleep(0.1)
+    assert f"{done} of 2000 are there already" in second.communicate()[1]
+    assert second.returncode == 0
+    print({process: (round(early[process]), round(late[process])) for process in processes})
+    assert all(late[process] - early[process] < 60 for process in processes)
+    assert read_all(out) == read_all(tmp_path / "one")
+    found = [entry["source"] for entry in json.loads((tmp_path / "areas.json").read_text())["sources"]]
+    assert found == sorted(found) and len(found) == 2000
