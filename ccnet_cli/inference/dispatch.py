@@ -66,7 +66,7 @@ class Dispatcher:
         self.ended = False
         self.deaths = 0
         self.stopping: float | None = None
-        self.closing = False
+        self.closing = self.looking = False
         self.error: BaseException | None = None
         self.arrivals: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         self.threads = [threading.Thread(target=work, daemon=True) for work in (self._serve, self._accept)]
@@ -117,7 +117,8 @@ class Dispatcher:
                 pipes = [peer.pipe for peer in self.peers]
                 if not pipes:
                     time.sleep(0.02)
-                ready = connection.wait(pipes, 0.05)
+                # where tasks are still looked for, that takes its own time
+                ready = connection.wait(pipes, 0 if self.looking and self.stopping is None else 0.05)
                 for peer in [peer for peer in self.peers if peer.pipe in ready]:
                     self._receive(peer)
                 if self.stopping is None:
@@ -177,6 +178,7 @@ class Dispatcher:
 
     def _feed(self) -> None:
         """Give every process what it has room for, in turn."""
+        self.looking = False
         while True:
             peers = [peer for peer in self.peers if not (peer.left or peer.alone)]
             if not peers:
@@ -190,7 +192,8 @@ class Dispatcher:
                 quiet.send({"flush": True})
                 continue
             room = [peer for peer in peers if len(peer.tasks) < DEPTH and not (self.again and peer is quiet)]
-            following = self._next() if room and not self.ended else None
+            self.looking = bool(room) and not self.ended
+            following = self._next() if self.looking else None
             if following is None:
                 break
             peer = min(room, key=lambda peer: len(peer.tasks))
@@ -210,7 +213,7 @@ class Dispatcher:
         try:
             return next(self.tasks)
         except StopIteration:
-            self.ended = True
+            self.ended, self.looking = True, False
             return None
 
 

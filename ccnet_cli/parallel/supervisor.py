@@ -250,5 +250,7 @@ def _run_worker(pipe: Connection, environment: Mapping[str, object], payload: by
         outcome = Outcome(0.0, work(worker, *arguments))
     except Exception as error:
         outcome = Outcome(0.0, failure=groups.transportable(error))
-    pipe.send(outcome._replace(time=time.time()))
+    # a supervisor that was killed wants no answer
+    with suppress(OSError):
+        pipe.send(outcome._replace(time=time.time()))
     exit_at_once(1 if outcome.failure else 0)
