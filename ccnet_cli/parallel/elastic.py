@@ -116,7 +116,6 @@ def run(
 
 def _run_worker(payload: bytes) -> Any:
     """Entry of a worker: run the work; an error goes into torch's error file."""
-    files.die_with_parent()
     try:
         parts.extend_from_environment()
         work, arguments = ForkingPickler.loads(payload)

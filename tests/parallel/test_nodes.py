@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from launched import Train, assert_equal, one_error, weights
-from runs import ended, forked, free_port, make_horizons
 
 from ccnet_cli.cli.options import nodes_of
 from ccnet_cli.errors import CCNetError, InputError, Interrupted
@@ -20,6 +19,7 @@ from ccnet_cli.parallel import elastic
 from ccnet_cli.parallel.elastic import Nodes
 from ccnet_cli.parallel.group import CPU, Limits, join_group, open_store
 from ccnet_cli.runs import checkpoint
+from runs import ended, forked, free_port, make_horizons
 
 pytestmark = pytest.mark.usefixtures("forked_workers")
 
@@ -135,16 +135,28 @@ def test_a_signal_to_the_agent_lets_its_workers_save(agent, tmp_path):
     assert agent(_wait_for_signal, tmp_path, then=then) == "Interrupted 143: run: stopped by 15, saved; continue"
 
 
+def _hang(worker, folder):
+    with join_group(CPU, Limits(join=30)) as group, worker.signals(group):
+        (folder / f"{os.getpid()}.pid").touch()
+        time.sleep(300)
+
+
 def test_workers_end_with_their_agent(agent, tmp_path):
     def then(pid):
         _await_workers(tmp_path)
         os.kill(pid, signal.SIGKILL)
 
-    assert agent(_wait_for_signal, tmp_path, then=then) == -9
+    assert agent(_hang, tmp_path, then=then) == -9
     # at the latest the system ends them; nobody may be there to reap them
     for worker in _await_workers(tmp_path):
-        while Path(f"/proc/{worker}/stat").exists() and ") Z " not in Path(f"/proc/{worker}/stat").read_text():
+        deadline = time.monotonic() + 30
+        while (
+            time.monotonic() < deadline
+            and Path(f"/proc/{worker}/stat").exists()
+            and ") Z " not in Path(f"/proc/{worker}/stat").read_text()
+        ):
             time.sleep(0.01)
+        assert time.monotonic() < deadline, "a worker runs on"
 
 
 def test_ranks_whose_agents_count_restarts_differently_meet(ranks):
