@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import head_peers as peers
+import other_peers
 import pytest
 import torch
 
@@ -98,29 +99,29 @@ def test_dilations_and_modes_are_read_from_the_configuration():
         recognise(nonlocal_, Path("f"))
 
 
-@pytest.mark.parametrize("name", peers.OTHERS)
+@pytest.mark.parametrize("name", other_peers.OTHERS)
 def test_networks_of_other_projects(name, tmp_path, capsys):
-    state = peers.other(name)
+    state = other_peers.other(name)
     wrapped = {f"module.{key}": tensor for key, tensor in state.items()}
     model = ccnet_cli.load(save({"state_dict": wrapped, "epoch": 3}, tmp_path / "network.pth"))
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and name.partition(",")[0] in said and "resnet50, 5 classes" in said
-    abn = peers.OTHERS[name][7]
+    abn = other_peers.OTHERS[name][7]
     assert ("as in-place ABN does" in said) == abn
     if not abn:
         check_landed(model, state, "pretrained.fc.")
     for size in SIZES:
         x = picture(size)
-        wanted = peers.other_forward(name, state, x)
+        wanted = other_peers.other_forward(name, state, x)
         check(model, wanted, x)
     assert len(wanted) == 1 + (model.auxiliary is not None)
 
 
-@pytest.mark.parametrize("name", peers.OTHERS)
+@pytest.mark.parametrize("name", other_peers.OTHERS)
 def test_a_damaged_file_of_other_projects_is_refused_in_one_line(name, tmp_path):
-    prefix = peers.OTHERS[name][3] or "layer"
+    prefix = other_peers.OTHERS[name][3] or "layer"
     for part in ("head", "backbone"):
-        state = peers.other(name)
+        state = other_peers.other(name)
         keys = [key for key in state if key.endswith("running_var")]
         own = [key for key in keys if key.startswith(prefix) == (part == "backbone") and "layer5" not in key]
         state.pop(own[-1].replace("running_var", "weight") if own else "layer5.1.weight")
@@ -130,14 +131,14 @@ def test_a_damaged_file_of_other_projects_is_refused_in_one_line(name, tmp_path)
 
 
 def test_an_ocnet_whose_query_is_not_its_key_is_refused(tmp_path):
-    state = peers.other("OCNet's base-oc")
+    state = other_peers.other("OCNet's base-oc")
     state["context.2.stages.0.f_query.0.bias"] = state["context.2.stages.0.f_query.0.bias"] + 1
     with pytest.raises(InputError, match="is not its key's"):
         load_model(save(state, tmp_path / "a.pth"))
 
 
 def test_ocnet_s_input_is_red_first_with_means_of_blue_first(tmp_path):
-    n = ccnet_cli.load(save(peers.other("OCNet's base-oc"), tmp_path / "a.pth")).normalisation
+    n = ccnet_cli.load(save(other_peers.other("OCNet's base-oc"), tmp_path / "a.pth")).normalisation
     assert (n.channel_order, n.mean, n.std) == ("rgb", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0))
 
 
@@ -155,14 +156,16 @@ EXPORTS = {
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_a_network_is_written_in_its_own_layout_and_no_other(name, tmp_path):
-    state = peers.other(name)
+    state = other_peers.other(name)
     path, ours = save(state, tmp_path / "theirs.pth"), tmp_path / "ours.pt"
     export(path, ours)
     written = torch.load(export(ours, tmp_path / "back.pth", EXPORTS[name]), weights_only=True)
     left = {key for key in state if not key.startswith("pretrained.fc.")}
     assert {key for key in written if not key.endswith("num_batches_tracked") or key in left} == left
     x = picture(SIZES[1])
-    for got, wanted in zip(peers.other_forward(name, written, x), peers.other_forward(name, state, x), strict=True):
+    for got, wanted in zip(
+        other_peers.other_forward(name, written, x), other_peers.other_forward(name, state, x), strict=True
+    ):
         assert float((got - wanted).abs().max() / wanted.std()) < 1e-5
     other = "semseg" if EXPORTS[name] != "semseg" else "toolbox"
     with pytest.raises(InputError, match="the model is none of"):
