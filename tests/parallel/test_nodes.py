@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from launched import Train, assert_equal, one_error, weights
+from runs import ended, forked, free_port, make_horizons
 
 from ccnet_cli.cli.options import nodes_of
 from ccnet_cli.errors import CCNetError, InputError, Interrupted
@@ -19,7 +20,6 @@ from ccnet_cli.parallel import elastic
 from ccnet_cli.parallel.elastic import Nodes
 from ccnet_cli.parallel.group import CPU, Limits, join_group, open_store
 from ccnet_cli.runs import checkpoint
-from runs import ended, forked, free_port, make_horizons
 
 pytestmark = pytest.mark.usefixtures("forked_workers")
 

@@ -14,6 +14,7 @@ import time
 from contextlib import ExitStack
 
 import pytest
+from runs import arguments, ended, forked, make_horizons, outcome, preset, start, steps, train, wait_until
 
 from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, InputError, TakenOver
@@ -22,7 +23,6 @@ from ccnet_cli.runs import lease
 from ccnet_cli.runs.lease import hold
 from ccnet_cli.training.loop import Loop
 from ccnet_cli.training.trainer import Trainer
-from runs import arguments, ended, forked, make_horizons, outcome, preset, start, steps, train, wait_until
 
 MOMENT = 0.3
 

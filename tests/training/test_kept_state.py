@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from runs import make_horizons, outcome, preset, steps, train
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from ccnet_cli.parts import Part, Term
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.training import loop
 from ccnet_cli.training.validation import Scores
-from runs import make_horizons, outcome, preset, steps, train
 
 EVERY = ("checkpoint.every=1", "checkpoint.keep=9", "eval.every=0", "train.optimizer=sgd", "train.momentum=0.0")
 

@@ -163,9 +163,8 @@ def test_a_network_is_written_in_its_own_layout_and_no_other(name, tmp_path):
     left = {key for key in state if not key.startswith("pretrained.fc.")}
     assert {key for key in written if not key.endswith("num_batches_tracked") or key in left} == left
     x = picture(SIZES[1])
-    for got, wanted in zip(
-        other_peers.other_forward(name, written, x), other_peers.other_forward(name, state, x), strict=True
-    ):
+    scores = [other_peers.other_forward(name, each, x) for each in (written, state)]
+    for got, wanted in zip(*scores, strict=True):
         assert float((got - wanted).abs().max() / wanted.std()) < 1e-5
     other = "semseg" if EXPORTS[name] != "semseg" else "toolbox"
     with pytest.raises(InputError, match="the model is none of"):
