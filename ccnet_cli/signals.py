@@ -11,6 +11,8 @@ from typing import NoReturn
 
 # the signals that a run answers with a checkpoint
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+# a launcher that signals a process group forwards the signal as well: signals closer together than this count as one
+ECHO_SECONDS = 0.5
 
 
 @contextmanager

@@ -18,12 +18,10 @@ from ccnet_cli import files, parts
 from ccnet_cli.errors import EnvironmentFailure, Interrupted, PeerLost, mend_streams, notice
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel.group import Group, Limits
-from ccnet_cli.signals import SIGNALS, exit_at_once, record_signals
+from ccnet_cli.signals import ECHO_SECONDS, SIGNALS, exit_at_once, record_signals
 
 # after the first failure the other workers have this many seconds to report theirs, which may be the cause
 GRACE_SECONDS = 3.0
-# a launcher that signals a process group forwards the signal as well: signals closer together than this count as one
-ECHO_SECONDS = 0.5
 
 
 class Outcome(NamedTuple):
@@ -52,8 +50,7 @@ class _Process:
                 message = self.pipe.recv()
                 self.ready = True
                 if isinstance(message, Outcome):
-                    self.outcome = message
-                    self.error = message.failure
+                    self.outcome, self.error = message, message.failure
 
     @property
     def alive(self) -> bool:
@@ -84,7 +81,6 @@ def run(
     that failed, and the answers of all are returned, by rank.
     """
     limits = limits or Limits()
-    # the workers inherit the limit, and connect with each other
     files.reserve_handles(48 + 8 * processes)
     payload = bytes(ForkingPickler.dumps((work, arguments)))
     with record_signals() as received:
@@ -180,9 +176,8 @@ def _cause(workers: list[_Process], silent: list[_Process], received: list[int],
     """The error to raise for failed workers: the first one; that a peer was lost is only a consequence."""
     reported = sorted((w.outcome.time, w.rank, w.error) for w in workers if w.outcome and w.error)
     failures = [error for _, _, error in reported]
-    for error in failures:
-        if isinstance(error, Interrupted):
-            return error
+    if stops := [error for error in failures if isinstance(error, Interrupted)]:
+        return stops[0]
     if received and not failures:
         name = signal.Signals(received[0]).name
         if silent and all(worker.ready for worker in workers):
@@ -194,9 +189,8 @@ def _cause(workers: list[_Process], silent: list[_Process], received: list[int],
         if code < 0 and worker not in silent:
             why = f"killed by {signal.Signals(-code).name}"
             return EnvironmentFailure(f"process {worker.rank} of this run", why, "see if memory ran out, and resume")
-    for error in failures:
-        if not isinstance(error, PeerLost):
-            return error
+    if causes := [error for error in failures if not isinstance(error, PeerLost)]:
+        return causes[0]
     timed_out = any("time" in error.why.lower() for error in failures if isinstance(error, PeerLost))
     for worker in workers:
         if worker.outcome is None and (timed_out or worker not in silent):
