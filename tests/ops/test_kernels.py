@@ -487,8 +487,7 @@ def test_bfloat16_results_halfway_between_two_numbers_are_rounded_to_even(on_ptx
     # n units of half of the last place
     second = first * torch.tensor([1.0, 3, 127] * 6) * 2**-8
     value = torch.stack([first, second], dim=1)[None, :, None].bfloat16()
-    # rounded up, it would be -0
-    value[0, 0, 0, 1] = torch.tensor(0x7FFF).to(torch.uint16).view(torch.bfloat16)
+    value[0, 0, 0, 1] = torch.nan
     # the row's two pixels, each with weight 1; the column's is masked
     weights = torch.ones(1, 3, 1, 2)
     weights[:, 0] = 0
@@ -496,6 +495,9 @@ def test_bfloat16_results_halfway_between_two_numbers_are_rounded_to_even(on_ptx
     exact = value.float().sum(3, keepdim=True).expand(value.shape).bfloat16()
     assert exact[0, 0].isnan().all() and exact[0, 1:].isfinite().all()
     assert_equal("out", [got], [exact])
+    # a GPU's own nan: rounded up, it would be -0
+    weights[0, 1, 0, 0] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    assert cuda.aggregate(weights, value)[..., 0].isnan().all()
 
 
 # Without a GPU: what is refused, and what the host does at a launch
@@ -544,6 +546,25 @@ def test_types_and_sizes_that_the_kernels_do_not_hold_are_refused():
 @pytest.mark.parametrize(("length", "expected"), [(97, 13), (128, 16), (129, 9), (257, 11), (512, 16), (64, 8), (1, 4)])
 def test_tiles_cover_a_line_with_little_waste(length, expected):
     assert steps.tile_size(length, 16) == expected
+
+
+@pytest.mark.parametrize("form", ["nt", "nn", "tn"])
+@pytest.mark.parametrize(("H", "W"), [(1, 1), (3, 37), (37, 3), (300, 2), (5, 6)])
+def test_every_line_is_launched_once_with_tiles_for_all_of_it(form, H, W):
+    C, lines = 70, []
+    grid = steps.Grid(2, H, W, steps.pad_length(H), largest=4)
+    buffers = [steps.Buffer(name, 80) for name in ("left", "right", "out")]
+    for step in steps.products(form, grid, *buffers, C, False):
+        across, down = step.kernel.sizes
+        tiles, count, images = step.grid
+        start = step.arguments[-2]
+        lines += range(start, start + count)
+        assert images == 2
+        for line in range(start, start + count):
+            length = H if line >= H else W
+            needed = -(-length // (8 * down)) * -(-(length if form == "nt" else C) // (8 * across))
+            assert tiles >= needed, f"line {line}: {tiles} tiles, not {needed}"
+    assert lines == list(range(H + W))
 
 
 @compiles
