@@ -136,7 +136,10 @@ def _cause(errors: Path, rank: int = 0, code: int = 0, stop: int = 0) -> Excepti
     for file in errors.rglob("error.json"):
         with suppress(OSError, ValueError, KeyError):
             content, attempt = json.loads(file.read_text()), int(file.parts[-3].removeprefix("attempt_"))
-            reports.append((attempt, content["time"], ForkingPickler.loads(bytes.fromhex(content["error"]))))
+            failure = ForkingPickler.loads(bytes.fromhex(content["error"]))
+            # workers leave the report to their agent
+            failure.reported = False
+            reports.append((attempt, content["time"], failure))
     # of the last attempt, the first one; that a peer was lost is only a consequence
     last = max((attempt for attempt, *_ in reports), default=0)
     reports.sort(key=lambda report: (report[0] < last, isinstance(report[2], PeerLost), report[1]))

@@ -84,7 +84,7 @@ def agent(tmp_path, monkeypatch):
             try:
                 answer = elastic.run(work, arguments, 2, nodes, restarts, Limits(30, 30, 20), tmp_path / "agent.log")
             except CCNetError as error:
-                answer = f"{type(error).__name__} {error.exit_code}: {error}"
+                answer = f"{'silent ' * error.reported}{type(error).__name__} {error.exit_code}: {error}"
             (tmp_path / "answer").write_text(answer)
 
         pid = forked(start)
