@@ -47,11 +47,12 @@ RAGGED = [
     {"images": 1, "c": 4, "C": 8, "H": 5, "W": 7},
     {"images": 2, "c": 5, "C": 7, "H": 11, "W": 3},
     {"images": 1, "c": 3, "C": 5, "H": 1, "W": 19},
-    {"images": 1, "c": 3, "C": 6, "H": 33, "W": 1},
+    {"images": 1, "c": 3, "C": 6, "H": 33, "W": 1, "largest": 4},
     {"images": 1, "c": 12, "C": 20, "H": 17, "W": 9, "fused": True},
     {"images": 1, "c": 8, "C": 36, "H": 3, "W": 37, "largest": 4},
-    pytest.param({"images": 1, "c": 8, "C": 132, "H": 2, "W": 131}, marks=pytest.mark.slow),
 ]
+# with tiles of other sizes
+LONG = [{"images": 1, "c": 3, "C": 6, "H": 33, "W": 1}, {"images": 1, "c": 8, "C": 132, "H": 2, "W": 131}]
 ARCHS = [(7, 5), (8, 0), (9, 0), (10, 0)]
 LARGE = [(13, 13), (16, 13)]
 WHOLE = {"images": 1, "c": 64, "C": 512, "H": 97, "W": 97}
@@ -83,7 +84,7 @@ def test_simulated_lines_of_more_tiles_are_the_definition():
 
 
 @runs
-@pytest.mark.parametrize("options", RAGGED, ids=str)
+@pytest.mark.parametrize("options", [*RAGGED, *(pytest.param(x, marks=pytest.mark.slow) for x in LONG)], ids=str)
 def test_compiled_kernels_are_the_definition_without_a_fault(options):
     case = Case(**options)
     for result in execute(case.launches, case.arrays, (8, 0)):
@@ -126,7 +127,7 @@ def test_full_size_is_the_definition_without_a_fault(arch, dtype):
     case = Case(**WHOLE, dtype=dtype)
     execute(case.launches, case.arrays, arch)
     assert failures(case, 2e-5 if dtype == "float32" else None) == []
-    for options in [*RAGGED[:-1], {"images": 1, "c": 8, "C": 132, "H": 2, "W": 131}]:
+    for options in [*RAGGED, *LONG]:
         case = Case(**options | {"dtype": dtype, "fused": options.get("fused", False) and dtype == "float32"})
         execute(case.launches, case.arrays, arch)
         assert failures(case) == []
