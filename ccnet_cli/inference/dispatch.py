@@ -110,25 +110,28 @@ class Dispatcher:
             self.arrivals.put(pipe)
 
     def _serve(self) -> None:
-        try:
-            # a process that comes late is stopped too
-            while self.peers or not self.closing:
-                self._admit()
-                pipes = [peer.pipe for peer in self.peers]
-                if not pipes:
-                    time.sleep(0.02)
-                # where tasks are still looked for, that takes its own time
-                ready = connection.wait(pipes, 0 if self.looking and self.stopping is None else 0.05)
-                for peer in [peer for peer in self.peers if peer.pipe in ready]:
-                    self._receive(peer)
-                if self.stopping is None:
-                    self._feed()
-                    if self._is_done():
-                        self.stop()
-                elif self.closing and time.monotonic() - self.stopping > END_SECONDS:
-                    return
-        except BaseException as error:
-            self.stop(error)
+        # a process that comes late, even after an error, is stopped too
+        while self.peers or not self.closing:
+            try:
+                self._take_turn()
+            except BaseException as error:
+                self.stop(error)
+            if self.closing and self.stopping is not None and time.monotonic() - self.stopping > END_SECONDS:
+                return
+
+    def _take_turn(self) -> None:
+        self._admit()
+        pipes = [peer.pipe for peer in self.peers]
+        if not pipes:
+            time.sleep(0.02)
+        # where tasks are still looked for, that takes its own time
+        ready = connection.wait(pipes, 0 if self.looking and self.stopping is None else 0.05)
+        for peer in [peer for peer in self.peers if peer.pipe in ready]:
+            self._receive(peer)
+        if self.stopping is None:
+            self._feed()
+            if self._is_done():
+                self.stop()
 
     def _is_done(self) -> bool:
         return self.ended and not self.again and not any(peer.tasks for peer in self.peers)
