@@ -334,7 +334,7 @@ def bench_predict(
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
-    """Time of an image from file to file, by stage, and images per second of 1 to N processes."""
+    """Time of an image from file to file, by stage and by processes."""
     refuse_outputs(json_file, inputs=[checkpoint])
     sizes = parse_sizes(size, (512, 1024))
     from ccnet_cli.bench import prediction

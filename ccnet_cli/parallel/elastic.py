@@ -70,8 +70,10 @@ def run(
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ[RENDEZVOUS] = f"{nodes.host}:{nodes.port}"
     os.environ |= network_variables(address)
-    logger = logging.getLogger("torch.distributed.elastic")
-    logger.handlers, logger.propagate = [_Log(log, delay=True)], False
+    handler = _Log(log, delay=True)
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
     with tempfile.TemporaryDirectory(prefix="ccnet-") as errors:
         config = LaunchConfig(
             nodes.least,

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ccnet_cli import files
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, PeerLost, out_of_memory
 from ccnet_cli.launch import Launch, read_launch, refuse_taken, resolve, wait_for_store
 
@@ -223,7 +224,7 @@ def _meet(launch: Launch, limits: Limits) -> Any:
     """The store of the run's processes, opened here or by another one; EnvironmentFailure where that cannot be."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # torchrun's agent would leave it behind, and torch's front end interrupt it, which it may not notice
-        pass
+        files.die_with_parent()
     resolve(launch.address, launch.port)
     if launch.opens_store:
         refuse_taken(launch.port)

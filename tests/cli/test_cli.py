@@ -183,10 +183,10 @@ def test_the_version_is_told_before_torch_is_loaded():
         (("visualize", "--html", "a.html", "-o", "a.png"), "option --output: is for the figure, not for --html"),
         (("visualize", "--html", "a.html", "--maps", "a.npz"), "option --maps: is for the figure"),
         (("visualize", "--html", "a.html", "--compare", "b.pt"), "option --compare: is for the figure"),
-        (("eval", "--scales", "1,,2"), "option --scales 1,,2: not a list of scales"),
+        (("eval", "--scales", "1,,2"), "option --scales 1,,2: not a list of at most 32 scales"),
         (("eval", "--mode", "tiles"), "option --mode: 'tiles' is not one of 'whole', 'sliding'; "),
         (("predict", "a.png", "-o", "b.png", "--format", "gif"), "option --format: "),
-        (("eval", "--scales", "nan"), "option --scales nan: not a list of scales"),
+        (("eval", "--scales", "nan"), "option --scales nan: not a list of at most 32 scales"),
         (("eval", "a.pt", "--checkpoint", "b.pt"), "checkpoint b.pt: a.pt is given too; give one of them"),
         (("eval", "--json", "no/where.json"), "no/where.json: its folder does not exist"),
         (("eval", "--csv", "."), ".: is a folder"),
@@ -651,7 +651,7 @@ def test_a_path_of_any_characters_reaches_its_key(name: str):
     ("chosen", "expected"),
     [
         ((None, None, None), ("whole", (1.0,), False)),
-        (("sliding", [1e-05, 8.0, 0.75], True), ("sliding", (1e-05, 8.0, 0.75), True)),
+        (("sliding", [0.01, 8.0, 0.75], True), ("sliding", (0.01, 8.0, 0.75), True)),
     ],
 )
 def test_views_reach_their_keys(chosen: tuple[object, ...], expected: tuple[object, ...]):

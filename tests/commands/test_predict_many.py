@@ -125,8 +125,9 @@ def test_an_image_of_which_two_processes_die_is_reported(place, tmp_path, monkey
     ]
     expected = {name: content for name, content in place[3].items() if name not in ("a/10.png", "b/03.png")}
     assert read_all(tmp_path / "out") == expected
-    # what only was in the hands of such a process is not to blame
-    assert sum(name == "03" for _, name in read_log(tmp_path / "log")) == 2
+    # what only was in the hands of such a process is not to blame; one of the two may have been in the other's hands
+    read = [name for _, name in read_log(tmp_path / "log")]
+    assert 3 <= read.count("03") + read.count("10") <= 4, read
 
 
 def test_processes_that_all_die_end_the_run(place, tmp_path, monkeypatch, forked_workers):

@@ -133,5 +133,5 @@ def test_a_name_that_no_table_has_says_how_to_give_it():
 
 
 def test_a_data_set_may_bring_its_own_root(fields, monkeypatch):
-    monkeypatch.setitem(DATASETS, "fields", dataclasses.replace(DATASETS["fields"], root=lambda: fields))
+    monkeypatch.setitem(DATASETS, "fields", dataclasses.replace(DATASETS["fields"], root=lambda data: fields))
     assert len(open_source(settings_of("fields")(dataset="fields", crop=(4, 4)), "train").samples) == 1
