@@ -1,10 +1,18 @@
-"""Devices and precisions: from the words of the command line to those of torch."""
+"""What a process runs on: devices and precisions, and its place among the processes of a run."""
 
-from collections.abc import Callable
+import os
+import re
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from ccnet_cli.errors import InputError, notice
+from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,3 +63,130 @@ def computes_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+# the variable with the address of the store where machines meet, which outlasts their restarts
+RENDEZVOUS = "CCNET_RENDEZVOUS"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How this process was started among others, and the address of the store where they meet.
+
+    opens_store is false where the launcher keeps the store; attempt counts the restarts of the run. run_id tells it
+    from other runs that meet at the same address; rendezvous is the address of the machines' store, if there is one.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    address: str
+    port: int
+    opens_store: bool
+    attempt: int = 0
+    run_id: str = ""
+    rendezvous: str = ""
+
+
+def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
+    """The launch that torchrun's, SLURM's or our supervisor's variables describe; None for a process on its own."""
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & environment.keys():
+        rank, world_size, port = (_number(environment, name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+        address = _variable(environment, "MASTER_ADDR")
+        local_rank = _number(environment, "LOCAL_RANK", rank)
+        local_world_size = _number(environment, "LOCAL_WORLD_SIZE", 1)
+        attempt, run_id = _number(environment, "TORCHELASTIC_RESTART_COUNT", 0), environment.get("TORCHELASTIC_RUN_ID")
+    elif "SLURM_PROCID" in environment and environment.get("SLURM_NTASKS", "1") != "1":
+        rank, world_size = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_NTASKS")
+        # jobs that share a machine need different ports
+        port = _number(environment, "MASTER_PORT", 20000 + _number(environment, "SLURM_JOB_ID", 0) % 20000)
+        nodes = environment.get("SLURM_STEP_NODELIST") or _variable(environment, "SLURM_NODELIST", "SLURM_JOB_NODELIST")
+        address = environment.get("MASTER_ADDR") or first_node(nodes)
+        local_rank = _number(environment, "SLURM_LOCALID")
+        local_world_size = _number(environment, "SLURM_NTASKS_PER_NODE", 1)
+        attempt, run_id = _number(environment, "SLURM_RESTART_COUNT", 0), environment.get("SLURM_JOB_ID")
+    else:
+        return None
+    if rank >= world_size:
+        raise InputError(f"process {rank}", f"there are {world_size}, counted from 0", "correct RANK or WORLD_SIZE")
+    if not 0 < port < 65536:
+        raise InputError(f"variable MASTER_PORT {port}", "not a port", "use a number from 1024 to 65535")
+    # torchrun and our supervisor keep one store for all attempts
+    opens_store = rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    address, places = address.removeprefix("[").removesuffix("]"), (local_rank, max(local_world_size, 1))
+    rendezvous = environment.get(RENDEZVOUS, "")
+    return Launch(rank, world_size, *places, address, port, opens_store, attempt, run_id or "", rendezvous)
+
+
+def _variable(environment: Mapping[str, str], *names: str) -> str:
+    for name in names:
+        if environment.get(name):
+            return environment[name]
+    fix = "start through torchrun or srun, or unset RANK, WORLD_SIZE and LOCAL_RANK"
+    raise InputError(f"variable {names[0]}", "missing beside the others of several processes", fix)
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    if default is not None and name not in environment:
+        return default
+    text = _variable(environment, name)
+    if not (text.isdecimal() and len(text) < 10):
+        raise InputError(f"variable {name}: {text}", "not a number from 0", "start through torchrun or srun")
+    return int(text)
+
+
+def first_node(nodes: str) -> str:
+    """The first name of a SLURM node list, such as gpu[03-05,9],cpu1."""
+    first = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?([^\[,]*)", nodes)
+    if first is None:
+        raise InputError(f"variable SLURM_NODELIST: {nodes}", "not a list of nodes", "set MASTER_ADDR")
+    return first[1] + (first[2] or "") + first[3]
+
+
+def resolve(host: str, port: int) -> tuple[Any, ...]:
+    """The socket's family, kind and address for a host; EnvironmentFailure for a name that no host has."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        why = f"no such host ({getattr(error, 'strerror', None) or error})"
+        raise EnvironmentFailure(f"meeting point {host}:{port}", why, "correct the address") from None
+
+
+def refuse_taken(port: int) -> None:
+    """EnvironmentFailure if another process listens on the port: torch would report it in many lines."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise EnvironmentFailure(f"port {port}", os.strerror(error.errno or 0), "use another port") from None
+
+
+def wait_for_store(address: str, port: int, seconds: float) -> None:
+    """Wait until a process listens at address:port; EnvironmentFailure after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=2).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                what, why = f"meeting point {address}:{port}", f"nobody answers ({error.strerror or error})"
+                raise EnvironmentFailure(what, why, "start the first process, and check the address") from None
+        time.sleep(0.2)
+
+
+def network_variables(address: str) -> dict[str, str]:
+    """Variables that make torch's libraries use the network interface with this address."""
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            # SIOCGIFADDR: the interface's address, from byte 20 on
+            with suppress(OSError):
+                answer = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    variables = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+                    return {variable: os.environ.get(variable, name) for variable in variables}
+    return {}

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ccnet_cli.devices import local_device
+from ccnet_cli.devices import local_device, read_launch
 from ccnet_cli.errors import InputError
-from ccnet_cli.launch import read_launch
 from ccnet_cli.parallel import elastic, supervisor
 from ccnet_cli.parallel.elastic import Nodes
 from ccnet_cli.parallel.group import Group

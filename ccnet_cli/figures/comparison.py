@@ -78,7 +78,7 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 
 def _overlap(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
-    """Whether two rows cannot be told apart: their ranges overlap, or one has too few seeds for a range."""
+    """Whether nothing separates two rows: their ranges overlap, or one has too few seeds for a range."""
     if not one or not other:
         return False
     ours, theirs = one.values(), other.values()

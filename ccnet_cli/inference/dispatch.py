@@ -15,8 +15,8 @@ from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
 from ccnet_cli import errors
+from ccnet_cli.devices import Launch, read_launch
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, PeerLost, notice
-from ccnet_cli.launch import Launch, read_launch
 
 # a message, in JSON: that of a task has its "index", and "again" if a process may have died of it
 Message = dict[str, Any]

@@ -26,7 +26,7 @@ class CrossEntropyTerm(nn.Module):
         self.needs_pixels, self.weigh = self.classes.needs_pixels, self.classes.weigh
 
     def prepare(self, classes: int, features: int) -> None:
-        """Make the weights of so many classes."""
+        """Make the weights of this number of classes."""
         self.classes.prepare(classes)
 
     def forward(self, outputs: Outputs, label_BHW: Tensor) -> Tensor:

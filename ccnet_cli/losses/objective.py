@@ -48,7 +48,7 @@ class Objective(nn.Module):
         return total, {name: value.detach() for name, value in values.items()}
 
     def prepare(self, classes: int, features: int) -> None:
-        """Make what terms have of their own, for so many classes and channels of outputs.features."""
+        """Make what terms have of their own, for these numbers of classes and channels of outputs.features."""
         for term in self.terms.values():
             if prepare := getattr(term.compute, "prepare", None):
                 prepare(classes, features)

@@ -37,7 +37,7 @@ class ClassWeights(nn.Module):
         return Weighing(self.weights_K, self.smoothing)
 
     def prepare(self, classes: int) -> None:
-        """Make the weights of so many classes; InputError for a list of another length."""
+        """Make the weights of this number of classes; InputError for a list of another length."""
         if self.fixed is None:
             return
         weights = torch.ones(classes) if isinstance(self.fixed, str) else torch.tensor(self.fixed)

@@ -287,7 +287,7 @@ def codec_messages() -> Iterator[list[bytes]]:
 
 
 def _anonymous_file() -> int:
-    """A file in memory, where the system has such files: it hears the decoder on a full disk too."""
+    """A file in memory, where the system has such files: it gets what the decoder says on a full disk too."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("ccnet")
     with tempfile.TemporaryFile() as file:

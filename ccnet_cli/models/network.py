@@ -128,7 +128,7 @@ def build(model: Model, classes: int, recompute: bool = False) -> CCNet:
 
 
 def _check_channels(model: Model, classes: int, recompute: bool) -> None:
-    """InputError for so many channels that the weights could not be held; none are made."""
+    """InputError where the weights would not fit in memory; none are made."""
     if max(_whole_numbers(model.model_dump()), default=0) > MANY_CHANNELS:
         with torch.device("meta"):
             count = sum(weight.numel() for weight in _build(model, classes, recompute).parameters())

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from ccnet_cli import files, parts
-from ccnet_cli.errors import CCNetError, EnvironmentFailure, Interrupted, PeerLost
-from ccnet_cli.launch import RENDEZVOUS, network_variables, resolve, wait_for_store
+from ccnet_cli.devices import RENDEZVOUS, network_variables, resolve, wait_for_store
+from ccnet_cli.errors import SIGNALS, CCNetError, EnvironmentFailure, Interrupted, PeerLost, exit_at_once
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel import supervisor
 from ccnet_cli.parallel.group import Limits
-from ccnet_cli.signals import SIGNALS, exit_at_once
 
 # a worker whose error would come again sends it to its agent, which then restarts nothing
 END = signal.SIGUSR2

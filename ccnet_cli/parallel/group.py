@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ccnet_cli import files
+from ccnet_cli.devices import Launch, read_launch, refuse_taken, resolve, wait_for_store
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, PeerLost, out_of_memory
-from ccnet_cli.launch import Launch, read_launch, refuse_taken, resolve, wait_for_store
 
 # torch declares its stores without types
 STORES: Any = dist
@@ -288,7 +288,7 @@ def _report_once(group: Group, launch: Launch, error: CCNetError) -> CCNetError:
 
 
 def _appears(store: Any, key: str, seconds: float) -> bool:
-    """Whether a key is in the store within so many seconds."""
+    """Whether a key is in the store within this number of seconds."""
     with contextlib.suppress(dist.DistStoreError):
         store.wait([key], timedelta(seconds=seconds))
     return bool(store.check([key]))

@@ -15,10 +15,19 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 from ccnet_cli import files, parts
-from ccnet_cli.errors import EnvironmentFailure, Interrupted, PeerLost, mend_streams, notice
+from ccnet_cli.errors import (
+    ECHO_SECONDS,
+    SIGNALS,
+    EnvironmentFailure,
+    Interrupted,
+    PeerLost,
+    exit_at_once,
+    mend_streams,
+    notice,
+    record_signals,
+)
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel.group import Group, Limits
-from ccnet_cli.signals import ECHO_SECONDS, SIGNALS, exit_at_once, record_signals
 
 # after the first failure the other workers have this many seconds to report theirs, which may be the cause
 GRACE_SECONDS = 3.0

@@ -14,10 +14,10 @@ from ccnet_cli import files
 from ccnet_cli.datasets.sampling import Batches
 from ccnet_cli.datasets.source import Source
 from ccnet_cli.datasets.training import Augmentation, TrainingSet, collate, raise_worker_errors, to_device
+from ccnet_cli.errors import SIGNALS
 from ccnet_cli.media import images
 from ccnet_cli.models.network import Normalisation
 from ccnet_cli.parallel.group import Group
-from ccnet_cli.signals import SIGNALS
 from ccnet_cli.training.plan import Plan
 
 T = TypeVar("T")

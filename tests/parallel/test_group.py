@@ -10,8 +10,8 @@ import torch.distributed as dist
 from runs import free_port
 from torch import nn
 
+from ccnet_cli.devices import Launch, first_node, read_launch, refuse_taken, resolve, wait_for_store
 from ccnet_cli.errors import EnvironmentFailure, InputError, NonFiniteError, notice
-from ccnet_cli.launch import Launch, first_node, read_launch, refuse_taken, resolve, wait_for_store
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel import supervisor
 from ccnet_cli.parallel.group import CPU, Group, Limits, join_group

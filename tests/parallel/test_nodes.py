@@ -14,8 +14,8 @@ from launched import Train, assert_equal, one_error, weights
 from runs import ended, forked, free_port, make_horizons
 
 from ccnet_cli.cli.options import nodes_of
+from ccnet_cli.devices import RENDEZVOUS
 from ccnet_cli.errors import CCNetError, InputError, Interrupted
-from ccnet_cli.launch import RENDEZVOUS
 from ccnet_cli.parallel import elastic
 from ccnet_cli.parallel.elastic import Nodes
 from ccnet_cli.parallel.group import CPU, Limits, join_group, open_store
