@@ -229,7 +229,8 @@ def test_an_interrupt_at_any_time_is_a_code_and_one_line_at_most(model, tmp_path
     code, told = interrupt(command, tmp_path, model, random.Random(f"{command}{span}").uniform(*span))
     assert "Traceback" not in told and "Exception ignored" not in told, told
     if code is not None:
-        assert code == 130, told
+        # while the interpreter ends, the signal has its default action, which is 130 to a shell as well
+        assert code in (130, -signal.SIGINT), told
         lines = [line for line in told.splitlines() if line.startswith("ccnet: error")]
         assert len(lines) <= 1
 
