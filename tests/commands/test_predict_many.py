@@ -124,7 +124,9 @@ def test_an_image_of_which_two_processes_die_is_reported(place, tmp_path, monkey
         "03",
     ]
     expected = {name: content for name, content in place[3].items() if name not in ("a/10.png", "b/03.png")}
-    assert read_all(tmp_path / "out") == expected
+    # a process that is killed while it writes leaves its temporary, which the next run sweeps
+    found = {name: content for name, content in read_all(tmp_path / "out").items() if ".tmp-" not in name}
+    assert found == expected
     # what only was in the hands of such a process is not to blame; one of the two may have been in the other's hands
     read = [name for _, name in read_log(tmp_path / "log")]
     assert 3 <= read.count("03") + read.count("10") <= 4, read
