@@ -56,6 +56,6 @@ def root(
 
     --debug, --quiet, --verbose and --extend may stand anywhere, after the command too; $CCNET_EXTEND names files too.
 
-    Exit codes: 0 done, 2 bad input, 3 the machine failed, 4 loss not finite, 130, 138 or 143 interrupted, 1 a bug.
+    Exit codes: 0 done, 2 bad input, 3 the machine failed, 4 loss not finite, 129, 130, 138 or 143 interrupted, 1 a bug.
     """
     help_alone(context)

@@ -10,13 +10,24 @@ methods of these names, each optional:
 This file loads no torch, so that a preset is checked in no time.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ccnet_cli.parts import Channels, Count, Flag, Float, Fraction, Part, Positive, Term, Text, late
 
-Weights = Annotated[list[Positive], Field(min_length=2, max_length=255)]
+
+def _check_weights(value: object) -> object:
+    """Refuse what is no choice of weights, in words that name both forms: a union's own would name neither."""
+    if value is None or value == "auto":
+        return value
+    numbers: list[Any] = [*value] if isinstance(value, list | tuple) and 2 <= len(value) <= 255 else [None]
+    if all(type(each) in (int, float) and 0 < each < float("inf") for each in numbers):
+        return value
+    raise ValueError("auto, or a list of positive numbers expected, one for each class")
+
+
+Weights = Annotated[Literal["auto"] | list[Positive] | None, BeforeValidator(_check_weights)]
 
 
 class Weighted(Term):
@@ -25,7 +36,7 @@ class Weighted(Term):
     These are 1 / ln(1.02 + the class's share of the training set's pixels), with mean 1.
     """
 
-    class_weights: Literal["auto"] | Weights | None = None
+    class_weights: Weights = None
 
 
 class CrossEntropy(Weighted):

@@ -309,3 +309,10 @@ def test_weights_of_another_number_of_classes_are_refused():
     objective = build({"cross_entropy": LOSSES["cross_entropy"].settings(class_weights=[1.0, 2.0])}, 255, True)
     with pytest.raises(InputError, match="2 weights for 3 classes"):
         objective.prepare(3, 8)
+
+
+@pytest.mark.parametrize("value", ["some", [1.0], [1.0, -2.0], [1.0, math.inf], [True, 1.0], 3])
+def test_wrong_weights_are_refused_in_words_that_name_both_forms(value):
+    with pytest.raises(ValueError, match="auto, or a list of positive numbers"):
+        LOSSES["focal"].settings(class_weights=value)
+    assert LOSSES["focal"].settings(class_weights=[1, 2.5]).class_weights == [1, 2.5]
