@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, InputError, detail, notice
 from ccnet_cli.runs import torchfile
 from ccnet_cli.runs.fields import FORMAT as FORMAT
-from ccnet_cli.runs.fields import NewerVersionError, check_format
+from ccnet_cli.runs.fields import UnsupportedError, check_format, check_manifest
 from ccnet_cli.runs.folder import MAX_ATTEMPTS, clear_attempts, count_attempt, read_attempts
 
 STEP = re.compile(r"step_(\d{8})")
@@ -90,14 +90,21 @@ def add_name(path: Path, alias: Path) -> None:
         raise _write_failure(alias, error) from error
 
 
-def read_newest(folder: Path, count: bool = False) -> tuple[Path, dict[str, Any]] | None:
-    """The newest sound checkpoint in folder and its content; None if none was ever saved.
+def read_newest(
+    folder: Path,
+    count: bool = False,
+    check: Callable[[dict[str, Any], Path], None] = lambda *_: None,
+    before: Path | None = None,
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest sound checkpoint in folder, of those before one, and its content; None if none was ever saved.
 
-    One that is damaged, or from which three resumes did no step, is passed over with a warning; but if no other is
-    sound, the newest of the latter is taken. InputError if all are damaged, and for one of a newer version, which must
-    not be taken for damaged. With count, the folder's sole writer counts a resume from it, before it is read.
+    One that is damaged, or that check refuses, or from which three resumes did no step, is passed over with a warning;
+    but if no other is sound, the newest of the latter is taken. InputError if all are damaged, and UnsupportedError for
+    one that must not be taken for damaged. With count, the folder's sole writer counts a resume from it, before it is
+    read.
     """
-    paths, attempts = list_checkpoints(folder), read_attempts(folder)
+    paths = [path for path in list_checkpoints(folder) if before is None or path.name < before.name]
+    attempts = read_attempts(folder)
     failed = [path for path in paths if attempts.get(path.stem, 0) >= MAX_ATTEMPTS]
     for path in failed:
         notice(f"warning: passed over {path}: {attempts[path.stem]} resumes from it did no step")
@@ -105,8 +112,10 @@ def read_newest(folder: Path, count: bool = False) -> tuple[Path, dict[str, Any]
         if count:
             count_attempt(path)
         try:
-            return path, _require_checkpoint(_read_verified(path), path)
-        except NewerVersionError:
+            content = _require_checkpoint(_read_verified(path), path)
+            check(content, path)
+            return path, content
+        except UnsupportedError:
             if count:
                 count_attempt(path, -1)
             raise
@@ -167,22 +176,29 @@ def _require_checkpoint(content: Any, path: Path) -> dict[str, Any]:
     if not is_checkpoint(content):
         raise InputError(path, "not a checkpoint of ccnet", "give a .pt file that ccnet train wrote")
     check_format(content.get("format"), path)
+    step = _step_of_name(path)
+    if isinstance(content.get("step"), int) and step not in (None, content["step"]):
+        why = f"its configuration is damaged (field step is not the {step} of its name)"
+        raise InputError(path, why, "use an earlier checkpoint")
     return dict(content)
+
+
+def _step_of_name(path: Path) -> int | None:
+    match = STEP.fullmatch(path.stem)
+    return int(match[1]) if match else None
 
 
 def _verify(path: Path, manifest: Path) -> None:
     """InputError unless a file has the size and hash that its manifest records."""
     try:
         record = _parse_manifest(manifest.read_bytes())
-        expected = (record["bytes"], record["sha256"])
-        if STEP.fullmatch(path.stem) and record["step"] != int(path.stem.removeprefix("step_")):
-            raise ValueError("step")
-        check_format(record.get("format"), manifest)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         # beside best.pt, last.pt or other weights may lie an unrelated file of that name, such as eval's --json
         if not STEP.fullmatch(path.stem):
             return
         raise InputError(manifest, "damaged manifest", "use an earlier checkpoint") from None
+    check_manifest(record, _step_of_name(path), manifest)
+    expected = (record["bytes"], record["sha256"])
     with path.open("rb") as file:
         actual = (path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
     if actual != expected:

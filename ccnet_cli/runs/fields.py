@@ -21,8 +21,16 @@ Kind = tuple[str, Callable[[Any], bool]]
 Fields = dict[str, "Kind | Fields"]
 
 
-class NewerVersionError(InputError):
-    """A file was written by a newer version of ccnet: it is not damaged."""
+class UnsupportedError(InputError):
+    """A file is not damaged, but needs something that is not here."""
+
+
+class DamagedError(InputError):
+    """The values in a file are not those that were written."""
+
+
+class NewerVersionError(UnsupportedError):
+    """A file was written by a newer version of ccnet."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(path, f"{why}: it is from a newer version of ccnet", "update ccnet-cli")
@@ -92,6 +100,11 @@ FIELDS: Fields = {
     "origin?": TEXT,
     "choices?": ("texts by their names", lambda value: _is_mapping(value, lambda item: isinstance(item, str))),
 }
+MANIFEST: Fields = {
+    "step": COUNT,
+    "bytes": COUNT,
+    "sha256": ("64 hexadecimal digits", lambda value: isinstance(value, str) and len(value) == 64),
+}
 OPTIMIZER: Fields = {
     "state": ("a group of keys", lambda value: isinstance(value, dict)),
     "param_groups": (
@@ -127,13 +140,29 @@ def _is_byte(value: Any) -> bool:
     return _is_int(value, 0, 255)
 
 
-def check_fields(content: Mapping[str, Any], path: Path) -> None:
-    """InputError, which names the field, for a checkpoint whose fields are not what they must be."""
+def check_fields(content: Mapping[str, Any], path: Path, resumable: bool = False) -> None:
+    """InputError, which names the field, for a checkpoint whose fields are not what they must be.
+
+    A resumable one has what a run needs to continue.
+    """
     check_format(content.get("format"), path)
-    training = content.get("training")
-    fields = FIELDS if training is None else FIELDS | {"training": TRAINING}
-    for problem in _problems(content, fields, ""):
+    has_training = resumable or content.get("training") is not None
+    for problem in _problems(content, FIELDS | ({"training": TRAINING} if has_training else {}), ""):
         raise InputError(path, f"its configuration is damaged (field {problem})", FIX)
+
+
+def check_resumable(content: Mapping[str, Any], path: Path) -> None:
+    """As check_fields, for one from which a run is to continue."""
+    check_fields(content, path, resumable=True)
+
+
+def check_manifest(record: Mapping[str, Any], step: int | None, path: Path) -> None:
+    """InputError, which names the field, for a checkpoint's manifest, of this step if its name says so."""
+    check_format(record.get("format"), path)
+    for problem in _problems(record, MANIFEST, ""):
+        raise InputError(path, f"damaged manifest (field {problem})", FIX)
+    if step not in (None, record["step"]):
+        raise InputError(path, f"damaged manifest (field step is not the {step} of its name)", FIX)
 
 
 def check_facts(facts: Mapping[str, Any], path: Path) -> None:

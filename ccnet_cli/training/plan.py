@@ -15,7 +15,7 @@ from ccnet_cli import config, files
 from ccnet_cli.devices import computes_bf16, local_device
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 from ccnet_cli.runs import checkpoint
-from ccnet_cli.runs.fields import check_fields
+from ccnet_cli.runs.fields import check_resumable
 from ccnet_cli.runs.folder import uncount_refusal
 from ccnet_cli.runs.lease import Lease
 from ccnet_cli.training.request import TrainRequest
@@ -117,8 +117,6 @@ def make_plan(
         lease = claim(run)
     resume, content = _resume_from(request, run, restarted, counted=lease is not None)
     with uncount_refusal(resume if lease else None):
-        if resume is not None and content is not None:
-            check_fields(content, resume)
         micro = _earlier_micro_batch(content, preset.train.batch) if content else None
         plan = Plan(request, preset, run, processes or request.local_processes, device, resume, micro, lease)
         _check_micro_batch(plan)
@@ -175,7 +173,7 @@ def _resume_from(
 ) -> tuple[Path | None, dict[str, Any] | None]:
     """The checkpoint to resume from with its content, if there is one; restarted if the run began before."""
     if request.resume == "auto" or restarted:
-        newest = checkpoint.read_newest(run / "checkpoints", counted)
+        newest = checkpoint.read_newest(run / "checkpoints", counted, check_resumable)
         if newest is not None:
             return newest
         if not restarted:
@@ -215,6 +213,7 @@ def _read_resumable(path: Path) -> dict[str, Any]:
         raise InputError(path, "holds weights alone, not a run's state", "use --weights to start from it")
     if checkpoint.STEP.fullmatch(path.stem) and not path.with_suffix(".json").is_file():
         raise InputError(path, "has no manifest: it counts as never written", "resume from an earlier one")
+    check_resumable(content, path)
     return content
 
 

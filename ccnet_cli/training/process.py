@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ccnet_cli.parallel.group import Group, join_group
 from ccnet_cli.parallel.supervisor import Worker
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs import folder as runfolder
+from ccnet_cli.runs.fields import DamagedError, check_resumable
 from ccnet_cli.runs.lease import Lease, hold
 from ccnet_cli.training import trainer as trainers
 from ccnet_cli.training.loop import Loop, name_checkpoint, score_due
@@ -101,20 +102,25 @@ def run(
         with ExitStack() as resources:
             own = plan or group.decide_on_rank0(lambda: prepare(request, group, resources)[0])
             # of a plan made before processes were restarted
-            resume = group.decide_on_rank0(lambda: _newest(own)) if plan and group.attempt else own.resume
-            _train(replace(own, resume=resume), inputs, group, stop_signal)
+            if plan and group.attempt:
+                own = replace(own, resume=group.decide_on_rank0(lambda: _newest(own)) or own.resume)
+            _train(own, inputs, group, stop_signal)
         return own.run if plan or group.rank == 0 else None
 
 
 def _train(plan: Plan, inputs: Inputs, group: Group, stop_signal: Callable[[], int]) -> None:
-    preset, resume = plan.preset, plan.resume
-    with runfolder.uncount_refusal(plan.counted if group.rank == 0 else None):
+    preset = plan.preset
+    with _uncount_refusal(plan, group):
         group.decide_on_rank0(lambda: _clear_folder(plan))
-        trainer = _make_trainer(plan, inputs, group, resume)
+        trainer = _make_trainer(plan, inputs, group)
+    plan = _resume(trainer, plan, inputs.content, group)
+    # their weights would take memory for as long as the run lasts
+    inputs.start = inputs.content = None
+    with _uncount_refusal(plan, group):
         record = None
         if group.rank == 0:
             record = Record(plan.run, trainer.step, trainer.loss_names, preset.log.tensorboard)
-        score_first = group.broadcast(record is not None and _is_unscored(plan, resume, trainer.step, record))
+        score_first = group.broadcast(record is not None and _is_unscored(plan, trainer.step, record))
         if trainer.step >= preset.schedule.steps and not score_first:
             if record:
                 if plan.counted:
@@ -131,10 +137,14 @@ def _train(plan: Plan, inputs: Inputs, group: Group, stop_signal: Callable[[], i
         files.failpoint("at_exit")
 
 
-def _newest(plan: Plan) -> Path | None:
-    """The run's newest checkpoint, if there is one by now, or the one that it began from."""
-    newest = checkpoint.read_newest(plan.checkpoints, count=True)
-    return newest[0] if newest else plan.resume
+def _newest(plan: Plan, before: Path | None = None) -> Path | None:
+    """The run's newest sound checkpoint, of those before one, if there is any."""
+    newest = checkpoint.read_newest(plan.checkpoints, True, check_resumable, before)
+    return newest[0] if newest else None
+
+
+def _uncount_refusal(plan: Plan, group: Group) -> AbstractContextManager[None]:
+    return runfolder.uncount_refusal(plan.counted if group.rank == 0 else None)
 
 
 def _clear_folder(plan: Plan) -> None:
@@ -145,8 +155,8 @@ def _clear_folder(plan: Plan) -> None:
     checkpoint.delete_leftovers(plan.checkpoints)
 
 
-def _make_trainer(plan: Plan, inputs: Inputs, group: Group, resume: Path | None) -> trainers.Trainer:
-    """The trainer at the start of the run, with the same weights on all ranks, or at the checkpoint to resume from."""
+def _make_trainer(plan: Plan, inputs: Inputs, group: Group) -> trainers.Trainer:
+    """The trainer at the start of the run, with the same weights on all ranks."""
     preset, request = plan.preset, plan.request
     torch.manual_seed(preset.seed)
     source = group.run_on_all_ranks(lambda: inputs.source or open_source(preset.data, "train"))
@@ -159,20 +169,39 @@ def _make_trainer(plan: Plan, inputs: Inputs, group: Group, resume: Path | None)
     trainer.accumulation = plan.accumulation
     seed_rank(preset.seed, group.rank)
     objective = trainer.network.objective
-    if objective.needs_pixels and not resume:
+    if objective.needs_pixels and not plan.resume:
         objective.weigh(group.decide_on_rank0(lambda: count_pixels(source)))
-    if resume:
-        content = inputs.content if resume == plan.resume else None
-        group.run_on_all_ranks(lambda: trainer.resume(content or checkpoint.read(resume), resume, request.strict))
-        if group.rank == 0 and resume.parent == plan.checkpoints:
-            # a kill may have come between the checkpoint and its names
-            name_checkpoint(plan, trainer, resume)
-    # their weights would take memory for as long as the run lasts
-    inputs.start = inputs.content = None
     return trainer
 
 
-def _is_unscored(plan: Plan, resume: Path | None, step: int, record: Record) -> bool:
+def _resume(trainer: trainers.Trainer, plan: Plan, content: dict[str, Any] | None, group: Group) -> Plan:
+    """Continue from the plan's checkpoint, if it has one; where its values are damaged, from the newest before it.
+
+    The plan with the checkpoint that was taken.
+    """
+    resume, strict = plan.resume, plan.request.strict
+    if resume is None:
+        return plan
+    with _uncount_refusal(plan, group):
+        try:
+            group.run_on_all_ranks(lambda: trainer.resume(content or checkpoint.read(resume), resume, strict))
+            if group.rank == 0 and resume.parent == plan.checkpoints:
+                # a kill may have come between the checkpoint and its names
+                name_checkpoint(plan, trainer, resume)
+            return plan
+        except DamagedError as error:
+            # one that was named is refused
+            older = group.decide_on_rank0(lambda: _newest(plan, before=resume)) if plan.counted else None
+            if older is None:
+                raise
+            notice(f"warning: skipped {error}")
+    if group.rank == 0:
+        runfolder.count_attempt(resume, -1)
+    return _resume(trainer, replace(plan, resume=older), None, group)
+
+
+def _is_unscored(plan: Plan, step: int, record: Record) -> bool:
     """Whether a signal or a crash kept the run from scoring the checkpoint that it now continues from."""
+    resume = plan.resume
     own = resume is not None and plan.run in (resume.parent, resume.parent.parent)
     return own and score_due(plan, step) and not any("miou" in row for row in record.rows if row["step"] == step)

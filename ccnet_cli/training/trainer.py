@@ -1,7 +1,7 @@
 """All that changes while training: the model, its optimiser, and how one step changes them."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,13 @@ from ccnet_cli.models import network as models
 from ccnet_cli.models.network import CCNet
 from ccnet_cli.parallel.group import Group
 from ccnet_cli.runs import checkpoint
+from ccnet_cli.runs.fields import DamagedError, UnsupportedError
 from ccnet_cli.training import state as states
 from ccnet_cli.training.optimizer import check_optimizer
 from ccnet_cli.weights.load import Start, initialize_from, load_weights, read_facts
+
+# the keys of a preset on which the form of what is saved depends
+STATE_KEYS = ("model", "loss", "data", "train")
 
 
 class LossNetwork(nn.Module):
@@ -189,13 +193,24 @@ class Trainer:
     def resume(self, content: dict[str, Any], path: Path, strict: bool = False) -> None:
         """Continue from a checkpoint's content; InputError where it does not fit this run.
 
-        A notice says what differs from before; with strict, that is refused.
+        DamagedError where it does not fit the preset that it was written with. A notice says what differs from before;
+        with strict, that is refused.
         """
-        training = content["training"]
-        for difference in self._differences(content, path):
+        preset = _read_preset(content, path)
+        keys = config.differences(self.preset, preset)
+        for difference in self._differences(content, keys):
             if strict:
                 raise InputError(path, f"was trained with {difference}", "resume without --strict-resume, or as before")
             notice(f"warning: resumed with {difference}")
+        try:
+            self._load(content, path)
+        except InputError as error:
+            # what is asked for may differ from what was written
+            kind = InputError if any(key.startswith(STATE_KEYS) for key in keys) else DamagedError
+            raise kind(error.what, error.why, error.fix) from None
+
+    def _load(self, content: dict[str, Any], path: Path) -> None:
+        training = content["training"]
         load_weights(self.inference_model, content["model"], path)
         if self.averaged:
             load_weights(self.model, training["model"] or content["model"], path)
@@ -235,14 +250,24 @@ class Trainer:
     def _load_objective(self, training: dict[str, Any]) -> None:
         self.network.objective.load_state_dict(training.get("objective", {}))
 
-    def _differences(self, content: dict[str, Any], path: Path) -> Iterator[str]:
-        """What differs between this run and the one that wrote a checkpoint, a phrase each."""
-        keys = config.differences(self.preset, read_facts(content, path).preset)
+    def _differences(self, content: dict[str, Any], keys: Sequence[str]) -> Iterator[str]:
+        """What differs between this run and the one that wrote a checkpoint, a phrase each; keys are the preset's."""
         if keys:
             yield f"other values of {', '.join(keys)} than before"
         training = content["training"]
         before = {"world_size": len(training["random"]), **training.get("circumstances", {})}
         yield from states.differences(self._fingerprint(), before)
+
+
+def _read_preset(content: dict[str, Any], path: Path) -> config.Preset:
+    """The preset in a checkpoint's content; DamagedError where it is none."""
+    try:
+        return read_facts(content, path).preset
+    except UnsupportedError:
+        raise
+    except InputError as error:
+        why = error.why if error.what == path else f"its configuration is damaged ({error.what}: {error.why})"
+        raise DamagedError(path, why, "use an earlier checkpoint") from None
 
 
 def build(preset: config.Preset, source: Source, group: Group, start: Start | None = None) -> Trainer:

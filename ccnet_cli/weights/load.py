@@ -15,7 +15,7 @@ from ccnet_cli.media.classes import Classes
 from ccnet_cli.models.network import CCNet, build
 from ccnet_cli.parts import UnknownPart
 from ccnet_cli.runs import checkpoint
-from ccnet_cli.runs.fields import NewerVersionError, check_fields
+from ccnet_cli.runs.fields import NewerVersionError, UnsupportedError, check_fields
 from ccnet_cli.weights.layouts import Foreign
 from ccnet_cli.weights.presets import irreconcilable, other_shapes, preset_for
 from ccnet_cli.weights.recognise import recognise
@@ -136,7 +136,7 @@ def needs_part(path: Path, error: UnknownPart) -> InputError:
     kind = last if last == "implementation" else section if section == "loss" else part
     kind = {"auxiliary": "head", "dataset": "data set"}.get(kind, kind)
     why = f"needs {kind} {error.kind}, which is not known here"
-    return InputError(path, why, "give the file that defines it with --extend FILE")
+    return UnsupportedError(path, why, "give the file that defines it with --extend FILE")
 
 
 def damaged_facts(path: Path, error: Exception) -> InputError:

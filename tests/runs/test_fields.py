@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 
 import pytest
 import tiny
@@ -11,7 +12,7 @@ import torch
 from ccnet_cli import cli, errors
 from ccnet_cli.errors import InputError
 from ccnet_cli.runs import checkpoint
-from ccnet_cli.runs.fields import NewerVersionError, check_facts, check_fields
+from ccnet_cli.runs.fields import NewerVersionError, check_facts, check_fields, check_resumable
 from ccnet_cli.training.optimizer import check_optimizer
 from ccnet_cli.weights.load import read_facts, read_start, read_weights
 
@@ -147,6 +148,53 @@ def test_a_resume_refuses_such_a_file_in_one_line(content, run, tmp_path, capfd,
     assert not (tmp_path / "new").exists()
 
 
+def without_sense(content):
+    """Contents of a checkpoint of step 2 that are well formed, each with one value that makes no sense."""
+    content = copy.deepcopy(content) | {"step": 2}
+    weights = dict(content["model"])
+    first = next(iter(weights))
+    optimizer = content["training"]["optimizer"]
+    state = {0: {"momentum_buffer": torch.zeros(5)}}
+    yield "step", {**content, "step": 7}
+    yield "training", {**content, "training": None}
+    yield "training.offset", changed(content, "training.offset", -7)
+    yield first, {**content, "model": {**weights, first: torch.zeros(3)}}
+    yield first, {**content, "model": {**weights, first: weights[first] * float("nan")}}
+    yield "momentum_buffer", changed(content, "training.optimizer", {**optimizer, "state": state})
+    yield "schedule.lr", changed(content, "preset.schedule.lr", "abc")
+    bad = copy.deepcopy(content)
+    bad["training"]["random"][0]["python"] = (3, (1, 2), None)
+    yield "training.random", bad
+
+
+def test_a_resume_by_itself_passes_over_a_checkpoint_without_sense(content, run, tmp_path, capfd):
+    for index, (field, bad) in enumerate(without_sense(content)):
+        own = shutil.copytree(run / "run", tmp_path / str(index))
+        checkpoint.save(own / "checkpoints", 2, bad, keep=2)
+        assert train(run, 3, "-o", own, "--resume", "auto") == 0
+        skipped = [line for line in capfd.readouterr().err.splitlines() if "skipped" in line]
+        assert len(skipped) == 1 and "step_00000002" in skipped[0] and field in skipped[0]
+        # step 2 was done again
+        assert checkpoint.read_newest(own / "checkpoints", check=check_resumable)[1]["step"] == 3
+        assert [path.stem for path in checkpoint.list_checkpoints(own / "checkpoints")][1:] == ["step_00000002"]
+        check_resumable(checkpoint.read(own / "checkpoints/step_00000002.pt"), own)
+        assert not (own / "checkpoints/attempts.json").exists()
+
+
+def test_the_only_checkpoint_is_refused_by_the_field_that_makes_no_sense(content, run, tmp_path, capfd):
+    own = shutil.copytree(run / "run", tmp_path / "run")
+    path = own / "checkpoints/step_00000001.pt"
+    path.with_suffix(".json").unlink()
+    checkpoint.save(own / "checkpoints", 1, changed(content, "preset.schedule.lr", "abc"), keep=2)
+    assert train(run, 3, "-o", own, "--resume", "auto") == 2
+    assert "schedule.lr" in capfd.readouterr().err.splitlines()[-1]
+    # another model than before is no damage
+    checkpoint.save(own / "checkpoints", 1, content, keep=2)
+    checkpoint.save(own / "checkpoints", 2, content | {"step": 2}, keep=2)
+    assert train(run, 3, "-o", own, "--resume", "auto", "-s", "model.channels=24") == 2
+    assert "skipped" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -236,9 +284,12 @@ def test_a_field_of_a_manifest(content, tmp_path, field, kind):
     record = json.loads(path.with_suffix(".json").read_text())
     del record["seal"]
     record = changed(record, field, WRONG[kind])
-    for text in (checkpoint._seal_manifest(record), json.dumps({**record, "seal": "0" * 64})):
+    for text, words in (
+        (checkpoint._seal_manifest(record), rf"damaged manifest \(field {field} is"),
+        (json.dumps({**record, "seal": "0" * 64}), "damaged manifest"),
+    ):
         path.with_suffix(".json").write_text(text)
-        with pytest.raises(InputError, match="manifest"):
+        with pytest.raises(InputError, match=words):
             checkpoint.read(path)
 
 
