@@ -3,6 +3,7 @@
 import importlib
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # as the command line does before it imports torch
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+# a shell's background jobs and nohup ignore signals, and so would every process that a test starts and interrupts
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

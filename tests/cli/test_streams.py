@@ -200,7 +200,7 @@ def interrupt(command, folder, model, seconds):
     """Interrupt a command some time after its first line of Python; its code, None if it had ended, and its stderr."""
     values = {"model": str(model), "data": str(folder / "data")}
     words = [word.format(**values) for word in COMMANDS[command]]
-    start = f"print(flush=True); from ccnet_cli.cli import main; import sys; sys.argv[1:] = {words!r}; main()"
+    start = f"import signal; print(flush=True); from ccnet_cli.cli import main; import sys; sys.argv[1:] = {words!r}; main()"
     with subprocess.Popen(
         [sys.executable, "-c", start],
         cwd=folder,
@@ -213,8 +213,8 @@ def interrupt(command, folder, model, seconds):
         time.sleep(seconds)
         done = process.poll() is not None
         process.send_signal(signal.SIGINT)
-        told = process.communicate(timeout=60)[1]
-    return None if done or process.returncode == 0 else process.returncode, told
+        err = process.communicate(timeout=60)[1]
+    return None if done or process.returncode == 0 else process.returncode, err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -226,12 +226,12 @@ def interrupt(command, folder, model, seconds):
 def test_an_interrupt_at_any_time_is_a_code_and_one_line_at_most(model, tmp_path, command, span):
     for split in ("train", "val"):
         tiny.make_camvid(tmp_path / "data", [(24, 40)], split)
-    code, told = interrupt(command, tmp_path, model, random.Random(f"{command}{span}").uniform(*span))
-    assert "Traceback" not in told and "Exception ignored" not in told, told
+    code, err = interrupt(command, tmp_path, model, random.Random(f"{command}{span}").uniform(*span))
+    assert "Traceback" not in err and "Exception ignored" not in err, err
     if code is not None:
         # while the interpreter ends, the signal has its default action, which is 130 to a shell as well
-        assert code in (130, -signal.SIGINT), told
-        lines = [line for line in told.splitlines() if line.startswith("ccnet: error")]
+        assert code in (130, -signal.SIGINT), err
+        lines = [line for line in err.splitlines() if line.startswith("ccnet: error")]
         assert len(lines) <= 1
 
 
