@@ -200,7 +200,7 @@ def interrupt(command, folder, model, seconds):
     """Interrupt a command some time after its first line of Python; its code, None if it had ended, and its stderr."""
     values = {"model": str(model), "data": str(folder / "data")}
     words = [word.format(**values) for word in COMMANDS[command]]
-    start = f"import signal; print(flush=True); from ccnet_cli.cli import main; import sys; sys.argv[1:] = {words!r}; main()"
+    start = f"import signal, sys; print(flush=True); from ccnet_cli.cli import main; sys.argv[1:] = {words!r}; main()"
     with subprocess.Popen(
         [sys.executable, "-c", start],
         cwd=folder,
