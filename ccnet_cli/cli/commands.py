@@ -4,7 +4,20 @@ from typing import Annotated
 
 import typer
 
-from ccnet_cli.cli import bench, compare, data, doctor, evaluate, export, guide, predict, presets, train, visualize
+from ccnet_cli.cli import (
+    bench,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    export,
+    guide,
+    predict,
+    presets,
+    train,
+    visualize,
+    weights,
+)
 from ccnet_cli.cli.options import CONTEXT, examples, help_alone
 
 # options of every command, which may stand anywhere; entry.py reads them
@@ -14,7 +27,7 @@ EXTEND = "--extend"
 app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT)
 for command in (train, evaluate, predict, visualize, export):
     app.add_typer(command.app)
-for name, group in (("bench", bench), ("presets", presets), ("data", data)):
+for name, group in (("bench", bench), ("presets", presets), ("data", data), ("weights", weights)):
     app.add_typer(group.app, name=name)
 for command in (compare, doctor, guide):
     app.add_typer(command.app)
