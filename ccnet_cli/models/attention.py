@@ -1,6 +1,6 @@
 """Criss-cross attention and its recurrence (ICCV 2019, sections 3.2 and 3.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ from ccnet_cli import ops
 from ccnet_cli.models.dense import DensePass
 from ccnet_cli.models.layers import Make
 
-# B batch, C channels, H height, W width, P = H + W positions on a pixel's cross
+# B batch, C channels, S the grid's axes, (H, W) of an image or (T, H, W) of a clip, P their sum: the entries on the
+# cross of a position
 
 # so far below any energy that the weight is 0 in float32; finite, as some runtimes make nan of an infinity
 MASKED = -1e30
@@ -19,6 +20,7 @@ MASKED = -1e30
 class CrissCrossAttention(nn.Module):
     """One pass: every pixel gathers from its row and column, (B, C, H, W) -> (B, C, H, W).
 
+    Of a clip (B, C, T, H, W), it gathers from its place in the other frames too; the weights are the same.
     query_channels defaults to channels // 8; gamma, the weight of the gathered part, starts at 0 as in the paper.
     """
 
@@ -33,30 +35,30 @@ class CrissCrossAttention(nn.Module):
         # what auto measures on CUDA; ops.use replaces it
         self.choices = ops.Choices()
 
-    def project(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value of each pixel in one convolution: (B, C', H, W) twice and (B, C, H, W)."""
-        query, key, value = self._project_jointly(x_BCHW).split(self.widths, dim=1)
+    def project(self, x_BCS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of each position in one convolution: (B, C', *S) twice and (B, C, *S)."""
+        query, key, value = self._project_jointly(x_BCS).split(self.widths, dim=1)
         return query, key, value
 
-    def _project_jointly(self, x_BCHW: Tensor) -> Tensor:
+    def _project_jointly(self, x_BCS: Tensor) -> Tensor:
         convs = (self.query_conv, self.key_conv, self.value_conv)
         weight = torch.cat([conv.weight for conv in convs])
         bias = torch.cat([conv.bias for conv in convs if conv.bias is not None])
-        return F.conv2d(x_BCHW, weight, bias)
+        return on_planes(lambda x_BCHW: F.conv2d(x_BCHW, weight, bias), x_BCS)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x_BCS: Tensor) -> Tensor:
         """Gamma times what the cross holds, plus the input."""
         reduced = self.query_conv.out_channels
-        projected = self._project_jointly(x_BCHW)
-        return ops.residual(projected, x_BCHW, self.gamma, reduced, self.implementation, self.choices)
+        projected = self._project_jointly(x_BCS)
+        return ops.residual(projected, x_BCS, self.gamma, reduced, self.implementation, self.choices)
 
-    def attend(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """The output and each pixel's weights over its cross, (B, P, H, W) float64, which sum to 1 over P."""
-        query, key, value = self.project(x_BCHW)
+    def attend(self, x_BCS: Tensor) -> tuple[Tensor, Tensor]:
+        """The output and each position's weights over its cross, (B, P, *S) float64, which sum to 1 over P."""
+        query, key, value = self.project(x_BCS)
         # energies are not scaled, and float32 would round a weight to 0 where they differ by more than 104
-        attention_BPHW = ops.affinity(query, key, self.implementation).double().softmax(dim=1)
-        gathered = ops.aggregate(attention_BPHW, value, self.implementation)
-        return self.gamma.to(gathered.dtype) * gathered + x_BCHW, attention_BPHW
+        attention_BPS = ops.affinity(query, key, self.implementation).double().softmax(dim=1)
+        gathered = ops.aggregate(attention_BPS, value, self.implementation)
+        return self.gamma.to(gathered.dtype) * gathered + x_BCS, attention_BPS
 
     @property
     def widths(self) -> list[int]:
@@ -81,54 +83,72 @@ class CrissCrossAttention(nn.Module):
 
 
 class PlainCrissCross(nn.Module):
-    """CrissCrossAttention in batched products that follow any size, (B, C, H, W) -> (B, C, H, W)."""
+    """CrissCrossAttention in batched products that follow any size, (B, C, *S) -> (B, C, *S)."""
 
     def __init__(self, attention: CrissCrossAttention) -> None:
         super().__init__()
         self.channels = attention.widths
         self.project = attention.joined_projection(torch.float32)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x_BCS: Tensor) -> Tensor:
         """Gamma times what the cross holds, plus the input."""
-        query, key, value = self.project(x_BCHW).split(self.channels, dim=1)
-        H = x_BCHW.shape[2]
-        positions = torch.arange(H, device=x_BCHW.device)
-        # the pixel lies on both arms: count it once, in the row
-        own_HH = positions[:, None] == positions
-        column_BWHH = (query.permute(0, 3, 2, 1) @ key.permute(0, 3, 1, 2)).masked_fill(own_HH, MASKED)
-        row_BHWW = query.permute(0, 2, 3, 1) @ key.permute(0, 2, 1, 3)
-        attention_BHWP = torch.cat([column_BWHH.transpose(1, 2), row_BHWW], dim=3).softmax(dim=3)
-        up_BWHC = attention_BHWP[..., :H].transpose(1, 2) @ value.permute(0, 3, 2, 1)
-        across_BHWC = attention_BHWP[..., H:] @ value.permute(0, 2, 3, 1)
-        out_BCHW: Tensor = (up_BWHC.transpose(1, 2) + across_BHWC).permute(0, 3, 1, 2) + x_BCHW
-        return out_BCHW
+        query, key, value = on_planes(self.project, x_BCS).split(self.channels, dim=1)
+        last = x_BCS.dim() - 3
+        arms = [_plain_energies(query, key, axis, axis < last) for axis in range(last + 1)]
+        attention_BSP = torch.cat(arms, dim=-1).softmax(dim=-1)
+        total, start = None, 0
+        for axis, length in enumerate(x_BCS.shape[2:]):
+            stop = start + length if axis < last else None
+            weight = attention_BSP[..., start:stop].movedim(axis + 1, -2)
+            gathered_BSC = (weight @ value.permute(*_order(value, axis), axis + 2, 1)).movedim(-2, axis + 1)
+            total = gathered_BSC if total is None else total + gathered_BSC
+            start += length
+        assert total is not None
+        out_BCS: Tensor = total.movedim(-1, 1) + x_BCS
+        return out_BCS
+
+
+def _plain_energies(query_BCS: Tensor, key_BCS: Tensor, axis: int, mask: bool) -> Tensor:
+    """Energies along the lines of an axis, (B, *S, L)."""
+    order = _order(query_BCS, axis)
+    energy = query_BCS.permute(*order, axis + 2, 1) @ key_BCS.permute(*order, 1, axis + 2)
+    if mask:
+        positions = torch.arange(query_BCS.shape[axis + 2], device=query_BCS.device)
+        # the position lies on every arm: count it once, in the last
+        energy = energy.masked_fill(positions[:, None] == positions, MASKED)
+    return energy.movedim(-2, axis + 1)
+
+
+def _order(x_BCS: Tensor, axis: int) -> list[int]:
+    """The batch and all axes but one, as permute counts them."""
+    return [0, *(other for other in range(2, x_BCS.dim()) if other != axis + 2)]
 
 
 class RecurrentCrissCross(nn.Module):
-    """The same attention, with the same weights, applied `recurrence` times; 2 passes reach every pixel."""
+    """The same attention, with the same weights, `recurrence` times; as many passes as axes reach every position."""
 
     def __init__(self, attention: CrissCrossAttention, recurrence: int = 2) -> None:
         super().__init__()
         self.attention = attention
         self.recurrence = recurrence
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+    def forward(self, x_BCS: Tensor) -> Tensor:
+        """(B, C, *S) -> (B, C, *S)."""
         for _ in range(self.recurrence):
-            x_BCHW = self.attention(x_BCHW)
-        return x_BCHW
+            x_BCS = self.attention(x_BCS)
+        return x_BCS
 
-    def attend(self, x_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The output and the attention of each pass, each (B, P, H, W)."""
+    def attend(self, x_BCS: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The output and the attention of each pass, each (B, P, *S)."""
         maps = []
         for _ in range(self.recurrence):
-            x_BCHW, attention_BPHW = self.attention.attend(x_BCHW)
-            maps.append(attention_BPHW)
-        return x_BCHW, maps
+            x_BCS, attention_BPS = self.attention.attend(x_BCS)
+            maps.append(attention_BPS)
+        return x_BCS, maps
 
-    def passes(self, x_BCHW: Tensor) -> list[Tensor]:
-        """The attention of each pass, each (B, P, H, W)."""
-        return self.attend(x_BCHW)[1]
+    def passes(self, x_BCS: Tensor) -> list[Tensor]:
+        """The attention of each pass, each (B, P, *S)."""
+        return self.attend(x_BCS)[1]
 
     def fold(self, make: Make) -> nn.Module:
         """Itself for inference."""
@@ -146,27 +166,35 @@ class FoldedPasses(nn.Module):
         self.recurrence = rcca.recurrence
         self.implementation, self.choices = attention.implementation, attention.choices
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+    def forward(self, x_BCS: Tensor) -> Tensor:
+        """(B, C, *S) -> (B, C, *S)."""
         for _ in range(self.recurrence):
-            query, key, value = self.project(x_BCHW).split(self.widths, dim=1)
-            x_BCHW = ops.criss_cross(query, key, value, self.implementation, self.choices).add_(x_BCHW)
-        return x_BCHW
+            query, key, value = on_planes(self.project, x_BCS).split(self.widths, dim=1)
+            x_BCS = ops.criss_cross(query, key, value, self.implementation, self.choices).add_(x_BCS)
+        return x_BCS
 
 
-def attention_map(passes: Sequence[Tensor | DensePass], y: int, x: int) -> Tensor:
-    """Where the first image's pixel (y, x) looks through all given passes, (H, W); sums to 1.
+def on_planes(convolve: Callable[[Tensor], Tensor], x_BCS: Tensor) -> Tensor:
+    """Call a 1x1 convolution on (B, C, *S): more than two axes become the rows of one tall map."""
+    if x_BCS.dim() == 4:
+        return convolve(x_BCS)
+    tall: Tensor = convolve(x_BCS.flatten(2, -2)).unflatten(2, x_BCS.shape[2:-1])
+    return tall
 
-    They come in the order in which they ran: the weights over crosses, (B, P, H, W), or those over all positions. One
-    pass gives 0 off the pixel's cross; two give D[p, q] = sum over k of A2[p, k] A1[k, q], the full picture that
-    recurrence reaches.
+
+def attention_map(passes: Sequence[Tensor | DensePass], *cell: int) -> Tensor:
+    """Where a cell, (y, x) of the first image or (t, y, x) of the first clip, looks through all passes, *S; sums to 1.
+
+    They come in the order in which they ran: the weights over crosses, (B, P, *S), or those over all positions. One
+    pass gives 0 off the cell's cross; two give D[p, q] = sum over k of A2[p, k] A1[k, q], and so on: as many as there
+    are axes give the full picture that recurrence reaches. The map of a clip is a row of T maps, (T, H, W).
     """
     first = passes[0]
-    H, W = first.shape[2:] if isinstance(first, Tensor) else first.size
+    S = first.shape[2:] if isinstance(first, Tensor) else first.size
     weights = first if isinstance(first, Tensor) else first.keys_GMC.double()
-    map_HW = weights.new_zeros(H, W)
-    map_HW[y, x] = 1
+    map_S = weights.new_zeros(S)
+    map_S[cell] = 1
     for each in reversed(passes):
-        # the last pass is where the pixel looks first; spreading its weights over their crosses composes the passes
-        map_HW = ops.scatter(each[:1], map_HW[None, None])[0, 0] if isinstance(each, Tensor) else each.spread(map_HW)
-    return map_HW
+        # the last pass is where the cell looks first; spreading its weights over their crosses composes the passes
+        map_S = ops.scatter(each[:1], map_S[None, None])[0, 0] if isinstance(each, Tensor) else each.spread(map_S)
+    return map_S

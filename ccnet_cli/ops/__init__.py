@@ -1,8 +1,9 @@
 """The criss-cross operators and the table of their implementations; torch loads with the first operator.
 
-Shape legend of this package: B batch, C channels, H height, W width, P = H + W positions on a pixel's cross: first the
-H positions of its column (its own one masked), then the W positions of its row (its own one included). A name's suffix
-spells its axes in order, so ``value_BCHW`` is (B, C, H, W).
+Shape legend of this package: B batch, C channels, S the axes of the grid: height H and width W of an image; frames T, H
+and W of a clip; or more. P, their sum, is the number of entries on a position's cross, an arm for each axis in order:
+the H positions of its column, then the W positions of its row. The position itself lies on every arm and is masked on
+all but the last. A name's suffix spells its axes in order: ``value_BCS`` is (B, C, H, W) or (B, C, T, H, W).
 """
 
 from dataclasses import dataclass
@@ -35,8 +36,8 @@ class Implementation:
     """A module, or its name, with `affinity`, `aggregate` and `scatter` as in reference.py, for any or for one device.
 
     `criss_cross` and `criss_cross_backward`, as in gemm.py, are composed of these three where the module has none.
-    `attention_width(H, W)` is the size of a pixel's attention between the two, H + W without such a function. rest is
-    the name of the implementation that computes what this one does not have.
+    `attention_width(*S)` is the size of a position's attention between the two, the sum P without such a function. rest
+    is the name of the implementation that computes what this one does not have.
     """
 
     anywhere: Any = None

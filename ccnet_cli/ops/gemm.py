@@ -1,88 +1,99 @@
 """The criss-cross operators as strided batched matrix products on channels-last tensors.
 
 With the channels innermost, the rows of an image are H matrices (W, C) and its columns, seen through a transposed view,
-are W matrices (H, C): every product below reads and writes such views in place, without permuted copies. Energies of
-both arms land in one buffer (B, H, W, P), so that one softmax over its last axis covers the whole cross.
+are W matrices (H, C), and so on along any axis: every product below reads and writes such views in place, without
+permuted copies. Energies of all arms land in one buffer (B, *S, P), so that one softmax over its last axis covers the
+whole cross.
 """
+
+from math import prod
 
 import torch
 from torch import Tensor
 
 
-def channels_innermost(x_BCHW: Tensor) -> Tensor:
-    """View (B, C, H, W) as (B, H, W, C) with unit channel stride; copies only where the layout is another."""
-    x_BHWC = x_BCHW.permute(0, 2, 3, 1)
-    return x_BHWC if x_BHWC.stride(-1) == 1 and x_BHWC.shape[-1] > 1 else x_BHWC.contiguous()
+def channels_innermost(x_BCS: Tensor) -> Tensor:
+    """View (B, C, *S) as (B, *S, C) with unit channel stride; copies only where the layout is another."""
+    x_BSC = x_BCS.movedim(1, -1)
+    return x_BSC if x_BSC.stride(-1) == 1 and x_BSC.shape[-1] > 1 else x_BSC.contiguous()
 
 
-def _energies(query_BHWC: Tensor, key_BHWC: Tensor, mask: bool) -> Tensor:
-    B, H, W, _ = query_BHWC.shape
-    energy_BHWP = query_BHWC.new_empty(B, H, W, H + W)
-    for query, key, energy in zip(query_BHWC, key_BHWC, energy_BHWP, strict=True):
-        column_WHG = energy.transpose(0, 1)[..., :H]
-        torch.bmm(query.transpose(0, 1), key.permute(1, 2, 0), out=column_WHG)
-        torch.bmm(query, key.transpose(1, 2), out=energy[..., H:])
-        if mask:
-            # the pixel lies on both arms: count it once, in the row
-            column_WHG.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
-    return energy_BHWP
+def _arms(energy_BSP: Tensor) -> list[tuple[int, Tensor]]:
+    """Each axis with its arm (B, *S, L), the last axis first."""
+    return list(enumerate(energy_BSP.split(list(energy_BSP.shape[1:-1]), dim=-1)))[::-1]
 
 
-def _gather(attention_BHWP: Tensor, value_BHWC: Tensor) -> Tensor:
-    B, H, W, C = value_BHWC.shape
-    out_BHWC = value_BHWC.new_empty(B, H, W, C)
-    for weight, value, out in zip(attention_BHWP, value_BHWC, out_BHWC, strict=True):
-        torch.bmm(weight[..., H:], value, out=out)
-        out.transpose(0, 1).baddbmm_(weight.transpose(0, 1)[..., :H], value.transpose(0, 1))
-    return out_BHWC
+def _lines(x_BSC: Tensor, axis: int) -> Tensor:
+    """All lines along an axis as batches of matrices (M, N, L, C): a view where positions are evenly spaced."""
+    B, *S, C = x_BSC.shape
+    if axis == len(S) - 1:
+        return x_BSC.reshape(B, prod(S[:-1]), S[-1], C)
+    return x_BSC.reshape(B * prod(S[:axis]), S[axis], prod(S[axis + 1 :]), C).transpose(1, 2)
 
 
-def _spread(attention_BHWP: Tensor, value_BHWC: Tensor) -> Tensor:
-    B, H, W, C = value_BHWC.shape
-    out_BHWC = value_BHWC.new_empty(B, H, W, C)
-    for weight, value, out in zip(attention_BHWP, value_BHWC, out_BHWC, strict=True):
-        torch.bmm(weight[..., H:].transpose(1, 2), value, out=out)
-        out.transpose(0, 1).baddbmm_(weight[..., :H].permute(1, 2, 0), value.transpose(0, 1))
-    return out_BHWC
+def _energies(query_BSC: Tensor, key_BSC: Tensor, mask: bool) -> Tensor:
+    S = query_BSC.shape[1:-1]
+    energy_BSP = query_BSC.new_empty(*query_BSC.shape[:-1], sum(S))
+    for axis, arm in _arms(energy_BSP):
+        for query, key, energy in zip(*(_lines(x, axis) for x in (query_BSC, key_BSC, arm)), strict=True):
+            torch.bmm(query, key.transpose(1, 2), out=energy)
+            if mask and axis < len(S) - 1:
+                # the position lies on every arm: count it once, in the last
+                energy.diagonal(dim1=1, dim2=2).fill_(float("-inf"))
+    return energy_BSP
 
 
-def _to_BCHW(x_BHWC: Tensor) -> Tensor:
-    return x_BHWC.permute(0, 3, 1, 2)
+def _gather(attention_BSP: Tensor, value_BSC: Tensor, spread: bool = False) -> Tensor:
+    """Sums over the arms, or with spread the adjoint in value."""
+    out_BSC = value_BSC.new_empty(value_BSC.shape)
+    last = value_BSC.dim() - 3
+    for axis, arm in _arms(attention_BSP):
+        for weight, value, out in zip(*(_lines(x, axis) for x in (arm, value_BSC, out_BSC)), strict=True):
+            weight_NLL = weight.transpose(1, 2) if spread else weight
+            if axis == last:
+                torch.bmm(weight_NLL, value, out=out)
+            else:
+                out.baddbmm_(weight_NLL, value)
+    return out_BSC
 
 
-def affinity(query_BCHW: Tensor, key_BCHW: Tensor, mask: bool) -> Tensor:
-    """Energies of each pixel over its cross, not scaled: two (B, C, H, W) -> (B, P, H, W); own column entry -inf."""
-    return _to_BCHW(_energies(channels_innermost(query_BCHW), channels_innermost(key_BCHW), mask))
+def _to_BCS(x_BSC: Tensor) -> Tensor:
+    return x_BSC.movedim(-1, 1)
 
 
-def aggregate(attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
-    """Gather each pixel's cross, weighted: (B, P, H, W), (B, C, H, W) -> (B, C, H, W)."""
-    return _to_BCHW(_gather(channels_innermost(attention_BPHW), channels_innermost(value_BCHW)))
+def affinity(query_BCS: Tensor, key_BCS: Tensor, mask: bool) -> Tensor:
+    """Energies of each position over its cross, not scaled: two (B, C, *S) -> (B, P, *S); own entries but one -inf."""
+    return _to_BCS(_energies(channels_innermost(query_BCS), channels_innermost(key_BCS), mask))
 
 
-def scatter(attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
-    """Spread each pixel's value over its cross, weighted: the adjoint of aggregate, with the same shapes."""
-    return _to_BCHW(_spread(channels_innermost(attention_BPHW), channels_innermost(value_BCHW)))
+def aggregate(attention_BPS: Tensor, value_BCS: Tensor) -> Tensor:
+    """Gather each position's cross, weighted: (B, P, *S), (B, C, *S) -> (B, C, *S)."""
+    return _to_BCS(_gather(channels_innermost(attention_BPS), channels_innermost(value_BCS)))
 
 
-def criss_cross(query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Output (B, C, H, W) and attention (B, H, W, P) of one pass of criss-cross attention."""
-    energy_BHWP = _energies(channels_innermost(query_BCHW), channels_innermost(key_BCHW), mask=True)
-    attention_BHWP = torch.softmax(energy_BHWP, dim=-1)
-    out_BHWC = _gather(attention_BHWP.to(value_BCHW.dtype), channels_innermost(value_BCHW))
-    return _to_BCHW(out_BHWC), attention_BHWP
+def scatter(attention_BPS: Tensor, value_BCS: Tensor) -> Tensor:
+    """Spread each position's value over its cross, weighted: the adjoint of aggregate, with the same shapes."""
+    return _to_BCS(_gather(channels_innermost(attention_BPS), channels_innermost(value_BCS), spread=True))
+
+
+def criss_cross(query_BCS: Tensor, key_BCS: Tensor, value_BCS: Tensor) -> tuple[Tensor, Tensor]:
+    """Output (B, C, *S) and attention (B, *S, P) of one pass of criss-cross attention."""
+    energy_BSP = _energies(channels_innermost(query_BCS), channels_innermost(key_BCS), mask=True)
+    attention_BSP = torch.softmax(energy_BSP, dim=-1)
+    out_BSC = _gather(attention_BSP.to(value_BCS.dtype), channels_innermost(value_BCS))
+    return _to_BCS(out_BSC), attention_BSP
 
 
 def criss_cross_backward(
-    grad_BCHW: Tensor, query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor, attention_BHWP: Tensor
+    grad_BCS: Tensor, query_BCS: Tensor, key_BCS: Tensor, value_BCS: Tensor, attention_BSP: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value from the output's gradient and the saved attention."""
-    grad_BHWC = channels_innermost(grad_BCHW)
-    pull_BHWP = _energies(grad_BHWC, channels_innermost(value_BCHW), mask=False).to(attention_BHWP.dtype)
+    grad_BSC = channels_innermost(grad_BCS)
+    pull_BSP = _energies(grad_BSC, channels_innermost(value_BCS), mask=False).to(attention_BSP.dtype)
     # the softmax's own backward: attention * (pull - sum(attention * pull)), in one pass
-    energy_BHWP = torch.ops.aten._softmax_backward_data(pull_BHWP, attention_BHWP, -1, attention_BHWP.dtype)
+    energy_BSP = torch.ops.aten._softmax_backward_data(pull_BSP, attention_BSP, -1, attention_BSP.dtype)
     return (
-        _to_BCHW(_gather(energy_BHWP, channels_innermost(key_BCHW))),
-        _to_BCHW(_spread(energy_BHWP, channels_innermost(query_BCHW))),
-        _to_BCHW(_spread(attention_BHWP.to(grad_BHWC.dtype), grad_BHWC)),
+        _to_BCS(_gather(energy_BSP, channels_innermost(key_BCS))),
+        _to_BCS(_gather(energy_BSP, channels_innermost(query_BCS), spread=True)),
+        _to_BCS(_gather(attention_BSP.to(grad_BSC.dtype), grad_BSC, spread=True)),
     )

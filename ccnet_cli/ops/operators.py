@@ -13,10 +13,12 @@ from ccnet_cli.ops.choice import CANDIDATES, Choices, describe, time_on_gpu
 
 
 def affinity(query: Tensor, key: Tensor, implementation: str = "auto") -> Tensor:
-    """Energies of each pixel over its cross (ICCV 2019, section 3.2), not scaled.
+    """Energies of each position over its cross (ICCV 2019, section 3.2), not scaled.
 
-    query and key (B, C, H, W) -> (B, H + W, H, W): the column first, its own entry -inf, then the row. Half-precision
-    input gives float32 energies. Raises ValueError on shapes that do not fit and InputError on an unknown name.
+    query and key (B, C, H, W) -> (B, H + W, H, W): the column first, its own entry -inf, then the row. Of a clip,
+    (B, C, T, H, W) -> (B, T + H + W, T, H, W), the own entry in time is -inf too, and so for more axes.
+    Half-precision input gives float32 energies. Raises ValueError on shapes that do not fit and InputError on an
+    unknown name.
     """
     _check(query, key)
     name = resolve(implementation, query)
@@ -26,9 +28,9 @@ def affinity(query: Tensor, key: Tensor, implementation: str = "auto") -> Tensor
 
 
 def aggregate(attention: Tensor, value: Tensor, implementation: str = "auto") -> Tensor:
-    """Gather each pixel's cross, weighted (ICCV 2019, section 3.2).
+    """Gather each position's cross, weighted (ICCV 2019, section 3.2).
 
-    attention (B, H + W, H, W) and value (B, C, H, W) -> (B, C, H, W) in the dtype of value.
+    attention (B, H + W, H, W) and value (B, C, H, W) -> (B, C, H, W) in the dtype of value; more axes as in affinity.
     Raises ValueError on shapes that do not fit and InputError on an unknown name.
     """
     _check_weights(attention, value)
@@ -38,7 +40,7 @@ def aggregate(attention: Tensor, value: Tensor, implementation: str = "auto") ->
 
 
 def scatter(attention: Tensor, value: Tensor, implementation: str = "auto") -> Tensor:
-    """Spread each pixel's value over its cross, weighted: the adjoint of aggregate in value, with its shapes."""
+    """Spread each position's value over its cross, weighted: the adjoint of aggregate in value, with its shapes."""
     _check_weights(attention, value)
     with _without_autocast(value):
         result: Tensor = torch.ops.ccnet.scatter(attention.to(value.dtype), value, resolve(implementation, value))
@@ -50,13 +52,14 @@ def criss_cross(
 ) -> Tensor:
     """Affinity, softmax over the whole cross and aggregation as one operator with its own backward.
 
-    query and key (B, C', H, W), value (B, C, H, W) -> (B, C, H, W) in the dtype of value; energies and softmax are at
-    least float32. "auto" is "numba" for large maps in float32 on the CPU; on CUDA it is the fastest, measured once and
-    kept in choices; elsewhere, without choices, and in the parts above, it is "gemm". Raises ValueError on shapes that
-    do not fit and InputError on an unknown name.
+    query and key (B, C', H, W), value (B, C, H, W) -> (B, C, H, W) in the dtype of value; or with more axes, as in
+    (B, C, T, H, W): each position attends to T + H + W - 2. Energies and softmax are at least float32. "auto" is
+    "numba" for large maps in float32 on the CPU; on CUDA it is the fastest, measured once and kept in choices;
+    elsewhere, without choices, and in the parts above, it is "gemm". Raises ValueError on shapes that do not fit and
+    InputError on an unknown name.
     """
     _check(query, key)
-    if value.dim() != 4 or value.shape[0] != query.shape[0] or value.shape[2:] != query.shape[2:]:
+    if value.dim() < 4 or value.shape[0] != query.shape[0] or value.shape[2:] != query.shape[2:]:
         raise ValueError(f"value {tuple(value.shape)} does not lie on the grid of query {tuple(query.shape)}")
     name = resolve(implementation, query)
     with _without_autocast(query):
@@ -68,8 +71,8 @@ def criss_cross(
 
 
 def residual(
-    projected_BCHW: Tensor,
-    x_BCHW: Tensor,
+    projected_BCS: Tensor,
+    x_BCS: Tensor,
     gamma: Tensor,
     reduced: int,
     implementation: str = "auto",
@@ -77,18 +80,18 @@ def residual(
 ) -> Tensor:
     """Gamma times criss_cross, plus x: one operator on the CPU's "numba", which "auto" is as in criss_cross.
 
-    projected_BCHW is query, key (`reduced` channels each) and value in one tensor; gamma has one entry.
+    projected_BCS is query, key (`reduced` channels each) and value in one tensor; gamma has one entry.
     """
-    query, key, value = registered.split_projection(projected_BCHW, reduced)
+    query, key, value = registered.split_projection(projected_BCS, reduced)
     name, on_cpu = resolve(implementation, value), value.device.type == "cpu"
     if implementation == "auto" and on_cpu:
         name = fastest(query, key, value, choices)
-    if name == "numba" and on_cpu and value.dtype == x_BCHW.dtype == gamma.dtype:
+    if name == "numba" and on_cpu and value.dtype == x_BCS.dtype == gamma.dtype:
         with _without_autocast(value):
-            out: Tensor = torch.ops.ccnet.residual(projected_BCHW, x_BCHW, gamma, reduced)[0]
+            out: Tensor = torch.ops.ccnet.residual(projected_BCS, x_BCS, gamma, reduced)[0]
         return out
     gathered = criss_cross(query, key, value, implementation, choices)
-    return gamma.to(gathered.dtype) * gathered + x_BCHW
+    return gamma.to(gathered.dtype) * gathered + x_BCS
 
 
 def resolve(implementation: str, x: Tensor) -> str:
@@ -117,7 +120,8 @@ def fastest(query: Tensor, key: Tensor, value: Tensor, choices: Choices | None) 
         return "numba" if query.device.type == "cpu" and cpu.pays_off(query, value) else "gemm"
     # tensors of another type may be fake, with shapes alone
     plain = all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
-    if choices is None or torch.compiler.is_compiling() or not plain or value.dtype not in cuda.DTYPES:
+    unsupported = value.dtype not in cuda.DTYPES or value.dim() != 4
+    if choices is None or torch.compiler.is_compiling() or not plain or unsupported:
         return "gemm"
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     case = describe((query, value), choices.device or torch.cuda.get_device_name(query.device), gradients)
@@ -142,13 +146,16 @@ def _full(x: Tensor) -> Tensor:
 
 
 def _check(query: Tensor, key: Tensor) -> None:
-    if query.dim() != 4 or query.shape != key.shape:
+    if query.dim() < 4 or query.shape != key.shape:
         raise ValueError(
-            f"query {tuple(query.shape)} and key {tuple(key.shape)} must have one and the same shape (B, C, H, W)"
+            f"query {tuple(query.shape)} and key {tuple(key.shape)} must have one and the same shape (B, C, H, W),"
+            " or with more axes as in (B, C, T, H, W)"
         )
 
 
 def _check_weights(attention: Tensor, value: Tensor) -> None:
-    B, _, H, W = value.shape
-    if attention.shape != (B, H + W, H, W):
-        raise ValueError(f"attention {tuple(attention.shape)} must be (B, H + W, H, W) = {(B, H + W, H, W)}")
+    B, _, *S = value.shape
+    if attention.shape != (B, sum(S), *S):
+        names = ("H", "W") if len(S) == 2 else ("T", "H", "W")
+        form = f"(B, {' + '.join(names)}, {', '.join(names)})"
+        raise ValueError(f"attention {tuple(attention.shape)} must be {form} = {(B, sum(S), *S)}")

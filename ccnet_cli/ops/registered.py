@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from operator import add
+from math import prod
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops import IMPLEMENTATIONS, composed, cpu
 from ccnet_cli.ops.define import operator
+from ccnet_cli.ops.reference import own_entries
 
 
 def load(implementation: str, device: str) -> Any:
@@ -69,8 +70,8 @@ def _scatter(attention: Tensor, value: Tensor, implementation: str) -> Tensor:
 
 @operator("criss_cross")
 def _criss_cross(query: Tensor, key: Tensor, value: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
-    out, attention_BHWP = _operator(implementation, query, "criss_cross")(query, key, value)
-    return _innermost(out), attention_BHWP.contiguous()
+    out, attention_BSP = _operator(implementation, query, "criss_cross")(query, key, value)
+    return _innermost(out), attention_BSP.contiguous()
 
 
 @operator("criss_cross_backward")
@@ -82,19 +83,19 @@ def _criss_cross_backward(
     return _innermost(gradients[0]), _innermost(gradients[1]), _innermost(gradients[2])
 
 
-def _innermost(x_BCHW: Tensor) -> Tensor:
+def _innermost(x_BCS: Tensor) -> Tensor:
     """Every implementation answers with its second axis innermost in memory, as the fake kernels promise."""
-    return x_BCHW.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return x_BCS.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _empty(like: Tensor, channels: int) -> Tensor:
-    B, _, H, W = like.shape
-    return like.new_empty(B, H, W, channels).permute(0, 3, 1, 2)
+    B, _, *S = like.shape
+    return like.new_empty(B, *S, channels).movedim(-1, 1)
 
 
 @_affinity.register_fake
 def _(query: Tensor, key: Tensor, mask: bool, implementation: str) -> Tensor:
-    return _empty(query, query.shape[2] + query.shape[3])
+    return _empty(query, sum(query.shape[2:]))
 
 
 @_aggregate.register_fake
@@ -109,10 +110,10 @@ def _(attention: Tensor, value: Tensor, implementation: str) -> Tensor:
 
 @_criss_cross.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, implementation: str) -> tuple[Tensor, Tensor]:
-    B, _, H, W = query.shape
+    B, _, *S = query.shape
     # the attention is for the same implementation's backward pass, which may want its arms padded
-    width = getattr(load(implementation, query.device.type), "attention_width", add)
-    return _empty(value, value.shape[1]), query.new_empty(B, H, W, width(H, W))
+    width = getattr(load(implementation, query.device.type), "attention_width", lambda *lengths: sum(lengths))
+    return _empty(value, value.shape[1]), query.new_empty(B, *S, width(*S))
 
 
 @_criss_cross_backward.register_fake
@@ -131,9 +132,7 @@ def _affinity_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, No
     query, key = ctx.saved_tensors
     mask, implementation = ctx.options
     if mask:
-        H = query.shape[2]
-        own_PH = torch.eye(grad.shape[1], H, dtype=torch.bool, device=grad.device)
-        grad = grad.masked_fill(own_PH[..., None], 0.0)
+        grad = grad.masked_fill(own_entries(query), 0.0)
     return (
         torch.ops.ccnet.aggregate(grad, key, implementation),
         torch.ops.ccnet.scatter(grad, query, implementation),
@@ -186,8 +185,8 @@ def _differentiable_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value in differentiable operators."""
     operators = _bilinear(lambda name, *inputs: getattr(torch.ops.ccnet, name)(*inputs, implementation))
-    attention_BPHW = operators.affinity(query, key, True).softmax(dim=1)
-    return composed.criss_cross_backward(operators, grad, query, key, value, attention_BPHW.permute(0, 2, 3, 1))
+    attention_BPS = operators.affinity(query, key, True).softmax(dim=1)
+    return composed.criss_cross_backward(operators, grad, query, key, value, attention_BPS.movedim(1, -1))
 
 
 _criss_cross.register_autograd(_criss_cross_gradient, setup_context=_save_criss_cross)
@@ -220,8 +219,8 @@ def split_projection(projected: Tensor, reduced: int) -> tuple[Tensor, ...]:
 
 @_residual.register_fake
 def _(projected: Tensor, x: Tensor, gamma: Tensor, reduced: int) -> tuple[Tensor, Tensor]:
-    B, _, H, W = x.shape
-    return _empty(x, x.shape[1]), x.new_empty(B, H, W, H + W)
+    B, _, *S = x.shape
+    return _empty(x, x.shape[1]), x.new_empty(B, *S, sum(S))
 
 
 @_residual_backward.register_fake
@@ -250,28 +249,26 @@ def _residual_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor
 _residual.register_autograd(_residual_gradient, setup_context=_save_residual)
 
 
-# FLOPs as torch counts them, 2 per multiply-add: one dot product or one update for each pixel and cross position.
+# FLOPs as torch counts them, 2 per multiply-add: one dot product or one update for each position and each of its cross.
 
 
-def _line_flops(shape: Sequence[int], positions: int) -> int:
-    B, C, H, W = shape
-    return 2 * B * C * H * W * positions
+def _line_flops(shape: Sequence[int]) -> int:
+    return 2 * prod(shape) * sum(shape[2:])
 
 
 @register_flop_formula([torch.ops.ccnet.affinity, torch.ops.ccnet.aggregate, torch.ops.ccnet.scatter])
 def _bilinear_flops(left: Sequence[int], right: Sequence[int], *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return _line_flops(right, right[2] + right[3])
+    return _line_flops(right)
 
 
 @register_flop_formula(torch.ops.ccnet.criss_cross)
 def _criss_cross_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    positions = query[2] + query[3]
-    return _line_flops(query, positions) + _line_flops(value, positions)
+    return _line_flops(query) + _line_flops(value)
 
 
 @register_flop_formula(torch.ops.ccnet.residual)
 def _residual_flops(projected: Sequence[int], x: Sequence[int], *_: Any, **__: Any) -> int:
-    return _line_flops([x[0], (projected[1] + x[1]) // 2, *x[2:]], x[2] + x[3])
+    return _line_flops([x[0], (projected[1] + x[1]) // 2, *x[2:]])
 
 
 @register_flop_formula(torch.ops.ccnet.residual_backward)
@@ -281,5 +278,4 @@ def _residual_backward_flops(grad: Sequence[int], projected: Sequence[int], *_: 
 
 @register_flop_formula(torch.ops.ccnet.criss_cross_backward)
 def _backward_flops(grad: Sequence[int], query: Sequence[int], *_: Any, **__: Any) -> int:
-    positions = query[2] + query[3]
-    return 2 * (_line_flops(query, positions) + _line_flops(grad, positions))
+    return 2 * (_line_flops(query) + _line_flops(grad))

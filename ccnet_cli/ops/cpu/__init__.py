@@ -20,6 +20,8 @@ MIN_MACS = 1 << 25
 
 def pays_off(query_BCHW: Tensor, value_BCHW: Tensor) -> bool:
     """Whether the kernels support these tensors, and the map is large enough to repay their start."""
+    if query_BCHW.dim() != 4:
+        return False
     B, c, H, W = query_BCHW.shape
     supported = query_BCHW.dtype == value_BCHW.dtype == torch.float32
     return supported and B * H * W * (H + W) * (c + value_BCHW.shape[1]) >= MIN_MACS
@@ -126,6 +128,8 @@ def _pixels(*tensors_BCHW: Tensor) -> list[Tensor]:
 
 
 def _check(x: Tensor) -> None:
+    if x.dim() != 4:
+        raise InputError("implementation numba on three axes", "its kernels are for two", "use auto, gemm or flash")
     if x.dtype != torch.float32:
         raise InputError(
             f"implementation numba on {x.dtype}", "its kernels for the CPU are for float32", "use gemm or reference"

@@ -4,6 +4,7 @@ Every tensor is read and written as pixels of unit channel stride at equal dista
 and a slice of its channels too; anything else is copied first. Energies and attention are float32.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -39,7 +40,7 @@ def try_to_compile(arch: tuple[int, int]) -> str:
 
 def affinity(query_BCHW: Tensor, key_BCHW: Tensor, mask: bool) -> Tensor:
     """Energies of each pixel over its cross, not scaled: two (B, C, H, W) -> (B, P, H, W); own column entry -inf."""
-    query, key = map(pixels, (query_BCHW, key_BCHW))
+    query, key = _pixels((query_BCHW, key_BCHW))
     B, H, W, C = query.shape
     energy = query.new_empty(B, H, W, H + W, dtype=torch.float32)
     # vectors must not reach from one arm into the next
@@ -60,7 +61,7 @@ def scatter(attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
 
 
 def _sum_weighted(form: str, attention_BPHW: Tensor, value_BCHW: Tensor) -> Tensor:
-    attention, value = pixels(attention_BPHW.float()), pixels(value_BCHW)
+    attention, value = _pixels((attention_BPHW.float(), value_BCHW))
     B, H, W, C = value.shape
     out = value.new_empty(B, H, W, C)
     left = Buffer("left", pixel_step(attention), H % 4 == 0 and _buffer("left", attention).aligned)
@@ -76,7 +77,7 @@ def criss_cross(
 
     tensor: gather on tensor cores, in TF32 or bfloat16, from sm_80 on; no operator uses it.
     """
-    query, key, value = map(pixels, (query_BCHW, key_BCHW, value_BCHW))
+    query, key, value = _pixels((query_BCHW, key_BCHW, value_BCHW))
     B, H, W, C = value.shape
     energy = query.new_empty(B, H, W, attention_width(H, W))
     out = value.new_empty(B, H, W, C)
@@ -89,7 +90,7 @@ def criss_cross_backward(
     grad_BCHW: Tensor, query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor, attention_BHWP: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value from the output's gradient and the saved attention."""
-    query, key, value, grad = map(pixels, (query_BCHW, key_BCHW, value_BCHW, grad_BCHW))
+    query, key, value, grad = _pixels((query_BCHW, key_BCHW, value_BCHW, grad_BCHW))
     H, C = value.shape[1], value.shape[-1]
     tensors = {"query": query, "key": key, "value": value, "energy": attention_BHWP, "grad": grad}
     tensors["pull"] = torch.empty_like(attention_BHWP)
@@ -113,6 +114,13 @@ def _buffer(name: str, x_BHWC: Tensor) -> Buffer:
 
 def _buffers(tensors: dict[str, Tensor]) -> list[Buffer]:
     return [_buffer(name, tensor) for name, tensor in tensors.items()]
+
+
+def _pixels(tensors_BCHW: Sequence[Tensor]) -> list[Tensor]:
+    if tensors_BCHW[0].dim() != 4:
+        why = "its kernels for CUDA are for two"
+        raise InputError("implementation numba on three axes", why, "use auto, gemm, flash or reference")
+    return [pixels(x_BCHW) for x_BCHW in tensors_BCHW]
 
 
 def _grid(x_BHWC: Tensor, arm: int, tensor: bool = False) -> Grid:
