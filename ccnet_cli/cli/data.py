@@ -110,7 +110,7 @@ def data_check(
     refuse_outputs(json_file, inputs=[preset_file(preset)])
     from ccnet_cli import config
     from ccnet_cli.datasets import recognise
-    from ccnet_cli.datasets.report import check
+    from ccnet_cli.datasets.report import check_all
     from ccnet_cli.datasets.source import open_source
 
     if dataset is None and preset is None:
@@ -123,13 +123,14 @@ def data_check(
         for name in split or ("train", "val")
     }
     refuse_outputs(json_file, inputs=(path for source in opened.values() for path in source.samples.files()))
-    reports = {name: check(source).to_mapping() for name, source in opened.items()}
+    reports = {name: report.to_mapping() for name, report in check_all(opened).items()}
     if not write_json(reports, json_file):
         for name, report in reports.items():
             rows = [*report["pixels"].items(), ("(ignored)", report["ignored"])]
             title = f"{name}: {report['images']} images, {report['labels']} labels"
             table(title, ("class", "pixels"), [(label, f"{count:,}") for label, count in rows])
             print_names(*(report["problems"] or ["no problem found"]))
+            print_names(*(f"warning: {line}" for line in report["warnings"]))
     problems = sum(len(report["problems"]) for report in reports.values())
     if problems:
         raise InputError(folder, f"{problems} problem{'s' * (problems > 1)} found", "correct what the report names")

@@ -1,7 +1,7 @@
 """Score a checkpoint on labelled images: one confusion matrix over every valid pixel."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from ccnet_cli import config, devices, files
 from ccnet_cli.datasets import open_source
 from ccnet_cli.datasets.listing import Sample
+from ccnet_cli.datasets.report import warn_of_dead_labels
 from ccnet_cli.datasets.source import Source
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.figures import charts
@@ -116,6 +117,10 @@ def evaluate_in_group(request: EvaluateRequest, group: Group) -> Result:
     _refuse_outputs(request, plan, [*checkpoint.list_files(path), *source.samples.files()])
     if not labelled:
         notice(f"split {request.split} has no labels: its images are segmented into {request.save}, not scored")
+    elif group.rank == 0:
+        # what is wrong with a label is raised where it is scored, on every process
+        with suppress(InputError):
+            warn_of_dead_labels(source, request.split)
     network = runtime.prepare(artifact, len(source.samples))
     views = Views.of(artifact.preset.eval, source.classes)
     with _save_and_report(plan, source, group) as on_image:

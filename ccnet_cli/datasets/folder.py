@@ -1,29 +1,44 @@
 """Your own data: any folders of images and label maps, or a list file; class names and colours come from the preset."""
 
 import colorsys
+from pathlib import Path
 
 from ccnet_cli.datasets.dataset import DataSet, Split
-from ccnet_cli.datasets.listing import Samples, pair
+from ccnet_cli.datasets.listing import Samples, pair_by_suffix
 from ccnet_cli.datasets.settings import FolderData
 from ccnet_cli.media.classes import Classes
 
 
 def classes_of(data: FolderData) -> Classes:
     """The preset's class names and colours; the values are 0, 1, 2, ..."""
-    assert data.classes is not None, "FolderData requires classes"
-    count = len(data.classes)
-    return Classes(tuple(data.classes), tuple(data.palette or distinct_colours(count)), tuple(range(count)))
+    names, table = data.names, data.table
+    own = table.colours_of(names) if table else None
+    return Classes(tuple(names), tuple(data.palette or own or distinct_colours(len(names))), tuple(range(len(names))))
 
 
 def list_files(split: Split) -> Samples:
-    """The folders that the preset names, or images/SPLIT and labels/SPLIT."""
+    """The folders that the preset names, or images/SPLIT and labels/SPLIT, or with a label_suffix SPLIT alone."""
+    data, parted = split.data, split.data.val_fraction is not None and split.name == "val"
     images, labels = {
-        "train": (split.data.train_images, split.data.train_labels),
-        "val": (split.data.val_images, split.data.val_labels),
+        "train": (data.train_images, data.train_labels),
+        "val": (data.train_images, data.train_labels) if parted else (data.val_images, data.val_labels),
     }.get(split.name, (None, None))
-    image_folder = split.images(split.root / (images or f"images/{split.folder}"), "a folder of images")
-    expected = "a folder of label maps, PNGs named as the images are"
-    return pair(image_folder, split.labels(split.root / (labels or f"labels/{split.folder}"), expected))
+    folder = data.train_split if parted else split.folder
+    shared = ["images", folder, "."] if data.val_fraction is not None else [folder, "."] if data.label_suffix else []
+    found = images or _first(split.root, [f"images/{folder}", *shared])
+    if labels is None:
+        labels = "labels" if found == "images" and not images else f"labels/{folder}"
+        if data.label_suffix and not (split.root / labels).is_dir():
+            labels = found
+    image_folder = split.images(split.root / found, "a folder of images")
+    label_folder = split.labels(split.root / labels, "a folder of label maps, PNGs named as the images are")
+    suffix = data.label_suffix or ".png"
+    return pair_by_suffix(image_folder, label_folder, suffix if "." in suffix else f"{suffix}.png")
+
+
+def _first(root: Path, names: list[str]) -> str:
+    """The first of these folders that exists; the first of all if none does."""
+    return next((name for name in names if (root / name).is_dir()), names[0])
 
 
 def distinct_colours(count: int) -> list[tuple[int, int, int]]:

@@ -218,6 +218,27 @@ def pair(images: Path, labels: Path, label_of: Callable[[str], str] = "{}.png".f
     )
 
 
+def pair_by_suffix(images: Path, labels: Path, suffix: str) -> Samples:
+    """As pair, with labels named STEM + suffix, perhaps beside the images.
+
+    A label of another suffix counts where the right one does not exist: reading it says what is wrong with it.
+    """
+    paths, ending, tail = scan(images), suffix.lower(), suffix.rpartition(".")[0]
+    if tail and os.path.realpath(images) == os.path.realpath(labels):
+        paths = [path for path in paths if not path.lower().endswith(ending)]
+    elif labels.absolute().is_relative_to(images.absolute()):
+        inner = labels.absolute().relative_to(images.absolute()).as_posix() + "/"
+        paths = [path for path in paths if not path.startswith(inner)]
+    exact = set(scan(labels, (ending,)))
+    others = {posixpath.splitext(path)[0]: path for path in scan(labels)}
+
+    def find(stem: str) -> Path:
+        wanted = stem + suffix
+        return labels / (wanted if wanted in exact else others.get(stem + tail, wanted))
+
+    return make_samples(images, ((images / path, find(posixpath.splitext(path)[0])) for path in paths))
+
+
 def make_samples(images: Path, pairs: Iterable[tuple[Path, Path | None]]) -> Samples:
     """Samples of images below a folder, each with its label or None; InputError for two of one name, or for none."""
     top = os.fspath(images.absolute()) + "/"

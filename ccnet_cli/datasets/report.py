@@ -1,21 +1,40 @@
-"""Check a data set: read every pair, collect every problem, count every pixel."""
+"""Check a data set: read every pair, collect every problem, count every pixel; say what no training can learn from."""
 
+import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ccnet_cli.datasets import DATASETS
 from ccnet_cli.datasets.dataset import LABEL_IDS
+from ccnet_cli.datasets.listing import Sample
 from ccnet_cli.datasets.settings import IGNORED
 from ccnet_cli.datasets.source import Source, load_image, load_label, load_pair
 from ccnet_cli.errors import InputError, notice
+from ccnet_cli.media.classes import Classes
+from ccnet_cli.media.images import read_size
+
+# what is read of a split before a run: at most this number of labels, and fewer if they are large
+MAX_LABELS, MAX_PIXELS, MIN_LABELS = 256, 1 << 26, 16
+# a split of which less is labelled is hardly meant so
+MIN_LABELLED = 0.05
+# problems of one kind are one line, with this number of examples
+EXAMPLES = 3
+SEE = "see that the labels are those of the data set"
+
+Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Report:
-    """A check's result: pixels by class name, ignored ones apart; images by WIDTHxHEIGHT; a line for each problem."""
+    """A check's result: pixels by class name, ignored ones apart; images by WIDTHxHEIGHT.
+
+    problems has a line for each kind of problem, warnings what may be meant so.
+    """
 
     dataset: str
     images: int
@@ -24,6 +43,7 @@ class Report:
     pixels: dict[str, int]
     ignored: int
     problems: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -37,21 +57,34 @@ def count_pixels(source: Source) -> npt.NDArray[np.int64]:
     return np.asarray(counts, np.int64)[: len(source.classes)]
 
 
+def check_all(sources: dict[str, Source]) -> dict[str, Report]:
+    """The check of each split; a class that one of them lacks and another has is a problem of the one."""
+    reports = {name: check(source) for name, source in sources.items()}
+    large = {name: report for name, report in reports.items() if report.labels >= MIN_LABELS}
+    present = {name for report in large.values() for name, count in report.pixels.items() if count}
+    for split, report in large.items():
+        lacking = [name for name, count in report.pixels.items() if name in present and not count]
+        if lacking and _has_own_classes(sources[split]):
+            line = f"{join_names(lacking)} without a pixel, though another split has some; {SEE}"
+            reports[split] = replace(report, problems=(*report.problems, line), warnings=())
+    return reports
+
+
 def check(source: Source) -> Report:
     """Read every image and label of a source; a problem with one does not stop the check of others."""
     counts = np.zeros(256, np.int64)
     sizes: Counter[str] = Counter()
-    problems: list[str] = []
+    errors: list[tuple[str, InputError]] = []
     labels = 0
     for sample in source.samples:
         try:
             if sample.label is None:
                 image, label = load_image(source, sample), None
-                problems.append(f"{source.samples.where(sample)}image {sample.image}: has no label")
+                errors.append((source.samples.where(sample), InputError(f"image {sample.image}", "has no label", "")))
             else:
                 image, label = load_pair(source, sample)
         except InputError as error:
-            problems.append(f"{source.samples.where(sample)}{error}")
+            errors.append((source.samples.where(sample), error))
             continue
         sizes[f"{image.shape[1]}x{image.shape[0]}"] += 1
         if label is not None:
@@ -59,9 +92,95 @@ def check(source: Source) -> Report:
             counts += np.bincount(label.ravel(), minlength=256)
     names = source.classes.names
     pixels = {name: int(count) for name, count in zip(names, counts[: len(names)], strict=True)}
-    if labels and not any(pixels.values()):
-        problems.append("no labelled pixel: every one is ignored")
-    elif source.label_kind == LABEL_IDS and labels and not any(counts[6:IGNORED]):
-        problems.append("only labelIds below 19 occur, road to pole: these may be train ids under the name of labelIds")
+    problems, warnings = _judge(source, counts) if labels else ([], [])
+    problems = [*merge_alike(errors), *problems]
     ignored = int(counts[IGNORED])
-    return Report(source.dataset, len(source.samples), labels, dict(sizes), pixels, ignored, tuple(problems))
+    count = len(source.samples)
+    return Report(source.dataset, count, labels, dict(sizes), pixels, ignored, tuple(problems), tuple(warnings))
+
+
+def warn_of_dead_labels(source: Source, split: str) -> None:
+    """Look at some labels of a split, and warn of what no training can learn from; InputError for a wrong label."""
+    counts, read = np.zeros(256, np.int64), 0
+    errors: list[InputError] = []
+    for sample in _choose(source):
+        read += 1
+        try:
+            counts += np.bincount(load_label(source, sample).ravel(), minlength=256)
+        except InputError as error:
+            errors.append(error)
+    if errors:
+        first = errors[0]
+        why = f"{first.why} (so are {len(errors)} of the {read} labels of {split} that were looked at)"
+        raise InputError(first.what, first.why if len(errors) == 1 else why, first.fix)
+    part = "" if read == len(source.samples) else f" in {read} of its {len(source.samples)} labels"
+    problems, warnings = _judge(source, counts) if read else ([], [])
+    for line in problems if part and _has_own_classes(source) else [*problems, *warnings]:
+        notice(f"warning: split {split}{part}: {line}")
+
+
+def _choose(source: Source) -> Iterable[Sample]:
+    """Labelled samples, evenly spread: all, or as many as can be read in a second or so."""
+    labelled = [index for index, row in enumerate(source.samples.rows) if row[1] is not None]
+    if not labelled:
+        return
+    first = source.samples[labelled[0]]
+    height, width = read_size(first.image, source.tolerate_damage)
+    limit = min(max(MAX_PIXELS // (height * width), MIN_LABELS), MAX_LABELS, len(labelled))
+    for index in range(limit):
+        yield source.samples[labelled[index * len(labelled) // limit]]
+
+
+def _has_own_classes(source: Source) -> bool:
+    """Whether the data set's classes are its own, so that a part of it may lack some of them."""
+    return isinstance(DATASETS[source.dataset].classes, Classes)
+
+
+def _judge(source: Source, counts: Counts) -> tuple[list[str], list[str]]:
+    """Problems and warnings of labels with these pixels by train id (256,), a line for each."""
+    own, names = _has_own_classes(source), source.classes.names
+    pixels, ignored = counts[: len(names)], int(counts[IGNORED])
+    missing = [name for name, count in zip(names, pixels, strict=True) if not count]
+    meaning = SEE if own else "say what their values mean in data.labels"
+    if not pixels.any():
+        return [f"no labelled pixel: every one is ignored; {meaning}"], []
+    problems: list[str] = []
+    if pixels.sum() < MIN_LABELLED * counts.sum():
+        part = 100 * ignored / int(counts.sum())
+        problems.append(f"{part:.1f} % of the pixels are ignored, hardly anything is left to learn from; {meaning}")
+    if not own and len(names) > 1 and missing == list(names[1:]) and ignored:
+        value = int(np.flatnonzero(source.lookup == IGNORED)[-1])
+        table = f"{{0: {names[0]}, {value}: {names[1]}}}"
+        why = f"only the values 0 and {value} occur, and {value} is ignored: {join_names(missing)} without a pixel"
+        return [*problems, f"{why}; if {value} means {names[1]}, set data.labels={table}"], []
+    if source.label_kind == LABEL_IDS and not any(counts[6:IGNORED]):
+        problems.append("only labelIds below 19 occur, road to pole: these may be train ids under the name of labelIds")
+    absent = f"{join_names(missing)} without a pixel ({len(missing)} of {len(names)} classes)"
+    if missing and not own:
+        fix = "correct the labels, or data.classes and data.labels, or leave the class out"
+        return [*problems, f"{absent}; {fix}"], []
+    return problems, [f"{absent}; {meaning}"] if missing and DATASETS[source.dataset].root is None else []
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Up to eight names of classes."""
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def merge_alike(errors: Iterable[tuple[str, InputError]]) -> list[str]:
+    """A line for each kind of error, with a count and examples where several differ in names and numbers alone."""
+    kinds: dict[str, list[tuple[str, InputError]]] = {}
+    for where, error in errors:
+        kinds.setdefault(re.sub(r"\S*[/\d]\S*", "#", f"{str(error.what).partition(' ')[0]}: {error.why}"), []).append(
+            (where, error)
+        )
+    lines = []
+    for alike in kinds.values():
+        where, error = alike[0]
+        line = f"{where}{error}".removesuffix("; ")
+        if len(alike) > 1:
+            others = [str(error.what).partition(" ")[2] for _, error in alike[1:EXAMPLES]]
+            more = ", ..." if len(alike) > EXAMPLES else ""
+            line = f"{len(alike)} times: {line} (also {', '.join(others)}{more})"
+        lines.append(line)
+    return lines

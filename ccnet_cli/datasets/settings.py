@@ -1,11 +1,13 @@
 """The preset's section `data`: keys that every data set has, and those of folders of your own."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ccnet_cli.parts import Byte, Fit, Flag, Pair, Scale, Section, Text, UnknownPart
+from ccnet_cli.datasets.tables import Table, parse_table
+from ccnet_cli.parts import Byte, Fit, Flag, Int, Pair, Scale, Section, Text, UnknownPart
 
 IGNORED = 255
 # makes 8,000 scales at most
@@ -84,17 +86,58 @@ class Toyscapes(Data):
 
 
 class FolderData(Data):
-    """Folders of your own: their images and labels, and the label value that is ignored."""
+    """Folders of your own: their images and labels, and what the values of the labels mean.
+
+    labels maps file values ("7", "1000-1999") or colours ("#RRGGBB", "R,G,B") to classes, null to ignored ones, and
+    rest what it does not name, which is refused otherwise. A label is named as its image, with label_suffix. With
+    val_fraction, a part of the training images, which val_seed draws, is the split val; names of which the regular
+    expression val_group matches the same text stay together.
+    """
 
     train_images: Text | None = None
     train_labels: Text | None = None
     val_images: Text | None = None
     val_labels: Text | None = None
+    labels: Annotated[dict[str, Text | None], Field(min_length=1, max_length=4096)] | None = None
+    label_suffix: Text | None = None
+    val_fraction: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
+    val_seed: Int | None = None
+    val_group: Text | None = None
+
+    @property
+    def table(self) -> Table | None:
+        """The key labels, understood."""
+        return None if self.labels is None else parse_table(self.labels)
+
+    @property
+    def names(self) -> list[str]:
+        """The classes: classes, or those of labels."""
+        table = self.table
+        return list(self.classes or (table.names if table else []))
 
     @model_validator(mode="after")
     def _ignore_one_value(self) -> Self:
-        if self.classes is None:
-            raise ValueError("dataset folder needs data.classes, the list of class names")
-        if self.ignore_index < len(self.classes):
-            raise ValueError(f"ignore_index {self.ignore_index} is also class {self.classes[self.ignore_index]}")
+        table, names = self.table, self.names
+        if not names:
+            raise ValueError("dataset folder needs data.classes, the list of class names, or data.labels")
+        if self.ignore_index < len(names):
+            raise ValueError(f"ignore_index {self.ignore_index} is also class {names[self.ignore_index]}")
+        if table and (unknown := [name for name in table.names if name not in names]):
+            raise ValueError(f"labels names {unknown[0]}, which is not in classes")
+        if table and (missing := [name for name in names if name not in table.names]):
+            raise ValueError(f"labels has no value for class {missing[0]}")
+        if len(names) > IGNORED:
+            raise ValueError(f"labels names {len(names)} classes, more than {IGNORED}")
+        return self
+
+    @model_validator(mode="after")
+    def _part_once(self) -> Self:
+        if self.val_fraction is None:
+            return self
+        if self.val_images or self.val_labels or self.val_list:
+            raise ValueError("val_fraction is given beside the validation images: remove one of them")
+        try:
+            re.compile(self.val_group or "")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"val_group is no regular expression ({error})") from None
         return self

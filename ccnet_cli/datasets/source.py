@@ -11,7 +11,9 @@ import numpy.typing as npt
 from ccnet_cli.datasets import DATASETS, classes_of
 from ccnet_cli.datasets.dataset import LABEL_IDS, OWN_IDS, TRAIN_IDS, Split
 from ccnet_cli.datasets.listing import Sample, Samples, holds_train_ids, read_list, require_files
-from ccnet_cli.datasets.settings import IGNORED, Data
+from ccnet_cli.datasets.parting import part
+from ccnet_cli.datasets.settings import IGNORED, Data, FolderData
+from ccnet_cli.datasets.tables import Table, colour_reader, value_reader
 from ccnet_cli.errors import InputError, detail
 from ccnet_cli.media import images
 from ccnet_cli.media.classes import Classes
@@ -19,6 +21,9 @@ from ccnet_cli.media.images import Pixels, cv2
 
 REFUSED = -1
 Values = npt.NDArray[np.integer[Any]]
+ReadLabel = Callable[[Path], npt.NDArray[Any]]
+# a label map has hardly more values than this, a photograph hardly fewer
+MAX_VALUES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +38,7 @@ class Source:
     classes: Classes
     lookup: npt.NDArray[np.int16]
     label_kind: str = OWN_IDS
-    read_label: Callable[[Path], images.Labels] = images.read_label
+    read_label: ReadLabel = images.read_label
     ignore_index: int = IGNORED
     tolerate_damage: bool = False
 
@@ -58,9 +63,35 @@ def open_source(data: Data, split: str, labels_required: bool = True, verify: bo
     train_ids = {value: index for index, value in values} | dict(dataset.values)
     if dataset.converted and holds_train_ids(samples):
         kind, train_ids, ignored = TRAIN_IDS, {index: index for index in range(len(classes))}, ()
-    detail(f"{len(samples)} images of {data.dataset} in {split}, {len(classes)} classes")
+    read_label = dataset.read_label or images.read_label
     lookup = label_lookup(train_ids, (*ignored, data.ignore_index))
-    return Source(data.dataset, samples, classes, lookup, kind, dataset.read_label or images.read_label)
+    if isinstance(data, FolderData):
+        samples = _part(data, samples, split)
+        if table := data.table:
+            lookup, read_label = _apply_table(table, classes, data.ignore_index)
+    detail(f"{len(samples)} images of {data.dataset} in {split}, {len(classes)} classes")
+    return Source(data.dataset, samples, classes, lookup, kind, read_label)
+
+
+def _part(data: FolderData, samples: Samples, split: str) -> Samples:
+    """The part of the samples that is the split, where data.val_fraction parts them."""
+    if data.val_fraction is None or split not in ("train", "val"):
+        return samples
+    train, val = part(samples, data.val_fraction, data.val_seed or 0, data.val_group)
+    return train if split == "train" else val
+
+
+def _apply_table(table: Table, classes: Classes, ignored: int) -> tuple[npt.NDArray[np.int16], ReadLabel]:
+    """The lookup and the reader of labels that the key data.labels describes."""
+    if table.colours:
+        own = {index: index for index in range(len(classes))}
+        return label_lookup(own, (ignored,)), colour_reader(table, classes.names, ignored)
+    rest = [IGNORED if name is None else classes.names.index(name) for name in table.rest]
+    lookup = np.full(65536, rest[0] if rest else REFUSED, np.int16)
+    lookup[ignored] = IGNORED
+    for value, name in table.values.items():
+        lookup[value] = IGNORED if name is None else classes.names.index(name)
+    return lookup, value_reader(table)
 
 
 def _find_root(data: Data) -> Path:
@@ -78,6 +109,8 @@ def _find_root(data: Data) -> Path:
 def _find_list(data: Data, root: Path, split: str) -> Path | None:
     """The split's list file, if one is set: relative to the data root or, if it is not there, the working folder."""
     name = {"train": data.train_list, "val": data.val_list, "test": data.test_list}.get(split)
+    if split == "val" and isinstance(data, FolderData) and data.val_fraction is not None:
+        name = data.train_list
     if name is None:
         return None
     inside = root / name
@@ -116,11 +149,20 @@ def load_pair(source: Source, sample: Sample) -> tuple[Pixels, Pixels]:
 def _read_label(source: Source, sample: Sample) -> Pixels:
     if sample.label is None:
         raise InputError(f"image {sample.image}", "has no label", "give a label for every image")
-    values = source.read_label(sample.label)
+    if sample.label == sample.image:
+        fix = "name the folder of the labels in data.train_labels or val_labels, or the labels' column of the list"
+        raise InputError(f"image {sample.image}", "is its own label", fix)
+    try:
+        values = source.read_label(sample.label)
+    except InputError:
+        _refuse_swapped(sample)
+        raise
     present = _present(values)
     refused = present[source.lookup[present] == REFUSED]
     if len(refused):
-        raise _describe_wrong_values(source, sample.label, refused)
+        if len(present) > MAX_VALUES:
+            _refuse_swapped(sample)
+        raise _describe_wrong_values(source, sample.label, present, refused)
     if source.label_kind == LABEL_IDS and looks_like_train_ids(present):
         why = "its values look like train ids (255 beside 0 to 6, nothing from 19 to 33) where labelIds are expected"
         raise InputError(f"label {sample.label}", why, "use *_labelIds.png, or list files named *_labelTrainIds.png")
@@ -128,6 +170,18 @@ def _read_label(source: Source, sample: Sample) -> Pixels:
         # 255 for the values that are refused: they do not occur here
         return np.asarray(cv2.LUT(values, source.lookup[:256].astype(np.uint8)))
     return source.lookup[values].astype(np.uint8)
+
+
+def _refuse_swapped(sample: Sample) -> None:
+    """InputError if a label that cannot be read as one has an image that can."""
+    try:
+        values = images.read_label(sample.image)
+    except InputError:
+        return
+    if len(_present(values)) <= MAX_VALUES:
+        why = f"looks like a picture, and its image {sample.image} like a label map: the two are swapped"
+        fix = "exchange data.train_images and data.train_labels (val_images, val_labels), or the columns of the list"
+        raise InputError(f"label {sample.label}", why, fix)
 
 
 def _present(values: Values) -> Values:
@@ -145,11 +199,11 @@ def looks_like_train_ids(present: Values) -> bool:
     return bool((present == 255).any() and (present <= 6).any() and not common)
 
 
-def _describe_wrong_values(source: Source, label: Path, refused: Values) -> InputError:
+def _describe_wrong_values(source: Source, label: Path, present: Values, refused: Values) -> InputError:
     listed = ", ".join(str(value) for value in refused[:8]) + (", ..." if len(refused) > 8 else "")
     own_classes = isinstance(DATASETS[source.dataset].classes, Classes)
-    fix = f"correct the file, or {'data.dataset' if own_classes else 'data.classes and data.ignore_index'}"
-    if refused.max() >= 1000:
+    fix = f"correct the file, or {'data.dataset' if own_classes else _suggest_table(source, present)}"
+    if own_classes and refused.max() >= 1000:
         fix = "these look like instance ids: use the *_labelIds.png files"
     elif source.label_kind == TRAIN_IDS and refused.max() <= 33:
         fix = "these look like labelIds: use files named *_labelIds.png"
@@ -158,6 +212,17 @@ def _describe_wrong_values(source: Source, label: Path, refused: Values) -> Inpu
     allowed = np.flatnonzero(source.lookup != REFUSED)
     why = f"value {listed} is no label of {source.dataset} ({_ranges(allowed)})"
     return InputError(f"label {label}", why, fix)
+
+
+def _suggest_table(source: Source, present: Values) -> str:
+    """What to do with a label of your own whose values are not the numbers of classes."""
+    keys = "data.classes and data.ignore_index"
+    if len(present) > MAX_VALUES:
+        return f"{keys}: {len(present)} different values look like a picture or a smoothed mask"
+    examples = zip(present.tolist(), (*source.classes.names, "null"), strict=False)
+    table = ", ".join(f"{value}: {name}" for value, name in examples)
+    more = ", ..." if len(present) > len(source.classes) + 1 else ""
+    return f"{keys}, or say what each value means, such as data.labels={{{table}{more}}}"
 
 
 def _ranges(values: Values) -> str:

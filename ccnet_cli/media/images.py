@@ -137,7 +137,8 @@ def read_label(path: Path) -> Labels:
         chunks, _ = formats.png_chunks(content)
         height, width, depth, colour = formats.png_header(chunks[0][1])
         if colour not in (GREY, PALETTE):
-            raise UnreadableError("has colour or alpha channels; a label map has one channel of class values")
+            why = "has colour or alpha channels, where one channel of class values is expected"
+            raise UnreadableError(f"{why} (data.labels can name colours)")
         # declared grey and without its palette, a palette picture decodes to its indices
         header = bytes(chunks[0][1][:9]) + bytes([GREY]) + bytes(chunks[0][1][10:])
         data = b"".join(body for name, body in chunks if name == b"IDAT")
@@ -151,6 +152,28 @@ def read_label(path: Path) -> Labels:
         raise InputError(f"label {path}", str(error), "save it as an 8-bit grey or palette PNG") from None
     # the decoder scales fewer than 8 bits to the full range of grey
     return values if depth >= 8 else values // np.uint8(255 // ((1 << depth) - 1))
+
+
+def is_one_channel(path: Path) -> bool:
+    """Whether a file is a PNG of one channel, grey or palette, by its header."""
+    header = read_bytes(path, "label")[:33]
+    return header.startswith(PNG_SIGNATURE) and len(header) == 33 and header[25] in (GREY, PALETTE)
+
+
+def read_colours(path: Path) -> Pixels:
+    """The colours of a label file that loses none, PNG or BMP, as BGR (H, W, 3); alpha is dropped."""
+    content = read_bytes(path, "label")
+    if not content.startswith((PNG_SIGNATURE, b"BM")):
+        why = "not a PNG: other formats change or cannot hold class colours"
+        raise InputError(f"label {path}", why, "save it as a PNG, from the program that drew it")
+    try:
+        found = _inspect(content)
+        pixels, damage = _decode(content, cv2.IMREAD_COLOR)
+        if pixels is None or damage or pixels.shape != (found.height, found.width, 3):
+            raise UnreadableError(damage or UNDECODABLE)
+    except UnreadableError as error:
+        raise InputError(f"label {path}", str(error), REPLACE) from None
+    return np.asarray(pixels, np.uint8)
 
 
 def write_image(path: Path, image_bgr: Pixels) -> None:

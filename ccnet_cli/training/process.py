@@ -11,7 +11,7 @@ import torch
 
 from ccnet_cli import config, files
 from ccnet_cli.datasets import classes_of
-from ccnet_cli.datasets.report import count_pixels
+from ccnet_cli.datasets.report import count_pixels, warn_of_dead_labels
 from ccnet_cli.datasets.source import Source, open_source
 from ccnet_cli.datasets.training import watch_workers
 from ccnet_cli.errors import InputError, notice
@@ -58,7 +58,9 @@ def prepare(request: TrainRequest, group: Group, resources: ExitStack) -> tuple[
         preset, start = plan.preset, _read_start(request)
         if start:
             check_start(start, preset.model, len(classes_of(preset.data)))
-        source, _ = (open_source(preset.data, split) for split in ("train", "val"))
+        opened = {split: open_source(preset.data, split) for split in ("train", "val")}
+        for split, each in opened.items():
+            warn_of_dead_labels(replace(each, tolerate_damage=request.tolerate_damage), split)
         resources.enter_context(_run_folder(plan))
     plan = plan if plan.lease else replace(plan, lease=claim(plan.run))
     assert plan.lease is not None
@@ -67,7 +69,7 @@ def prepare(request: TrainRequest, group: Group, resources: ExitStack) -> tuple[
     batch = f"global batch {preset.train.batch} = {count} x {plan.micro_batch} images"
     length = f"{preset.schedule.steps} steps, {preset.train.precision}"
     notice(f"{plan.run}: {batch} x {plan.accumulation} accumulated, {length}")
-    return plan, Inputs(source, start, content)
+    return plan, Inputs(opened["train"], start, content)
 
 
 def _read_start(request: TrainRequest) -> Start | None:

@@ -457,7 +457,7 @@ def test_a_folder_data_set_needs_classes_that_agree(preset: str):
         ("name: !!python/object/apply:os.system ['touch x']\n", ":1:7"),
         ("name: " + "[" * 5000, ":1:22"),
         ("name: " + "{a: " * 5000, ":1:"),
-        ("1: x\n", ":1:1"),
+        ("1.5: x\n", ":1:1"),
         ("? [a]\n: x\n", ":1:3"),
         ("name: x\nseed: \x07\n", ":2"),
     ],

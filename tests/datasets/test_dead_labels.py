@@ -1,0 +1,148 @@
+"""Labels that no training can learn from: noticed before the first step, each with what to do."""
+
+import numpy as np
+import pytest
+from bad_inputs import jpeg, photograph, png
+from dataset_files import picture, put, settings
+
+from ccnet_cli.datasets import report
+from ccnet_cli.datasets.report import check, check_all, warn_of_dead_labels
+from ccnet_cli.datasets.source import open_source
+from ccnet_cli.errors import InputError
+
+
+def label_all(own, values, split="train", **options):
+    for name in ("x", "deep/y"):
+        put(own / f"labels/{split}/{name}.png", png(np.asarray(values), **options))
+
+
+def lines(own, capsys, split="train", **keys):
+    """The problems of a check, each of which must be a warning before a run too."""
+    source = open_source(settings(own, **keys), split)
+    problems = check(source).problems
+    warn_of_dead_labels(source, split)
+    warned = capsys.readouterr().err.splitlines()
+    assert warned == [f"ccnet: warning: split {split}: {problem}" for problem in problems]
+    return problems
+
+
+HALVES = np.repeat([[0, 255]], 6, 0).repeat(4, 1)
+
+
+def test_sound_labels_pass_without_a_word(own, capsys):
+    assert lines(own, capsys) == ()
+
+
+def test_masks_of_0_and_255_are_noticed_and_the_fix_mends_them(own, capsys):
+    label_all(own, HALVES)
+    (line,) = lines(own, capsys, classes=["ground", "car"])
+    assert "only the values 0 and 255 occur, and 255 is ignored: car without a pixel" in line
+    assert line.endswith("set data.labels={0: ground, 255: car}")
+    source = open_source(settings(own, classes=None, labels={"0": "ground", "255": "car"}), "train")
+    assert check(source).pixels == {"ground": 48, "car": 48}
+    assert check(source).problems == ()
+
+
+def test_a_class_without_a_pixel_is_named(own, capsys):
+    label_all(own, np.arange(48).reshape(6, 8) % 2)
+    (line,) = lines(own, capsys)
+    assert line.startswith("c without a pixel (1 of 3 classes); correct the labels")
+    assert lines(own, capsys, classes=["a", "b"]) == ()
+
+
+def test_a_split_that_is_ignored_is_noticed(own, capsys):
+    label_all(own, np.full((6, 8), 255))
+    (line,) = lines(own, capsys)
+    assert line.startswith("no labelled pixel: every one is ignored; ")
+    values = np.full((6, 8), 255)
+    values[0, :2] = 1, 2
+    label_all(own, values)
+    first, second = lines(own, capsys)
+    assert first.startswith("95.8 % of the pixels are ignored")
+    assert second.startswith("a without a pixel")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.arange(48).reshape(6, 8) % 3 + 1, "value 3 is no label of folder"),
+        (np.arange(48).reshape(6, 8) % 3 * 50, "data.labels={0: a, 50: b, 100: c}"),
+        (np.arange(48).reshape(6, 8) % 3 * 9000, "value 9000, 18000 is no label"),
+        (np.arange(48).reshape(6, 8) * 5, "data.labels={0: a, 5: b, 10: c, 15: null, ...}"),
+    ],
+)
+def test_wrong_ids_are_refused_before_the_first_step(own, values, words):
+    label_all(own, values, depth=16 if values.max() > 255 else 8)
+    source = open_source(settings(own), "train")
+    with pytest.raises(InputError, match="so are 2 of the 2 labels of train") as error:
+        warn_of_dead_labels(source, "train")
+    assert words in str(error.value)
+    (problem,) = check(source).problems
+    assert problem.startswith("2 times: label ") and "deep/y.png" in problem and "x.png" in problem
+
+
+def test_swapped_folders_are_called_so(own):
+    for name in ("x", "deep/y"):
+        (own / f"images/train/{name}.jpg").unlink()
+        put(own / f"images/train/{name}.png", picture(np.zeros((16, 16))))
+        put(own / f"labels/train/{name}.png", png(np.arange(256).reshape(16, 16) % 3))
+    swapped = settings(own, train_images="labels/train", train_labels="images/train")
+    with pytest.raises(InputError, match=r"looks like a picture.* exchange data\.train_images and data\.train_labels"):
+        warn_of_dead_labels(open_source(swapped, "train"), "train")
+    # grey photographs
+    label_all(own, np.arange(256).reshape(16, 16))
+    for name in ("x", "deep/y"):
+        put(own / f"images/train/{name}.png", png(np.arange(256).reshape(16, 16) % 3))
+    with pytest.raises(InputError, match="the two are swapped"):
+        warn_of_dead_labels(open_source(settings(own), "train"), "train")
+    same = settings(own, train_images="labels/train", train_labels="labels/train")
+    with pytest.raises(InputError, match=r"is its own label .*; name the folder of the labels"):
+        warn_of_dead_labels(open_source(same, "train"), "train")
+
+
+def test_a_jpeg_mask_is_explained_in_folders(own):
+    (own / "labels/train/x.png").unlink()
+    put(own / "labels/train/x.jpg", jpeg(photograph(6, 8)))
+    with pytest.raises(InputError, match=r"labels/train/x\.jpg: not a PNG: other formats change"):
+        warn_of_dead_labels(open_source(settings(own), "train"), "train")
+
+
+def test_colours_are_led_to_the_key_that_names_them(own):
+    label_all(own, np.zeros((6, 8, 3), int), colour=2)
+    with pytest.raises(InputError, match=r"data\.labels can name colours"):
+        warn_of_dead_labels(open_source(settings(own), "train"), "train")
+
+
+def test_alike_problems_are_one_line_with_three_examples(own):
+    for index in range(5):
+        put(own / f"images/train/{index}.jpg", jpeg(photograph(6, 8)))
+        put(own / f"labels/train/{index}.png", png(np.full((6, 8), 10 + index)))
+    (line,) = check(open_source(settings(own), "train")).problems
+    assert line.startswith("5 times: label ") and line.endswith("1.png, " + str(own / "labels/train/2.png") + ", ...)")
+
+
+def test_a_large_split_is_sampled_evenly(own, capsys, monkeypatch):
+    for index in range(10):
+        put(own / f"images/train/{index}.jpg", jpeg(photograph(6, 8)))
+        put(own / f"labels/train/{index}.png", png(np.full((6, 8), index // 5)))
+    monkeypatch.setattr(report, "MAX_LABELS", 4)
+    warn_of_dead_labels(open_source(settings(own), "train"), "train")
+    assert "split train in 4 of its 12 labels: c without a pixel" in capsys.readouterr().err
+    monkeypatch.undo()
+    warn_of_dead_labels(open_source(settings(own), "train"), "train")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_published_set_may_lack_classes_unless_another_split_has_them(tmp_path, capsys):
+    for split, count in (("train", 11), ("val", 4)):
+        for index in range(16):
+            put(tmp_path / f"{split}/{index}.png", picture(np.zeros((2, 6))))
+            put(tmp_path / f"{split}annot/{index}.png", png(np.arange(12).reshape(2, 6) % count))
+    sources = {split: open_source(settings(tmp_path, "camvid"), split) for split in ("train", "val")}
+    assert check(sources["val"]).problems == ()
+    reports = check_all(sources)
+    assert reports["train"].problems == ()
+    (line,) = reports["val"].problems
+    assert line.startswith("pavement, tree, sign symbol, fence, car, pedestrian, bicyclist without a pixel, though")
+    warn_of_dead_labels(sources["val"], "val")
+    assert "warning: split val: pavement, tree" in capsys.readouterr().err
