@@ -33,6 +33,7 @@ app = typer.Typer()
         "ccnet visualize street.jpg --point 300,400 --point 120,80 -o attention.png",
         "ccnet visualize --point 300,400 --clip 98 --maps attention.npz",
         "ccnet visualize street.jpg --point 300,400 --checkpoint runs/r1 --compare runs/r2",
+        "ccnet visualize street.jpg --point 300,400 --checkpoint runs/danet --class road",
         "ccnet visualize street.jpg --html viewer.html --label street_label.png",
         "ccnet visualize one.jpg two.jpg --html viewers/",
     )
@@ -61,6 +62,10 @@ def visualize(
     compare: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A second checkpoint, drawn beside the first.")
     ] = None,
+    drawn_class: Annotated[
+        str | None,
+        typer.Option("--class", metavar="NAME", help="Draw channel attention for this class, not the point's own."),
+    ] = None,
     clip: Annotated[
         float, typer.Option(min=0, max=100, metavar="PERCENT", help="Percentile above which weights look alike.")
     ] = 99.0,
@@ -86,7 +91,10 @@ def visualize(
         "overwrite": overwrite,
     }
     if html is not None:
-        figures = (("--output", output), ("--compare", compare), ("--maps", maps), ("--json", json_file))
+        figures = (
+            *(("--output", output), ("--compare", compare), ("--maps", maps), ("--json", json_file)),
+            ("--class", drawn_class),
+        )
         for option, value in figures:
             if value is not None:
                 raise InputError(f"option {option}", "is for the figure, not for --html", "give one of them")
@@ -106,7 +114,8 @@ def visualize(
 
     others = () if json_file is None or str(json_file) == "-" else (json_file,)
     image = given[0] if given else None
-    request = VisualizeRequest(image, pixels, target, compare=compare, maps=maps, others=others, **common)
+    figure: dict[str, Any] = {"compare": compare, "maps": maps, "others": others, "drawn_class": drawn_class}
+    request = VisualizeRequest(image, pixels, target, **figure, **common)
     _show(draw(request), json_file)
 
 
@@ -121,12 +130,12 @@ def _show(summary: "Summary", json_file: Path | None) -> None:
             f"{point['point'][0]},{point['point'][1]}",
             *([model.checkpoint] if several else []),
             point["class"],
-            f"R={r}",
-            *map(percent, point[f"r{r}"].values()),
+            name.replace(" = ", "="),
+            *(percent(point[f"r{r}"][key]) for key in ("own_class", "on_cross", "off_cross")),
         )
         for model in models
         for point in model.to_mapping()["points"]
-        for r in range(1, model.recurrence + 1)
+        for r, name in enumerate(model.names or [f"R = {r + 1}" for r in range(model.recurrence)], start=1)
     ]
     table(
         f"{summary.image}: where the attention lies, %",

@@ -12,12 +12,14 @@ from ccnet_cli.commands.visualize import MAX_POINTS, check_clip, check_inside, f
 from ccnet_cli.errors import InputError
 from ccnet_cli.figures import viewer
 from ccnet_cli.figures.attention import draw_figure
+from ccnet_cli.figures.viewer import payload
 from ccnet_cli.inference.artifact import Artifact
 from ccnet_cli.inference.attention import ImageAttention, attend, load_attentive
 from ccnet_cli.inference.views import upsample
 from ccnet_cli.media import images
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.images import cv2
+from ccnet_cli.models.dense import ChannelPass, DensePass
 from ccnet_cli.models.network import CCNet
 
 # H, W the image; h, w the grid of cells on which the network attends; points are (x, y) of the image
@@ -66,8 +68,8 @@ def explore(request: ExploreRequest) -> list[Path]:
         size = (picture.shape[0], picture.shape[1])
         label = None if request.label is None else _read_label(request.label, size, artifact.classes)
         attention = attend(artifact, picture, device)
-        if not all(isinstance(each, Tensor) for each in attention.passes):
-            why = "its attention is over all cells, and a page holds that over rows and columns alone"
+        if len({isinstance(each, Tensor) for each in attention.passes}) > 1:
+            why = "some of its attention is over crosses and some is not, and a page holds one of the two"
             raise InputError(artifact.path, why, "draw it by ccnet visualize -o FILE.png")
         files.write_bytes(path, viewer.render_page(_content(request, attention, image, picture, label)).encode())
         entries[path.name] = (image.name, picture)
@@ -121,28 +123,46 @@ def _content(
 ) -> viewer.PageContent:
     """What a page shows of an image."""
     artifact, cells, (H, W) = attention.artifact, attention.cells, attention.size
-    pairs = attention.projections if _projections_are_smaller(attention) else []
+    weights = [_weights(each) for each in attention.passes if isinstance(each, Tensor)]
+    pairs = attention.projections if weights and _projections_are_smaller(attention) else []
     maps = attention.maps(request.points[:1] or [(W // 2, H // 2)])
     figure = draw_figure(picture, [maps], request.clip)
     still = cv2.resize(figure, None, fx=STILL_SCALE, fy=STILL_SCALE, interpolation=cv2.INTER_AREA)
     align_corners = artifact.network.align_corners
+    prediction = upsample(attention.scores, attention.size, align_corners).predict()
     return viewer.PageContent(
         name=image.name,
         image_bgr=picture,
         classes=artifact.classes,
         cells=cells.astype(np.uint8),
-        prediction=upsample(attention.scores, attention.size, align_corners).predict(),
+        prediction=prediction,
         label=label,
-        weights_NP=[] if pairs else [_weights(each) for each in attention.passes if isinstance(each, Tensor)],
+        weights_NP=[] if pairs else weights,
         projections_CN=[(_flat(query), _flat(key)) for query, key in pairs],
         recurrence=len(attention.passes),
-        gamma=attention.gamma or 0.0,
+        gamma=attention.gamma,
         align_corners=align_corners,
         points=request.points,
         clip=request.clip,
         still_bgr=np.asarray(still, np.uint8),
         source=_source(artifact),
+        others=[_other(each, prediction) for each in attention.passes if not isinstance(each, Tensor)],
+        names=attention.names,
+        composed=attention.composed,
     )
+
+
+def _other(attention: DensePass | ChannelPass, prediction: np.ndarray) -> payload.DensePass | payload.ClassMaps:
+    """A pass as a page holds it; of channel attention, the maps of the classes that are predicted."""
+    if isinstance(attention, ChannelPass):
+        maps = {index: attention.of_class(index) for index in np.unique(prediction).tolist()}
+        return payload.ClassMaps({index: (c, part.flatten().cpu().numpy()) for index, (c, part) in maps.items()})
+    query, key = (part.T.double().cpu().numpy() for part in (attention.queries_PC, attention.keys_MC))
+    groups = [
+        np.zeros(each.shape[1], np.int64) if group is None else group.cpu().numpy()
+        for each, group in ((query, attention.group_P), (key, attention.group_M))
+    ]
+    return payload.DensePass(attention.scale * query, key, attention.key_P.cpu().numpy(), *groups)
 
 
 def _projections_are_smaller(attention: ImageAttention) -> bool:

@@ -1,5 +1,6 @@
 """Draw what the network attends to from points of an image, after each pass, as a figure."""
 
+import difflib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from ccnet_cli.errors import InputError, notice
 from ccnet_cli.figures.attention import ModelMaps, Point, draw_figure
 from ccnet_cli.inference.attention import ImageAttention, attend, load_attentive
 from ccnet_cli.media import images
+from ccnet_cli.models.dense import ChannelPass
 from ccnet_cli.runs.checkpoint import list_files
 from ccnet_cli.weights.find import find_artifact, sample_image
 
@@ -27,8 +29,8 @@ class VisualizeRequest:
 
     Weights above the clip-th percentile (see clip_limit) share the brightest colour. maps also writes an npz file of
     the raw float64 arrays r1, r2, ... (n, h, w), points (n, 2) and image_size (H, W). preset and overrides are those of
-    load_model. compare, a second checkpoint, adds its maps beside the first's. others are files that the caller is
-    going to write.
+    load_model. compare, a second checkpoint, adds its maps beside the first's. drawn_class is the class for which
+    channel attention is drawn, that of each point if None. others are files that the caller is going to write.
     """
 
     image: Path | None
@@ -43,11 +45,15 @@ class VisualizeRequest:
     maps: Path | None = None
     overwrite: bool = False
     others: tuple[Path, ...] = ()
+    drawn_class: str | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was drawn; size is (H, W) of the image, grid (h, w) of the maps, compared the second model's summary."""
+    """What was drawn; size is (H, W) of the image, grid (h, w) of the maps, compared the second model's summary.
+
+    recurrence is how many maps each point has, names what they are.
+    """
 
     figure: str
     image: str
@@ -58,17 +64,18 @@ class Summary:
     grid: tuple[int, int]
     points: tuple[Point, ...]
     compared: "Summary | None" = None
+    names: tuple[str, ...] = ()
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, fit for JSON; each point has its class and a mapping r1, r2, ... of fractions."""
         points = [
             {"point": list(p.point), "cell": list(p.cell), "class": p.name}
-            | {f"r{r}": asdict(fractions) for r, fractions in enumerate(p.fractions, start=1)}
+            | {f"r{r}": fractions.to_mapping() for r, fractions in enumerate(p.fractions, start=1)}
             for p in self.points
         ]
         compared = None if self.compared is None else self.compared.to_mapping()
         changed = {"size": list(self.size), "grid": list(self.grid), "points": points, "compared": compared}
-        return asdict(self) | changed
+        return asdict(self) | changed | {"names": list(self.names)}
 
 
 def visualize(request: VisualizeRequest) -> Summary:
@@ -93,7 +100,11 @@ def visualize(request: VisualizeRequest) -> Summary:
     check_inside(request.points, picture)
 
     seen = [attend(artifact, picture, device) for artifact in artifacts]
-    models = [attention.maps(request.points) for attention in seen]
+    drawn = [_drawn_class(attention, request.drawn_class) for attention in seen]
+    if request.drawn_class is not None and drawn == [None] * len(drawn):
+        why = "no attention over channels, whose maps are of a class"
+        raise InputError(f"class {request.drawn_class}", why, "leave --class out, or draw a head such as danet")
+    models = [attention.maps(request.points, one) for attention, one in zip(seen, drawn, strict=True)]
     summary = None
     for attention, maps in reversed([*zip(seen, models, strict=True)]):
         summary = _summarize(request.output, image, attention, maps, summary)
@@ -118,7 +129,20 @@ def _summarize(
         grid=(h, w),
         points=tuple(maps.points),
         compared=compared,
+        names=attention.names,
     )
+
+
+def _drawn_class(attention: ImageAttention, name: str | None) -> int | None:
+    """The index of the class of that name; None without a name or without attention over channels."""
+    if name is None or not any(isinstance(each, ChannelPass) for each in attention.passes):
+        return None
+    names = attention.artifact.classes.names
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"its classes are {', '.join(names)}"
+        raise InputError(f"class {name}", f"not a class of {attention.artifact.path}", fix)
+    return names.index(name)
 
 
 def _npz(points: Sequence[tuple[int, int]], maps: Sequence[Sequence[np.ndarray]], size: tuple[int, int]) -> bytes:

@@ -1,4 +1,4 @@
-"""The attention figure: a row for each point, with the image and the maps of R = 1, 2, ... over it."""
+"""The attention figure: a row for each point, with the image and the maps over it, of R = 1, 2, ... or by name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,16 +28,28 @@ GREY_STEP = 20
 
 @dataclass(frozen=True)
 class Fractions:
-    """Fractions of a map's weight: on cells predicted as the point's class, and on and off the point's cross."""
+    """Fractions of a map's weight: on cells predicted as the point's class, and on and off the point's cross.
+
+    A map of channel attention is that of a channel, drawn for a class; the first fraction is on cells of that class,
+    and there is no cross.
+    """
 
     own_class: float
-    on_cross: float
-    off_cross: float
+    on_cross: float | None
+    off_cross: float | None
+    channel: int | None = None
+    drawn_class: str | None = None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain types; channel and class of a map of channel attention alone."""
+        cross = {"own_class": self.own_class, "on_cross": self.on_cross, "off_cross": self.off_cross}
+        own = {} if self.channel is None else {"channel": self.channel, "drawn_class": self.drawn_class}
+        return cross | own
 
 
 @dataclass(frozen=True)
 class Point:
-    """A pixel of the image, its cell, its predicted class, and the fractions of the maps of R = 1, 2, ..."""
+    """A pixel of the image, its cell, its predicted class, and the fractions of each of its maps."""
 
     point: tuple[int, int]
     cell: tuple[int, int]
@@ -47,12 +59,13 @@ class Point:
 
 @dataclass(frozen=True)
 class ModelMaps:
-    """The maps (h, w) of R = 1, 2, ... of one model, for each of its points; title names the model."""
+    """The maps (h, w) of one model for each of its points, of R = 1, 2, ... unless named; title names the model."""
 
     points: Sequence[Point]
     maps: Sequence[Sequence[Map]]
     align_corners: bool = True
     title: str = ""
+    names: Sequence[str] = ()
 
 
 def draw_figure(image_bgr: Pixels, models: Sequence[ModelMaps], clip: float = 99.0) -> Pixels:
@@ -88,7 +101,8 @@ def draw_figure(image_bgr: Pixels, models: Sequence[ModelMaps], clip: float = 99
             cv2.line(canvas, (x, y + 10), (x + room, y + 10), FAINT, 1)
         for r in range(1, passes + 1):
             left += column + GAP
-            _write(canvas, f"R = {r}", (left, header - 14), TITLE, INK, column)
+            name = model.names[r - 1] if model.names else f"R = {r}"
+            _write(canvas, name, (left, header - 14), TITLE, INK, column)
             for top, point, maps in zip(tops, model.points, model.maps, strict=True):
                 limit = clip_limit(maps[r - 1], point.cell, clip)
                 pixel = _panel_pixel(point, zoom, small)
@@ -234,7 +248,11 @@ def _caption(
     _write(canvas, "0", (left, top + LINE), TEXT, FAINT, 20)
     _paste(canvas, np.asarray(bar, np.uint8), (left + 24, top + LINE - 15))
     _write(canvas, f">= {limit:.2g}", (left + 184, top + LINE), TEXT, FAINT, width - 184)
-    text = f"on cross {fractions.on_cross:.0%}, off {fractions.off_cross:.0%}, {name} {fractions.own_class:.0%}"
+    if fractions.channel is not None:
+        drawn = fractions.drawn_class
+        text = f"channel {fractions.channel}, adds most to {drawn}; on {drawn} {fractions.own_class:.0%}"
+    else:
+        text = f"on cross {fractions.on_cross:.0%}, off {fractions.off_cross:.0%}, {name} {fractions.own_class:.0%}"
     _write(canvas, text, (left, top + 2 * LINE), TEXT, INK, width)
 
 

@@ -16,7 +16,7 @@ from ccnet_cli.inference.runtime import to_device
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.media.resampling import interpolation
 from ccnet_cli.models.attention import attention_map
-from ccnet_cli.models.dense import DensePass
+from ccnet_cli.models.dense import ChannelPass, DensePass
 from ccnet_cli.models.network import CCNet
 
 # H, W the image; h, w the grid of cells on which the network attends; points and cells are (x, y)
@@ -29,14 +29,14 @@ UNUSED_GAMMA = 1e-3
 class ImageAttention:
     """A model's run over an image of size (H, W): scores (K, h, w) and the attention of each pass.
 
-    That is over each cell's row and column, (1, h + w, h, w), or over all cells.
+    That is over each cell's row and column, (1, h + w, h, w), over all cells, or over channels.
     projections are query and key of each pass, (1, C', h, w), of a head that has them.
     """
 
     artifact: Artifact[CCNet]
     size: tuple[int, int]
     scores: Tensor
-    passes: list[Tensor | DensePass]
+    passes: list[Tensor | DensePass | ChannelPass]
     projections: list[tuple[Tensor, Tensor]]
 
     @property
@@ -50,19 +50,45 @@ class ImageAttention:
         gamma = getattr(self.artifact.network.head, "gamma", None)
         return None if gamma is None else float(gamma)
 
-    def maps(self, points: Sequence[tuple[int, int]]) -> ModelMaps:
-        """The maps of each point after each pass, and what they say."""
-        network, cells = self.artifact.network, self.cells
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the maps are called."""
+        return self._side_by_side or tuple(f"R = {r}" for r in range(1, len(self.passes) + 1))
+
+    @property
+    def composed(self) -> bool:
+        """Whether each pass works on the output of the one before, so that its maps go through all of these."""
+        return not self._side_by_side
+
+    @property
+    def _side_by_side(self) -> tuple[str, ...]:
+        return tuple(getattr(self.artifact.network.head, "attention_names", ()))
+
+    def maps(self, points: Sequence[tuple[int, int]], drawn_class: int | None = None) -> ModelMaps:
+        """The maps of each point, and what they say; those over channels are of a class, else of the point's."""
+        network = self.artifact.network
         described, maps = [], []
         for point in points:
-            (x, y), own = locate(self.scores, point, self.size, network.align_corners)
-            counts = range(1, len(self.passes) + 1)
-            of_point = [attention_map(self.passes[:count], y, x).cpu().numpy() for count in counts]
-            fractions = tuple(fractions_of(map_hw, (x, y), cells == own) for map_hw in of_point)
-            described.append(Point(point, (x, y), self.artifact.classes.names[own], fractions))
-            maps.append(of_point)
+            cell, own = locate(self.scores, point, self.size, network.align_corners)
+            drawn = own if drawn_class is None else drawn_class
+            of_point = [self._map(number, cell, own, drawn) for number in range(len(self.passes))]
+            fractions = tuple(each for _, each in of_point)
+            described.append(Point(point, cell, self.artifact.classes.names[own], fractions))
+            maps.append([map_hw for map_hw, _ in of_point])
         title = "/".join(self.artifact.path.parts[-2:])
-        return ModelMaps(described, maps, network.align_corners, title)
+        return ModelMaps(described, maps, network.align_corners, title, self.names)
+
+    def _map(self, number: int, cell: tuple[int, int], own: int, drawn: int) -> tuple[np.ndarray, Fractions]:
+        """The map of a cell (x, y) of class `own`, or of the class `drawn`, and its fractions."""
+        last = self.passes[number]
+        if isinstance(last, ChannelPass):
+            channel, part_hw = last.of_class(drawn)
+            map_hw = part_hw.cpu().numpy()
+            on_class = float(map_hw[self.cells == drawn].sum())
+            return map_hw, Fractions(on_class, None, None, channel, self.artifact.classes.names[drawn])
+        passes: Any = self.passes[: number + 1] if self.composed else [last]
+        map_hw = attention_map(passes, cell[1], cell[0]).cpu().numpy()
+        return map_hw, fractions_of(map_hw, cell, self.cells == own)
 
 
 def load_attentive(path: Path | None, preset: str | None = None, overrides: Sequence[str] = ()) -> Artifact[CCNet]:
@@ -96,6 +122,10 @@ def attend(artifact: Artifact[CCNet], image_bgr: np.ndarray, device: torch.devic
         raise _no_attention(artifact)
     h, w = scores.shape[2:]
     sizes = [tuple(each.shape) if isinstance(each, Tensor) else each.size for each in passes]
+    names = getattr(head, "attention_names", ())
+    if names and len(names) != len(passes):
+        why = f"the head {_kind(artifact)} names {len(names)} attentions and has {len(passes)}"
+        raise InputError(artifact.path, why, "give its attention_names one name for each that attend returns")
     if any(size not in ((1, h + w, h, w), (h, w)) for size in sizes):
         why = f"the attention of the head {_kind(artifact)} is not over each cell's row and column"
         raise InputError(artifact.path, why, "use a head whose attend gives maps (B, h + w, h, w)")
@@ -124,7 +154,8 @@ def fractions_of(map_hw: np.ndarray, cell: tuple[int, int], own_hw: np.ndarray) 
     height, width = map_hw.shape
     cross = cross_mask((height, width), cell)
     weights = map_hw.astype(np.float64)
-    return Fractions(*(float(weights[mask].sum()) for mask in (own_hw, cross, ~cross)))
+    own, on, off = (float(weights[mask].sum()) for mask in (own_hw, cross, ~cross))
+    return Fractions(own, on, off)
 
 
 def _kind(artifact: Artifact[CCNet]) -> str:

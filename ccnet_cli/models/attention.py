@@ -191,7 +191,7 @@ def attention_map(passes: Sequence[Tensor | DensePass], *cell: int) -> Tensor:
     """
     first = passes[0]
     S = first.shape[2:] if isinstance(first, Tensor) else first.size
-    weights = first if isinstance(first, Tensor) else first.keys_GMC.double()
+    weights = first if isinstance(first, Tensor) else first.keys_MC.double()
     map_S = weights.new_zeros(S)
     map_S[cell] = 1
     for each in reversed(passes):

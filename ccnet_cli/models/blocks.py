@@ -1,6 +1,7 @@
 """Context blocks, (B, C, H, W) -> (B, C, H, W): each position learns of the others. BLOCKS has them by name.
 
-`passes(x)`, where a block has it, is what each position looks at, pass by pass.
+`passes(x)`, where a block has it, is what each position looks at, pass by pass, or side by side with the names in
+`attention_names`.
 """
 
 import copy
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccnet_cli.models.attention import CrissCrossAttention, RecurrentCrissCross
-from ccnet_cli.models.dense import DensePass, attend_everywhere, dense_pass
+from ccnet_cli.models.dense import ChannelPass, DensePass, attend_everywhere, dense_pass, grouped_pass
 from ccnet_cli.models.layers import conv_norm, conv_norm_act, exactly
 
 # B batch, C channels, H height, W width, K channels of keys
@@ -24,6 +25,8 @@ class NonLocal(nn.Module):
     mode embedded_gaussian weighs by softmax(q k / sqrt(inner)), dot_product by q k over the number of keys. sub_sample
     max-pools keys and values by 2.
     """
+
+    attention_names = ("all positions",)
 
     def __init__(self, channels: int, inner: int, mode: str = "embedded_gaussian", sub_sample: bool = False) -> None:
         super().__init__()
@@ -61,6 +64,8 @@ class NonLocal(nn.Module):
 class PositionAttention(nn.Module):
     """DANet's PAM (CVPR 2019): softmax(q k), unscaled, over all positions; gamma starts at 0."""
 
+    attention_names = ("all positions",)
+
     def __init__(self, channels: int, query_channels: int | None = None) -> None:
         super().__init__()
         query_channels = query_channels or max(channels // 8, 1)
@@ -88,13 +93,25 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gamma times what each channel gathers, plus the input."""
-        # a sum over all positions is more than float16 holds
         with exactly(x):
-            x_BCN = x.flatten(2).float() if x.dtype != torch.float64 else x.flatten(2)
-            energy_BCC = x_BCN @ x_BCN.transpose(1, 2)
-            weights_BCC = (energy_BCC.amax(dim=2, keepdim=True) - energy_BCC).softmax(dim=2)
-            gathered = (weights_BCC @ x_BCN).view_as(x)
-            return (self.gamma * gathered).to(x.dtype) + x
+            return self._add(self._gather(x), x)
+
+    def attend(self, x: Tensor, answer: Callable[[Tensor], Tensor]) -> ChannelPass:
+        """What the first image's channels gather; answer maps the block's output to class scores."""
+        x = x[:1]
+        with exactly(x):
+            gathered = self._gather(x)
+            return ChannelPass(gathered, self._add(gathered, x), self.gamma.item(), answer)
+
+    def _gather(self, x: Tensor) -> Tensor:
+        # a sum over all positions is more than float16 holds
+        x_BCN = x.flatten(2).float() if x.dtype != torch.float64 else x.flatten(2)
+        energy_BCC = x_BCN @ x_BCN.transpose(1, 2)
+        weights_BCC = (energy_BCC.amax(dim=2, keepdim=True) - energy_BCC).softmax(dim=2)
+        return (weights_BCC @ x_BCN).view_as(x)
+
+    def _add(self, gathered: Tensor, x: Tensor) -> Tensor:
+        return (self.gamma * gathered).to(x.dtype) + x
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -110,6 +127,8 @@ class ChannelNorm(nn.LayerNorm):
 
 class GlobalContext(nn.Module):
     """GCNet's block (ICCV 2019): a weighted mean of all positions, transformed and added to each; starts as 0."""
+
+    attention_names = ("all positions",)
 
     def __init__(self, channels: int, ratio: float = 0.25) -> None:
         super().__init__()
@@ -163,8 +182,9 @@ class SelfAttention(nn.Module):
         return (self.key if self.query is None else self.query)(x), self.key(x)
 
     def passes(self, x: Tensor) -> list[DensePass]:
-        """The weights of the one pass, at full size."""
-        return [dense_pass(*self.project(x), self.scale)]
+        """The weights of the one pass, of a pooled map those between its cells."""
+        query, key = self.project(self.pool(x))
+        return [dense_pass(query, key, self.scale, (x.shape[2], x.shape[3]))]
 
 
 class GridAttention(SelfAttention):
@@ -189,6 +209,15 @@ class GridAttention(SelfAttention):
             rows.append(torch.cat(cells, dim=3))
         out: Tensor = self.out(torch.cat(rows, dim=2))
         return out
+
+    def passes(self, x: Tensor) -> list[DensePass]:
+        """The weights of the one pass, within each grid cell."""
+        query, key = self.project(x[:1])
+        groups_HW = torch.empty(x.shape[2:], dtype=torch.long, device=x.device)
+        cells = [(*rows, *columns) for rows in self._sides(x.shape[2]) for columns in self._sides(x.shape[3])]
+        for index, (top, bottom, left, right) in enumerate(cells):
+            groups_HW[top:bottom, left:right] = index
+        return [grouped_pass(query, key, groups_HW, self.scale)]
 
     def _sides(self, length: int) -> list[tuple[int, int]]:
         step, last = length // self.grid, self.grid - 1
@@ -249,8 +278,11 @@ class InterlacedAttention(nn.Module):
             queries, keys = (each.flatten(2).transpose(1, 2) for each in attention.project(groups))
             # of each padded position, its index among the groups; then those of the map's own positions
             order = self._split(index, cells, outer).flatten().argsort().view(out.shape[2:])
-            own = order[top : top + x.shape[2], left : left + x.shape[3]].flatten()
-            passes.append(DensePass(queries, keys, own, own, attention.scale, (x.shape[2], x.shape[3])))
+            own_P = order[top : top + x.shape[2], left : left + x.shape[3]].flatten()
+            group_M = torch.arange(len(keys), device=x.device).repeat_interleave(keys.shape[1])
+            queries, keys = queries.flatten(0, 1)[own_P], keys.flatten(0, 1)
+            size = (x.shape[2], x.shape[3])
+            passes.append(DensePass(queries, keys, own_P, attention.scale, size, group_M[own_P], group_M))
             out = self._join(attention(groups), cells, outer)
         return passes
 

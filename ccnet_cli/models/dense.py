@@ -1,6 +1,6 @@
 """Attention of every position over all others, by torch's own operator; memory grows with the map alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,48 +53,107 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 class DensePass:
     """The weights softmax(scale q k) of one image's positions within their group, computed for those asked for.
 
-    query_P and key_P say of each of the H W positions which of the G N queries and of the G M keys is its own, -1 for
-    none; of a key that several share, each gets an equal part.
+    queries_PC is the query of each of the H W positions, keys_MC all keys. key_P says which key is a position's own, -1
+    for none; of a key that several share, each gets an equal part. group_P and group_M, the groups of positions and of
+    keys, are None where there is one.
     """
 
-    queries_GNC: Tensor
-    keys_GMC: Tensor
-    query_P: Tensor
+    queries_PC: Tensor
+    keys_MC: Tensor
     key_P: Tensor
     scale: float
     size: tuple[int, int]
+    group_P: Tensor | None = None
+    group_M: Tensor | None = None
 
     def spread(self, map_HW: Tensor) -> Tensor:
         """The distribution over positions that those of a map look at, each weighted by its own, (H, W) float64."""
-        (groups, _, channels), each = self.keys_GMC.shape, self.queries_GNC.shape[1]
-        queries, weight_P = self.queries_GNC.reshape(-1, channels).double(), map_HW.flatten().double()
-        total_GM = weight_P.new_zeros(groups, self.keys_GMC.shape[1])
+        weight_P = map_HW.flatten().double()
+        total_M = weight_P.new_zeros(len(self.keys_MC))
+        own_M: Any = slice(None)
         for position in weight_P.nonzero().flatten().tolist():
-            own = int(self.query_P[position])
-            energy_M = self.keys_GMC[own // each].double() @ queries[own] * self.scale
-            total_GM[own // each] += weight_P[position] * energy_M.softmax(dim=0)
+            if self.group_P is not None and self.group_M is not None:
+                own_M = torch.where(self.group_M == self.group_P[position])[0]
+            energy_M = self.keys_MC[own_M].double() @ self.queries_PC[position].double() * self.scale
+            total_M[own_M] += weight_P[position] * energy_M.softmax(dim=0)
         present = self.key_P >= 0
         key_P = self.key_P.clamp(min=0)
-        sharers = torch.bincount(key_P[present], minlength=total_GM.numel()).clamp(min=1)
-        return torch.where(present, (total_GM.flatten() / sharers)[key_P], 0.0).view(map_HW.shape)
+        sharers = torch.bincount(key_P[present], minlength=len(total_M)).clamp(min=1)
+        return torch.where(present, (total_M / sharers)[key_P], 0.0).view(map_HW.shape)
 
     def isfinite(self) -> Tensor:
         """Whether queries and keys are, 0-d."""
-        return self.queries_GNC.isfinite().all() & self.keys_GMC.isfinite().all()
+        return self.queries_PC.isfinite().all() & self.keys_MC.isfinite().all()
 
 
-def dense_pass(query_BCHW: Tensor, key_BCHW: Tensor, scale: float = 1.0) -> DensePass:
-    """The weights of the first image's positions over all keys, whose map may be pooled by 2."""
-    H, W = query_BCHW.shape[2:]
-    h, w = key_BCHW.shape[2:]
-    row_H, column_W = (torch.arange(side, device=query_BCHW.device) for side in (H, W))
-    factor = 1 if (h, w) == (H, W) else 2
-    row_H, column_W = row_H // factor, column_W // factor
-    key_HW = row_H[:, None] * w + column_W
-    key_HW = key_HW.masked_fill((row_H >= h)[:, None] | (column_W >= w), -1)
-    query_P = torch.arange(H * W, device=query_BCHW.device)
-    queries, keys = (x[:1].flatten(2).transpose(1, 2) for x in (query_BCHW, key_BCHW))
-    return DensePass(queries, keys, query_P, key_HW.flatten(), scale, (H, W))
+@dataclass(frozen=True, eq=False)
+class ChannelPass:
+    """What the channels of one image gather from one another; its maps are those of classes, not of positions.
+
+    answer maps the block's output to class scores, gain is what the gathered part is multiplied with in that output.
+    """
+
+    gathered_BCHW: Tensor
+    output_BCHW: Tensor
+    gain: float
+    answer: Callable[[Tensor], Tensor]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.output_BCHW.shape[2], self.output_BCHW.shape[3]
+
+    def of_class(self, index: int) -> tuple[int, Tensor]:
+        """The channel whose gathered part adds most to a class's scores, and its map: that part's size, (H, W) float64.
+
+        To the scores where the class is predicted, or everywhere if it is nowhere: gradient times what is gathered. The
+        map sums to 1; that of a channel that gathered nothing is even.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            output = self.output_BCHW.clone().requires_grad_()
+            scores_KHW = self.answer(output)[0]
+            own = scores_KHW.argmax(dim=0) == index
+            chosen = scores_KHW[index][own] if own.any() else scores_KHW[index]
+            (slope_BCHW,) = torch.autograd.grad(chosen.sum(), output)
+        effect_C = (slope_BCHW * self.gathered_BCHW)[0].double().sum((1, 2)) * (self.gain or 1.0)
+        channel = int(effect_C.argmax())
+        part_HW = self.gathered_BCHW[0, channel].double().abs()
+        total = part_HW.sum()
+        return channel, part_HW / total if total > 0 else torch.full_like(part_HW, 1 / part_HW.numel())
+
+    def isfinite(self) -> Tensor:
+        """Whether all that is gathered is, 0-d."""
+        return self.gathered_BCHW.isfinite().all()
+
+
+def dense_pass(
+    query_BCHW: Tensor, key_BCHW: Tensor, scale: float = 1.0, size: tuple[int, int] | None = None
+) -> DensePass:
+    """The weights of the first image's positions over all keys; both maps may be pooled by 2 from one of that size.
+
+    A position of a pooled query has that of its cell of 2 x 2, as if outputs were not interpolated between cells.
+    """
+    size = size or (query_BCHW.shape[2], query_BCHW.shape[3])
+    # of an odd last row or column, which no cell has, the query is the nearest
+    query_P, key_P = _cells(size, query_BCHW, nearest=True), _cells(size, key_BCHW)
+    queries, keys = (x[0].flatten(1).T for x in (query_BCHW, key_BCHW))
+    return DensePass(queries[query_P], keys, key_P, scale, size)
+
+
+def grouped_pass(query_BCHW: Tensor, key_BCHW: Tensor, group_HW: Tensor, scale: float) -> DensePass:
+    """The weights of the first image's positions over those of the same group."""
+    queries, keys = (x[0].flatten(1).T for x in (query_BCHW, key_BCHW))
+    group_P, key_P = group_HW.flatten(), torch.arange(len(keys), device=keys.device)
+    return DensePass(queries, keys, key_P, scale, (group_HW.shape[0], group_HW.shape[1]), group_P, group_P)
+
+
+def _cells(size: tuple[int, int], map_BCHW: Tensor, nearest: bool = False) -> Tensor:
+    """The cell of each position in a map of that size or pooled by 2, (H W); where there is none, -1 or the nearest."""
+    axes = []
+    for length, cells in zip(size, map_BCHW.shape[2:], strict=True):
+        index = torch.arange(length, device=map_BCHW.device) // (1 if tuple(map_BCHW.shape[2:]) == size else 2)
+        axes.append(index.clamp(max=cells - 1) if nearest else index.where(index < cells, -(1 << 40)))
+    return (axes[0][:, None] * map_BCHW.shape[3] + axes[1]).flatten().clamp(min=-1)
 
 
 def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:

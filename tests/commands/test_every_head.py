@@ -1,7 +1,9 @@
 """Every head through what a user does with a network: training, resumption, scoring, segmenting, export, drawing."""
 
+import itertools
 import json
 
+import browser
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,21 @@ TERMS = {
     "encnet": ("loss.presence={}",),
 }
 AUXILIARY = ("loss.auxiliary.kind=cross_entropy", "loss.auxiliary.output=auxiliary", "loss.auxiliary.weight=0.4")
-ATTENTIVE = ("rcca", "nonlocal", "gc", "danet", "oc", "isa")
+# by name where a kind has several forms
+ATTENTIVE = {
+    **dict.fromkeys(("rcca", "nonlocal", "gc", "danet", "oc", "isa")),
+    "oc, pooled": {"kind": "oc", "channels": 8, "pooled": True},
+    "oc, pyramid": {"kind": "oc", "channels": 8, "form": "pyramid"},
+    "oc, asp": {"kind": "oc", "channels": 8, "form": "asp"},
+    "wrapped, cam": {"kind": "wrapped", "channels": 8, "block": "cam"},
+}
+NAMES = {
+    "rcca": ["R = 1", "R = 2"],
+    "isa": ["R = 1", "R = 2"],
+    "danet": ["all positions", "channels"],
+    "oc, pyramid": [f"in {count}x{count} cells" for count in (1, 2, 3, 6)],
+    "wrapped, cam": ["channels"],
+}
 SIZED = ("model.channels", "model.auxiliary_channels", "schedule.steps", "eval.every")
 
 
@@ -114,22 +130,64 @@ def test_it_is_exported(kind, form, runs, tmp_path):
     assert export(runs(kind), tmp_path / f"network{suffix}", form).is_file()
 
 
-@pytest.mark.parametrize("kind", ATTENTIVE)
-def test_its_attention_is_drawn_beside_another_s(kind, runs, data, tmp_path):
+@pytest.fixture(scope="module")
+def page():
+    with browser.launched() as running:
+        yield running.page()
+
+
+@pytest.mark.parametrize("case", ATTENTIVE)
+def test_its_attention_is_drawn_beside_another_s(case, runs, data, tmp_path):
+    kind, head = case.split(",")[0], ATTENTIVE[case]
     picture = data / "images/val/0.png"
     request = VisualizeRequest(
-        picture, ((30, 20),), tmp_path / "a.png", runs(kind), runs("rcca"), maps=tmp_path / "m.npz"
+        picture, ((30, 20),), tmp_path / "a.png", runs(kind, head), runs("rcca"), maps=tmp_path / "m.npz"
     )
     summary = visualize(request)
     assert summary.compared is not None and (tmp_path / "a.png").stat().st_size > 1000
+    assert list(summary.names) == NAMES.get(case, ["all positions"])
     with np.load(tmp_path / "m.npz") as maps:
         for name in (f"r{r}" for r in range(1, summary.recurrence + 1)):
             assert maps[name].shape == (1, *summary.grid)
             # a map of cells with a padded border loses what looks there
             assert maps[name].sum() == pytest.approx(1, abs=0.5 if kind == "isa" else 1e-6)
-    if kind != "rcca":
-        with pytest.raises(InputError, match="over all cells"):
-            explore(ExploreRequest((picture,), tmp_path / "page.html", checkpoint=runs(kind)))
+
+
+@pytest.mark.parametrize("case", [case for case in ATTENTIVE if case != "rcca"])
+def test_its_attention_is_explored_in_a_page(case, runs, data, page, tmp_path):
+    kind, head = case.split(",")[0], ATTENTIVE[case]
+    picture, path, points = data / "images/val/0.png", tmp_path / "page.html", ((3, 4), (30, 20), (50, 9))
+    explore(ExploreRequest((picture,), path, points, checkpoint=runs(kind, head)))
+    visualize(VisualizeRequest(picture, points, tmp_path / "a.png", runs(kind, head), maps=tmp_path / "m.npz"))
+    page.open(path)
+    with np.load(tmp_path / "m.npz") as maps:
+        for number, (index, (x, y)) in itertools.product(range(1, len(maps) - 1), enumerate(points)):
+            wanted = maps[f"r{number}"][index].ravel()
+            shown = np.array(page.value(f"Array.from(ccnet.map({x}, {y}, {number}))"))
+            assert abs(shown - wanted).max() <= wanted.max() / 255, (number, x, y)
+    titles = page.value("[...document.querySelectorAll('.panel h2')].map((title) => title.textContent)")
+    assert titles[1:-1] == NAMES.get(case, ["all positions"])
+    before = page.value("document.querySelector('#map-1').toDataURL()")
+    page.mouse("#picture", 0.9, 0.9)
+    page.settle()
+    # a head that looks alike from everywhere changes its mark alone
+    assert page.value("document.querySelector('#map-1').toDataURL()") != before
+    assert page.complaints() == []
+
+
+def test_channel_attention_is_drawn_for_a_class(runs, data, tmp_path):
+    picture, run = data / "images/val/0.png", runs("danet")
+    names = load_model(run).classes.names
+    request = VisualizeRequest(picture, ((30, 20),), tmp_path / "a.png", run, drawn_class=names[1])
+    (point,) = visualize(request).to_mapping()["points"]
+    assert point["r2"]["drawn_class"] == names[1] and point["r2"]["on_cross"] is None
+    assert "channel" not in point["r1"]
+    for unknown, where, words in (
+        ("rode", run, "not a class of"),
+        (names[1], runs("oc"), "no attention over channels"),
+    ):
+        with pytest.raises(InputError, match=words):
+            visualize(VisualizeRequest(picture, ((3, 4),), tmp_path / "b.png", where, drawn_class=unknown))
 
 
 @pytest.mark.parametrize("kind", ["psp", "encnet"])

@@ -168,13 +168,31 @@ def test_a_map_is_the_last_pass_spread_by_those_before_it_and_keeps_what_was_the
     for residual in (0, 0.5):
         for pixel in range(h * w):
             shown = call(
-                "compose(rows.map((pass) => (i) => pass[i]), {height: 2, width: 3}, pixel, 2, residual)",
-                **{"rows": rows.tolist(), "pixel": pixel, "residual": residual},
+                "compose(rows.map((pass) => crossPass(grid, (i) => pass[i])), grid, pixel, residual)",
+                **{"rows": rows.tolist(), "grid": {"height": 2, "width": 3}, "pixel": pixel, "residual": residual},
             )
             first, second = dense
             if residual:
                 first, second = ((np.eye(h * w) + residual * a) / (1 + residual) for a in dense)
             close(shown, (second @ first)[pixel], (pixel, residual))
+
+
+def test_a_pixel_s_group_gets_its_softmax_and_keys_are_shared(call):
+    """By hand: energies log 2 and log 6 are weights 1/4 and 3/4; two pixels share the second key, padding has none."""
+    values = {
+        "query": [1, 1, 1, 1],
+        "key": np.log([2, 6, 1, 9]).tolist(),
+        "own": [0, 1, 1, 2],
+        "group": [0, 0, 0, 5],
+        "keygroup": [0, 0, 5, 5],
+    }
+    grid = {"height": 1, "width": 4}
+    shown = [
+        call("compose([passOfGroups(grid, values, 1)], grid, pixel)", grid=grid, values=values, pixel=pixel)
+        for pixel in (2, 3)
+    ]
+    close(shown[0], [0.25, 0.375, 0.375, 0], "shared")
+    close(shown[1], [0, 0, 0, 0.1], "padding")
 
 
 def test_sixteen_bits_and_their_signs_come_back(call):

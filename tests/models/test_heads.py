@@ -228,6 +228,58 @@ def test_the_maps_of_interlaced_attention_compose():
 
 
 @torch.no_grad()
+def test_the_map_of_a_pooled_context_is_that_of_the_point_s_cell():
+    head, maps = drawn("oc, separate and pooled"), features((7, 6))
+    x = head.reduce(maps[-1])
+    query, key = head.context.attention.project(torch.nn.functional.max_pool2d(x, 2))
+    # of seven rows the last has no cell: it asks as the one above it does, and nobody looks at it
+    for y, row in ((3, 1), (6, 2)):
+        weights = (query[0, :, row, 1] @ key[0].flatten(1) * head.context.attention.scale).softmax(0).view(3, 3)
+        expected = torch.zeros(7, 6, dtype=torch.double)
+        expected[:6] = weights.repeat_interleave(2, 0).repeat_interleave(2, 1) / 4
+        torch.testing.assert_close(attention_map(head.attend(maps[-1:])[1], y, 2), expected)
+
+
+@torch.no_grad()
+def test_the_maps_of_a_pyramid_lie_in_the_grid_cells_of_the_point():
+    head, maps = drawn("oc, pyramid"), features((11, 9))
+    _, passes = head.attend(maps[-1:])
+    x, y = 4, 7
+    for grid, each, attention in zip((1, 2, 3, 6), passes, head.context.attentions, strict=True):
+        rows, columns = ([min(i // (length // grid), grid - 1) for i in range(length)] for length in (11, 9))
+        own = torch.tensor([[r == rows[y] and c == columns[x] for c in columns] for r in rows])
+        query, key = (part[0] for part in attention.project(head.reduce(maps[-1])))
+        energy = torch.einsum("c,chw->hw", query[:, y, x], key) * attention.scale
+        expected = energy.masked_fill(~own, -torch.inf).flatten().softmax(0).view(11, 9)
+        torch.testing.assert_close(attention_map([each], y, x), expected)
+
+
+@pytest.mark.parametrize("case", ["danet", "wrapped, cam"])
+def test_the_map_of_a_class_is_of_the_channel_that_moves_it_most(case):
+    """By differences: what the class's scores gain as a channel's gathered part grows, on the cells of the class."""
+    head, maps = drawn(case), features((6, 5))
+    with torch.no_grad():
+        scores, passes = head.attend(maps[-1:])
+        each, cam = passes[-1], head.cam if case == "danet" else head.block
+        x = (head.cam_reduce if case == "danet" else head.conva)(maps[-1])[:1]
+        flat = x[0].flatten(1)
+        energy = flat @ flat.T
+        gathered = ((energy.max(1, keepdim=True).values - energy).softmax(1) @ flat).view(x.shape)
+        for index in range(CLASSES):
+            own = scores[0].argmax(0) == index
+            own = own if own.any() else ~own
+            gains = []
+            for channel in range(len(flat)):
+                grown = x + cam.gamma * gathered
+                grown[:, channel] += 1e-6 * cam.gamma * gathered[:, channel]
+                gains.append(float((each.answer(grown)[0, index] - scores[0, index])[own].sum()))
+            channel, part = each.of_class(index)
+            assert channel == int(torch.tensor(gains).argmax())
+            wanted = gathered[0, channel].abs()
+            torch.testing.assert_close(part, wanted / wanted.sum())
+
+
+@torch.no_grad()
 def test_attention_over_all_positions_takes_a_quarter_of_the_memory_at_most():
     torch.manual_seed(0)
     for block in (NonLocal(32, 16), PositionAttention(32, 4)):

@@ -2,7 +2,7 @@
 
 import bisect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ class PageContent:
     """An image, what the network computed for it, and how the page first draws the maps.
 
     The attention is either weights_NP, (h w, h + w) of each pass, or projections_CN, query and key of each pass,
-    (C', h w), which is required for more than CELLS cells. prediction and label are classes (H, W), cells those of the
+    (C', h w), which is required for more than CELLS cells, or others, where it is not over crosses. composed says
+    whether a pass works on what the one before it made. prediction and label are classes (H, W), cells those of the
     grid (h, w).
     """
 
@@ -55,12 +56,15 @@ class PageContent:
     weights_NP: Sequence[npt.NDArray[Any]]
     projections_CN: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
     recurrence: int
-    gamma: float
+    gamma: float | None
     align_corners: bool
     points: Sequence[tuple[int, int]]
     clip: float
     still_bgr: Pixels
     source: str
+    others: Sequence[payload.DensePass | payload.ClassMaps] = ()
+    names: Sequence[str] = ()
+    composed: bool = True
 
 
 def render_page(content: PageContent) -> str:
@@ -89,6 +93,8 @@ def render_page(content: PageContent) -> str:
         "classes_size": {"width": size[0], "height": size[1]},
         "align": content.align_corners,
         "recurrence": content.recurrence,
+        "titles": list(content.names) or [f"R = {r + 1}" for r in range(content.recurrence)],
+        "composed": content.composed,
         "gamma": content.gamma,
         "names": [one_line(name) for name in content.classes.names],
         "palette": [list(colour) for colour in content.classes.palette],
@@ -100,10 +106,9 @@ def render_page(content: PageContent) -> str:
         "arrays": directory,
         **form,
     }
-    about = (
-        f"{W}x{H} pixels, {w}x{h} cells, R = {content.recurrence}, gamma {content.gamma:.3g}; {content.source}. "
-        f"This file holds {precision}."
-    )
+    passes = f"R = {content.recurrence}" if content.composed else f"attention over {' and '.join(content.names)}"
+    gamma = "" if content.gamma is None else f", gamma {content.gamma:.3g}"
+    about = f"{W}x{H} pixels, {w}x{h} cells, {passes}{gamma}; {content.source}. This file holds {precision}."
     return pages.render(
         "viewer/viewer.html",
         style,
@@ -132,15 +137,12 @@ def _encode_attention(
     content: PageContent, size: tuple[int, int], room: int
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], str]:
     """The attention in `room` characters of base64: keys for the script, arrays, and their precision in words."""
+    pixels = np.random.default_rng(0).integers(size[0] * size[1], size=COMPARED_PIXELS).tolist()
+    if content.others:
+        return _encode_others(content, pixels, room)
     if content.projections_CN:
-
-        def fits(steps: int) -> bool:
-            return len(payload.pack(payload.projections(content.projections_CN, steps)[0])[1]) <= room
-
-        # the finest that fits, or else the coarsest
-        steps = (*payload.STEPS, payload.STEPS[-1])[bisect.bisect_left(payload.STEPS, True, key=fits)]
+        steps = _finest(lambda steps: payload.projections(content.projections_CN, steps)[0], room)
         arrays, sizes = payload.projections(content.projections_CN, steps)
-        pixels = np.random.default_rng(0).integers(size[0] * size[1], size=COMPARED_PIXELS).tolist()
         error = payload.map_error(content.projections_CN, arrays, sizes, size, pixels)
         precision = (
             f"query and key of each pass in {steps} steps, and the softmax is done here: at {COMPARED_PIXELS} points, "
@@ -153,6 +155,31 @@ def _encode_attention(
             break
     precision = f"the weights of each pass in {levels} steps of their square root"
     return {"form": "weights", "levels": levels}, arrays, precision
+
+
+def _encode_others(
+    content: PageContent, pixels: Sequence[int], room: int
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], str]:
+    """The same of attention over all positions and over channels."""
+    passes = [each.reduce() if isinstance(each, payload.DensePass) else each for each in content.others]
+    steps = _finest(lambda steps: payload.dense(passes, steps)[0], room)
+    arrays, sizes = payload.dense(passes, steps)
+    held = []
+    if any(isinstance(each, payload.DensePass) for each in passes):
+        error = payload.dense_error(content.others, arrays, sizes, content.composed, pixels)
+        held.append(
+            f"query and key in {steps} steps, and the softmax is done here: at {len(pixels)} points, "
+            f"maps differ from the network's by up to {error:.1g} of their largest weight"
+        )
+    if any(isinstance(each, payload.ClassMaps) for each in passes):
+        held.append("for each predicted class the map of the channel that adds most to its scores, in 65535 steps")
+    return {"form": "others", "steps": sizes}, arrays, "; ".join(held)
+
+
+def _finest(encode: Callable[[int], Mapping[str, npt.NDArray[Any]]], room: int) -> int:
+    """The most of payload.STEPS with which the encoded arrays fit in `room` characters, or the fewest."""
+    fits = bisect.bisect_left(payload.STEPS, True, key=lambda steps: len(payload.pack(encode(steps))[1]) <= room)
+    return (*payload.STEPS, payload.STEPS[-1])[fits]
 
 
 def _read(name: str) -> str:

@@ -4,8 +4,11 @@
 //
 // A grid is {height, width}; a pixel of it is numbered y * width + x. A row holds a pixel's weights over its cross:
 // first its column (height entries, 0 where the pixel itself lies), then its row (width entries).
+//
+// A pass is {add(out, pixel, weight)}, which adds a pixel's weights times `weight` to a map, or {ofClass(id)}, whose map
+// is that of a class wherever the pixel lies.
 
-const TYPES = { u1: Uint8Array, i2: Int16Array, u2: Uint16Array, f4: Float32Array };
+const TYPES = { u1: Uint8Array, i2: Int16Array, u2: Uint16Array, i4: Int32Array, f4: Float32Array };
 
 function bytesOf(base64) {
   const text = atob(base64);
@@ -42,7 +45,7 @@ function joinPlanes(buffer, offset, length, type) {
 function passOfWeights(grid, { codes, scale, gain }, levels) {
   const { height, width } = grid;
   const size = height + width;
-  return memoize(grid, (pixel) => {
+  return crossPass(grid, (pixel) => {
     const row = new Float32Array(size);
     const x = pixel % width;
     const factor = scale[pixel] / (levels * levels);
@@ -67,7 +70,7 @@ function passOfProjections(grid, { query, key }, step) {
     for (let c = 0; c < channels; c++) sum += queries[from * channels + c] * keys[to * channels + c];
     return sum;
   };
-  return memoize(grid, (pixel) => {
+  return crossPass(grid, (pixel) => {
     const energies = new Float64Array(height + width);
     const x = pixel % width;
     for (let i = 0; i < height; i++) energies[i] = energy(pixel, i * width + x);
@@ -103,30 +106,79 @@ function memoize({ height, width }, compute) {
   return (pixel) => (rows[pixel] ??= compute(pixel));
 }
 
-/** Spread each pixel's weight in a map over its cross, as a pass does. */
-function spread(rowOf, { height, width }, map) {
-  const out = new Float64Array(map.length);
-  for (let pixel = 0; pixel < map.length; pixel++) {
-    const weight = map[pixel];
-    if (weight === 0) continue;
+function crossPass(grid, compute) {
+  const { height, width } = grid;
+  const rowOf = memoize(grid, compute);
+  const add = (out, pixel, weight) => {
     const row = rowOf(pixel);
     const x = pixel % width;
     for (let i = 0; i < height; i++) out[i * width + x] += weight * row[i];
     for (let j = 0; j < width; j++) out[pixel - x + j] += weight * row[height + j];
-  }
+  };
+  return { add };
+}
+
+/** A pass in which a pixel looks at all keys of its group; what a key gets is shared by the pixels whose own it is. */
+function passOfGroups(grid, { query, key, own, group, keygroup }, step) {
+  const count = grid.height * grid.width;
+  const channels = query.length / count;
+  const queries = pixelMajor(query, count, channels, step);
+  const keys = pixelMajor(key, keygroup.length, channels, step);
+  const sharers = new Uint32Array(keygroup.length);
+  for (const index of own) if (index >= 0) sharers[index]++;
+  // of a group, its keys and the pixels whose own these are
+  const members = new Map();
+  const membersOf = (number) => {
+    if (!members.has(number)) {
+      const positions = Array.from(keygroup.keys()).filter((index) => keygroup[index] === number);
+      const place = new Map(positions.map((index, i) => [index, i]));
+      const pixels = Array.from(own.keys()).filter((pixel) => place.has(own[pixel]));
+      members.set(number, { positions, pixels, places: pixels.map((pixel) => place.get(own[pixel])) });
+    }
+    return members.get(number);
+  };
+  const add = (out, pixel, weight) => {
+    const { positions, pixels, places } = membersOf(group[pixel]);
+    const from = pixel * channels;
+    const energies = Float64Array.from(positions, (index) => {
+      let sum = 0;
+      for (let c = 0, to = index * channels; c < channels; c++) sum += queries[from + c] * keys[to + c];
+      return sum;
+    });
+    const row = softmax(energies);
+    for (let i = 0; i < pixels.length; i++) out[pixels[i]] += (weight * row[places[i]]) / sharers[own[pixels[i]]];
+  };
+  return { add };
+}
+
+/** The maps of classes, of one channel each. */
+function passOfClasses(grid, { codes, scale, classes, channel }) {
+  const count = grid.height * grid.width;
+  const indexOf = (id) => Math.max(classes.indexOf(id), 0);
+  const ofClass = (id) => {
+    const index = indexOf(id);
+    return Float32Array.from(codes.subarray(index * count, (index + 1) * count), (code) => code * scale[index]);
+  };
+  return { ofClass, channelOf: (id) => channel[indexOf(id)] };
+}
+
+/** Spread each pixel's weight in a map over what it looks at, as a pass does. */
+function spread({ add }, map) {
+  const out = new Float64Array(map.length);
+  for (let pixel = 0; pixel < map.length; pixel++) if (map[pixel] !== 0) add(out, pixel, map[pixel]);
   return out;
 }
 
 /**
- * The map of a pixel through the first `recurrence` passes; sums to 1.
+ * The map of a pixel through these passes; sums to 1.
  *
  * The last pass comes first. With residual > 0 each pass is (I + residual A), scaled so that its weights sum to 1.
  */
-function compose(passes, grid, pixel, recurrence, residual = 0) {
+function compose(passes, grid, pixel, residual = 0) {
   let map = new Float64Array(grid.height * grid.width);
   map[pixel] = 1;
-  for (let pass = recurrence - 1; pass >= 0; pass--) {
-    const next = spread(passes[pass], grid, map);
+  for (const pass of [...passes].reverse()) {
+    const next = spread(pass, map);
     map = residual ? next.map((value, i) => (residual * value + map[i]) / (residual + 1)) : next;
   }
   return Float32Array.from(map);

@@ -3,6 +3,7 @@
 import base64
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,117 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# N = h w pixels of the grid, P = h + w positions on a pixel's cross, C' channels of query and key
+# N = h w pixels of the grid, P = h + w positions on a pixel's cross, M keys, C' channels of query and key, K classes
 
 # steps of a weight's square root: the finer first, the coarser if that is too large
 LEVELS = (1023, 255)
 # the largest code of a query or key: the finest of int16 first, coarser until the page is small enough
 STEPS = tuple(round(2 ** (bits / 2)) - 1 for bits in range(30, 9, -1))
+
+
+@dataclass(frozen=True)
+class DensePass:
+    """A pass in which each pixel looks at the keys of its group, with weights softmax(query key).
+
+    key_N is each pixel's own key, -1 for none; what a key gets is shared by the pixels whose own it is.
+    """
+
+    query_CN: Array
+    key_CM: Array
+    key_N: Array
+    group_N: Array
+    group_M: Array
+
+    def reduce(self) -> "DensePass":
+        """The same products from as few channels as it takes, the strongest first, so that weak ones need few bits."""
+        # what is common to all keys changes all energies of a pixel alike, and not their softmax
+        key = self.key_CM - self.key_CM.mean(axis=1, keepdims=True)
+        left, scale, own = np.linalg.svd(self.query_CN, full_matrices=False)
+        others, other_scale, own_key = np.linalg.svd(key, full_matrices=False)
+        turn, strength, back = np.linalg.svd((scale[:, None] * left.T) @ (others * other_scale), full_matrices=False)
+        strong = strength > 1e-12 * strength.max()
+        strong[0] = True
+        root = np.sqrt(strength[strong])[:, None]
+        query, key = root * (turn.T @ own)[strong], root * (back @ own_key)[strong]
+        return DensePass(query, key, self.key_N, self.group_N, self.group_M)
+
+    def spread(self, map_N: Array) -> Array:
+        """Where the pixels of a map look, each weighted by its own, (N,)."""
+        total_M: Array = np.zeros(self.key_CM.shape[1])
+        for pixel in np.flatnonzero(map_N):
+            own_M = np.flatnonzero(self.group_M == self.group_N[pixel])
+            energies = self.query_CN[:, pixel] @ self.key_CM[:, own_M]
+            weights = np.exp(energies - energies.max())
+            total_M[own_M] += map_N[pixel] * weights / weights.sum()
+        present = self.key_N >= 0
+        sharers = np.bincount(self.key_N[present], minlength=len(total_M)).clip(min=1)
+        return np.where(present, (total_M / sharers)[self.key_N], 0.0)
+
+
+@dataclass(frozen=True)
+class ClassMaps:
+    """What is drawn for a point of a class, (N,) each, and the channel whose map that is."""
+
+    maps: Mapping[int, tuple[int, Array]]
+
+
+def dense(passes: Sequence[DensePass | ClassMaps], steps: int) -> tuple[dict[str, Array], list[float | None]]:
+    """Each pass's arrays, whose names end in its number, and the size of a step of query and key.
+
+    Of class maps, codes are 65535 times what a map is of its largest weight.
+    """
+    arrays: dict[str, Array] = {}
+    sizes: list[float | None] = []
+    for number, each in enumerate(passes, start=1):
+        if isinstance(each, ClassMaps):
+            maps_KN = np.stack([map_N for _, map_N in each.maps.values()])
+            largest = maps_KN.max(axis=1, keepdims=True)
+            own: dict[str, Array] = {
+                "codes": np.rint(65535 * maps_KN / largest).astype(np.uint16),
+                "scale": (largest / 65535).astype(np.float32),
+                "class": np.array([*each.maps], np.int32),
+                "channel": np.array([channel for channel, _ in each.maps.values()], np.int32),
+            }
+            sizes.append(None)
+        else:
+            query, key, step = _code(each.query_CN, each.key_CM, steps)
+            used: Array = np.asarray(query.any(axis=1) & key.any(axis=1))
+            used[0] = True
+            own = {"query": query[used], "key": key[used], "own": each.key_N.astype(np.int32)}
+            own |= {"group": each.group_N.astype(np.uint16), "keygroup": each.group_M.astype(np.uint16)}
+            sizes.append(step)
+        arrays |= {f"{name}{number}": array for name, array in own.items()}
+    return arrays, sizes
+
+
+def dense_error(
+    passes: Sequence[DensePass | ClassMaps],
+    arrays: Mapping[str, Array],
+    step_sizes: Sequence[float | None],
+    composed: bool,
+    pixels: Sequence[int],
+) -> float:
+    """The largest error of some pixels' maps, through all passes if they are composed, as map_error's."""
+    pairs = []
+    for number, (each, step) in enumerate(zip(passes, step_sizes, strict=True), start=1):
+        if isinstance(each, DensePass) and step is not None:
+            query, key = (step * arrays[f"{name}{number}"].astype(np.float64) for name in ("query", "key"))
+            pairs.append((each, DensePass(query, key, each.key_N, each.group_N, each.group_M)))
+    worst = 0.0
+    for chain in [pairs] if composed else [[pair] for pair in pairs]:
+        for pixel in pixels:
+            exact, coded = (_through([pair[side] for pair in chain], pixel) for side in (0, 1))
+            worst = max(worst, float(np.abs(exact - coded).max() / exact.max()))
+    return worst
+
+
+def _through(passes: Sequence[DensePass], pixel: int) -> Array:
+    """The map of a pixel through passes, the last first, (N,)."""
+    map_N: Array = np.zeros(len(passes[0].key_N))
+    map_N[pixel] = 1
+    for each in reversed(passes):
+        map_N = each.spread(map_N)
+    return map_N
 
 
 def weights(passes_NP: Sequence[Array], size: tuple[int, int], levels: int) -> dict[str, Array]:
@@ -45,14 +151,18 @@ def projections(passes_CN: Sequence[tuple[Array, Array]], steps: int) -> tuple[d
     for number, (query, key) in enumerate(passes_CN, start=1):
         # a part common to all keys changes all energies of a pixel alike, and not their softmax
         key = key - key.mean(axis=1, keepdims=True)
-        # balance query and key, so that no channel is large in one and small in the other
-        balance = np.sqrt((np.abs(key).max(axis=1) + 1e-12) / (np.abs(query).max(axis=1) + 1e-12))[:, None]
-        query, key = query * balance, key / balance
-        step = max(float(np.abs(query).max()), float(np.abs(key).max()), 1e-12) / steps
-        arrays[f"query{number}"] = np.rint(query / step).astype(np.int16)
-        arrays[f"key{number}"] = np.rint(key / step).astype(np.int16)
+        arrays[f"query{number}"], arrays[f"key{number}"], step = _code(query, key, steps)
         sizes.append(step)
     return arrays, sizes
+
+
+def _code(query_CN: Array, key_CM: Array, steps: int) -> tuple[Array, Array, float]:
+    """Codes of both, of up to `steps`, and the size of a step."""
+    # balance query and key, so that no channel is large in one and small in the other
+    balance = np.sqrt((np.abs(key_CM).max(axis=1) + 1e-12) / (np.abs(query_CN).max(axis=1) + 1e-12))[:, None]
+    query, key = query_CN * balance, key_CM / balance
+    step = max(float(np.abs(query).max()), float(np.abs(key).max()), 1e-12) / steps
+    return np.rint(query / step).astype(np.int16), np.rint(key / step).astype(np.int16), step
 
 
 def map_error(
@@ -75,8 +185,8 @@ def map_error(
 def pack(arrays: Mapping[str, Array]) -> tuple[dict[str, tuple[str, int, int]], str]:
     """All arrays as one base64 text of zlib data, and a directory: name -> (type, offset, number of values).
 
-    Types are u1, f4, and u2p and i2p for 16 bits in two planes, all low bytes before all high ones. The values of i2p
-    have 128 added, modulo 2^16, so that small ones of either sign have the same high byte.
+    Types are u1, i4, f4, and u2p and i2p for 16 bits in two planes, all low bytes before all high ones. The values of
+    i2p have 128 added, modulo 2^16, so that small ones of either sign have the same high byte.
     """
     directory: dict[str, tuple[str, int, int]] = {}
     parts, offset = [], 0

@@ -4,8 +4,9 @@
 //
 // For scripts and tests, window.ccnet offers
 //   ready                      a promise that resolves once everything can be called
-//   map(x, y, recurrence)      the network's weights as Float32Array (h * w), which sum to 1: from the image's pixel
-//                              (x, y) through `recurrence` passes, independent of the controls
+//   map(x, y, number)          the network's weights as Float32Array (h * w), which sum to 1: from the image's pixel
+//                              (x, y) through passes 1 to `number`, or through that one alone where passes stand side
+//                              by side; independent of the controls
 //   cell(x, y)                 the feature cell [x, y] of a pixel
 //   look(x, y)                 show a pixel at once; returns the milliseconds that it took
 
@@ -41,6 +42,12 @@ async function load(page) {
   const arrays = unpack(page.arrays, await inflate(bytesOf(byId("payload").textContent)));
   const passes = Array.from({ length: page.recurrence }, (_, index) => {
     const own = (name) => arrays[`${name}${index + 1}`];
+    if (page.form === "others") {
+      const all = (...names) => Object.fromEntries(names.map((name) => [name, own(name)]));
+      return page.steps[index] === null
+        ? passOfClasses(page.grid, { ...all("codes", "scale", "channel"), classes: own("class") })
+        : passOfGroups(page.grid, all("query", "key", "own", "group", "keygroup"), page.steps[index]);
+    }
     return page.form === "weights"
       ? passOfWeights(page.grid, { codes: own("codes"), scale: own("scale"), gain: own("gain") }, page.levels)
       : passOfProjections(page.grid, { query: own("query"), key: own("key") }, page.steps[index]);
@@ -94,16 +101,31 @@ function start(page, data) {
   const nameOf = (id) => page.names[id] ?? "void";
   const onPanel = ({ x, y }) => [((x + 0.5) * size.width) / image.width, ((y + 0.5) * size.height) / image.height];
 
+  const mapOf = (point, number, residual = 0) => {
+    const { ofClass } = data.passes[number - 1];
+    if (ofClass) return ofClass(classAt(data.prediction, point));
+    const chain = data.passes.slice(page.composed ? 0 : number - 1, number);
+    return compose(chain, grid, indexOf(cellAt(point)), residual);
+  };
+
   // what a point's maps say; the residual is the one control that changes numbers
   const look = (point) => {
     const cell = cellAt(point);
     const residual = state.residual ? Math.abs(page.gamma) : 0;
-    return passes.map((recurrence) => {
-      const map = compose(data.passes, grid, indexOf(cell), recurrence, residual);
+    return passes.map((number) => {
+      const map = mapOf(point, number, residual);
       const statistics = describe(map, grid, indexOf(cell), data.cells, page.names.length);
-      return { map, ...statistics, limit: clipLimit(map, grid, indexOf(cell), state.clip) };
+      const { channelOf } = data.passes[number - 1];
+      // a channel has no cross
+      const own = channelOf && { on: null, off: null, class: classAt(data.prediction, point) };
+      return { map, ...statistics, ...own, limit: clipLimit(map, grid, indexOf(cell), state.clip) };
     });
   };
+  // a map's figures in a line
+  const summary = (one, index) =>
+    one.class === undefined
+      ? `on cross ${percent(one.on)}, off ${percent(one.off)}`
+      : `channel ${data.passes[index].channelOf(one.class)}, adds most to ${nameOf(one.class)}; on it ${percent(one.byClass[one.class])}`;
 
   // ---- panels
 
@@ -119,9 +141,13 @@ function start(page, data) {
   Object.assign(picture.canvas, size);
   const grey = greyOf(picture.context, data.picture, size);
 
+  const notes = (recurrence) => {
+    if (!page.composed) return data.passes[recurrence - 1].ofClass ? "what one channel gathers, by class" : "";
+    if (page.form === "others") return recurrence === 1 ? "one pass" : `${recurrence} passes`;
+    return recurrence === 1 ? "one pass: its row and column" : `${recurrence} passes: everywhere`;
+  };
   const mapPanels = passes.map((recurrence) => {
-    const note = recurrence === 1 ? "one pass: its row and column" : `${recurrence} passes: everywhere`;
-    const panel = newPanel(`R = ${recurrence}`, note);
+    const panel = newPanel(page.titles[recurrence - 1], notes(recurrence));
     panel.canvas.id = `map-${recurrence}`;
     const bar = element("canvas", { width: 256, height: 1 });
     bar.setAttribute("aria-hidden", "true");
@@ -176,6 +202,7 @@ function start(page, data) {
     element("tr", {}, element("th", { scope: "row" }, ...title), ...cells.map((content) => element("td", {}, ...content)));
 
   const fractionCell = (fraction) => {
+    if (fraction === null) return ["–"];
     const bar = element("span", { className: "bar" });
     bar.style.width = `${(6 * fraction).toFixed(2)}rem`;
     bar.setAttribute("aria-hidden", "true");
@@ -193,7 +220,7 @@ function start(page, data) {
     const head = byId("reading").querySelector("thead");
     const body = byId("reading").querySelector("tbody");
     head.replaceChildren(
-      element("tr", {}, element("td"), ...passes.map((r) => element("th", { scope: "col", textContent: `R = ${r}` }))),
+      element("tr", {}, element("td"), ...page.titles.map((title) => element("th", { scope: "col", textContent: title }))),
     );
     const read = state.read ?? cellAt(state.point);
     const pixel = state.read ? pixelAt(read) : state.point;
@@ -216,9 +243,10 @@ function start(page, data) {
     );
   };
 
+  const spoken = ({ on, off }) => `${percent(on)} on the cross, ${percent(off)} off it`;
   const announcement = (maps) => {
     const { x, y } = state.point;
-    const lines = maps.map(({ on, off }, i) => `R = ${i + 1}: ${percent(on)} on the cross, ${percent(off)} off it.`);
+    const lines = maps.map((one, i) => `${page.titles[i]}: ${one.class === undefined ? spoken(one) : summary(one, i)}.`);
     return `Point ${x}, ${y}: ${nameOf(classAt(data.prediction, state.point))}. ${lines.join(" ")}`;
   };
 
@@ -237,7 +265,7 @@ function start(page, data) {
       paintBar(panel.bar, table, 0, 0, 256, 1);
       panel.low.textContent = lowest(maps[i].limit);
       panel.high.textContent = `≥ ${short(maps[i].limit)}`;
-      panel.fractions.textContent = `on cross ${percent(maps[i].on)}, off ${percent(maps[i].off)}`;
+      panel.fractions.textContent = summary(maps[i], i);
     });
     classPanels.forEach((panel) => {
       drawClasses(panel, state.point);
@@ -255,8 +283,8 @@ function start(page, data) {
     byId("status").textContent = text;
     picture.canvas.setAttribute("aria-label", `${page.name}, looking from point ${state.point.x}, ${state.point.y}`);
     mapPanels.forEach(({ canvas }, i) => {
-      const { on, off } = maps[i];
-      canvas.setAttribute("aria-label", `Attention map, R = ${i + 1}: ${percent(on)} on the cross, ${percent(off)} off it`);
+      const text = maps[i].class === undefined ? spoken(maps[i]) : summary(maps[i], i);
+      canvas.setAttribute("aria-label", `Attention map, ${page.titles[i]}: ${text}`);
     });
     classPanels.forEach(({ canvas, title, ids }) =>
       canvas.setAttribute("aria-label", `${title}: ${nameOf(classAt(ids, state.point))} at the point`),
@@ -386,7 +414,10 @@ function start(page, data) {
   const nextOf = (list, current) => list[(list.indexOf(current) + 1) % list.length];
 
   byId("colours").append(...page.colours.map((name) => element("option", { value: name, textContent: name })));
-  byId("gamma").textContent = `γ = ${page.gamma.toPrecision(3).replace("-", "−")}`;
+  // what a head adds by a weight of its own, or not at all, is no sum of passes
+  const gamma = page.composed ? page.gamma : null;
+  byId("residual-label").hidden = gamma === null;
+  byId("gamma").textContent = `γ = ${(gamma ?? 0).toPrecision(3).replace("-", "−")}`;
   byId("residual-note").textContent =
     `Each pass adds γ times what it gathers to what is there, so the maps are those of I + |γ| A` +
     `${page.gamma < 0 ? " (γ is negative here, its size is taken)" : ""}, scaled to sum to 1.`;
@@ -409,8 +440,8 @@ function start(page, data) {
         panels: [
           { title: "input", note: `(${point.x}, ${point.y})  ${name}`, canvas: copy((context) => drawPicture(context, point, [])) },
           ...maps.map((one, i) => ({
-            title: `R = ${i + 1}`,
-            note: `on cross ${percent(one.on)}, off ${percent(one.off)}`,
+            title: page.titles[i],
+            note: summary(one, i),
             scale: [lowest(one.limit), `≥ ${short(one.limit)}`],
             canvas: copy((context) => drawMap({ context, pixels: mapPanels[i].pixels }, point, one)),
           })),
@@ -470,7 +501,7 @@ function start(page, data) {
     m: brightest,
     c: () => set("colours", nextOf(page.colours, state.colours)),
     l: () => set("log", !state.log),
-    r: () => set("residual", !state.residual),
+    r: () => gamma !== null && set("residual", !state.residual),
     "+": fade(0.05),
     "=": fade(0.05),
     "-": fade(-0.05),
@@ -505,7 +536,7 @@ function start(page, data) {
   show();
 
   return {
-    map: (x, y, recurrence) => compose(data.passes, grid, indexOf(cellAt({ x, y })), recurrence),
+    map: (x, y, number) => mapOf({ x, y }, number),
     cell: (x, y) => Object.values(cellAt({ x, y })),
     look: (x, y) => {
       const began = performance.now();

@@ -10,7 +10,9 @@ What else a head can do are methods of these names, each optional:
 - `outputs(features) -> Outputs`: scores of its own beside the main ones, for training; `output_names` are their names.
   Its features are what losses of features look at, the deepest map unless it has others, of `feature_channels`.
 - `attend(features) -> (scores, passes)`: the attention of each pass for `ccnet visualize`, over the cross of each
-  position, (B, P, h, w), or over all positions, a `models.dense.DensePass`.
+  position, (B, P, h, w), or over all positions, a `models.dense.DensePass`, or over channels, a `ChannelPass`.
+- `attention_names`: the names of what attend returns where these stand side by side; left out, they are the passes
+  R = 1, 2, ... of one attention, each on the output of the one before.
 - `blocks`: the names of its modules that gather context, whose costs `ccnet bench heads` counts apart.
 - `fold(make) -> module`: itself for inference, by make(conv, norm, act); else inference runs it as it is.
 

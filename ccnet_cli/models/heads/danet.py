@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ccnet_cli.models.blocks import ChannelAttention, PositionAttention
-from ccnet_cli.models.dense import DensePass
+from ccnet_cli.models.dense import ChannelPass, DensePass
 from ccnet_cli.models.heads import Activation
 from ccnet_cli.models.layers import Classify, Head, conv_norm_act
 from ccnet_cli.parts import Channels, Fraction, Outputs, Section
@@ -27,6 +27,7 @@ class DANetHead(Head):
 
     output_names = ("pam", "cam")
     blocks = ("pam", "cam")
+    attention_names = ("all positions", "channels")
 
     def __init__(self, inputs: int, classes: int, settings: Settings) -> None:
         super().__init__()
@@ -55,9 +56,13 @@ class DANetHead(Head):
         own = {"pam": self.pam_classify(pam), "cam": self.cam_classify(cam)}
         return Outputs(self.classify(pam + cam), own, features[-1])
 
-    def attend(self, features: Sequence[Tensor]) -> tuple[Tensor, list[DensePass]]:
-        """The scores, and the weights of the attention over positions."""
-        return self(features), self.pam.passes(self.pam_reduce(features[-1]))
+    def attend(self, features: Sequence[Tensor]) -> tuple[Tensor, list[DensePass | ChannelPass]]:
+        """The scores, the weights of the attention over positions, and what the channels gather."""
+        pam, _ = self._branches(features[-1])
+        channels = self.cam.attend(
+            self.cam_reduce(features[-1]), lambda out: self.classify(pam[:1] + self.cam_convolve(out))
+        )
+        return self(features), [*self.pam.passes(self.pam_reduce(features[-1])), channels]
 
     @property
     def gamma(self) -> float:

@@ -1,7 +1,7 @@
 """OCNet's object context (arXiv 1809.00916): one attention, one in each cell of four grids, or one beside an ASPP."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,7 @@ class OCHead(Head):
         self.reduce = nn.Sequential(*(layers[:2] if s.form == "pyramid" else layers))
         self.context = context
         self.blocks = ("context.attentions" if s.form == "pyramid" else "context.attention",)
+        self.attention_names = tuple(f"in {g}x{g} cells" for g in GRIDS) if s.form == "pyramid" else ("all positions",)
         self.classify = Classify(s.channels, classes, s.dropout)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -62,14 +63,10 @@ class OCHead(Head):
         scores: Tensor = self.classify(self.context(self.reduce(features[-1]), self.align_corners))
         return scores
 
-
-class AttentiveOCHead(OCHead):
-    """The base form at full size, whose one attention can be drawn."""
-
     def attend(self, features: Sequence[Tensor]) -> tuple[Tensor, list[DensePass]]:
-        """The scores, and the weights of the one pass."""
-        context: BaseContext = self.context  # type: ignore[assignment]
-        return self(features), context.attention.passes(self.reduce(features[-1]))
+        """The scores, and the weights of each attention."""
+        context: Any = self.context
+        return self(features), context.passes(self.reduce(features[-1]))
 
 
 class BaseContext(nn.Module):
@@ -87,6 +84,10 @@ class BaseContext(nn.Module):
         out: Tensor = self.join(torch.cat([self.attention(x, align_corners), x], dim=1))
         return out
 
+    def passes(self, x: Tensor) -> list[DensePass]:
+        """The weights of the one attention."""
+        return self.attention.passes(x)
+
 
 class PyramidContext(nn.Module):
     """The map widened, and its context within the cells of each grid, joined by a 1x1 convolution."""
@@ -102,6 +103,10 @@ class PyramidContext(nn.Module):
         """(B, C, h, w) -> the same size."""
         out: Tensor = self.join(torch.cat([self.widen(x), *(each(x) for each in self.attentions)], dim=1))
         return out
+
+    def passes(self, x: Tensor) -> list[DensePass]:
+        """The weights of the attention in each grid."""
+        return [each for attention in self.attentions for each in attention.passes(x)]  # type: ignore[operator]
 
 
 class ASPContext(nn.Module):
@@ -124,9 +129,12 @@ class ASPContext(nn.Module):
         out: Tensor = self.join(torch.cat([context, *(branch(x) for branch in self.branches)], dim=1))
         return out
 
+    def passes(self, x: Tensor) -> list[DensePass]:
+        """The weights of the one attention."""
+        return self.attention.passes(self.narrow(x))
+
 
 def build(settings: Settings, channels: Sequence[int], classes: int) -> OCHead:
     """The head of these settings on the deepest of the maps."""
     context = {"base": BaseContext, "pyramid": PyramidContext, "asp": ASPContext}[settings.form](settings)
-    kind = AttentiveOCHead if settings.form == "base" and not settings.pooled else OCHead
-    return kind(channels[-1], classes, settings, context)
+    return OCHead(channels[-1], classes, settings, context)

@@ -4,13 +4,14 @@ With another block in the same place, what is compared is the block alone. `bloc
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli.models.blocks import BLOCKS
-from ccnet_cli.models.dense import DensePass
+from ccnet_cli.models.blocks import BLOCKS, ChannelAttention
+from ccnet_cli.models.dense import ChannelPass, DensePass
 from ccnet_cli.models.heads import Activation
 from ccnet_cli.models.layers import Make, conv_norm_act, fold_layers
 from ccnet_cli.parts import Channels, Fraction, Outputs, Section
@@ -105,11 +106,28 @@ class AttentiveWrapped(Wrapped):
         block: Any = getattr(self, self.name)
         return self(features), block.passes(self.conva(features[-1]))
 
+    @property
+    def attention_names(self) -> tuple[str, ...]:
+        """The block's."""
+        return getattr(getattr(self, self.name), "attention_names", ())
+
+
+class ChannelWrapped(Wrapped):
+    """The wrapper around attention over channels."""
+
+    attention_names = ("channels",)
+
+    def attend(self, features: Sequence[Tensor]) -> tuple[Tensor, list[ChannelPass]]:
+        """Class scores, and what the channels gather."""
+        block: Any = getattr(self, self.name)
+        x = features[-1]
+        return self(features), [block.attend(self.conva(x), partial(self.classify, x[:1]))]
+
 
 def wrap(settings: Any, channels: Sequence[int], classes: int, block: nn.Module) -> Wrapped:
     """The wrapper around a block on the deepest of the maps."""
     drawn = hasattr(block, "passes") and getattr(block, "mode", "") != "dot_product"
-    kind = AttentiveWrapped if drawn else Wrapped
+    kind = ChannelWrapped if isinstance(block, ChannelAttention) else AttentiveWrapped if drawn else Wrapped
     return kind(channels[-1], classes, settings, block)
 
 
