@@ -19,7 +19,8 @@ from ccnet_cli.losses import objective as objectives
 from ccnet_cli.models import network as models
 from ccnet_cli.models.network import CCNet
 from ccnet_cli.parts import Outputs
-from ccnet_cli.training import trainer
+from ccnet_cli.training.optimizer import make_optimizer
+from ccnet_cli.training.trainer import LossNetwork
 
 # B batch, H height, W width of the images
 
@@ -132,7 +133,7 @@ def make_ways(preset: config.Preset, classes: int, device: torch.device) -> dict
         sgd = torch.optim.SGD(official.parameters(), 0.0, train.momentum, weight_decay=train.weight_decay)
         ways[OFFICIAL] = Way(official, official_loss, sgd, torch.contiguous_format)
     alternatives.use_layout(network, torch.channels_last)
-    optimizer = trainer.make_optimizer(trainer.LossNetwork(network, objective), preset)
+    optimizer = make_optimizer(LossNetwork(network, objective), preset)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     for name, (precision, recompute) in OURS.items():

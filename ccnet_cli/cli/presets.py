@@ -79,7 +79,7 @@ def presets_copy(
     config.load(name)
     target = destination / f"{Path(name).stem}.yaml" if destination.is_dir() else destination
     refuse_outputs(target, inputs=[config.find(name)], overwrite=overwrite)
-    write(target, config.find(name).read_bytes())
+    write(target, config.source(name))
     print_names(target)
 
 

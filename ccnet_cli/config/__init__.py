@@ -1,16 +1,13 @@
 """What a run is: the preset's schema, and how a preset is found, overridden, checked and written."""
 
+from ccnet_cli.config.library import MAX_FILE_BYTES, find, folder, names, source
 from ccnet_cli.config.presets import (
-    MAX_FILE_BYTES,
     UnknownKeyError,
     differences,
     dump,
-    find,
-    folder,
     from_mapping,
     keys,
     load,
-    names,
     override,
     to_mapping,
     value,
@@ -39,6 +36,7 @@ __all__ = [
     "load",
     "names",
     "override",
+    "source",
     "to_mapping",
     "value",
 ]

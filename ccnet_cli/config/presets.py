@@ -1,23 +1,19 @@
-"""How a preset is found, read, overridden, checked and written."""
+"""How a preset is read, overridden, checked and written."""
 
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ccnet_cli.config import migration, text
+from ccnet_cli.config import library, migration, text
+from ccnet_cli.config.library import TABLES, choose_kind
 from ccnet_cli.config.schema import Preset
 from ccnet_cli.datasets import settings_of
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.losses import LOSSES
-from ccnet_cli.models.backbones import BACKBONES
-from ccnet_cli.models.heads import HEADS
 from ccnet_cli.parts import PartError, Section, Table
-
-MAX_FILE_BYTES = 1 << 20
 
 # words people bring from other projects, and what they are called here
 SYNONYMS = {
@@ -32,28 +28,15 @@ SYNONYMS = {
     "ignore_label": "data.ignore_index",
     "amp": "train.precision",
 }
-# the keys whose groups are the settings of a part
-TABLES: dict[str, Table] = {"model.backbone": BACKBONES, "model.head": HEADS, "model.auxiliary": HEADS}
 
 
 class UnknownKeyError(InputError):
     """A preset has a key that this version does not know."""
 
 
-def folder() -> Path:
-    """Where the presets lie: inside the package when installed, beside it in a checkout."""
-    installed = Path(__file__).parents[1] / "presets"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "presets"
-
-
-def names() -> list[str]:
-    """Names of the presets that come with ccnet, sorted."""
-    return sorted(path.stem for path in folder().glob("*.yaml"))
-
-
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
     """Read a preset by name, or a file by path, and apply overrides, each "key=value"; InputError if any is wrong."""
-    mapping = _read(find(name_or_path))
+    mapping = library.read(name_or_path)
     # parts are chosen before their settings are set, in whatever order they come
     for assignment in sorted(overrides, key=lambda assignment: not _chooses_part(assignment)):
         override(mapping, assignment)
@@ -63,19 +46,6 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
 def _chooses_part(assignment: str) -> bool:
     key = assignment.partition("=")[0]
     return key in TABLES or key == "data.dataset" or key.endswith(".kind")
-
-
-def find(name_or_path: str) -> Path:
-    """The file of a preset name or path; InputError names the nearest preset."""
-    known = names()
-    if name_or_path in known:
-        return folder() / f"{name_or_path}.yaml"
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        return path
-    near = difflib.get_close_matches(name_or_path, known, n=1, cutoff=0.5)
-    fix = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}, or give a .yaml file"
-    raise InputError(f"preset {name_or_path or '(empty)'}", "unknown", fix)
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Preset:
@@ -124,17 +94,8 @@ def override(mapping: dict[str, Any], assignment: str) -> None:
             raise InputError(f"preset key {section}", "a group of keys expected", "see ccnet presets show quickstart")
         mapping = inner
     if last == "kind":
-        _choose_kind(mapping, ".".join(sections), value)
+        choose_kind(mapping, ".".join(sections), value)
     mapping[last] = value
-
-
-def _choose_kind(settings: dict[str, Any], key: str, kind: object) -> None:
-    """Forget what the part of another kind does not have."""
-    table = TABLES.get(key, LOSSES)
-    if settings.get("kind") != kind and isinstance(kind, str) and kind in table:
-        fields = table[kind].settings.model_fields
-        for name in [name for name in settings if name not in fields]:
-            del settings[name]
 
 
 def differences(one: Preset, other: Preset) -> list[str]:
@@ -209,30 +170,6 @@ def _part_fields(table: Table, key: str, settings: Mapping[str, Any]) -> Iterato
 def _groups(known: Sequence[str]) -> set[str]:
     """The keys that have others below them."""
     return {".".join(parts[:count]) for key in known for parts in [key.split(".")] for count in range(1, len(parts))}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; InputError gives line and column."""
-    if not path.is_file():
-        why = "is not a file" if path.exists() else "does not exist"
-        raise InputError(f"preset {path}", why, "give a .yaml file or a name from ccnet presets list")
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"preset {path}", f"cannot be read ({error.strerror})", "check its permissions") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise InputError(f"preset {path}", f"larger than {MAX_FILE_BYTES} bytes", "give a preset file")
-    try:
-        decoded = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"preset {path}", f"byte {error.start} is not UTF-8", "save the file as UTF-8") from None
-    mapping = text.parse(decoded, str(path))
-    if not isinstance(mapping, dict):
-        kind = "nothing" if mapping is None else "a list" if isinstance(mapping, list) else "a single value"
-        why = f"keys and values expected, found {kind}"
-        raise InputError(f"preset {path}:1:1", why, "start from ccnet presets copy quickstart FILE")
-    return mapping
 
 
 def _unknown(key: str, mapping: Mapping[str, Any]) -> InputError:

@@ -29,6 +29,7 @@ from ccnet_cli.parts import (
 class Train(Section):
     """The optimiser; batch is global, micro_batch what one process computes at once (the rest is accumulated).
 
+    decay_vectors is whether weight_decay acts on norms, biases and gammas too; null: with sgd yes, with adamw no.
     precision auto is bf16 where the device computes in it, else fp32. max_nonfinite steps in a row that are skipped for
     their loss or gradient end the run.
     """
@@ -38,6 +39,7 @@ class Train(Section):
     optimizer: Literal["sgd", "adamw"]
     momentum: Fraction = 0.9
     weight_decay: Float = 1e-4
+    decay_vectors: Flag | None = None
     clip_norm: Positive | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     channels_last: Flag = True
@@ -48,10 +50,14 @@ class Train(Section):
 
 
 class Schedule(Section):
-    """Poly decay from lr to minimum over steps, after a linear warm-up."""
+    """Poly decay from lr to minimum over steps, after a linear warm-up.
+
+    All but the backbone learns at head_lr_factor times that rate: heads are new, the backbone was trained before.
+    """
 
     steps: Count
     lr: Positive
+    head_lr_factor: Annotated[float, Field(strict=True, ge=1e-3, le=1e3, allow_inf_nan=False)] = 1.0
     power: Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)] = 0.9
     warmup: Int = 0
     minimum: Float = 0.0

@@ -1,13 +1,50 @@
-"""Whether an optimiser's saved state is one: torch takes over whatever a file holds, and fails steps later."""
+"""The optimiser, and whether a saved state is one: torch takes over whatever a file holds, and fails steps later."""
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ccnet_cli.config import Preset
+
+# the first words of the backbone's weights in the network that is trained
+BACKBONE = "model.backbone."
 # what no group may lack; later versions of torch add others
 REQUIRED = {"lr", "momentum", "dampening", "betas", "eps", "weight_decay", "params"}
 MAX_SETTING = 1e12
+
+
+def make_optimizer(module: nn.Module, preset: Preset) -> torch.optim.Optimizer:
+    """The preset's optimiser of a module's parameters, in groups of one weight decay and one factor of the rate."""
+    train, schedule = preset.train, preset.schedule
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {key: [] for key in _groups(preset)}
+    for name, parameter in module.named_parameters():
+        head = schedule.head_lr_factor != 1 and not name.startswith(BACKBONE)
+        groups[head, not _decays_vectors(preset) and parameter.dim() <= 1].append(parameter)
+    options: Any = [
+        {"params": own, "weight_decay": 0.0 if vectors else train.weight_decay} for (_, vectors), own in groups.items()
+    ]
+    if train.optimizer == "sgd":
+        # fused: one pass over the weights in place of five
+        return torch.optim.SGD(options, schedule.lr, train.momentum, fused=True)
+    return torch.optim.AdamW(options, schedule.lr, betas=(train.momentum, 0.999))
+
+
+def rate_factors(preset: Preset) -> list[float]:
+    """What each group of the optimiser multiplies the learning rate by."""
+    return [preset.schedule.head_lr_factor if head else 1.0 for head, _ in _groups(preset)]
+
+
+def _groups(preset: Preset) -> list[tuple[bool, bool]]:
+    """The optimiser's groups: whether of what is not the backbone, and whether of vectors without weight decay."""
+    heads = [False] if preset.schedule.head_lr_factor == 1 else [False, True]
+    return [(head, vectors) for head in heads for vectors in ([False] if _decays_vectors(preset) else [False, True])]
+
+
+def _decays_vectors(preset: Preset) -> bool:
+    """Whether weight decay acts on norms, biases and gammas: AdamW's would pull them towards 0 at full strength."""
+    chosen = preset.train.decay_vectors
+    return preset.train.optimizer == "sgd" if chosen is None else chosen
 
 
 def check_optimizer(own: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from ccnet_cli.parallel.group import Group
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs.fields import DamagedError, UnsupportedError
 from ccnet_cli.training import state as states
-from ccnet_cli.training.optimizer import check_optimizer
+from ccnet_cli.training.optimizer import check_optimizer, make_optimizer, rate_factors
 from ccnet_cli.weights.load import Start, initialize_from, load_weights, read_facts
 
 # the keys of a preset on which the form of what is saved depends
@@ -101,9 +101,9 @@ class Trainer:
         return self.epoch * len(self.source.samples) + self.offset
 
     def set_rate(self, rate: float) -> None:
-        """Set the learning rate of the next step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        """Set the learning rate of the next step, the backbone's."""
+        for group, factor in zip(self.optimizer.param_groups, rate_factors(self.preset), strict=True):
+            group["lr"] = rate * factor
 
     def copy_buffers(self) -> list[Tensor]:
         """A copy of the network's buffers, for update to put back: a forward pass alone moves the running statistics.
@@ -298,19 +298,6 @@ def _choices(group: Group) -> ops.Choices:
         return ops.Choices()
     name = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else None
     return ops.Choices(group.broadcast, group.broadcast(name), quiet=group.rank > 0)
-
-
-def make_optimizer(module: nn.Module, preset: config.Preset) -> torch.optim.Optimizer:
-    """The preset's optimiser of a module's parameters."""
-    train, lr = preset.train, preset.schedule.lr
-    if train.optimizer == "sgd":
-        # fused: one pass over the weights in place of five
-        return torch.optim.SGD(module.parameters(), lr, train.momentum, weight_decay=train.weight_decay, fused=True)
-    # AdamW's decay would pull norms, biases and the attention's gamma towards 0 at full strength
-    vectors = [p for p in module.parameters() if p.dim() <= 1]
-    others = [p for p in module.parameters() if p.dim() > 1]
-    groups = [{"params": others, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr, betas=(train.momentum, 0.999))
 
 
 def _not_finite(value: Tensor) -> Tensor:
