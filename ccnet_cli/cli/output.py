@@ -103,9 +103,16 @@ def percent(value: float | None) -> str:
 
 
 def table(
-    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], sections: Sequence[int] = ()
+    title: str | None,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    sections: Sequence[int] = (),
+    widths: Sequence[int | None] = (),
 ) -> None:
-    """Print a table, numbers to the right; sections are the rows that a rule follows."""
+    """Print a table, numbers to the right; sections are the rows that a rule follows.
+
+    widths are those of the first columns, where the terminal has the room.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -118,7 +125,8 @@ def table(
         numeric = all(
             row[index].replace(",", "").replace(".", "").lstrip("-").isdecimal() for row in rows if row[index]
         )
-        table.add_column(Text(one_line(name)), justify="right" if numeric else "left", overflow="fold")
+        width = widths[index] if index < len(widths) else None
+        table.add_column(Text(one_line(name)), justify="right" if numeric else "left", overflow="fold", width=width)
     for index, row in enumerate(rows):
         table.add_row(*(Text(one_line(cell)) for cell in row), end_section=index in sections)
     _console().print(table)

@@ -49,6 +49,7 @@ def presets_list(json_file: Json = None) -> None:
         None,
         ("preset", "what", "published", "source"),
         [(p.name, p.description, p.published or "", p.source) for p in found],
+        widths=(max(len(p.name) for p in found), 24),
     )
 
 
