@@ -2,6 +2,7 @@
 
 import ctypes
 from itertools import pairwise
+from math import prod
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from ccnet_cli.errors import InputError
 from ccnet_cli.models.attention import CrissCrossAttention
 from ccnet_cli.ops import cpu
 
-# (B, c, C, H, W): beyond and below a tile's rows, a vector, a panel and what is packed at once; lines of one pixel
+# (B, c, C, *S): beyond and below a tile's rows, a vector, a panel and what is packed at once; lines of one pixel
 SHAPES = [
     (1, 1, 1, 1, 1),
     (2, 3, 5, 1, 7),
@@ -24,6 +25,12 @@ SHAPES = [
     (2, 17, 33, 15, 31),
     (1, 4, 65, 33, 29),
     (1, 3, 161, 5, 9),
+    # three axes and four
+    (2, 3, 5, 1, 1, 1),
+    (1, 3, 5, 5, 4, 3),
+    (2, 9, 35, 3, 17, 1),
+    (1, 17, 33, 3, 15, 33),
+    (1, 2, 3, 2, 3, 2, 4),
 ]
 GAMMA = 0.7
 RESULTS = "out d_projected d_x d_gamma"
@@ -31,11 +38,11 @@ RESULTS = "out d_projected d_x d_gamma"
 NEAR = {"relative": 2e-5, "smallest": 0.1}
 
 
-def inputs(B: int, c: int, C: int, H: int, W: int, seed: int = 0) -> list[Tensor]:
+def inputs(B: int, c: int, C: int, *S: int, seed: int = 0) -> list[Tensor]:
     """Projected, x and the gradient of the result, channels last."""
     random = torch.Generator().manual_seed(seed)
-    shapes = ((B, channels, H, W) for channels in (2 * c + C, C, C))
-    return [torch.randn(shape, generator=random).to(memory_format=torch.channels_last) for shape in shapes]
+    shapes = ((B, channels, *S) for channels in (2 * c + C, C, C))
+    return [torch.randn(shape, generator=random).movedim(1, -1).contiguous().movedim(-1, 1) for shape in shapes]
 
 
 def step(projected: Tensor, x: Tensor, grad: Tensor, c: int, implementation: str = "numba") -> list[Tensor]:
@@ -55,10 +62,10 @@ def test_the_sum_with_the_input_is_the_definition_and_so_are_its_gradients(shape
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_operator_is_the_definition_and_so_are_its_gradients(shape):
-    B, c, _, H, W = shape
+    B, c, _, *S = shape
     projected, _, value = inputs(*shape)
     query, key = projected[:, :c], projected[:, c : 2 * c]
-    weights = torch.randn(B, H + W, H, W, generator=torch.Generator().manual_seed(3))
+    weights = torch.randn(B, sum(S), *S, generator=torch.Generator().manual_seed(3))
     for name in ("affinity", "aggregate", "scatter", "criss_cross"):
         given = {"affinity": (query, key), "criss_cross": (query, key, value)}.get(name, (weights, value))
         results = []
@@ -68,7 +75,7 @@ def test_every_operator_is_the_definition_and_so_are_its_gradients(shape):
             # the masked entry is -inf
             finite = out.masked_fill(out.isinf(), 0.5)
             results.append([finite.detach(), *torch.autograd.grad(finite.square().sum(), leaves)])
-            assert name != "affinity" or out.isinf().sum() == B * H * W
+            assert name != "affinity" or out.isinf().sum() == B * prod(S) * (len(S) - 1)
         names = ["out", *(f"gradient_{number}" for number in range(len(given)))]
         assert_near(" ".join(names), *results, **NEAR)
 
@@ -120,7 +127,7 @@ def test_results_are_the_same_to_the_bit_for_any_number_of_threads(monkeypatch):
         assert_equal(RESULTS, one, other)
 
 
-@pytest.mark.parametrize("shape", SHAPES[4:])
+@pytest.mark.parametrize("shape", [*SHAPES[4:7], *SHAPES[9:]])
 def test_a_thread_writes_to_its_own_scratch_memory_alone(shape, monkeypatch):
     from ccnet_cli.ops.cpu import kernels
 
@@ -140,7 +147,7 @@ def test_a_thread_writes_to_its_own_scratch_memory_alone(shape, monkeypatch):
     tensors = inputs(*shape)
     exact = step(*(x.double() for x in tensors), shape[1], "reference")
     assert_near(RESULTS, step(*tensors, shape[1]), exact, **NEAR)
-    assert changed == [0] * 12, f"bytes that another thread's memory lost, by step: {changed}"
+    assert changed == [0] * 4 * (2 * len(shape) - 7), f"bytes that another thread's memory lost, by step: {changed}"
 
 
 def test_nothing_is_read_before_it_is_written(monkeypatch):
@@ -169,8 +176,9 @@ def test_large_energies_give_weights_of_one_and_zero():
     assert_near("out", [got], [exact], **NEAR)
 
 
-def test_torch_accepts_the_operators():
-    projected, x, grad = inputs(1, 3, 5, 2, 4)
+@pytest.mark.parametrize("size", [(2, 4), (2, 1, 3)])
+def test_torch_accepts_the_operators(size):
+    projected, x, grad = inputs(1, 3, 5, *size)
     gamma = torch.tensor([GAMMA], requires_grad=True)
     arguments = (projected.requires_grad_(), x.requires_grad_(), gamma, 3)
     assert set(torch.library.opcheck(torch.ops.ccnet.residual.default, arguments).values()) == {"SUCCESS"}

@@ -1,9 +1,9 @@
 """The CPU kernels: products of one line's matrices in vector registers, and the softmax of one pixel's cross.
 
-A line is a row or a column of the map. Everything is float32 and addressed in bytes: an address and a step from one
-pixel, row or vector to the next. A product runs over tiles of TILE rows and 2 vectors of columns, whose sums stay in
-registers; both operands are first packed so that the tile's loop reads them in order. The order of every sum is fixed
-by the sizes alone, so that results do not depend on the number of threads.
+A line is a row or a column of the map, or lies along another axis. Everything is float32 and addressed in bytes: an
+address and a step from one pixel, row or vector to the next. A product runs over tiles of TILE rows and 2 vectors of
+columns, whose sums stay in registers; both operands are first packed so that the tile's loop reads them in order. The
+order of every sum is fixed by the sizes alone, so that results do not depend on the number of threads.
 """
 
 import itertools
@@ -27,17 +27,19 @@ _FORWARD, _BACKWARD, _AFFINITY, _PRODUCT, _, _SCATTER = TASKS.values()
 MAX_PACKED = 128
 # rows, columns and depth of a product; an address, and the bytes from row to row
 SIZES, MATRIX = types.UniTuple(INT, 3), types.UniTuple(INT, 2)
-# steps of a task: columns alone, rows, and the part of the columns that needs the rows
+# steps of a task: lines along each axis but the last alone, rows, and the part of the others that needs the rows
 COLUMN, ROW, REST = range(3)
 # functions that are called by address: it differs between processes, so it must not be a constant in Numba's cache
 LEAVES = ("product", "pack_tiles", "pack_panels", "pack_transposed", "softmaxes", "softmaxes_backward")
 
-# a task's description: sizes; for each tensor its address, or 0 for none, and the bytes from pixel to pixel; attention
-# and its gradient, pull, have height + width floats a pixel, dots has one for each row of an image
+# a task's description: the arm of a step, its length, the pixels from one to the next and its offset in the attention,
+# and whether it is the first; for each tensor its address, or 0 for none, and the bytes from pixel to pixel; attention
+# and its gradient, pull, have `positions` floats a pixel, dots has one for each row
 TENSORS = ("query", "key", "value", "base", "out", "grad", "d_query", "d_key", "d_value")
 PLAN = np.dtype(
     [
-        *((name, np.int64) for name in ("task", "step", "height", "width", "reduced", "channels")),
+        *((name, np.int64) for name in ("task", "step", "first", "length", "stride", "arm")),
+        *((name, np.int64) for name in ("positions", "reduced", "channels")),
         *((f"{name}{suffix}", np.int64) for name in TENSORS for suffix in ("", "_step")),
         *((name, np.int64) for name in ("attention", "pull", "dots", "scratch", "scratch_left", "scratch_whole")),
         *((name, np.int64) for name in LEAVES),
@@ -50,12 +52,12 @@ PLAN = np.dtype(
 NEXT, THREADS = (simd.offset(PLAN, name) for name in ("next", "threads"))
 
 
-def scratch(height: int, width: int, reduced: int, channels: int, deep: int) -> tuple[int, int]:
+def scratch(line: int, reduced: int, channels: int, deep: int) -> tuple[int, int]:
     """Bytes of a thread's packed left operand, and of both operands; packing writes whole squares.
 
-    deep is the number of channels that products sum over which give energies or their gradient.
+    line is the length of the longest; deep is the number of channels that products sum over which give energies or
+    their gradient.
     """
-    line = max(height, width)
     left = -(-line // TILE) * max(line, deep) + LANES
     # panels hold pixels in a transposed operand, channels in the others
     across = min(max(reduced, channels), MAX_PACKED)
@@ -319,7 +321,7 @@ def _softmaxes_backward(attention, pull, pixels, positions, dot, scale):
 def _energies(plan, line, scratch, out, left, right, depth):
     """Write a line's left @ right^T to its arm of out."""
     first, stride, n, arm = line
-    positions, panels = plan.height + plan.width, scratch + plan.scratch_left
+    positions, panels = plan.positions, scratch + plan.scratch_left
     simd.call(plan.pack_tiles, (scratch, left[0] + first * left[1], stride * left[1], n, depth))
     simd.call(plan.pack_transposed, (panels, right[0] + first * right[1], stride * right[1], n, depth))
     target = out + (first * positions + arm) * WORD, stride * positions * WORD
@@ -334,7 +336,7 @@ def _weigh(plan, line, scratch, weights, right, out, base, scale):
     """
     first, stride, n, arm = line
     (address, spread), (matrix, columns) = weights, right
-    positions, panels = plan.height + plan.width, scratch + plan.scratch_left
+    positions, panels = plan.positions, scratch + plan.scratch_left
     left = address + (first * positions + arm) * WORD, stride * positions * WORD
     if not spread:
         simd.call(plan.pack_tiles, (scratch, *left, n, n))
@@ -356,20 +358,20 @@ def _part(matrix, line, start):
 
 @simd.helper
 def _scores(plan, line, scratch):
-    """Energies of query and key; columns mask the pixel itself, but not in a plain product."""
+    """Energies of query and key; all but the rows mask the pixel itself, but not in a plain product."""
     first, stride, n, arm = line
-    positions = plan.height + plan.width
+    positions = plan.positions
     query, key = (plan.query, plan.query_step), (plan.key, plan.key_step)
     _energies(plan, line, scratch, plan.attention, query, key, plan.reduced)
-    if not arm and plan.task != _PRODUCT:
+    if plan.step == COLUMN and plan.task != _PRODUCT:
         for i in range(n):
-            # the pixel lies on both arms: count it once, in the row
-            _put(plan.attention + ((first + i * stride) * positions + i) * WORD, np.float32(-np.inf))
+            # the pixel lies on every arm: count it once, in the row
+            _put(plan.attention + ((first + i * stride) * positions + arm + i) * WORD, np.float32(-np.inf))
 
 
 @simd.helper
 def _gather(plan, line, scratch):
-    """Base plus scale times the sums over the rows' arms, to which those over the columns' are added later."""
+    """Base plus scale times the sums over the rows' arms, to which those over the others' are added later."""
     weights = plan.attention, 1 if plan.task == _SCATTER else 0
     value, out = ((plan.value, plan.value_step), plan.channels), (plan.out, plan.out_step)
     base = (plan.base, plan.base_step) if plan.step == ROW else out
@@ -379,7 +381,7 @@ def _gather(plan, line, scratch):
 @simd.helper
 def _forward(plan, line, scratch):
     first, _, n, _ = line
-    positions = plan.height + plan.width
+    positions = plan.positions
     if plan.step != REST:
         _scores(plan, line, scratch)
     if plan.step == ROW:
@@ -391,14 +393,14 @@ def _forward(plan, line, scratch):
 @simd.helper
 def _backward(plan, line, scratch):
     first, _, n, _ = line
-    step, scale, positions = plan.step, plan.scale, plan.height + plan.width
+    step, scale, positions = plan.step, plan.scale, plan.positions
     grad, value, nothing, one = (plan.grad, plan.grad_step), (plan.value, plan.value_step), (0, 0), np.float32(1)
     query, key = ((plan.query, plan.query_step), plan.reduced), ((plan.key, plan.key_step), plan.reduced)
     d_query, d_key = (plan.d_query, plan.d_query_step), (plan.d_key, plan.d_key_step)
     d_value = (plan.d_value, plan.d_value_step)
     if step != REST:
         _energies(plan, line, scratch, plan.pull, grad, value, plan.channels)
-        base = d_value if step == ROW else nothing
+        base = nothing if plan.first else d_value
         _weigh(plan, line, scratch, (plan.attention, 1), (grad, plan.channels), d_value, base, scale)
     if step == ROW:
         offset = first * positions * WORD
@@ -417,11 +419,8 @@ def lines(plans):
     scratch = plan.scratch + simd.fetch_and_add(plans, THREADS) * plan.scratch_whole
     index = simd.fetch_and_add(plans, NEXT)
     while index < plan.count:
-        if plan.step == ROW:
-            line = (index * plan.width, 1, plan.width, plan.height)
-        else:
-            image, column = index // plan.width, index % plan.width
-            line = (image * plan.height * plan.width + column, plan.width, plan.height, 0)
+        block, column = index // plan.stride, index % plan.stride
+        line = (block * plan.length * plan.stride + column, plan.stride, plan.length, plan.arm)
         if plan.task == _FORWARD:
             _forward(plan, line, scratch)
         elif plan.task == _BACKWARD:
