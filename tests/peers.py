@@ -112,8 +112,8 @@ def mmseg(seed=0, depth=101, width=64, channels=512, classes=19) -> State:
 
 
 def backbone(kind: str, seed=0, depth=50, width=64) -> State:
-    """A ResNet of "mit", "v1c" or "torchvision", classifier included."""
-    draw = Draw(seed, counts=kind != "mit", signed=False)
+    """A ResNet of "mit", "mit 2019", "v1c" or "torchvision", classifier included; mit's is for pixels of 0 to 255."""
+    draw = Draw(seed, counts=not kind.startswith("mit"), signed=False)
     half = width // 2
     if kind == "torchvision":
         draw.conv("conv1", width, 3, 7)
@@ -125,10 +125,13 @@ def backbone(kind: str, seed=0, depth=50, width=64) -> State:
             sizes = ((half, 3), (half, half), (width, half))
         for number, (out, into) in enumerate(sizes):
             conv, norm = (f"stem.{3 * number}", f"stem.{3 * number + 1}")
-            if kind == "mit":
+            if kind.startswith("mit"):
                 conv, norm = f"conv{number + 1}", f"bn{number + 1}"
             draw.conv(conv, out, into, 3)
             draw.norm(norm, out)
+        if kind == "mit":
+            for name, factor in (("conv1.weight", 57), ("bn1.running_mean", 57), ("bn1.running_var", 57**2)):
+                draw.state[name] /= factor
         features = draw.residual("", depth, width, sizes[-1][0])
     draw.state["fc.weight"], draw.state["fc.bias"] = draw.normal(10, features), draw.normal(10)
     return draw.state
@@ -242,5 +245,5 @@ def mmseg_forward(state: State, x: Tensor, passes: int = 2) -> tuple[Tensor, Ten
 @torch.no_grad()
 def backbone_forward(state: State, x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """Features of layers 3 and 4 of a ResNet with the strides of its last two layers turned into dilation."""
-    stem = {"torchvision": DEEP[:1], "mit": DEEP, "v1c": V1C}[kind]
+    stem = {"torchvision": DEEP[:1], "v1c": V1C}.get(kind, DEEP)
     return Peer(state, abn=False, slope=0.0, contracted=True, ceil=False).trunk(x, "", stem)

@@ -84,7 +84,7 @@ class Entry:
         if self.recurrence is not None:
             return {"recurrence": self.recurrence}
         if self.align_corners is not None:
-            return {"config": f"decode_head=dict(align_corners={self.align_corners})"}
+            return {"cfg": f"decode_head=dict(align_corners={self.align_corners})"}
         return {}
 
     def to_mapping(self, settings: Mapping[str, str]) -> dict[str, Any]:
@@ -125,8 +125,13 @@ def find(name: str) -> Entry:
     entries = read().entries
     if name in entries:
         return entries[name]
-    near = difflib.get_close_matches(name, entries, n=1, cutoff=0.6)
-    raise InputError(f"weights {name}", "unknown", f"did you mean {near[0]}?" if near else "see ccnet weights list")
+    near = nearest(name)
+    raise InputError(f"weights {name}", "unknown", f"did you mean {near}?" if near else "see ccnet weights list")
+
+
+def nearest(name: str) -> str | None:
+    """The name that is most like another, if any is."""
+    return next(iter(difflib.get_close_matches(name, read().entries, n=1, cutoff=0.6)), None)
 
 
 def find_cached(entry: Entry) -> Path | None:

@@ -5,19 +5,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ccnet_cli.errors import InputError, notice
+from ccnet_cli.weights import catalogue
 
 DEMO = Path(__file__).parent / "demo"
+# a file of the catalogue for photographs: small, with a hash, and its score is not far from the best
+FOR_PHOTOGRAPHS = "mmseg-ccnet-r50-769-80k"
 
 
 def find_artifact(explicit: Path | None = None) -> Path:
     """The file to use: the explicit one, $CCNET_CHECKPOINT, the newest run's below ./runs, or the demo weights.
 
-    A run folder stands for its best checkpoint. A notice says what the demo weights were trained on.
+    A run folder stands for its best checkpoint, a name of the catalogue for its file in the cache. A notice says what
+    the demo weights were trained on.
     """
     chosen = explicit or (Path(os.environ["CCNET_CHECKPOINT"]) if os.environ.get("CCNET_CHECKPOINT") else None)
     if chosen is not None:
         if not chosen.is_dir():
-            return chosen
+            return find_weights(chosen)
         for path in _best(chosen):
             return path
         raise InputError(chosen, "a folder without best.pt or last.pt", "give a run folder or a checkpoint file")
@@ -30,9 +34,20 @@ def find_artifact(explicit: Path | None = None) -> Path:
     if not demo.is_file():
         raise InputError("checkpoint", "none given and no run below ./runs", "train one, or use --checkpoint FILE")
     notice(
-        "using the demo weights, trained on toyscapes (drawn street scenes) alone: give a checkpoint for real images"
+        "using the demo weights, trained on toyscapes (drawn street scenes) alone; for photographs, run "
+        f"ccnet weights get {FOR_PHOTOGRAPHS}, then add --checkpoint {FOR_PHOTOGRAPHS}"
     )
     return demo
+
+
+def find_weights(path: Path) -> Path:
+    """A file, or for a name of the catalogue its file in the cache, verified; InputError where it is not there."""
+    if path.exists() or len(path.parts) != 1:
+        return path
+    entry = catalogue.read().entries.get(path.name)
+    if entry is None and not path.suffix and catalogue.nearest(path.name):
+        raise InputError(path, "neither a file nor known", f"did you mean {catalogue.nearest(path.name)}?")
+    return path if entry is None else catalogue.require(entry)
 
 
 def sample_image() -> Path:

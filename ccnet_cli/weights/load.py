@@ -16,6 +16,7 @@ from ccnet_cli.models.network import CCNet, build
 from ccnet_cli.parts import UnknownPart
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs.fields import NewerVersionError, UnsupportedError, check_fields
+from ccnet_cli.weights.find import find_weights
 from ccnet_cli.weights.layouts import Foreign
 from ccnet_cli.weights.presets import irreconcilable, other_shapes, preset_for
 from ccnet_cli.weights.recognise import recognise
@@ -156,6 +157,7 @@ def read_start(path: Path, partial: bool = False) -> Start:
     partial lets weights be missing or of another shape, as long as 95 % of the backbone fits; a backbone's file always
     leaves the head as it is.
     """
+    path = find_weights(path)
     content = checkpoint.read_any(path)
     if checkpoint.is_checkpoint(content):
         check_fields(content, path)

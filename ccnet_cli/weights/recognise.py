@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ccnet_cli.errors import InputError
+from ccnet_cli.weights import catalogue
 from ccnet_cli.weights.layouts import LAYOUTS, Foreign, Misfit
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "network", "module", "weights")
@@ -44,9 +45,11 @@ def recognise(content: Any, path: Path) -> Foreign:
     """Convert a file's content to our names and rules; InputError says what it is where no layout knows it.
 
     content is what torchfile.read gave: a state dict, or one below a wrapper such as `state_dict` or `model`. The
-    layout that was added last is asked first.
+    layout that was added last is asked first. What is published of a file of the catalogue counts where it is silent.
     """
     state, meta = _unwrap(content, path)
+    known = catalogue.entry_of(path)
+    meta = {**(known.meta if known else {}), **meta}
     for layout in reversed(LAYOUTS.values()):
         try:
             foreign = layout.recognise(dict(state), dict(meta))

@@ -142,7 +142,7 @@ def test_the_mmsegmentation_layout(tmp_path, depth):
     }
 
 
-@pytest.mark.parametrize(("kind", "depth"), [("mit", 50), ("mit", 101), ("v1c", 50), ("torchvision", 101)])
+@pytest.mark.parametrize(("kind", "depth"), [("mit", 50), ("mit 2019", 101), ("v1c", 50), ("torchvision", 101)])
 def test_a_backbone_alone(tmp_path, kind, depth):
     state, x = peers.backbone(kind, depth=depth, width=WIDTH), picture((97, 130))
     model = ccnet_cli.load(save(state, tmp_path / "resnet.pth"))
@@ -159,9 +159,30 @@ def test_a_backbone_alone(tmp_path, kind, depth):
     n = model.normalisation
     assert (n.channel_order, n.mean[0], n.std[0]) == {
         "mit": ("bgr", 102.9801, 1.0),
+        "mit 2019": ("rgb", 123.675, 58.395),
         "v1c": ("rgb", 123.675, 58.395),
         "torchvision": ("rgb", 123.675, 58.395),
     }[kind]
+
+
+@pytest.mark.parametrize(("kind", "stem"), [("mit 2019", "deep"), ("v1c", "v1c")])
+def test_a_stem_that_is_a_sequence(tmp_path, kind, stem):
+    """As PyTorch-Encoding and timm write it: the sequence is called conv1, and its last norm bn1."""
+    state, x = peers.backbone(kind, depth=50, width=WIDTH), picture((65, 66))
+    names = {f"{part}{i + 1}.": f"conv1.{3 * i + (part == 'bn')}." for i in range(3) for part in ("conv", "bn")}
+    names |= {f"stem.{i}.": f"conv1.{i}." for i in (0, 1, 3, 4, 6, 7)}
+    renamed = {}
+    for key, tensor in state.items():
+        head = next((name for name in names if key.startswith(name)), "")
+        new = names.get(head, "") + key.removeprefix(head)
+        renamed[new.replace("conv1.7.", "bn1.")] = tensor
+    assert "conv1.6.weight" in renamed and "bn1.running_var" in renamed and len(renamed) == len(state)
+    model = ccnet_cli.load(save(renamed, tmp_path / "resnet50s.pth"))
+    with torch.no_grad():
+        features = model.backbone(x)
+    for got, wanted in zip(features, peers.backbone_forward(state, x, kind), strict=True):
+        assert difference(got, wanted) < 1e-4
+    assert model.normalisation.channel_order == "rgb" and model.backbone.conv3 is not None
 
 
 def test_a_basic_block_backbone_and_a_prefix(tmp_path):
