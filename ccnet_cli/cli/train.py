@@ -29,7 +29,7 @@ app = typer.Typer()
     epilog=examples(
         "ccnet train --preset quickstart",
         "ccnet train --preset camvid --data CamVid -o runs/camvid",
-        "ccnet train --preset cityscapes-r2-ohem --data Cityscapes --gpus 4 --weights resnet101-imagenet.pth",
+        "ccnet train --preset cityscapes-r2-ohem --data Cityscapes --gpus 4 --weights mit-resnet101-imagenet",
         "ccnet train --preset quickstart -s model.recurrence=1 -s schedule.steps=200",
         "ccnet train --preset quickstart -o runs/first --resume",
     )
@@ -56,10 +56,16 @@ def train(
     ] = False,
     weights: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Begin with these weights: a checkpoint, the authors', ImageNet's, ..."),
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Begin with these weights: a checkpoint, the authors', ImageNet's, ...; or a name.",
+        ),
     ] = None,
     partial: Annotated[
         bool, typer.Option("--allow-partial", help="Take the weights that fit, as long as the backbone's do.")
+    ] = False,
+    require_weights: Annotated[
+        bool, typer.Option("--strict", help="Refuse to begin without the weights that the preset names.")
     ] = False,
     tolerate_damage: TolerateDamage = False,
     gpus: Gpus = None,
@@ -128,6 +134,8 @@ def train(
         strict=strict,
         take_over=take_over,
         weights=weights,
+        require_weights=require_weights,
+        chosen=tuple(text.partition("=")[0] for text in overrides or ()),
         partial=partial,
         tolerate_damage=tolerate_damage,
         device=device,

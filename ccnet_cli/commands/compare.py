@@ -24,7 +24,10 @@ from ccnet_cli.parallel.supervisor import Worker
 from ccnet_cli.training import cells
 from ccnet_cli.training.cells import Cell
 from ccnet_cli.training.plan import resolve
+from ccnet_cli.training.start import choose
 from ccnet_cli.version import describe
+from ccnet_cli.weights.load import read_start
+from ccnet_cli.weights.presets import adopt_input
 
 # what the heads of rows cost on the map of a crop: (models, crop, classes, device) -> the values of a report
 Measure = Callable[[Mapping[str, Model], tuple[int, int], int, str], dict[str, Any]]
@@ -104,7 +107,10 @@ def compare(request: CompareRequest, measure: Measure) -> dict[str, Any]:
     """
     device = local_device(request.gpus, request.processes, request.device)
     recipe = resolve(request.preset, device)
-    job = Job(request.output, recipe, {}, _plan(request, recipe), request.weights)
+    weights = request.weights or choose(recipe)
+    if weights is not None:
+        recipe = adopt_input(recipe, read_start(weights).foreign.model, source=str(weights))
+    job = Job(request.output, recipe, {}, _plan(request, recipe), weights)
     _claim_output(job)
     # the built-in set is drawn once, and what is missing is missed before the first cell
     for split in ("train", "val"):

@@ -31,7 +31,7 @@ class Train(Section):
 
     decay_vectors is whether weight_decay acts on norms, biases and gammas too; null: with sgd yes, with adamw no.
     precision auto is bf16 where the device computes in it, else fp32. max_nonfinite steps in a row that are skipped for
-    their loss or gradient end the run.
+    their loss or gradient end the run. weights is what the recipe begins with: a file, or a name of the catalogue.
     """
 
     batch: Annotated[int, Field(strict=True, ge=1, le=65536)]
@@ -47,6 +47,7 @@ class Train(Section):
     ema: Fraction = 0.0
     sync_bn: Flag = True
     max_nonfinite: Count = 10
+    weights: Text | None = None
 
 
 class Schedule(Section):

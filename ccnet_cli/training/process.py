@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ccnet_cli import config, files
-from ccnet_cli.datasets import classes_of
 from ccnet_cli.datasets.report import count_pixels, warn_of_dead_labels
 from ccnet_cli.datasets.source import Source, open_source
 from ccnet_cli.datasets.training import watch_workers
@@ -26,8 +25,9 @@ from ccnet_cli.training.loop import Loop, name_checkpoint, score_due
 from ccnet_cli.training.plan import Plan, make_plan
 from ccnet_cli.training.record import Record, environment
 from ccnet_cli.training.request import TrainRequest
+from ccnet_cli.training.start import begin
 from ccnet_cli.training.state import seed_rank
-from ccnet_cli.weights.load import Start, check_start, read_start
+from ccnet_cli.weights.load import Start, read_start
 
 
 @dataclass
@@ -55,9 +55,8 @@ def prepare(request: TrainRequest, group: Group, resources: ExitStack) -> tuple[
     plan, content = make_plan(request, processes, Path(earlier) if earlier else None, claim)
     group.remember("run", str(plan.run))
     with runfolder.uncount_refusal(plan.counted if plan.lease else None):
-        preset, start = plan.preset, _read_start(request)
-        if start:
-            check_start(start, preset.model, len(classes_of(preset.data)))
+        plan, start = begin(plan, content)
+        preset = plan.preset
         opened = {split: open_source(preset.data, split) for split in ("train", "val")}
         for split, each in opened.items():
             warn_of_dead_labels(replace(each, tolerate_damage=request.tolerate_damage), split)

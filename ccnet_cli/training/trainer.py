@@ -197,7 +197,8 @@ class Trainer:
         with strict, that is refused.
         """
         preset = _read_preset(content, path)
-        keys = config.differences(self.preset, preset)
+        # with what a run began no longer matters
+        keys = [key for key in config.differences(self.preset, preset) if key != "train.weights"]
         for difference in self._differences(content, keys):
             if strict:
                 raise InputError(path, f"was trained with {difference}", "resume without --strict-resume, or as before")

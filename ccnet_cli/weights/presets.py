@@ -1,15 +1,19 @@
 """Presets for other people's weights, and in which keys two networks differ."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ccnet_cli import config
 from ccnet_cli.datasets import known_classes
+from ccnet_cli.errors import notice
 from ccnet_cli.weights.layouts import Foreign
 
 # for a data set, the preset whose data and evaluation fit
 PRESETS = {"camvid": "camvid", "ade20k": "mmseg-r101-ade20k-512-160k", "voc": "mmseg-r101-voc-512-40k"}
 PARTS = ("backbone", "head", "auxiliary")
+_INPUT = {"model.channel_order", "model.mean", "model.std"}
+_STEM = {"model.backbone.stem", "model.stem"}
 # keys of the parts that change no weight's shape
 SHAPELESS = (
     *("dilation", "pool", "stride", "multi_grid", "recurrence", "activation", "dropout", "implementation"),
@@ -54,6 +58,31 @@ def irreconcilable(trained: Mapping[str, Any], settings: config.Model) -> list[s
     if any(abs(before - now) > 4 for before, now in zip(trained.get("mean", new["mean"]), new["mean"], strict=True)):
         differing.append("model.mean")
     return differing
+
+
+def adopt_input(
+    preset: config.Preset, trained: Mapping[str, Any], chosen: Collection[str] = (), source: str = ""
+) -> config.Preset:
+    """A preset with the stem and the input of the backbone that a training begins with, unless they are chosen.
+
+    trained says what is known of that network; one with a head stays as it is. A notice names what follows source.
+    """
+    own = preset.model.model_dump(mode="json")
+    if "head" in trained or not trained:
+        return preset
+    keys = [] if _INPUT & set(chosen) else [key for key in irreconcilable(trained, preset.model) if key in _INPUT]
+    stem = _value(trained, "backbone.stem")
+    if stem not in (None, _value(own, "backbone.stem")) and "stem" in own["backbone"] and not _STEM & set(chosen):
+        keys.append("model.backbone.stem")
+    if not keys:
+        return preset
+    values = {key: _value(trained, key.removeprefix("model.")) for key in keys}
+    if source:
+        notice(f"{source}: with it come {', '.join(f'{key}={json.dumps(value)}' for key, value in values.items())}")
+    mapping = config.to_mapping(preset)
+    for key, value in values.items():
+        config.override(mapping, f"{key}={json.dumps(value)}")
+    return config.from_mapping(mapping)
 
 
 def other_shapes(trained: Mapping[str, Any], settings: config.Model) -> list[str]:

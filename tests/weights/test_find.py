@@ -3,10 +3,14 @@
 import os
 from pathlib import Path
 
+import peers
 import pytest
+import torch
 
 from ccnet_cli.errors import InputError
-from ccnet_cli.weights import find
+from ccnet_cli.inference.artifact import load_model
+from ccnet_cli.weights import catalogue, find
+from ccnet_cli.weights.download import get
 
 
 def test_the_checkpoint_is_found_in_order(tmp_path, monkeypatch, capsys):
@@ -38,3 +42,39 @@ def test_without_any_checkpoint_the_way_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(find, "DEMO", tmp_path)
     with pytest.raises(InputError, match="none given"):
         find.find_artifact()
+
+
+def test_a_name_of_the_catalogue_is_its_file_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CCNET_CACHE", str(tmp_path / "cache"))
+    name = "ccnet-authors-r1"
+    with pytest.raises(InputError, match=f"weights {name}: not in the cache; run ccnet weights get {name}"):
+        find.find_artifact(Path(name))
+    with pytest.raises(InputError, match="did you mean ccnet-authors-r1"):
+        find.find_artifact(Path("ccnet-author-r1"))
+    with pytest.raises(InputError, match="ccnet cannot load it, no head of DRANet's"):
+        find.find_artifact(Path("dranet-r101-cityscapes"))
+    torch.save(peers.authors(width=8, channels=16, depth=50), tmp_path / "a.pth")
+    path = get(catalogue.find(name), str(tmp_path / "a.pth"))
+    assert find.find_artifact(Path(name)) == path
+    monkeypatch.setenv("CCNET_CHECKPOINT", name)
+    assert find.find_artifact() == path
+    # a file of that name comes first
+    (tmp_path / name).write_bytes(b"")
+    assert find.find_artifact(Path(name)) == Path(name)
+
+
+def test_what_the_catalogue_knows_of_a_file_counts_where_the_file_is_silent(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CCNET_CACHE", str(tmp_path / "cache"))
+    torch.save(peers.authors(width=8, channels=16, depth=50), tmp_path / "a.pth")
+    torch.save({"state_dict": peers.mmseg(depth=50, width=8, channels=16, classes=3)}, tmp_path / "b.pth")
+    told = {"config": "decode_head=dict(align_corners=False)"}
+    torch.save(torch.load(tmp_path / "b.pth", weights_only=True) | {"meta": told}, tmp_path / "c.pth")
+    names = ("ccnet-authors-r1", "bdd100k-drivable-ccnet-r50-769-40k", "bdd100k-fcn-r50-769-40k")
+    for name, file in zip(names, "abc", strict=True):
+        get(catalogue.find(name), str(tmp_path / f"{file}.pth"))
+    capsys.readouterr()
+    assert load_model(Path(names[0])).network.recurrence == 1
+    assert load_model(Path(names[1])).network.align_corners is True
+    assert "taken as 2" not in (err := capsys.readouterr().err) and "taken as false" not in err
+    assert load_model(Path(names[2])).network.align_corners is False
