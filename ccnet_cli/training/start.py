@@ -28,7 +28,11 @@ def begin(plan: Plan, content: dict[str, Any] | None) -> tuple[Plan, Start | Non
         return replace(plan, preset=preset), None
     try:
         start = read_start(weights, request.partial)
-        preset = adopt_input(preset, start.foreign.model, request.chosen, str(start.path))
+        trained = start.foreign.model
+        own = named or str(request.weights) == preset.train.weights
+        # a recipe knows its own file, of which another generation may have come
+        kept = ("model.mean",) if own and trained.get("std") == list(preset.model.std) else ()
+        preset = adopt_input(preset, trained, (*request.chosen, *kept), str(start.path))
         check_start(start, preset.model, len(classes_of(preset.data)))
     except InputError as error:
         raise _without(error) if named else error from None

@@ -250,7 +250,8 @@ def test_the_golden_file_holds_no_preset_that_is_gone():
 
 @pytest.mark.parametrize("path", sorted(OLD.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_preset_of_version_0_1_0_is_todays(path: Path, capfd: pytest.CaptureFixture[str]):
-    assert config.load(str(path)) == config.load(path.stem)
+    # with what a recipe begins was not in it then
+    assert config.load(str(path)) == config.load(path.stem, ["train.weights=null"])
     assert capfd.readouterr().err == ""
 
 

@@ -95,6 +95,18 @@ def test_a_preset_names_the_weights_that_its_recipe_begins_with(data, files, tmp
         train(preset(data, *SMALL, f"train.weights={NAME}", "model.backbone.width=16"), run=tmp_path / "wide")
 
 
+def test_a_recipe_s_input_stays_unless_another_generation_of_its_file_came(data, files, tmp_path):
+    """OCNet's takes red first with a file for blue first, which is its business."""
+    made = preset(data, *SMALL, f"train.weights={NAME}", "model.std=[1,1,1]", "model.channel_order=rgb")
+    orders = {}
+    for kind in ("mit", "mit 2019"):
+        get(catalogue.find(NAME), str(files / f"{kind}.pth"), again=True)
+        for given in (None, Path(NAME)):
+            run = train(made, run=tmp_path / f"{kind} {given}", weights=given)
+            orders.setdefault(kind, set()).add((model_of(run).mean == made.model.mean, model_of(run).std[0]))
+    assert orders == {"mit": {(True, 1.0)}, "mit 2019": {(False, 58.395)}}
+
+
 def test_every_preset_s_weights_are_in_the_catalogue_and_fit_its_stem():
     named = {name: config.load(name) for name in config.names() if config.load(name).train.weights}
     assert {"cityscapes-r2-ohem", "mmseg-r50-voc-512-40k"} <= named.keys()

@@ -32,6 +32,8 @@ def test_every_entry_is_complete():
         assert address.scheme == "https" or address.hostname == "sceneparsing.csail.mit.edu"
         assert entry.unusable or entry.layout in LAYOUTS
         assert entry.preset is None or entry.preset in presets
+        if entry.preset is not None and entry.network != "backbone" and not name.endswith("-2020"):
+            assert f"{entry.miou:.2f}" in str(config.load(entry.preset).published), name
         assert entry.setting is None or entry.setting in settings
         assert (entry.setting is None) == (entry.network == "backbone")
         assert entry.sha256 is None or re.fullmatch("[0-9a-f]{8}", entry.sha256)

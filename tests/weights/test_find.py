@@ -21,7 +21,9 @@ def test_the_checkpoint_is_found_in_order(tmp_path, monkeypatch, capsys):
     (demo / "demo.pt").write_bytes(b"demo")
     monkeypatch.setattr(find, "DEMO", demo)
     assert find.find_artifact() == demo / "demo.pt"
-    assert "toyscapes" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "toyscapes" in err and f"run ccnet weights get {find.FOR_PHOTOGRAPHS}" in err and err.count("\n") == 1
+    assert catalogue.find(find.FOR_PHOTOGRAPHS).unusable is None
     for age, (run, alias) in enumerate([("b", "last.pt"), ("a", "best.pt"), ("a", "last.pt")]):
         (tmp_path / "runs" / run).mkdir(parents=True, exist_ok=True)
         path = tmp_path / "runs" / run / alias
