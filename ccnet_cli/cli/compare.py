@@ -86,7 +86,7 @@ def bench_heads(
     epilog=examples(
         "ccnet compare --preset toyscapes-r2 --head none --head psp --head nonlocal --head rcca --seeds 3 -o compare",
         "ccnet compare --preset toyscapes2-r2 --processes 2 -o two",
-        "ccnet compare --preset cityscapes-r2 --data Cityscapes --weights resnet101-imagenet.pth --gpus 4 -o city",
+        "ccnet compare --preset cityscapes-r2 --data Cityscapes --weights mit-resnet101-imagenet --gpus 4 -o city",
     )
 )
 def compare(

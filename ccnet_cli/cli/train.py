@@ -135,7 +135,7 @@ def train(
         take_over=take_over,
         weights=weights,
         require_weights=require_weights,
-        chosen=tuple(text.partition("=")[0] for text in overrides or ()),
+        chosen=tuple(text.partition("=")[0] for text in overrides or () if text.startswith("model.")),
         partial=partial,
         tolerate_damage=tolerate_damage,
         device=device,

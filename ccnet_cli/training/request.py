@@ -18,7 +18,7 @@ class TrainRequest:
     take_over: stop the run that is in the folder, wherever it is.
     weights: a checkpoint or other people's weights to initialize from.
     require_weights: refuse to begin without the weights that the preset names.
-    chosen: the preset's keys that were set for this run, which do not follow the weights.
+    chosen: the keys of the preset's model that were set for this run, which do not follow the weights.
     partial: let weights be missing, or have other shapes, as long as most of the backbone's fit.
     device, gpus, processes: what each node computes on; gpus and processes start that many processes there.
     tolerate_damage: read what is left of damaged images.
