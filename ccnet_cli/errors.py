@@ -159,6 +159,18 @@ def detail(text: str) -> None:
         announce(text)
 
 
+@contextmanager
+def hush(quiet: bool = True) -> Iterator[None]:
+    """Print only errors within the block, if quiet."""
+    before = os.environ.get(VERBOSITY, "")
+    if quiet:
+        os.environ[VERBOSITY] = "quiet"
+    try:
+        yield
+    finally:
+        os.environ[VERBOSITY] = before
+
+
 def is_quiet() -> bool:
     """Whether only errors are printed."""
     return os.environ.get(VERBOSITY) == "quiet"

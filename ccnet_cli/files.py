@@ -28,7 +28,8 @@ HOST = socket.gethostname().replace("/", "_")
 # .tmp-HOST-PID-... and, of earlier versions, .tmp-PID-NAME and .ccnet-HOST-PID-...; with another host's processes
 # nothing can be compared here: in a-12-7-x the host may be a-12
 TEMPORARY = re.compile(
-    rf"\.(?:tmp-(?:{re.escape(HOST)}-)?|ccnet-{re.escape(HOST)}-)(?P<process>\d+)-(?!\d+-).*", re.DOTALL
+    rf"\.(?:tmp-(?:{re.escape(HOST)}-)?|ccnet-{re.escape(HOST)}-)(?P<process>\d+)-(?!\d+-)(?:s(?P<start>\d+)-)?.*",
+    re.DOTALL,
 )
 # outputs are checked before the work begins, so the machine is at fault where these refuse them later
 MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -91,7 +92,8 @@ class HashingFile:
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary's name: it takes the place of path when the block ends, and is deleted if the block raises."""
     # not made from the file's name, which may be as long as a name can be; codecs look at the suffix
-    name = f".tmp-{HOST}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix[:16]}"
+    start = process_start(os.getpid())
+    name = f".tmp-{HOST}-{os.getpid()}-s{start}-{secrets.token_hex(4)}{path.suffix[:16]}"
     temporary = path.parent / name
     try:
         yield temporary
@@ -294,9 +296,15 @@ def sweep(folder: Path) -> None:
     for pattern in (".tmp-*", ".ccnet-*"):
         for path in folder.glob(pattern):
             owner = TEMPORARY.fullmatch(path.name)
-            if owner and process_start(int(owner["process"])) is None:
+            if owner and not _is_alive(int(owner["process"]), owner["start"]):
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int, start: str | None) -> bool:
+    """Whether a process lives that started then, if that is known: in containers, ids come again and again."""
+    now = process_start(process)
+    return now is not None and start in (None, now or start)
 
 
 def process_start(process: int) -> str | None:

@@ -27,6 +27,7 @@ from ccnet_cli.cli.options import (
     part_of,
     preset_file,
     refuse_outputs,
+    seconds_of,
     view_overrides,
 )
 from ccnet_cli.cli.output import JsonLines, print_names
@@ -92,6 +93,14 @@ def predict(
     fan_out: Annotated[
         int, typer.Option(min=0, max=3, metavar="LEVELS", help="Spread files over 256 subfolders, each over 256, ...")
     ] = 0,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            callback=seconds_of,
+            metavar="SECONDS",
+            help="Of several processes, one that takes longer for an image, or is silent for 30 s, is replaced.",
+        ),
+    ] = 600,
     tolerate_damage: TolerateDamage = False,
     device: Device = "auto",
     mode: Mode = None,
@@ -130,6 +139,7 @@ def predict(
         fan_out=fan_out,
         gpus=gpus,
         processes=processes,
+        timeout=timeout,
         tolerate_damage=tolerate_damage,
         others=() if json_file is None or str(json_file) == "-" else (json_file,),
     )

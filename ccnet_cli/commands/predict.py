@@ -15,7 +15,7 @@ from ccnet_cli import config, devices, files
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, Interrupted, notice
 from ccnet_cli.inference import sharing
 from ccnet_cli.inference.artifact import Artifact, Network, default_device, is_onnx
-from ccnet_cli.inference.dispatch import read_launch_alone
+from ccnet_cli.inference.dispatch import TASK_SECONDS, read_launch_alone
 from ccnet_cli.inference.runtime import Runtime
 from ccnet_cli.inference.sharing import Recipe
 from ccnet_cli.inference.stream import Area, Collector, Keep, Outcome, Task
@@ -52,8 +52,8 @@ class PredictRequest:
     skip_complete leaves out sources whose outputs are complete; with areas these are read from the masks, or the source
     is segmented again where the masks do not hold them. strict refuses folders with hidden or empty files, and stops at
     the first source that cannot be segmented. shard (k, n) takes those sources of n parts that part k from 1 on has.
-    fan_out: see Layout. tolerate_damage reads what is left of damaged images. others are files
-    that the caller is going to write.
+    fan_out: see Layout. tolerate_damage reads what is left of damaged images. Of several processes, one that takes more
+    seconds than timeout for an image is killed. others are files that the caller is going to write.
     """
 
     sources: tuple[str, ...]
@@ -74,12 +74,13 @@ class PredictRequest:
     fan_out: int = 0
     gpus: int | None = None
     processes: int = 1
+    timeout: float = TASK_SECONDS
     others: tuple[Path, ...] = ()
 
     def recipe(self, checkpoint: Path, runtime: Runtime, images: int = 1) -> Recipe:
         """What a process needs of it, with the checkpoint's file and the runtime that auto stands for."""
         keep = Keep(self.skip_complete, self.overwrite, self.areas, self.tolerate_damage)
-        return Recipe(checkpoint, self.preset, self.overrides, runtime, keep, images)
+        return Recipe(checkpoint, self.preset, self.overrides, runtime, keep, images, self.timeout)
 
 
 @dataclass
@@ -229,6 +230,9 @@ class _Stream:
         """The tasks of this shard in order; None where there is none at present."""
         swept: set[Path] = set()
         index = bad = 0
+        for path in (*self.request.others, *filter(None, [self.request.legend])):
+            if not files.is_stream(path):
+                files.sweep(path.parent)
         for source in itertools.chain(self.first, map(self._refuse_beside, self.rest)):
             if not _is_in_shard(source, self.request.shard):
                 continue

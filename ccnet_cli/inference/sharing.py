@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from ccnet_cli import errors
-from ccnet_cli.errors import CCNetError, EnvironmentFailure, PeerLost
+from ccnet_cli.errors import CCNetError, EnvironmentFailure, PeerLost, hush
 from ccnet_cli.inference.artifact import Artifact, Network, open_artifact
-from ccnet_cli.inference.dispatch import Dispatcher, Message, TaskQueue, decode_error, encode_error, this_process
+from ccnet_cli.inference.dispatch import TASK_SECONDS, Dispatcher
 from ccnet_cli.inference.runtime import Runtime
 from ccnet_cli.inference.segmenter import Segmenter
 from ccnet_cli.inference.stream import Area, Collector, Keep, Outcome, StreamSegmenter, Task
+from ccnet_cli.inference.task_queue import Message, TaskQueue, decode_error, encode_error, name_process
 from ccnet_cli.inference.views import Views
+from ccnet_cli.media import sources
 from ccnet_cli.parallel import supervisor
 from ccnet_cli.parallel.group import Group, share_store
 from ccnet_cli.parallel.supervisor import Worker
@@ -43,6 +44,7 @@ class Recipe:
     runtime: Runtime
     keep: Keep
     images: int = 1
+    task_seconds: float = TASK_SECONDS
 
     def open(self) -> Artifact[Network]:
         """The checkpoint."""
@@ -74,7 +76,7 @@ def segment_here(recipe: Recipe, artifact: Artifact[Network], tasks: Tasks, coll
 def segment_in_processes(recipe: Recipe, tasks: Tasks, collector: Collector, count: int) -> int:
     """Segment tasks in N processes of this machine, as segment_here; they share its threads."""
     threads = max(1, torch.get_num_threads() // count)
-    with _dispatch(tasks, collector) as dispatcher:
+    with _dispatch(recipe, tasks, collector) as dispatcher:
         arguments = (recipe, dispatcher.address, dispatcher.key, threads)
         signals = supervisor.run(_segment_in_worker, arguments, count, restarts=REPLACEMENTS, independent=True)
     return next((number for number in signals if number), 0)
@@ -82,12 +84,12 @@ def segment_in_processes(recipe: Recipe, tasks: Tasks, collector: Collector, cou
 
 def lead_launch(recipe: Recipe, artifact: Artifact[Network], tasks: Tasks, collector: Collector, group: Group) -> int:
     """Segment tasks with the processes that a launcher started, of which this is the first, as segment_here."""
-    with _dispatch(tasks, collector, remote=True) as dispatcher:
+    with _dispatch(recipe, tasks, collector, remote=True) as dispatcher:
         address = (os.environ.get("MASTER_ADDR", "127.0.0.1"), dispatcher.address[1])
         runtime = {"precision": recipe.runtime.precision, "compile": recipe.runtime.compile}
         invitation = {"address": address, "key": dispatcher.key.hex(), "images": recipe.images, "runtime": runtime}
         group.store.set(_key(group), json.dumps(invitation))
-        queue = TaskQueue(("127.0.0.1", address[1]), dispatcher.key, this_process(0))
+        queue = TaskQueue(("127.0.0.1", address[1]), dispatcher.key, name_process(0))
         return _segment_queue(Worker(), group, recipe, queue, artifact)
 
 
@@ -98,13 +100,12 @@ def refuse_launch(error: CCNetError, group: Group) -> None:
 
 def follow_launch(recipe: Recipe, group: Group) -> None:
     """Segment what the first process of a launch hands out."""
-    os.environ[errors.VERBOSITY] = "quiet"
     invitation = json.loads(group.store.get(_key(group)))
     if "failed" in invitation:
         failure = decode_error(invitation["failed"])
         failure.reported = True
         raise failure
-    queue = TaskQueue(tuple(invitation["address"]), bytes.fromhex(invitation["key"]), this_process(group.rank))
+    queue = TaskQueue(tuple(invitation["address"]), bytes.fromhex(invitation["key"]), name_process(group.rank))
     recipe = replace(recipe, runtime=Runtime(**invitation["runtime"]), images=invitation["images"])
     _segment_queue(Worker(), group, recipe, queue)
 
@@ -114,19 +115,20 @@ def _key(group: Group) -> str:
 
 
 @contextmanager
-def _dispatch(tasks: Tasks, collector: Collector, remote: bool = False) -> Iterator[Dispatcher]:
+def _dispatch(recipe: Recipe, tasks: Tasks, collector: Collector, remote: bool = False) -> Iterator[Dispatcher]:
     """A dispatcher that serves tasks and collects their outcomes; its first error is raised when the block ends."""
 
     def collect(task: Message, result: Message | None) -> None:
         source = Path(task["source"])
         if result is None:
-            why = "the processes that segmented it died, twice"
+            why = "two processes that segmented it died or hung"
             error = EnvironmentFailure(f"source {source}", why, "see if memory ran out, or use --mode sliding")
             collector.add(Outcome(task["index"], source, error=error))
         else:
             collector.add(_read_outcome(task, result))
 
-    dispatcher = Dispatcher((None if task is None else _task_message(task) for task in tasks), collect, remote)
+    messages = (None if task is None else _task_message(task) for task in tasks)
+    dispatcher = Dispatcher(messages, collect, remote, recipe.task_seconds)
     dispatcher.start()
     try:
         yield dispatcher
@@ -142,7 +144,7 @@ def _dispatch(tasks: Tasks, collector: Collector, remote: bool = False) -> Itera
 def _segment_in_worker(worker: Worker, recipe: Recipe, address: Any, key: bytes, threads: int) -> int:
     with share_store(torch.device(recipe.runtime.device)) as group:
         torch.set_num_threads(threads)
-        return _segment_queue(worker, group, recipe, TaskQueue(address, key, this_process(group.rank)))
+        return _segment_queue(worker, group, recipe, TaskQueue(address, key, name_process(group.rank)))
 
 
 def _segment_queue(
@@ -155,14 +157,16 @@ def _segment_queue(
         queue.send(_outcome_message(outcome))
 
     try:
-        artifact = artifact or recipe.open()
-        segmenter = recipe.prepare(artifact)
+        # the first process has said what there is to say of them
+        with hush(artifact is None):
+            artifact = artifact or recipe.open()
+            segmenter = recipe.prepare(artifact)
         with worker.signals(group) as received:
 
             def stop_signal() -> int:
                 return received() or (signal.SIGTERM if queue.stopped else 0)
 
-            work = StreamSegmenter(segmenter, artifact.classes, recipe.keep, report, stop_signal)
+            work = StreamSegmenter(segmenter, artifact.classes, recipe.keep, report, stop_signal, working=queue.working)
             for run in queue.runs(received):
                 work.run(map(_read_task, run), ahead=1)
             return received()
@@ -177,12 +181,14 @@ def _segment_queue(
 
 def _task_message(task: Task) -> Message:
     targets = {format: str(path) for format, path in task.targets.items()}
-    return {"index": task.index, "source": str(task.source), "targets": targets}
+    # how long a video takes depends on its length
+    unlimited = {"unlimited": True} if sources.is_video(task.source) else {}
+    return {"index": task.index, "source": str(task.source), "targets": targets} | unlimited
 
 
 def _read_task(message: Message) -> Task:
     targets = {format: Path(path) for format, path in message["targets"].items()}
-    return Task(message["index"], Path(message["source"]), targets, message.get("again", False))
+    return Task(message["index"], Path(message["source"]), targets, message.get("retried", False))
 
 
 def _outcome_message(outcome: Outcome) -> Message:

@@ -4,7 +4,7 @@ import heapq
 import itertools
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,7 @@ ID_FORMATS = ("color", "train-id")
 
 @dataclass(frozen=True)
 class Task:
-    """A source, by its index in the stream, and its files; a process may have died of one that comes again."""
+    """A source, by its index in the stream, and its files; again if a process that is gone may have written them."""
 
     index: int
     source: Path
@@ -91,6 +91,7 @@ class StreamSegmenter:
     """Segments tasks into files, until stop_signal gives a signal's number: then what is in progress is finished.
 
     report gets each outcome once its files are written, perhaps on another thread. frame_progress shows a video's.
+    working, by a task's index, is entered while the task is read, scored or written, not while it waits for that.
     """
 
     segmenter: Segmenter
@@ -99,6 +100,7 @@ class StreamSegmenter:
     report: Callable[[Outcome], None]
     stop_signal: Callable[[], int] = int
     frame_progress: Callable[[int], Progress] | None = None
+    working: Callable[[int], AbstractContextManager[object]] = nullcontext
 
     def run(self, tasks: Iterable[Task | None], ahead: int = 2) -> None:
         """Segment tasks in order, reading up to `ahead` of them ahead, see prefetch.
@@ -116,14 +118,20 @@ class StreamSegmenter:
                     self._attempt(task, self._segment_video, item.film)
                 elif item.image is not None and item.input is not None:
                     try:
-                        scores = self.segmenter.score(item.input)
+                        with self.working(task.index):
+                            scores = self.segmenter.score(item.input)
+                            ids = self.segmenter.predict(scores)
                     except EnvironmentFailure as error:
                         # too large for the memory, where another may not be
                         self.report(Outcome(task.index, task.source, error=error))
                         continue
-                    submit(self._attempt, task, self._write, item.image, self.segmenter.predict(scores), scores)
+                    submit(self._attempt, task, self._write, item.image, ids, scores)
 
     def _load(self, task: Task) -> _Loaded:
+        with self.working(task.index):
+            return self._read(task)
+
+    def _read(self, task: Task) -> _Loaded:
         try:
             outcome = self._look(task)
             if outcome is not None:
@@ -148,7 +156,8 @@ class StreamSegmenter:
     def _attempt(self, task: Task, work: Callable[..., Area], *arguments: object) -> None:
         """Report what comes of a task's work; a name that cannot be written is the task's own failure."""
         try:
-            area = work(task, *arguments)
+            with self.working(task.index):
+                area = work(task, *arguments)
             written = tuple(task.targets.values())
             outcome = Outcome(task.index, task.source, written, area if self.keep.areas else None)
         except InputError as error:

@@ -135,6 +135,9 @@ def _start(payload: bytes, processes: int, port: int, rank: int, attempt: int) -
 def _replace(workers: list[_Process], start: Callable[[int, int], _Process], left: int, limits: Limits) -> int:
     """Start anew the workers that a failure of the machine has ended; the number of replacements left."""
     for index, worker in enumerate(workers):
+        if left and not worker.alive:
+            # what it sent before it died
+            worker.receive()
         # one that never became ready would fail again
         if left and worker.ready and worker.has_failed and not worker.alive:
             cause = _cause([worker], [], [], limits)
@@ -148,8 +151,14 @@ def _watch(
     workers: list[_Process], received: list[int], limits: Limits, start: Callable[[int, int], _Process], left: int
 ) -> Exception | None:
     """Wait until all workers have ended, and kill those that miss the deadline; None for success, or the cause."""
-    deadline, forwarded = float("inf"), False
-    while any(worker.alive for worker in workers) and time.monotonic() <= deadline:
+    deadline = end_of_idling = float("inf")
+    forwarded, independent = False, left > 0
+    while True:
+        if not received and not any(worker.alive for worker in workers):
+            # all died since the last look
+            left, deadline = _replace(workers, start, left, limits), float("inf")
+        if not any(worker.alive for worker in workers) or time.monotonic() > deadline:
+            break
         connection.wait([worker.process.sentinel for worker in workers if worker.alive], timeout=0.2)
         for worker in workers:
             worker.receive()
@@ -170,8 +179,10 @@ def _watch(
             grace = GRACE_SECONDS / 3 if gone else GRACE_SECONDS
             deadline = min(deadline, time.monotonic() + (limits.shutdown if stopping else grace))
         elif not received:
-            # whoever failed has been replaced
-            deadline = float("inf")
+            # whoever failed has been replaced; where those that came are done, one that did not is waited for no longer
+            idle = independent and any(w.is_done for w in workers) and not any(w.ready and w.alive for w in workers)
+            end_of_idling = min(end_of_idling, time.monotonic() + limits.shutdown) if idle else float("inf")
+            deadline = end_of_idling
     silent = [worker for worker in workers if worker.alive]
     for worker in silent:
         worker.process.kill()
@@ -205,7 +216,9 @@ def _cause(workers: list[_Process], silent: list[_Process], received: list[int],
         if worker.outcome is None and (timed_out or worker not in silent):
             why = "does not answer" if worker in silent else "ended without a word"
             return EnvironmentFailure(f"process {worker.rank} of this run", why, "see what held it up, and resume")
-    return failures[0]
+    if failures:
+        return failures[0]
+    return EnvironmentFailure(f"process {silent[0].rank} of this run", "did not start", "see what held it up")
 
 
 class Worker:

@@ -16,9 +16,10 @@ import pytest
 import runs
 import tiny
 
+from ccnet_cli import files
 from ccnet_cli.commands import predict as prediction
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted
-from ccnet_cli.inference import dispatch, stream
+from ccnet_cli.inference import dispatch, stream, task_queue
 from ccnet_cli.media import images, layout, sources
 from ccnet_cli.parallel.group import Limits
 
@@ -108,6 +109,50 @@ def test_the_image_of_a_process_that_died_is_tried_again(place, tmp_path, monkey
     )
 
 
+@pytest.mark.parametrize("how", ["stopped", "hung"])
+def test_a_process_that_is_frozen_or_hangs_is_replaced(place, tmp_path, monkeypatch, capfd, forked_workers, how):
+    monkeypatch.setattr(dispatch, "SILENCE_SECONDS", 1.5)
+    monkeypatch.setattr(task_queue, "BEAT_SECONDS", 0.2)
+
+    def act(path):
+        if path.stem == "03" and not (tmp_path / "once").exists():
+            (tmp_path / "once").touch()
+            os.kill(os.getpid(), signal.SIGSTOP) if how == "stopped" else time.sleep(1000)
+
+    watch_reading(monkeypatch, tmp_path / "log", act)
+    result = predict(place, tmp_path / "out", processes=2, timeout=2.0)
+    assert read_all(tmp_path / "out") == place[3]
+    assert result.areas == place[2].areas
+    process = next(process for process, name in read_log(tmp_path / "log") if name == "03")
+    assert not is_alive(int(process))
+    why = r"gave no sign of life for 2 s" if how == "stopped" else r"has been at .*03\.png for 2 s"
+    words = rf"warning: process \d of this run \({process} on .*\) {why}; \d of its sources are tried again"
+    assert re.search(words, capfd.readouterr().err)
+
+
+def test_an_image_at_which_two_processes_hang_is_reported(place, tmp_path, monkeypatch, forked_workers):
+    watch_reading(monkeypatch, tmp_path / "log", lambda path: time.sleep(1000 if path.stem == "03" else 0))
+    with pytest.raises(EnvironmentFailure, match="1 of 12 sources were not segmented") as caught:
+        predict(place, tmp_path / "out", processes=2, timeout=1.5)
+    assert caught.value.exit_code == 3 and "03.png: two processes" in caught.value.__notes__[0]
+    assert len([name for name in read_all(tmp_path / "out") if ".tmp-" not in name]) == COUNT - 1
+
+
+def test_what_killed_processes_left_is_gone_after_the_next_run(place, tmp_path):
+    predict(place, tmp_path / "out")
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        process.wait()
+    start = files.process_start(os.getpid())
+    names = [f".tmp-{files.HOST}-{process.pid}-s1-aa.png", f".tmp-{files.HOST}-{os.getpid()}-s1-bb.json"]
+    names += [f".tmp-{files.HOST}-{os.getpid()}-s{start}-cc.png"]
+    (tmp_path / "areas").mkdir()
+    for folder in ("out/a", "out/b", "areas"):
+        for name in names:
+            (tmp_path / folder / name).touch()
+    predict(place, tmp_path / "out", skip_complete=True, others=(tmp_path / "areas/areas.json",))
+    assert [path.name for path in tmp_path.rglob(".tmp-*")] == [names[2]] * 3
+
+
 def test_an_image_of_which_two_processes_die_is_reported(place, tmp_path, monkeypatch, forked_workers):
     def act(path):
         if path.stem in ("03", "10"):
@@ -118,7 +163,7 @@ def test_an_image_of_which_two_processes_die_is_reported(place, tmp_path, monkey
         predict(place, tmp_path / "out", processes=2)
     assert caught.value.exit_code == 3
     assert [
-        re.search(r"(\d+)\.png: the processes that segmented it died, twice", n)[1] for n in caught.value.__notes__
+        re.search(r"(\d+)\.png: two processes that segmented it died or hung", n)[1] for n in caught.value.__notes__
     ] == [
         "10",
         "03",
@@ -135,7 +180,7 @@ def test_an_image_of_which_two_processes_die_is_reported(place, tmp_path, monkey
 def test_processes_that_all_die_end_the_run(place, tmp_path, monkeypatch, forked_workers):
     monkeypatch.setattr(dispatch, "MAX_DEATHS", 2)
     watch_reading(monkeypatch, tmp_path / "log", lambda path: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(EnvironmentFailure, match="3 died one after the other"):
+    with pytest.raises(EnvironmentFailure, match="3 died or hung one after the other"):
         predict(place, tmp_path / "out", processes=2)
 
 

@@ -387,6 +387,19 @@ def test_independent_workers_end_with_one_that_may_not_be_replaced(kind, error, 
     assert capfd.readouterr().err == ""
 
 
+def _freeze_or_work(worker):
+    with share_store(CPU) as group:
+        if group.rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        with worker.signals(group):
+            return group.rank
+
+
+def test_an_independent_worker_that_never_starts_is_not_waited_for():
+    answer, _ = run(_freeze_or_work, limits=Limits(shutdown=1), restarts=1, independent=True)
+    assert isinstance(answer, EnvironmentFailure) and "process 1 of this run: did not start" in str(answer)
+
+
 def test_workers_end_with_their_supervisor(tmp_path, spawned_workers):
     process = forked(lambda: supervisor.run(_leave_id, (tmp_path,), 1))
     while not list(tmp_path.glob("*")):
