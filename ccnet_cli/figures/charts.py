@@ -31,6 +31,8 @@ MAX_DOTS = 40
 FONT_SIZE = 9.0
 # colours that colour-blind eyes tell apart (Okabe and Ito, 2008)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# pixels from a label to one above it
+LABEL_HEIGHT = 14
 INK, EDGE, MISSING = "#333333", "#bbbbbb", "#e1e1e1"
 STYLE = {
     "text.parse_math": False,
@@ -96,13 +98,36 @@ def scatter_charts(panels: Sequence[Scatter]) -> Pixels:
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             axes.set_title(panel.title)
             axes.set_xlabel(panel.x_label)
-            axes.margins(x=0.12, y=0.08)
+            axes.margins(x=0.12, y=0.12)
+            labels = []
             for index, (name, (x, values)) in enumerate((n, p) for n, p in panel.points.items() if len(p[1])):
                 colour, mean = COLOURS[index % len(COLOURS)], sum(values) / len(values)
                 axes.plot([x, x], [min(values), max(values)], color=colour, linewidth=1)
                 axes.plot(x, mean, color=colour, marker="o", markersize=5)
-                axes.annotate(one_line(name), (x, mean), xytext=(5, 4), textcoords="offset points", color=colour)
+                labels.append((mean, x, one_line(name), colour))
+            _write_labels(axes, sorted(labels))
         return _pixels(figure)
+
+
+def _write_labels(axes: "Axes", labels: Sequence[tuple[float, float, str, str]]) -> None:
+    """Names, (y, x, name, colour) from below, each towards the middle from its point and above those in its way."""
+    point = 72 / DPI
+    rows: list[tuple[float, float, float]] = []
+    axes.autoscale_view()
+    for y, x, name, colour in labels:
+        across, up = axes.transData.transform((x, y))
+        to_left = across > axes.bbox.x0 + axes.bbox.width / 2
+        start, width = across + 7, 0.65 * FONT_SIZE / point * len(name)
+        start = across - 7 - width if to_left else start
+        bottom = up + 5
+        while any(
+            abs(bottom - other) < LABEL_HEIGHT and start < right and left < start + width for left, right, other in rows
+        ):
+            bottom += LABEL_HEIGHT / 4
+        rows.append((start, start + width, bottom))
+        offset = (-7 * point if to_left else 7 * point, (bottom - up) * point)
+        side = "right" if to_left else "left"
+        axes.annotate(name, (x, y), xytext=offset, textcoords="offset points", color=colour, ha=side)
 
 
 def confusion_matrix(counts_KK: npt.NDArray[Any], names: Sequence[str]) -> Pixels:

@@ -24,6 +24,8 @@ QUALITY = (
     *("head", "n", "mIoU %", "least", "greatest", "above none", "least", "greatest", "not separated from"),
     *("gates", "missing seeds"),
 )
+# columns of words, the others are numbers
+WORDS = ("not separated from", "gates", "missing seeds")
 COST = ("head", "M", "head M", "block M", "GFLOP", "block GFLOP", "MiB infer", "MiB train", "ms", "ms both", "ms step")
 NOTES = (
     "Every row has the same recipe, data in the same order for a seed, backbone with the same initial weights, and "
@@ -91,19 +93,28 @@ def sheets(values: Values) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     steps, batch = recipe["schedule"]["steps"], recipe["train"]["batch"]
     quality = f"{values['preset']}, {steps} steps, {steps * batch:,} samples, seeds {_join(values['seeds'])}"
     measured = values["cost"]
-    cost = (
-        f"maps of 1 x {measured['size'][0]}x{measured['size'][1]}, {measured['device']}, {measured['threads']} threads"
-    )
+    (height, width), threads = measured["size"], measured["threads"]
+    cost = f"maps of 1 x {height}x{width}, {measured['device']}, {threads} thread{'s' if threads != 1 else ''}"
     return [
-        (quality, QUALITY, [_quality(row) for row in rows]),
+        (quality, *_drop_empty_ranges(QUALITY, [_quality(row) for row in rows])),
         (f"{cost}, torch {measured['torch']}", COST, [_cost(row) for row in rows]),
     ]
+
+
+def _drop_empty_ranges(headings: Sequence[str], rows: list[list[str]]) -> tuple[Sequence[str], list[list[str]]]:
+    """A table without the columns of ranges that no row has."""
+    used = [
+        column
+        for column, name in enumerate(headings)
+        if name not in ("least", "greatest") or any(row[column] for row in rows)
+    ]
+    return [headings[column] for column in used], [[row[column] for column in used] for row in rows]
 
 
 def _quality(row: Values) -> list[str]:
     gates = [_gates(gates) for gates in row["gates"].values() if gates]
     missing = [seed for seed, miou in row["seeds"].items() if miou is None]
-    alike = "" if row["n"] == 0 else _join(row["not_separated"], "; ") or "-"
+    alike = {0: "", 1: "any: one seed"}.get(row["n"], _join(row["not_separated"], "; ") or "-")
     return [
         row["head"],
         str(row["n"]),
@@ -116,9 +127,11 @@ def _quality(row: Values) -> list[str]:
 
 
 def _percents(spread: Values | None) -> list[str]:
-    return [
-        "" if spread is None or spread[key] is None else f"{100 * spread[key]:.2f}" for key in ("mean", "min", "max")
-    ]
+    """Mean, least and greatest; one seed has no range."""
+    if spread is None or not spread["n"]:
+        return ["", "", ""]
+    keys = ("mean", "min", "max")[: 1 if spread["n"] == 1 else 3]
+    return [f"{100 * spread[key]:.2f}" for key in keys] + [""] * (3 - len(keys))
 
 
 def _gates(gates: Mapping[str, float]) -> str:
@@ -161,12 +174,13 @@ def _csv(values: Values, scores: Scores) -> str:
 
 def _page(values: Values) -> str:
     rows = values["rows"]
+    what = "mean and range" if any(row["n"] > 1 for row in rows) else "one seed"
     mious = {row["head"]: [100 * miou for miou in row["seeds"].values() if miou is not None] for row in rows}
     plots = [
         charts.Scatter(title, {row["head"]: (row["cost"][key], mious[row["head"]]) for row in rows}, unit)
         for title, key, unit in (
-            ("mIoU %, mean and range", "head_gflop", "GFLOP of the head"),
-            ("mIoU %, mean and range", "training_mib", "MiB of the head in training"),
+            (f"mIoU %, {what}", "head_gflop", "GFLOP of the head"),
+            (f"mIoU %, {what}", "training_mib", "MiB of the head in training"),
         )
     ]
     names = list(dict.fromkeys(name for row in rows for name in row["classes"]))
@@ -181,10 +195,11 @@ def _page(values: Values) -> str:
         version=values["version"],
         notes=NOTES,
         missing=[f"{row}, seed {seed}" for row, seed in values["missing"]],
-        plot=pages.png(charts.scatter_charts(plots)),
+        plots=[(plot.x_label, pages.png(charts.scatter_charts([plot]))) for plot in plots],
+        words=WORDS,
         sheets=[
             *sheets(values),
-            ("IoU % of each class, mean and range", ["class", *(row["head"] for row in rows)], classes),
+            (f"IoU % of each class, {what}", ["class", *(row["head"] for row in rows)], classes),
         ],
         recipe=files.to_json(recipe, 1),
     )
@@ -195,6 +210,7 @@ def _known(rows: Sequence[Values], name: str) -> bool:
 
 
 def _range(spread: Values | None) -> str:
-    return (
-        "" if spread is None else f"{100 * spread['mean']:.1f} ({100 * spread['min']:.1f} to {100 * spread['max']:.1f})"
-    )
+    if spread is None:
+        return ""
+    mean, least, greatest = (f"{100 * spread[key]:.1f}" for key in ("mean", "min", "max"))
+    return mean if spread["n"] == 1 else f"{mean} ({least} to {greatest})"

@@ -3,8 +3,8 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from ccnet_cli import files
 from ccnet_cli.datasets.source import open_source
 from ccnet_cli.devices import PRECISIONS
-from ccnet_cli.errors import EnvironmentFailure, Interrupted, NonFiniteError, notice
+from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFiniteError, notice
 from ccnet_cli.media import images
 from ccnet_cli.progress import Progress
 from ccnet_cli.runs import checkpoint
@@ -31,6 +31,8 @@ from ccnet_cli.training.validation import validate, write_report
 LOST = 1 << 16
 # periodic checkpoints in a row that the disk may refuse before the run ends
 MAX_FAILED_SAVES = 3
+# how torch's message of a batch norm without a variance begins
+ONE_VALUE = "Expected more than 1 value per channel"
 
 
 class Loop:
@@ -126,10 +128,24 @@ class Loop:
         synced = last or self.group.world_size == 1
         with nullcontext() if synced else self.network.no_sync():
             with torch.autocast(self.trainer.device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-                total, terms = self.network(image_BCHW, label_BHW)
+                with self._explain_single_values():
+                    total, terms = self.network(image_BCHW, label_BHW)
                 total = total / accumulation
             self.trainer.scaler.scale(total).backward()
         return torch.stack([total.detach(), *(term / accumulation for term in terms.values())])
+
+    @contextmanager
+    def _explain_single_values(self) -> Iterator[None]:
+        """InputError where a batch norm has one value per channel: a map pooled to one cell, of one image."""
+        try:
+            yield
+        except ValueError as error:
+            if not str(error).startswith(ONE_VALUE):
+                raise
+            head: Any = self.preset.model.head
+            why = f"the head {head.kind} pools maps to one cell, of which batch normalisation needs two images or more"
+            fix = "let a process compute 2 at once by train.batch or train.micro_batch, or take another head"
+            raise InputError("micro batch 1", why, fix) from None
 
     def _draw_batch(self, image_BCHW: Tensor, label_BHW: Tensor) -> None:
         if self.record:

@@ -260,6 +260,25 @@ def test_rows_whose_ranges_overlap_or_that_have_one_seed_are_not_separated():
     assert rows["no"]["classes"] == {} and rows["no"]["mean"] is None
 
 
+def test_one_seed_has_no_range(whole):
+    """Nor columns for one, where no row has more than one."""
+    _, values = whole
+    ranges = ("least", "greatest") * 2
+    several = scores(none=[0.25, 0.75], low=[0.5, None], high=[0.5, 0.9])
+    for found, columns in ((scores(none=[0.25], low=[0.5]), ()), (several, ranges)):
+        costs = dict.fromkeys(comparison.COSTS, 1.0)
+        rows = [row | {"cost": costs} for row in comparison.summarise(found, "none")]
+        made = {**values, "rows": rows, "seeds": [*found["none"]]}
+        (_, headings, cells), _ = comparison.sheets(made)
+        assert tuple(name for name in headings if name in ranges) == columns
+        low = dict(zip(headings, cells[1], strict=True))
+        assert (low["mIoU %"], low["above none"], low["not separated from"]) == ("50.00", "25.00", "any: one seed")
+        assert low.get("least", "") == low.get("greatest", "") == ""
+        page = comparison._page(made)
+        assert ("(25.0 to 75.0)" in page) == bool(columns) and '<td class="number">50.0</td>' in page
+        assert ("mean and range" in page) == bool(columns)
+
+
 def test_times_of_two_devices_are_not_compared():
     found = scores(none=[0.1, 0.2], head=[0.3, 0.4])
     assert [row["step_ms"] for row in comparison.summarise(found, "none")] == [1.0, 1.0]
@@ -294,6 +313,18 @@ def test_the_plot_has_a_point_and_a_range_for_each_row():
     assert rows.max() - rows.min() > charts.PANEL_HEIGHT / 2
     assert not (drawn == [0x00, 0x5E, 0xD5]).all(2).any()
     assert pages.png(drawn).startswith("data:image/png")
+
+
+def test_the_names_of_points_at_one_place_stand_above_one_another(monkeypatch):
+    marks = []
+    real = charts._write_labels
+    monkeypatch.setattr(charts, "_write_labels", lambda axes, labels: real(axes, labels) or marks.extend(axes.texts))
+    charts.scatter_charts([charts.Scatter("t", {"a": (1.0, [2.0]), "b": (1.0, [2.0]), "c": (0.0, [2.0])}, "x")])
+    heights = {mark.get_text(): mark.xyann[1] for mark in marks}
+    assert heights["b"] - heights["a"] >= 72 / charts.DPI * charts.LABEL_HEIGHT
+    assert heights["c"] == heights["a"]
+    sides = {mark.get_text(): mark.get_ha() for mark in marks}
+    assert sides == {"a": "right", "b": "right", "c": "left"}
 
 
 def test_the_command_prints_the_tables_and_writes_the_files(data, tmp_path, capsys):

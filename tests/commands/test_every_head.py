@@ -45,7 +45,7 @@ NAMES = {
 SIZED = ("model.channels", "model.auxiliary_channels", "schedule.steps", "eval.every")
 
 
-def settings_of(kind, data, steps, head=None):
+def settings_of(kind, data, steps, head=None, *more):
     head = head or {"kind": kind, **OWN.get(kind, {"channels": 8})}
     own = [line for line in sorted(SETTINGS) if not line.startswith(SIZED)]
     words = [
@@ -54,7 +54,8 @@ def settings_of(kind, data, steps, head=None):
         *AUXILIARY,
         *TERMS.get(kind, ()),
     ]
-    return config.load("quickstart", [f"data.root={data}", *own, *words, f"schedule.steps={steps}", "eval.every=0"])
+    overrides = [f"data.root={data}", *own, *words, f"schedule.steps={steps}", "eval.every=0", *more]
+    return config.load("quickstart", overrides)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,13 @@ def stir(head):
     for parameter in head.parameters():
         scale = 0.5 if parameter.ndim < 2 else 1.2 / parameter[0].numel() ** 0.5
         parameter.copy_(scale * torch.randn(parameter.shape, generator=random))
+
+
+@pytest.mark.parametrize("kind", ["psp", "aspp"])
+def test_one_image_at_a_time_is_too_few_for_a_pooled_map(kind, data, tmp_path):
+    with pytest.raises(InputError, match=f"micro batch 1: the head {kind} pools maps to one cell") as caught:
+        train(settings_of(kind, data, 1, None, "train.micro_batch=1"), tmp_path / "run")
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
 EXPORTS = [(kind, form) for form in ("onnx", "torch-export") for kind in HEADS]

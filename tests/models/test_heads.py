@@ -155,6 +155,41 @@ def test_the_global_convolution_has_its_published_size():
         assert count / 1e6 == pytest.approx(millions, rel=1e-3)
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("gcn", "aspp, torchvision")])
+def test_dropout_in_training_takes_whole_channels_just_before_the_classifier(case):
+    kind, settings = CASES[case]
+    torch.manual_seed(0)
+    head = make(kind, classes=7, **{**settings, "channels": 32, "activation": "leaky_relu", "dropout": 0.5})
+    planes = []
+    for module in head.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.out_channels == 7:
+            module.register_forward_pre_hook(lambda _, args: planes.append((args[0] == 0).flatten(2).all(2)))
+    maps = [x.float() for x in features((6, 7))]
+    own = getattr(head.train(), "outputs", None)
+    taken = maps[-getattr(head, "levels", 4) :]
+    _ = own(taken) if own else head(taken)
+    assert len(planes) == (3 if kind == "danet" else 1)
+    assert all(0.2 < whole_BC.float().mean() < 0.8 for whole_BC in planes)
+    planes.clear()
+    head.eval()(taken)
+    assert planes[0].float().mean() < 0.1
+
+
+def test_the_authors_choices_are_the_defaults():
+    """What neither sizes nor costs show."""
+    dropouts = {kind: make(kind).classify[0].p for kind in ("psp", "aspp", "danet", "encnet", "upernet", "isa", "oc")}
+    assert dropouts == dict.fromkeys(("psp", "aspp", "danet", "encnet", "upernet"), 0.1) | {"isa": 0.05, "oc": 0.05}
+    assert [make("oc", form=form).classify[0].p for form in ("pyramid", "asp")] == [0.05, 0.1]
+    assert (make("rcca").bottleneck[3].p, make("fcn")[3].p) == (0.1, 0.1)
+    convs = (each for kind in ("aspp", "aspp_plus") for each in make(kind).pyramid.branches)
+    assert [branch[0].dilation[0] for branch in convs] == [1, 12, 24, 36] * 2
+    torchvision = make("aspp", form="torchvision")
+    assert torchvision.bottleneck[3].p == 0.5 and type(torchvision.bottleneck[3]) is torch.nn.Dropout
+    # CCNet's auxiliary head has a bias before its norm, its head has none
+    assert make("fcn")[0].bias is not None and make("rcca").conva[0].bias is None
+    assert make("psp").pyramid.bins == (1, 2, 3, 6) and make("isa").isa.cell == 8
+
+
 IDENTITY = ("wrapped, nonlocal", "wrapped, gc", "wrapped, pam", "wrapped, cam", "nonlocal", "gc", "rcca, R=2")
 
 

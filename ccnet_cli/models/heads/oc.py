@@ -20,6 +20,7 @@ class Settings(Section):
     """form base attends once, pyramid within grids of 1, 2, 3 and 6 cells a side, asp beside dilated convolutions.
 
     separate, of base, is openseg's: query and key of their own, two convolutions each. pooled attends at half the size.
+    dropout is by default the authors', 0.1 in asp and 0.05 in the others.
     """
 
     kind: Literal["oc"] = "oc"
@@ -28,7 +29,7 @@ class Settings(Section):
     separate: Flag = False
     pooled: Flag = False
     activation: Activation = "leaky_relu"
-    dropout: Fraction = 0.05
+    dropout: Fraction | None = None
 
 
 def attention(
@@ -56,7 +57,8 @@ class OCHead(Head):
         self.context = context
         self.blocks = ("context.attentions" if s.form == "pyramid" else "context.attention",)
         self.attention_names = tuple(f"in {g}x{g} cells" for g in GRIDS) if s.form == "pyramid" else ("all positions",)
-        self.classify = Classify(s.channels, classes, s.dropout)
+        own = 0.1 if s.form == "asp" else 0.05
+        self.classify = Classify(s.channels, classes, own if s.dropout is None else s.dropout)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Class scores at the map's size."""
