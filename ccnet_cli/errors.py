@@ -153,6 +153,16 @@ def notice(text: str) -> None:
         announce(text)
 
 
+def warn(text: str) -> None:
+    """As notice, of every process of a run: in each of them, other data are at fault."""
+    if getattr(sys.stderr, "name", "") == os.devnull and not is_quiet():
+        # only the first process prints otherwise
+        with suppress(OSError):
+            os.write(2, f"ccnet: {one_line(text)}\n".encode())
+    else:
+        notice(text)
+
+
 def detail(text: str) -> None:
     """Print one line on stderr with --verbose: what was chosen, or how long it took."""
     if os.environ.get(VERBOSITY) == "verbose":

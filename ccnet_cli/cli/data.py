@@ -1,5 +1,6 @@
 """`ccnet data`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from ccnet_cli.cli.options import (
     Json,
     Overrides,
     Overwrite,
+    TolerateDamage,
     examples,
     help_alone,
     path_override,
@@ -100,6 +102,7 @@ def data_check(
         ),
     ] = None,
     split: Annotated[list[str] | None, typer.Option(metavar="NAME", help="train or val; both if left out.")] = None,
+    tolerate_damage: TolerateDamage = False,
     overrides: Overrides = None,
     json_file: Json = None,
 ) -> None:
@@ -118,10 +121,11 @@ def data_check(
         detail(f"{folder}: the folders of {dataset}")
     named = [] if dataset is None else [f"data.dataset={dataset}"]
     settings = config.load(preset or "quickstart", [*named, *(overrides or ()), *path_override("data.root", folder)])
-    opened = {
+    sources = {
         name: open_source(settings.data, name, labels_required=False, verify=False)
         for name in split or ("train", "val")
     }
+    opened = {name: replace(source, tolerate_damage=tolerate_damage) for name, source in sources.items()}
     refuse_outputs(json_file, inputs=(path for source in opened.values() for path in source.samples.files()))
     reports = {name: report.to_mapping() for name, report in check_all(opened).items()}
     if not write_json(reports, json_file):

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import typer
 from typer.exceptions import TyperException
@@ -31,6 +32,10 @@ from ccnet_cli.errors import (
 )
 
 
+class _Stopped(BaseException):
+    """A signal, by its number, ends the command; as a KeyboardInterrupt, it is no error that anything handles."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code of DESIGN's table; errors of the user take one line on stderr."""
     words, flags, extensions = take_common(sys.argv[1:] if arguments is None else arguments)
@@ -41,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # torch's own folder for compiled code is emptied when the machine starts
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(files.cache_folder() / "compiled"))
-    if arguments is None and signal.getsignal(signal.SIGINT) is exit_at_once:
-        signal.signal(signal.SIGINT, _interrupt)
+    handlers = _handle_signals() if arguments is None else {}
     try:
         if {"quiet", "verbose"} <= flags:
             raise InputError("option --quiet", "--verbose is given too", "give one of them")
@@ -56,11 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _broken_pipe()
     except KeyboardInterrupt:
         code = 130
+    except _Stopped as stop:
+        code = _report_signal(*stop.args)
     except Exception as error:
         code = _report(error, "debug" in flags)
     if arguments is None:
         # an interrupt while the interpreter exits is no exception of ours
-        signal.signal(signal.SIGINT, exit_at_once)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         _drop_unprinted()
     sys.exit(code)
 
@@ -113,17 +120,32 @@ def _extend(extensions: list[str]) -> None:
     parts.extend_from_environment()
 
 
-def _interrupt(_: int, frame: FrameType | None) -> None:
-    """End the command; a second interrupt, which could fall anywhere in its end, ends the process at once.
+def _handle_signals() -> dict[int, Any]:
+    """Let signals end the command, but those that nohup or a program around has changed; the handlers of before."""
+    ends: dict[int, Any] = {signal.SIGINT: exit_at_once, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    handled = [number for number, handler in ends.items() if signal.getsignal(number) is handler]
+    return {number: signal.signal(number, _interrupt) for number in handled}
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End the command; a second signal, which could fall anywhere in its end, ends the process at once.
 
     So does one during an import, where libraries swallow exceptions or print them.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(number, signal.SIG_DFL)
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            exit_at_once()
+            os._exit(128 + number)
         frame = frame.f_back
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt if number == signal.SIGINT else _Stopped(number)
+
+
+def _report_signal(number: int) -> int:
+    """Say that a signal stopped the command, and give its exit code."""
+    # of several processes that were stopped one says so
+    if os.environ.get("RANK", "0") == "0":
+        announce(f"error: this command: stopped by {signal.Signals(number).name}; start it again")
+    return 128 + number
 
 
 def resume_alone(words: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from ccnet_cli.cli.options import (
     OtherPreset,
     Overrides,
     Overwrite,
+    TolerateDamage,
     examples,
     free_name,
     point_of,
@@ -71,6 +72,7 @@ def visualize(
     ] = 99.0,
     maps: Annotated[Path | None, typer.Option(metavar="NPZ", help="Write the maps as arrays.")] = None,
     json_file: Json = None,
+    tolerate_damage: TolerateDamage = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
     preset: OtherPreset = None,
@@ -89,6 +91,7 @@ def visualize(
         "device": device,
         "clip": clip,
         "overwrite": overwrite,
+        "tolerate_damage": tolerate_damage,
     }
     if html is not None:
         figures = (

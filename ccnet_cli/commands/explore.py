@@ -49,6 +49,7 @@ class ExploreRequest:
     device: str = "auto"
     clip: float = 99.0
     overwrite: bool = False
+    tolerate_damage: bool = False
 
 
 def explore(request: ExploreRequest) -> list[Path]:
@@ -63,7 +64,7 @@ def explore(request: ExploreRequest) -> list[Path]:
     entries = {}
     for path, image in plan.items():
         image = image or find_sample()
-        picture = images.read_image(image, exif=True)
+        picture = images.read_image(image, exif=True, tolerate=request.tolerate_damage)
         check_inside(request.points, picture)
         size = (picture.shape[0], picture.shape[1])
         label = None if request.label is None else _read_label(request.label, size, artifact.classes)

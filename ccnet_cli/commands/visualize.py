@@ -30,7 +30,8 @@ class VisualizeRequest:
     Weights above the clip-th percentile (see clip_limit) share the brightest colour. maps also writes an npz file of
     the raw float64 arrays r1, r2, ... (n, h, w), points (n, 2) and image_size (H, W). preset and overrides are those of
     load_model. compare, a second checkpoint, adds its maps beside the first's. drawn_class is the class for which
-    channel attention is drawn, that of each point if None. others are files that the caller is going to write.
+    channel attention is drawn, that of each point if None. tolerate_damage reads what is left of a damaged image.
+    others are files that the caller is going to write.
     """
 
     image: Path | None
@@ -44,6 +45,7 @@ class VisualizeRequest:
     clip: float = 99.0
     maps: Path | None = None
     overwrite: bool = False
+    tolerate_damage: bool = False
     others: tuple[Path, ...] = ()
     drawn_class: str | None = None
 
@@ -96,7 +98,7 @@ def visualize(request: VisualizeRequest) -> Summary:
     if request.compare is not None:
         artifacts.append(load_attentive(request.compare))
     image = request.image or find_sample()
-    picture = images.read_image(image, exif=True)
+    picture = images.read_image(image, exif=True, tolerate=request.tolerate_damage)
     check_inside(request.points, picture)
 
     seen = [attend(artifact, picture, device) for artifact in artifacts]

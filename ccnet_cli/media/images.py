@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccnet_cli import files
-from ccnet_cli.errors import EnvironmentFailure, InputError, notice, out_of_memory
+from ccnet_cli.errors import EnvironmentFailure, InputError, out_of_memory, warn
 from ccnet_cli.media import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from ccnet_cli.media import formats
 from ccnet_cli.media.formats import PNG_SIGNATURE as PNG_SIGNATURE
@@ -108,7 +108,7 @@ def read_image(path: Path, exif: bool = False, tolerate: bool = False) -> Pixels
     except UnreadableError as error:
         raise InputError(f"image {path}", str(error), REPLACE) from None
     if damage:
-        notice(f"warning: image {path}: {damage}; what is left of it is used")
+        warn(f"warning: image {path}: {damage}; what is left of it is used")
     return image
 
 

@@ -182,6 +182,32 @@ def test_a_hang_up_ends_a_prediction_after_a_whole_image(model, tmp_path):
     assert all(images.read_label(path).shape == (24, 40) for path in (tmp_path / "masks").iterdir())
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_ends_an_evaluation_in_one_line(model, tmp_path, monkeypatch, capfd, number):
+    folder = tiny.make_camvid(tmp_path / "data", [(24, 40)] * 4)
+
+    def work():
+        for each in (signal.SIGHUP, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        read = images.read_image
+
+        def then(*parts, **options):
+            os.kill(os.getpid(), number)
+            return read(*parts, **options)
+
+        images.read_image = then
+        sys.argv = ["ccnet", "eval", str(model), "--data", str(folder), "--device", "cpu", "--quiet"]
+        try:
+            cli.main()
+        except SystemExit as stop:
+            sys.stderr.flush()
+            os._exit(stop.code)
+
+    assert ended(forked(work)) == 128 + number
+    line = f"ccnet: error: this command: stopped by {number.name}; start it again\n"
+    assert capfd.readouterr().err == line
+
+
 COMMANDS = {
     "train": ("train", "--preset", "quickstart", "-o", "run", "-s", "schedule.steps=100000"),
     "eval": ("eval", "{model}", "--data", "{data}"),

@@ -303,6 +303,44 @@ def test_evaluation_tolerates_damage_on_request(saved, tmp_path, capfd):
     assert "what is left of it is used" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["predict", "eval"])
+def test_so_do_several_processes(saved, tmp_path, capfd, forked_workers, command):
+    data = tiny.make_camvid(tmp_path, [(64, 96)] * 4)
+    for name in ("000", "003"):
+        (data / "val" / f"{name}.png").unlink()
+        cut_jpeg(data / "val" / f"{name}.jpg")
+    words = {"predict": ["predict", data / "val", "-o", tmp_path / "out", "--checkpoint", saved]}
+    words["eval"] = ["eval", saved, "--data", data]
+    words = [*words[command], "--processes", "2"]
+    assert run(*words) == 2
+    assert "lacks scans" in capfd.readouterr().err
+    assert run(*words, "--tolerate-damage", *(["--continue"] if command == "predict" else [])) == 0
+    printed = capfd.readouterr().err
+    assert all(printed.count(f"{name}.jpg: truncated: the JPEG lacks scans") == 1 for name in ("000", "003")), printed
+
+
+def test_a_check_of_data_tolerates_damage_on_request(tmp_path, capfd):
+    for split in ("train", "val"):
+        data = tiny.make_camvid(tmp_path, [(64, 96)], split)
+    (data / "val" / "000.png").unlink()
+    cut_jpeg(data / "val" / "000.jpg")
+    assert run("data", "check", data, "--split", "val") == 2
+    assert "lacks scans" in "".join(capfd.readouterr())
+    assert run("data", "check", data, "--split", "val", "--tolerate-damage") == 0
+    printed = capfd.readouterr()
+    assert "what is left of it is used" in printed.err and "no problem found" in printed.out
+
+
+@pytest.mark.parametrize("words", [("--point", "3,4", "-o"), ("--html",)])
+def test_figures_tolerate_damage_on_request(saved, tmp_path, capfd, words):
+    path, target = cut_jpeg(tmp_path / "a.jpg"), tmp_path / ("a.png" if "-o" in words else "a.html")
+    words = ["visualize", path, "--checkpoint", saved, "--device", "cpu", *words, target]
+    assert run(*words) == 2
+    assert "lacks scans" in capfd.readouterr().err and not target.exists()
+    assert run(*words, "--tolerate-damage") == 0
+    assert "what is left of it is used" in capfd.readouterr().err and target.exists()
+
+
 def test_training_tolerates_damage_on_request(tmp_path, capfd):
     for split in ("train", "val"):
         data = tiny.make_camvid(tmp_path / "data", [(64, 96), (64, 96)], split)
