@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,10 @@ from ccnet_cli.bench.report import Column, Report, Row, Table, spread_columns
 from ccnet_cli.bench.request import Run
 from ccnet_cli.devices import PRECISIONS
 from ccnet_cli.errors import InputError
-from ccnet_cli.inference import engine, portable
+from ccnet_cli.inference import engine, int8, portable
 from ccnet_cli.inference import onnx as onnxfile
+from ccnet_cli.inference.engine import Engine
+from ccnet_cli.inference.int8 import INT8
 from ccnet_cli.models import network as models
 from ccnet_cli.models.network import CCNet
 from ccnet_cli.models.settings import Model
@@ -87,14 +89,15 @@ def measure(
                 "option --compiled", "torch compiles for the CPU with a C++ compiler, and there is none", "install g++"
             )
         native = ["fp32", "bf16"] if devices.computes_bf16(device) else ["fp32"]
-        precisions = [devices.precision(name, device) for name in precisions or native]
+        precisions = [_resolve(name, device) for name in precisions or native]
         parts: Any = settings
         backbone, head = parts.backbone.kind, parts.head.kind
         network = make_network(settings).to(device)
-        contenders = _contenders(network, head, precisions, compiled)
+        contenders = _contenders(network, head, precisions, compiled, sizes[0])
         if runtime:
             contenders.append(Contender(RUNTIME, "fp32", _export(network)))
-        rates = {name: 1000 * meter.convolution_rate(PRECISIONS[name]) for name in dict.fromkeys(["fp32", *precisions])}
+        floats = [name for name in dict.fromkeys(["fp32", *precisions]) if name in PRECISIONS]
+        rates = {name: 1000 * meter.convolution_rate(PRECISIONS[name]) for name in floats}
         rows = [row for size in sizes for row in _rows(contenders, make_image(batch, size).to(device), meter, rates)]
         recurrence = network.recurrence
         values = {"backbone": backbone, "head": head, "recurrence": recurrence, "batch": batch, **meter.values()}
@@ -136,7 +139,23 @@ def make_image(batch: int, size: tuple[int, int]) -> Tensor:
     return 50 * smooth + 5 * torch.randn(batch, 3, *size)
 
 
-def _contenders(network: CCNet, head: str, precisions: Sequence[str], compiled: bool) -> list[Contender]:
+def _resolve(precision: str, device: torch.device) -> str:
+    if precision != INT8:
+        return devices.precision(precision, device)
+    int8.check_support(device)
+    return precision
+
+
+def _prepare(network: CCNet, device: torch.device, precision: str, size: tuple[int, int]) -> nn.Module:
+    """The engine; in integers, with ranges measured on an image of this size."""
+    if precision != INT8:
+        return engine.prepare(network, device, precision)
+    return int8.quantise(cast(Engine, engine.prepare(network, device)), [make_image(1, size)])
+
+
+def _contenders(
+    network: CCNet, head: str, precisions: Sequence[str], compiled: bool, size: tuple[int, int]
+) -> list[Contender]:
     """The networks that compute what this one does, the slowest way first."""
     device = next(network.parameters()).device
     contenders = []
@@ -145,9 +164,9 @@ def _contenders(network: CCNet, head: str, precisions: Sequence[str], compiled: 
         contenders.append(Contender(OFFICIAL, "fp32", lambda x: official.outputs(x).main))
     plain = alternatives.use_plain_convolutions(copy.deepcopy(network))
     contenders.append(Contender(PLAIN, "fp32", alternatives.use_layout(plain, torch.channels_last)))
-    contenders += [Contender(ENGINE, name, engine.prepare(network, device, name)) for name in precisions]
+    contenders += [Contender(ENGINE, name, _prepare(network, device, name, size)) for name in precisions]
     if compiled:
-        contenders += [Contender(COMPILED, name, _compile(plain, device, name)) for name in precisions]
+        contenders += [Contender(COMPILED, name, _compile(plain, device, name)) for name in precisions if name != INT8]
     return contenders
 
 
@@ -199,7 +218,7 @@ def _rows(contenders: Sequence[Contender], x_BCHW: Tensor, meter: Meter, rates: 
             "times": slowest.median / time.median,
             "gflop": computed,
             "rate": 1000 * computed / time.median,
-            "fraction": 1000 * needed / rates[precision] / time.median,
+            "fraction": 1000 * needed / rates[precision] / time.median if precision in rates else None,
             "error": float((output - expected).abs().max()) / spread,
             "agreement": float((output.argmax(1) == expected.argmax(1)).double().mean()),
         }

@@ -127,7 +127,7 @@ def bench_model(
     repeats: Repeats = 5,
     precisions: Annotated[
         list[str] | None,
-        typer.Option("--precision", metavar="fp32|bf16", help="Measure the engine in this precision; repeatable."),
+        typer.Option("--precision", metavar="fp32|bf16|int8", help="Measure the engine in this precision; repeatable."),
     ] = None,
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Compile ours with torch too, half a minute for each size.")

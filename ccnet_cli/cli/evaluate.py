@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ccnet_cli.cli.options import (
+    Calibration,
     CheckpointFile,
     Compile,
     DataFolder,
@@ -14,12 +15,12 @@ from ccnet_cli.cli.options import (
     Format,
     Formats,
     Gpus,
+    InferencePrecision,
     Json,
     Mode,
     OtherPreset,
     Overrides,
     Overwrite,
-    Precision,
     Processes,
     Scales,
     TolerateDamage,
@@ -28,6 +29,7 @@ from ccnet_cli.cli.options import (
     path_override,
     preset_file,
     refuse_outputs,
+    runtime_of,
     view_overrides,
 )
 from ccnet_cli.cli.output import percent, print_names, quote_field, table, write, write_json
@@ -67,7 +69,8 @@ def evaluate(
     mode: Mode = None,
     scales: Scales = None,
     flip: Flip = None,
-    precision: Precision = "fp32",
+    precision: InferencePrecision = "fp32",
+    calibration: Calibration = None,
     compiled: Compile = "off",
     device: Device = "auto",
     gpus: Gpus = None,
@@ -98,13 +101,12 @@ def evaluate(
     ]
     from ccnet_cli.commands.evaluate import EvaluateRequest
     from ccnet_cli.commands.evaluate import evaluate as score
-    from ccnet_cli.inference.runtime import Runtime
 
     request = EvaluateRequest(
         checkpoint=checkpoint or option,
         preset=preset,
         overrides=tuple(chosen),
-        runtime=Runtime(device, precision, compiled),
+        runtime=runtime_of(device, precision, compiled, calibration),
         gpus=gpus,
         processes=processes,
         split=split,

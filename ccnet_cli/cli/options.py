@@ -4,16 +4,19 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ccnet_cli import files
 from ccnet_cli.cli.output import STDOUT
 from ccnet_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from ccnet_cli.inference.runtime import Runtime
 
 # of an option that waits: longer ones overflow the clocks of torch and the system
 MAX_SECONDS = 10_000_000
@@ -135,6 +138,21 @@ Scales = Annotated[str | None, typer.Option(metavar="LIST", help="Scales to aver
 Flip = Annotated[bool | None, typer.Option("--flip", help="Average over the mirrored image too.")]
 
 
+InferencePrecision = Annotated[
+    Literal["auto", "fp32", "bf16", "int8"],
+    typer.Option(
+        "--precision",
+        metavar="auto|fp32|bf16|int8",
+        help="What the network computes in; auto is bf16 where the processor or GPU has it, int8 is for the CPU.",
+    ),
+]
+Calibration = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibrate", metavar="FILE|DIR", help="Images to measure int8's ranges on, not the first of the run."
+    ),
+]
+
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     typer.Option(
@@ -230,6 +248,25 @@ def preset_file(name: str | None) -> Path | None:
     """The file that a --preset names, or None where it is one of those that come with ccnet."""
     path = Path(name or "")
     return path if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 else None
+
+
+def runtime_of(device: str, precision: str, compiled: str, calibration: Sequence[str] | None) -> "Runtime":
+    """What runs the network; InputError for calibration images that are not there, or not needed."""
+    from ccnet_cli.inference.int8 import INT8
+    from ccnet_cli.inference.runtime import Runtime
+
+    runtime = Runtime(device, precision, compiled)
+    if not calibration:
+        return runtime
+    if precision != INT8:
+        raise InputError("option --calibrate", f"precision {precision} measures no ranges", "leave it out")
+    from ccnet_cli.media import sources
+
+    candidates = [source for source in sources.find(calibration) if not sources.is_video(source.path)]
+    for source in candidates:
+        if source.error is not None:
+            raise source.error
+    return runtime.calibrate(source.path for source in candidates)
 
 
 def refuse_outputs(*outputs: Path | None, inputs: Iterable[Path | None] = (), overwrite: bool = True) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ccnet_cli.cli.options import (
+    Calibration,
     CheckpointFile,
     Compile,
     Device,
@@ -14,11 +15,11 @@ from ccnet_cli.cli.options import (
     Format,
     Formats,
     Gpus,
+    InferencePrecision,
     Mode,
     OtherPreset,
     Overrides,
     Overwrite,
-    Precision,
     Processes,
     Scales,
     TolerateDamage,
@@ -27,6 +28,7 @@ from ccnet_cli.cli.options import (
     part_of,
     preset_file,
     refuse_outputs,
+    runtime_of,
     seconds_of,
     view_overrides,
 )
@@ -106,7 +108,8 @@ def predict(
     mode: Mode = None,
     scales: Scales = None,
     flip: Flip = None,
-    precision: Precision = "fp32",
+    precision: InferencePrecision = "fp32",
+    calibration: Calibration = None,
     compiled: Compile = "off",
     preset: OtherPreset = None,
     overrides: Overrides = None,
@@ -119,7 +122,6 @@ def predict(
     views = view_overrides(mode, numbers_of("--scales", scales), flip)
     from ccnet_cli.commands.predict import PredictRequest
     from ccnet_cli.commands.predict import predict as segment
-    from ccnet_cli.inference.runtime import Runtime
 
     request = PredictRequest(
         sources=tuple(sources),
@@ -127,7 +129,7 @@ def predict(
         checkpoint=checkpoint,
         preset=preset,
         overrides=(*(overrides or ()), *views),
-        runtime=Runtime(device, precision, compiled),
+        runtime=runtime_of(device, precision, compiled, calibration),
         formats=tuple(map(str, formats or [Format.COLOR])),
         probabilities=probabilities is not None,
         legend=legend,

@@ -19,7 +19,7 @@ from ccnet_cli.figures import charts
 from ccnet_cli.inference.artifact import Artifact, Network, default_device, open_artifact
 from ccnet_cli.inference.dispatch import read_launch_alone
 from ccnet_cli.inference.metrics import Confusion
-from ccnet_cli.inference.runtime import Runtime
+from ccnet_cli.inference.runtime import CALIBRATION_IMAGES, Runtime
 from ccnet_cli.inference.scoring import OnImage, score_network
 from ccnet_cli.inference.views import Views
 from ccnet_cli.media import images, outputs
@@ -121,6 +121,8 @@ def evaluate_in_group(request: EvaluateRequest, group: Group) -> Result:
         # what is wrong with a label is raised where it is scored, on every process
         with suppress(InputError):
             warn_of_dead_labels(source, request.split)
+    rows = range(0, len(source.samples), max(1, len(source.samples) // CALIBRATION_IMAGES))
+    runtime = runtime.calibrate(source.samples[row].image for row in rows)
     network = runtime.prepare(artifact, len(source.samples))
     views = Views.of(artifact.preset.eval, source.classes)
     with _save_and_report(plan, source, group) as on_image:

@@ -296,7 +296,9 @@ def _open_stream(request: PredictRequest) -> _Stream:
     _refuse_outputs(request, written, checkpoint.list_files(path))
     device = devices.local_device(request.gpus, request.processes, default_device(request.runtime.device, path))
     name = device.type if request.gpus else str(device)
-    recipe = request.recipe(path, replace(request.runtime, device=name).resolve(path), min(count, WINDOW))
+    pictures = (source.path for source in first if source.error is None and not sources.is_video(source.path))
+    runtime = replace(request.runtime, device=name).calibrate(pictures)
+    recipe = request.recipe(path, runtime.resolve(path), min(count, WINDOW))
     return _Stream(request, layout, first, stream, len(own) if is_all else None, recipe, recipe.open())
 
 

@@ -1,45 +1,91 @@
-"""What runs an artifact's network: torch as it is, the engine, or ONNX Runtime."""
+"""What runs an artifact's network: torch as it is, the engine in floats or in integers, or ONNX Runtime."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from ccnet_cli import devices
-from ccnet_cli.errors import InputError
-from ccnet_cli.inference import engine
+from ccnet_cli.errors import InputError, detail
+from ccnet_cli.inference import engine, int8
 from ccnet_cli.inference.artifact import Artifact, Network, default_device, default_precision
-from ccnet_cli.models.network import CCNet
+from ccnet_cli.inference.int8 import INT8
+from ccnet_cli.inference.views import host_input
+from ccnet_cli.media import images
+from ccnet_cli.models.network import CCNet, Normalisation
+
+# images whose ranges are measured for int8, and the pixels of a side, around the middle, that are looked at
+CALIBRATION_IMAGES, CALIBRATION_SIDE = 8, 1025
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, precision (auto, fp32, bf16, fp16) and whether to compile (off, auto, on), as named by the user."""
+    """Device, precision (auto, fp32, bf16, fp16, int8) and whether to compile (off, auto, on), as named by the user.
+
+    int8 measures its ranges on the first images of calibration that can be read.
+    """
 
     device: str = "auto"
     precision: str = "fp32"
     compile: str = "off"
+    calibration: tuple[Path, ...] = ()
 
     def resolve(self, path: Path) -> "Runtime":
         """With the device and precision that auto means for an artifact; InputError for what cannot be had here."""
         device = devices.device(default_device(self.device, path))
-        precision = devices.precision(default_precision(self.precision, path), device)
+        if self.precision == INT8:
+            int8.check_support(device)
+            precision = INT8
+        else:
+            precision = devices.precision(default_precision(self.precision, path), device)
         engine.compiles(self.compile, device, 0)
         return replace(self, device=str(device), precision=precision)
 
-    def prepare(self, artifact: Artifact[Network], images: int) -> Network:
+    def prepare(self, artifact: Artifact[Network], count: int) -> Network:
         """The engine of the artifact's network for N images, or ONNX Runtime, which takes float32 alone."""
         if isinstance(artifact.network, CCNet):
             device = torch.device(self.device)
-            compiled = engine.compiles(self.compile, device, images)
-            prepared = engine.prepare(artifact.network, device, self.precision, compiled, images)
-            return cast(Network, prepared)
+            compiled = engine.compiles(self.compile, device, count)
+            if self.precision == INT8:
+                return cast(Network, self._quantise(artifact.network, device, count))
+            return cast(Network, engine.prepare(artifact.network, device, self.precision, compiled, count))
         if self.precision != "fp32":
             raise InputError(artifact.path, "ONNX Runtime runs it in float32 alone", "use precision fp32")
         if self.compile == "on":
             raise InputError("option --compile on", "an ONNX file is run by ONNX Runtime, not by torch", "leave it out")
         return artifact.network
+
+    def calibrate(self, candidates: Iterable[Path]) -> "Runtime":
+        """With these images for int8, unless others are named already."""
+        if self.precision != INT8 or self.calibration:
+            return self
+        return replace(self, calibration=tuple(islice(candidates, CALIBRATION_IMAGES)))
+
+    def _quantise(self, network: CCNet, device: torch.device, count: int) -> torch.nn.Module:
+        if self.compile == "on":
+            raise InputError("option --compile on", "int8 is computed by ready operators", "leave it out")
+        inputs = [_read_middle(path, network.normalisation) for path in self.calibration]
+        readable = [image for image in inputs if image is not None]
+        if not readable:
+            fix = "name a folder of some by --calibrate"
+            raise InputError("precision int8", "no image to measure the ranges on", fix)
+        prepared = cast(engine.Engine, engine.prepare(network, device, "fp32", False, count))
+        return int8.quantise(prepared, readable)
+
+
+def _read_middle(path: Path, normalisation: Normalisation) -> Tensor | None:
+    """The network's input of an image's middle; None if it cannot be read, which is for others to report."""
+    try:
+        image = images.read_image(path, exif=True)
+    except InputError as error:
+        detail(f"not calibrated on: {error}")
+        return None
+    top, left = (max(0, (side - CALIBRATION_SIDE) // 2) for side in image.shape[:2])
+    return host_input(image[top : top + CALIBRATION_SIDE, left : left + CALIBRATION_SIDE], normalisation, "cpu")
 
 
 def to_device(artifact: Artifact[CCNet], device: torch.device) -> CCNet:

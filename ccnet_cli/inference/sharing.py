@@ -86,7 +86,8 @@ def lead_launch(recipe: Recipe, artifact: Artifact[Network], tasks: Tasks, colle
     """Segment tasks with the processes that a launcher started, of which this is the first, as segment_here."""
     with _dispatch(recipe, tasks, collector, remote=True) as dispatcher:
         address = (os.environ.get("MASTER_ADDR", "127.0.0.1"), dispatcher.address[1])
-        runtime = {"precision": recipe.runtime.precision, "compile": recipe.runtime.compile}
+        runtime: dict[str, Any] = {"precision": recipe.runtime.precision, "compile": recipe.runtime.compile}
+        runtime["calibration"] = [str(path) for path in recipe.runtime.calibration]
         invitation = {"address": address, "key": dispatcher.key.hex(), "images": recipe.images, "runtime": runtime}
         group.store.set(_key(group), json.dumps(invitation))
         queue = TaskQueue(("127.0.0.1", address[1]), dispatcher.key, name_process(0))
@@ -106,8 +107,12 @@ def follow_launch(recipe: Recipe, group: Group) -> None:
         failure.reported = True
         raise failure
     queue = TaskQueue(tuple(invitation["address"]), bytes.fromhex(invitation["key"]), name_process(group.rank))
-    recipe = replace(recipe, runtime=Runtime(**invitation["runtime"]), images=invitation["images"])
+    recipe = replace(recipe, runtime=_read_runtime(invitation["runtime"]), images=invitation["images"])
     _segment_queue(Worker(), group, recipe, queue)
+
+
+def _read_runtime(values: dict[str, Any]) -> Runtime:
+    return Runtime(**values | {"calibration": tuple(map(Path, values["calibration"]))})
 
 
 def _key(group: Group) -> str:

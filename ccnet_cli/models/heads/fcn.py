@@ -33,6 +33,9 @@ class FCNHead(nn.Sequential):
 class FoldedFCN(nn.Module):
     """The head of folded convolutions, the classifier in float32."""
 
+    # the part that reads the backbone's map
+    readers = ("reduce",)
+
     def __init__(self, head: FCNHead, make: Make) -> None:
         super().__init__()
         conv, norm, act, _, classify = head

@@ -77,6 +77,9 @@ class Wrapped(nn.Module):
 class FoldedWrapped(nn.Module):
     """The head of folded convolutions; nothing is concatenated, and the last convolution is float32."""
 
+    # the parts that read the backbone's map
+    readers = ("conva", "bottleneck")
+
     def __init__(self, head: Wrapped, make: Make) -> None:
         super().__init__()
         self.conva = make(*head.conva)
