@@ -110,9 +110,18 @@ def plain_zip(path: Path) -> None:
         file.writestr("readme.txt", "hello")
 
 
-def safetensors(path: Path) -> None:
-    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+def safetensors(entries: object, size: int = 4, length: int | None = None) -> Callable[[Path], None]:
+    """A file of this header, and of this many bytes behind it."""
+
+    def write(path: Path) -> None:
+        header = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+        path.write_bytes((length or len(header)).to_bytes(8, "little") + header + bytes(size))
+
+    return write
+
+
+def entry(start: object = 0, end: object = 4, shape: object = (1,), dtype: str = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
 def nested(path: Path) -> None:
@@ -165,7 +174,26 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "tar": (archive, "tar archive"),
     "zip": (plain_zip, "did not write"),
     "script": (script, "TorchScript"),
-    "safetensors": (safetensors, "safetensors"),
+    **{
+        f"safetensors, {name}": (write, "a damaged safetensors file")
+        for name, write in {
+            "no shape": safetensors({"a": {"dtype": "F32", "data_offsets": [0, 4]}}),
+            "shape": safetensors({"a": entry(shape=[2])}),
+            "negative": safetensors({"a": entry(shape=[-1, -1])}),
+            "huge": safetensors({"a": entry(0, 1 << 60, [1 << 58])}),
+            "unknown type": safetensors({"a": entry(dtype="F9")}),
+            "overlap": safetensors({"a": entry(), "b": entry()}),
+            "hole": safetensors({"a": entry(), "b": entry(8, 12)}, 12),
+            "more": safetensors({"a": entry()}, 8),
+            "cut": safetensors({"a": entry(0, 8, [2])}, 4),
+            "no JSON": safetensors(b"{" + b"[" * 5000),
+            "cut header": safetensors({"a": entry()}, 4, 20),
+            "offsets": safetensors({"a": entry("0", "4")}),
+            "list": safetensors({"a": [1]}),
+            "facts": safetensors({"a": entry(), "__metadata__": {"ccnet": "{"}}),
+        }.items()
+    },
+    "safetensors, other network": (safetensors({"a": entry()}), "no network known here"),
     "picture": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), "an image"),
     "pipe": (os.mkfifo, "not a regular file"),
     "folder": (lambda path: path.mkdir(), "folder|not a regular file"),

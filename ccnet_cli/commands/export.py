@@ -14,6 +14,7 @@ from ccnet_cli.inference import portable
 from ccnet_cli.inference.artifact import Artifact, load_model
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.models.network import CCNet
+from ccnet_cli.runs import safetensors
 from ccnet_cli.runs.checkpoint import list_files
 from ccnet_cli.weights.layouts import LAYOUTS, Misfit
 from ccnet_cli.weights.load import read_facts, read_weights
@@ -46,7 +47,17 @@ def export(
     content = {key: value for key, value in content.items() if key != "training"}
     if format != "weights":
         content = _convert(content, source, format)
-    return _write(output, lambda file: torch.save(content, file))
+    if output.suffix.lower() != safetensors.SUFFIX:
+        return _write(output, lambda file: torch.save(content, file))
+    own = {key: value for key, value in content.items() if key != "model"} if format == "weights" else None
+    tensors = content["model"] if own else _tensors(content)
+    return _write(output, lambda file: safetensors.write(file, tensors, own))
+
+
+def _tensors(content: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The state dict of a layout's content, without what lies around it."""
+    inner = next((value for value in content.values() if isinstance(value, dict)), content)
+    return {key: value for key, value in inner.items() if isinstance(value, torch.Tensor)}
 
 
 def _convert(content: dict[str, Any], source: Path, format: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ccnet_cli.errors import InputError, out_of_memory
+from ccnet_cli.runs import safetensors
 
 MAX_BYTES = 8 << 30
 # a pickle holds names and shapes, never the weights; ten thousand tensors take one megabyte
@@ -59,9 +60,11 @@ SIGNATURES = {
 def read(path: Path) -> Any:
     """What torch.save put into the file, in plain containers, numbers and dense CPU tensors; InputError if it did not.
 
-    Zip and legacy files are read, CUDA tensors moved to the CPU, numpy scalars made plain numbers.
+    Safetensors, zip and legacy files are read, CUDA tensors moved to the CPU, numpy scalars made plain numbers.
     """
     size, head = _read_head(path)
+    if safetensors.is_safetensors(head, size):
+        return safetensors.read(path)
     # the signature that torch itself goes by
     zipped = head.startswith(b"PK\x03\x04")
     names = _zip_names(path, size) if zipped else _legacy_names(path, head)
@@ -99,6 +102,11 @@ def _read_head(path: Path) -> tuple[int, bytes]:
         raise InputError(path, "empty", FIX)
     if size > MAX_BYTES:
         raise InputError(path, f"larger than {MAX_BYTES >> 30} GiB", "give the weights alone")
+    if safetensors.is_safetensors(head, size):
+        return size, head
+    if path.suffix == ".pdparams":
+        why = "a file of PaddlePaddle, whose pickled arrays are not read"
+        raise InputError(path, why, "write its arrays with torch.save or safetensors, where Paddle is installed")
     for signature, (what, fix) in SIGNATURES.items():
         if head.lstrip().startswith(signature):
             raise InputError(path, what, fix)
@@ -108,8 +116,6 @@ def _read_head(path: Path) -> tuple[int, bytes]:
         raise InputError(path, why, "give the checkpoint that it was exported from")
     if head[257:262] == b"ustar":
         raise InputError(path, "a tar archive", "unpack it first, or save it with a torch of 2018 or newer")
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
-        raise InputError(path, "a safetensors file", "load it with safetensors and write it with torch.save")
     return size, head
 
 
