@@ -333,6 +333,8 @@ def gcn(s, taken, head, settings, align_corners):
 
 RENDERINGS = {
     "rcca": rcca,
+    # of images, which are clips of one frame
+    "rcca3d": rcca,
     "fcn": fcn,
     "wrapped": wrapped,
     "nonlocal": nonlocal_,

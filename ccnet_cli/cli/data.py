@@ -46,11 +46,12 @@ def data_group(context: typer.Context) -> None:
         "ccnet data make toyscapes toys",
         "ccnet data make toyscapes shuffled --shuffle-signals",
         "ccnet data make toyscapes two --signals 2",
+        "ccnet data make toyclips films",
         "ccnet train --preset toyscapes-r2 --data toys",
     ),
 )
 def data_make(
-    dataset: Annotated[str, typer.Argument(metavar="toyscapes", help="The built-in data set.")],
+    dataset: Annotated[str, typer.Argument(metavar="toyscapes|toyclips", help="The built-in data set.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     train: Annotated[int | None, typer.Option(min=1, max=1_000_000, metavar="N", help="Training scenes.")] = None,
     val: Annotated[int | None, typer.Option(min=1, max=1_000_000, metavar="N", help="Validation scenes.")] = None,
@@ -65,16 +66,25 @@ def data_make(
         bool, typer.Option("--shuffle-signals", help="Let the signals of val show colours drawn at random.")
     ] = False,
 ) -> None:
-    """Draw the built-in data set of street scenes.
+    """Draw a built-in data set of street scenes.
 
-    All its vans look alike: only a coloured signal far away tells their class.
+    All its vans look alike: only a coloured signal tells their class, in toyscapes far away, in toyclips in an earlier
+    frame.
     """
-    if dataset != "toyscapes":
-        raise InputError(f"data set {dataset}", "cannot be made", "use toyscapes, the built-in one")
+    if dataset not in ("toyscapes", "toyclips"):
+        raise InputError(f"data set {dataset}", "cannot be made", "use toyscapes or toyclips, the built-in ones")
     options = {"train": train, "val": val, "size": None if size is None else size_of(size), "seed": seed}
+    changed: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if dataset == "toyclips":
+        if signals > 1 or shuffle_signals:
+            fix = "leave it out; -s data.clip.shuffle=true mixes the frames of toyclips"
+            raise InputError("option --signals" if signals > 1 else "option --shuffle-signals", "not for toyclips", fix)
+        from ccnet_cli.datasets import toyclips
+
+        print_names(toyclips.make(folder, **changed))
+        return
     from ccnet_cli.datasets.toyscapes import make
 
-    changed: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     print_names(make(folder, signals=signals, shuffle_signals=shuffle_signals, **changed))
 
 

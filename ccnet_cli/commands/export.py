@@ -92,6 +92,9 @@ def _network(source: Path, output: Path, format: str, preset: str | None, overri
         onnxfile.require("onnx", "onnxscript", "onnxruntime")
     artifact = load_model(source, preset, overrides)
     model = artifact.network
+    if model.takes_clips:
+        why = f"its head takes clips, which --format {format} does not hold"
+        raise InputError(source, why, "use --format weights")
     traced, facts = portable.program(model), _facts(artifact)
     written: Callable[[torch.Tensor], Any]
     if format == "onnx":

@@ -299,7 +299,10 @@ def _open_stream(request: PredictRequest) -> _Stream:
     pictures = (source.path for source in first if source.error is None and not sources.is_video(source.path))
     runtime = replace(request.runtime, device=name).calibrate(pictures)
     recipe = request.recipe(path, runtime.resolve(path), min(count, WINDOW))
-    return _Stream(request, layout, first, stream, len(own) if is_all else None, recipe, recipe.open())
+    artifact = recipe.open()
+    if artifact.clip and not all(sources.is_video(source.path) for source in own):
+        notice(f"the network takes clips: an image is seen as {artifact.clip.frames} equal frames, a video as itself")
+    return _Stream(request, layout, first, stream, len(own) if is_all else None, recipe, artifact)
 
 
 def _check_first(request: PredictRequest, layout: Layout, first: list[Source]) -> list[Path]:

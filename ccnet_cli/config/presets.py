@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -28,6 +28,8 @@ SYNONYMS = {
     "ignore_label": "data.ignore_index",
     "amp": "train.precision",
 }
+# a group that null takes away
+CLIP = "data.clip"
 
 
 class UnknownKeyError(InputError):
@@ -84,12 +86,14 @@ def override(mapping: dict[str, Any], assignment: str) -> None:
     value = text.parse(word, f"--set {key}")
     if migration.translate(mapping, key, value, notice):
         return
-    removed = value is None and key.startswith("loss.")
+    removed = value is None and (key.startswith("loss.") or key == CLIP)
     if key in groups and key not in TABLES and not isinstance(value, Mapping) and not removed:
         raise _unknown(key, mapping)
     *sections, last = key.split(".")
     for section in sections:
-        inner = mapping.setdefault(section, {})
+        if mapping.get(section) is None:
+            mapping[section] = {} if section == "clip" else mapping.get(section, {})
+        inner = mapping[section]
         if not isinstance(inner, dict):
             raise InputError(f"preset key {section}", "a group of keys expected", "see ccnet presets show quickstart")
         mapping = inner
@@ -152,10 +156,15 @@ def _fields(section: type[Section], prefix: str, mapping: Any) -> Iterator[str]:
         elif key == "data":
             data = inner if isinstance(inner, Mapping) else {}
             yield from _fields(settings_of(data.get("dataset")), "data.", data)
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _fields(field.annotation, f"{key}.", inner)
+        elif own := next((each for each in _alternatives(field.annotation) if issubclass(each, Section)), None):
+            yield from _fields(own, f"{key}.", inner)
         else:
             yield key
+
+
+def _alternatives(annotation: Any) -> list[type]:
+    """The classes that a field's values may have: one, or those of a union."""
+    return [each for each in (annotation, *get_args(annotation)) if isinstance(each, type) and not get_args(each)]
 
 
 def _part_fields(table: Table, key: str, settings: Mapping[str, Any]) -> Iterator[str]:

@@ -152,3 +152,10 @@ class Preset(Section):
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
+
+    @model_validator(mode="after")
+    def _take_clips(self) -> Self:
+        if self.data.frames > 1 and not getattr(self.model.head, "takes_clips", False):
+            kind = getattr(self.model.head, "kind", "")
+            raise ValueError(f"data.clip has {self.data.frames} frames, model.head.kind {kind} takes 1: use rcca3d")
+        return self

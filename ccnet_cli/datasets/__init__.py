@@ -41,6 +41,8 @@ DATASETS: dict[str, DataSet] = {
     "toyscapes": dataclasses.replace(
         cityscapes.DATASET, settings=Toyscapes, root=late("ccnet_cli.datasets.toyscapes", "built_in")
     ),
+    # built-in clips, in the same layout
+    "toyclips": dataclasses.replace(cityscapes.DATASET, root=late("ccnet_cli.datasets.toyclips", "built_in")),
     "folder": folder.DATASET,
 }
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ccnet_cli.datasets.dataset import DataSet, Split
 from ccnet_cli.datasets.listing import Samples, pair
+from ccnet_cli.datasets.settings import Data
 from ccnet_cli.media.classes import Classes
 
 VOID = 11
@@ -37,4 +38,9 @@ def recognise(folder: Path) -> bool:
     )
 
 
-DATASET = DataSet(CLASSES, list_files, ignored=(VOID,), recognise=recognise)
+def find_frame(data: Data, root: Path, image: Path) -> Path:
+    """The folder of all frames, extracted from the videos; they are named as the images are, by numbers."""
+    return root / ((data.clip and data.clip.folder) or "frames") / image.name
+
+
+DATASET = DataSet(CLASSES, list_files, ignored=(VOID,), recognise=recognise, frames=find_frame)

@@ -1,7 +1,10 @@
 """Cityscapes: leftImg8bit/SPLIT/CITY and gtFine/SPLIT/CITY, or the official two-column lists."""
 
+from pathlib import Path
+
 from ccnet_cli.datasets.dataset import LABEL_IDS, DataSet, Split, holds
 from ccnet_cli.datasets.listing import Samples, label_suffix, pair
+from ccnet_cli.datasets.settings import Data
 from ccnet_cli.media.classes import Classes
 
 # train id, in order: name, labelId, RGB
@@ -38,6 +41,13 @@ def list_files(split: Split) -> Samples:
     return pair(images, labels, lambda stem: stem.removesuffix("_leftImg8bit") + suffix)
 
 
+def find_frame(data: Data, root: Path, image: Path) -> Path:
+    """leftImg8bit_sequence beside leftImg8bit: 30 frames around each labelled one, which is the 20th."""
+    parts = ["leftImg8bit_sequence" if part == "leftImg8bit" else part for part in image.parts]
+    folder = data.clip and data.clip.folder
+    return root / folder / image.parent.name / image.name if folder else Path(*parts)
+
+
 DATASET = DataSet(
     CLASSES,
     list_files,
@@ -46,4 +56,5 @@ DATASET = DataSet(
     label_kind=LABEL_IDS,
     converted=True,
     recognise=holds(("leftImg8bit",)),
+    frames=find_frame,
 )

@@ -63,6 +63,8 @@ class DataSet:
     recognise: Callable[[Path], bool] = lambda _: False
     # the data set's folder, by its settings, if data.root is not set
     root: Callable[[Any], Path] | None = None
+    # where an image would lie among the frames of its video, by the settings, the root and the image
+    frames: Callable[[Any, Path, Path], Path] | None = None
     # reads a label file into integers (H, W), if it is not a grey or palette PNG
     read_label: "Callable[[Path], np.ndarray] | None" = None
 

@@ -41,6 +41,11 @@ def _first(root: Path, names: list[str]) -> str:
     return next((name for name in names if (root / name).is_dir()), names[0])
 
 
+def find_frame(data: FolderData, root: Path, image: Path) -> Path:
+    """The folder data.clip.folder, or beside the image."""
+    return root / data.clip.folder / image.name if data.clip and data.clip.folder else image
+
+
 def distinct_colours(count: int) -> list[tuple[int, int, int]]:
     """Up to 255 RGB colours, no two alike: hues a golden angle apart, at three brightnesses in turn."""
     colours = []
@@ -50,4 +55,4 @@ def distinct_colours(count: int) -> list[tuple[int, int, int]]:
     return colours
 
 
-DATASET = DataSet(classes_of, list_files, settings=FolderData)
+DATASET = DataSet(classes_of, list_files, settings=FolderData, frames=find_frame)

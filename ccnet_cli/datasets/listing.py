@@ -271,6 +271,14 @@ def existing(paths: Iterable[str]) -> Iterator[bool]:
         yield name in contents[parent]
 
 
+def labelled_ones(samples: Samples) -> Samples:
+    """The samples whose label exists; all of them if none does."""
+    top = os.fspath(samples.root.absolute()).rstrip("/") + "/"
+    labelled = existing(_below(top, label or "") for _, label, *_ in samples.rows)
+    rows = [row for row, exists in zip(samples.rows, labelled, strict=True) if exists]
+    return Samples(samples.root, rows or samples.rows, samples.listing)
+
+
 def require_files(samples: Samples, labels_required: bool) -> Samples:
     """The samples if all their files exist, else InputError; without labels_required a missing label becomes None."""
     top = os.fspath(samples.root.absolute()).rstrip("/") + "/"

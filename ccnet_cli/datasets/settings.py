@@ -22,12 +22,37 @@ def _require_known(name: object) -> object:
     return name
 
 
+class Clip(Section):
+    """How many frames a clip has, every stride-th of the video, and the place of the labelled one; null is the last.
+
+    folder is where the frames lie, relative to the root; null is where the data set has them. shuffle takes the other
+    frames of each clip from another one's.
+    """
+
+    frames: Annotated[int, Field(strict=True, ge=1, le=64)] = 5
+    stride: Annotated[int, Field(strict=True, ge=1, le=1000)] = 1
+    labelled: Annotated[int, Field(strict=True, ge=0, le=63)] | None = None
+    folder: Text | None = None
+    shuffle: Flag = False
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.labelled is not None and self.labelled >= self.frames:
+            raise ValueError(f"labelled {self.labelled} is no place in a clip of {self.frames} frames, 0 is the first")
+        return self
+
+    @property
+    def place(self) -> int:
+        """The labelled frame's place, 0 the first."""
+        return self.frames - 1 if self.labelled is None else self.labelled
+
+
 class Data(Section):
     """Where images and labels are, which classes they have, and how training samples are cut.
 
     A picture is scaled to fit within fit, its longer and its shorter side, and then by scale_min to scale_max, with
     scale_step 0 anything between. category_ratio below 1 avoids crops of which one class covers that fraction. A
-    worker may take at most timeout seconds for a batch.
+    worker may take at most timeout seconds for a batch. clip adds the frames around a labelled one.
     """
 
     dataset: Annotated[str, BeforeValidator(_require_known)]
@@ -48,8 +73,19 @@ class Data(Section):
     category_ratio: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
     mirror: Flag = True
     photometric: Flag = False
+    clip: Clip | None = None
     workers: Annotated[int, Field(strict=True, ge=0, le=64)] = 2
     timeout: Annotated[int, Field(strict=True, ge=1, le=86400)] = 300
+
+    @property
+    def frames(self) -> int:
+        """The frames of a sample, 1 without clips."""
+        return 1 if self.clip is None else self.clip.frames
+
+    @property
+    def labelled(self) -> int:
+        """The labelled frame's place among them, 0 the first."""
+        return 0 if self.clip is None else self.clip.place
 
     @model_validator(mode="before")
     @classmethod

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ccnet_cli.datasets import DATASETS, classes_of
+from ccnet_cli.datasets.clips import Clips, find_clips, frames_lie_beside
 from ccnet_cli.datasets.dataset import LABEL_IDS, OWN_IDS, TRAIN_IDS, Split
-from ccnet_cli.datasets.listing import Sample, Samples, holds_train_ids, read_list, require_files
+from ccnet_cli.datasets.listing import Sample, Samples, holds_train_ids, labelled_ones, read_list, require_files
 from ccnet_cli.datasets.parting import part
 from ccnet_cli.datasets.settings import IGNORED, Data, FolderData
 from ccnet_cli.datasets.tables import Table, colour_reader, value_reader
@@ -30,7 +31,7 @@ MAX_VALUES = 64
 class Source:
     """An open split; lookup (65536,) int16 gives the train id of a label file's value: 255 ignored, -1 refused.
 
-    tolerate_damage reads what is left of damaged images.
+    tolerate_damage reads what is left of damaged images. clips are the frames around each image, where they are wanted.
     """
 
     dataset: str
@@ -41,6 +42,7 @@ class Source:
     read_label: ReadLabel = images.read_label
     ignore_index: int = IGNORED
     tolerate_damage: bool = False
+    clips: Clips | None = None
 
 
 def open_source(data: Data, split: str, labels_required: bool = True, verify: bool = True) -> Source:
@@ -57,6 +59,8 @@ def open_source(data: Data, split: str, labels_required: bool = True, verify: bo
         name = {"train": data.train_split, "val": data.val_split}.get(split, split)
         folder = dataset.folders.get(name, name)
         samples = dataset.files(Split(data, root, split, folder, labels_required))
+        if data.frames > 1 and labels_required and frames_lie_beside(data, dataset, root, samples):
+            samples = labelled_ones(samples)
     if verify:
         samples = require_files(samples, labels_required)
     kind, values, ignored = dataset.label_kind, enumerate(classes.label_ids), dataset.ignored
@@ -70,7 +74,8 @@ def open_source(data: Data, split: str, labels_required: bool = True, verify: bo
         if table := data.table:
             lookup, read_label = _apply_table(table, classes, data.ignore_index)
     detail(f"{len(samples)} images of {data.dataset} in {split}, {len(classes)} classes")
-    return Source(data.dataset, samples, classes, lookup, kind, read_label)
+    clips = find_clips(data, dataset, root, samples)
+    return Source(data.dataset, samples, classes, lookup, kind, read_label, clips=clips)
 
 
 def _part(data: FolderData, samples: Samples, split: str) -> Samples:
@@ -129,6 +134,11 @@ def label_lookup(train_ids: Mapping[int, int], ignored: Iterable[int]) -> npt.ND
 def load_image(source: Source, sample: Sample) -> Pixels:
     """The image as uint8 BGR (H, W, 3), not rotated by EXIF, as its label is not either."""
     return images.read_image(sample.image, tolerate=source.tolerate_damage)
+
+
+def load_frames(source: Source, sample: Sample, image: Pixels) -> list[Pixels]:
+    """The frames of the clip around an image that is read, or the image alone."""
+    return [image] if source.clips is None else source.clips.load(sample, image, source.tolerate_damage)
 
 
 def load_label(source: Source, sample: Sample) -> Pixels:

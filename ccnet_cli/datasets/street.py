@@ -162,6 +162,12 @@ def draw_mark(image: Pixels, x: int, y: int, mark: str) -> None:
     image[top : top + height, left : left + width] = np.where(dark, 16, 248)[..., None]
 
 
+def draw_sign(image: Pixels, x: int, y: int, colour: tuple[int, int, int]) -> None:
+    """Draw a coloured sign of a mark's size around a centre."""
+    corner = x - MARK[0] // 2, y - MARK[1] // 2
+    cv2.rectangle(image, corner, (corner[0] + MARK[0] - 1, corner[1] + MARK[1] - 1), colour, -1)
+
+
 def _draw_disc(image: Pixels, x: int, y: int, radius: int, colour: Sequence[int]) -> None:
     cv2.circle(image, (x, y), radius, colour, -1, cv2.LINE_AA)
 

@@ -95,11 +95,20 @@ def built_in(data: Data | None = None) -> Path:
     """The folder of the built-in set, drawn on first use; of two processes at once, the set of one is kept."""
     signals = data.signals if isinstance(data, Toyscapes) else 1
     folder = built_in_folder(signals)
+
+    def draw() -> Path:
+        return make(folder, train=TRAIN, val=VAL, size=SIZE, signals=signals)
+
+    return find_or_draw(folder, f"{TRAIN + VAL} scenes", draw)
+
+
+def find_or_draw(folder: Path, what: str, draw: Callable[[], Path]) -> Path:
+    """The folder of a built-in set, drawn where it is missing."""
     if folder.is_dir():
         return folder
-    notice(f"drawing the built-in data set, {TRAIN + VAL} scenes, into {folder}")
+    notice(f"drawing the built-in data set, {what}, into {folder}")
     try:
-        return make(folder, train=TRAIN, val=VAL, size=SIZE, signals=signals)
+        return draw()
     except InputError:
         # another process was quicker
         if folder.is_dir():
@@ -133,6 +142,16 @@ def make(
     if size[0] < SMALLEST[0] or size[1] < SMALLEST[1]:
         smallest = f"{SMALLEST[0]}x{SMALLEST[1]}"
         raise InputError("toyscapes", f"scenes of {size[0]}x{size[1]} are too small", f"draw at least {smallest}")
+
+    def fill(root: Path) -> None:
+        for stream, (split, count, shuffle) in enumerate((("train", train, False), ("val", val, shuffle_signals))):
+            _write(root, split, count, (_draw_one if signals == 1 else _draw_two)(size, seed, stream, shuffle))
+
+    return fill_new(folder, fill)
+
+
+def fill_new(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """Let `fill` write a data set into a new or empty folder, which appears when it is whole."""
     folder = folder.expanduser().resolve()
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -141,9 +160,7 @@ def make(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".toyscapes-", dir=folder.parent))
         try:
-            for split, count, shuffle in (("train", train, False), ("val", val, shuffle_signals)):
-                draw = (_draw_one if signals == 1 else _draw_two)(size, seed, ("train", "val").index(split), shuffle)
-                _write(temporary, split, count, draw)
+            fill(temporary)
             temporary.chmod(0o755)
             # replaces an empty folder, and fails if another process has filled it meanwhile
             temporary.replace(folder)

@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 
 from ccnet_cli.datasets import transforms
 from ccnet_cli.datasets.settings import Data
-from ccnet_cli.datasets.source import Source, load_pair
+from ccnet_cli.datasets.source import Source, load_frames, load_pair
 from ccnet_cli.errors import CCNetError, EnvironmentFailure
 from ccnet_cli.media.images import Pixels, cv2
 from ccnet_cli.media.pixels import normalised_bytes, scaled_size
@@ -25,7 +25,8 @@ from ccnet_cli.media.pixels import normalised_bytes, scaled_size
 class Item(NamedTuple):
     """A sample as bytes: image (h, w, 3) and label (h, w), uint8, a fifth of the size that the network takes.
 
-    extent is where the picture lies in the crop, (bottom, left, right); the rest is padding.
+    The image of a clip is (T, h, w, 3). extent is where the picture lies in the crop, (bottom, left, right); the rest
+    is padding.
     """
 
     image: Pixels
@@ -35,7 +36,7 @@ class Item(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Items, stacked: images (B, h, w, 3) and labels (B, h, w)."""
+    """Items, stacked: images (B, h, w, 3), or (B, T, h, w, 3) of clips, and labels (B, h, w)."""
 
     images: Tensor
     labels: Tensor
@@ -88,23 +89,27 @@ class TrainingSet:
         recipe, ignored = self.augmentation, self.source.ignore_index
         sample = self.source.samples[index]
         image, label = load_pair(self.source, sample)
+        frames = load_frames(self.source, sample, image)
         random = transforms.generator(self.seed, epoch, index)
         size = scaled_size((label.shape[0], label.shape[1]), recipe.random_scale(random), recipe.fit)
-        image, label = transforms.cut(image, label, size, recipe.crop, random, recipe.category_ratio, ignored)
+        *window, label = transforms.place(label, size, recipe.crop, random, recipe.category_ratio, ignored)
+        frames = [transforms.image_part(frame, size, *window) for frame in frames]
         if recipe.photometric:
-            image = transforms.distort(image, random)
+            frames = transforms.distort_alike(frames, random)
         if self.channel_order == "rgb":
-            image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+            frames = [np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8) for frame in frames]
         height, width = label.shape
         left = 0
         if recipe.mirror and random.integers(2):
-            image, label = transforms.mirror(image, label, self.source.classes.mirrored)
+            pairs = [transforms.mirror(frame, label, self.source.classes.mirrored) for frame in frames]
+            frames, label = [frame for frame, _ in pairs], pairs[0][1]
             # the padding at the right is mirrored too
             left = recipe.crop[1] - width
-        image, label = transforms.pad(image, label, recipe.crop, left, ignored)
+        pairs = [transforms.pad(frame, label, recipe.crop, left, ignored) for frame in frames]
+        frames, label = [frame for frame, _ in pairs], pairs[0][1]
         # views would keep the scaled pictures in memory until the batch is complete
-        image, label = np.ascontiguousarray(image), np.ascontiguousarray(label)
-        return Item(image, label, (height, left, left + width), sample.name)
+        image = np.ascontiguousarray(frames[0]) if self.source.clips is None else np.stack(frames)
+        return Item(image, np.ascontiguousarray(label), (height, left, left + width), sample.name)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item] | CCNetError:
         """A batch's items, or the first error: raised in a worker, it would reach the process as a RuntimeError."""
@@ -149,17 +154,17 @@ def to_device(
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     """Yield what the network takes, on its device: images float32 (B, 3, h, w), labels int64 (B, h, w), names.
 
-    Images are (image - mean) / std, their padding exactly 0. Batches in pinned memory are copied while the device
-    computes.
+    Clips are (B, T, 3, h, w). Images are (image - mean) / std, their padding exactly 0. Batches in pinned memory are
+    copied while the device computes.
     """
     table = torch.from_numpy(normalised_bytes(mean, std)).flatten().to(device)
     for images, labels, extents, names in batches:
-        width = images.shape[2]
+        width = images.shape[-2]
         channels = torch.arange(0, 3 * 256, 256, dtype=torch.int32, device=device).repeat(width)
-        indices = images.to(device, non_blocking=True).flatten(2) + channels
-        image = table.index_select(0, indices.flatten()).view(images.shape).permute(0, 3, 1, 2)
+        indices = images.to(device, non_blocking=True).flatten(-2) + channels
+        image = table.index_select(0, indices.flatten()).view(images.shape).movedim(-1, -3)
         for one, (bottom, left, right) in zip(image, extents, strict=True):
-            one[:, bottom:] = 0
+            one[..., bottom:, :] = 0
             one[..., :left] = 0
             one[..., right:] = 0
         label = labels.to(device, non_blocking=True).long()

@@ -3,6 +3,7 @@
 resize scales a whole picture; image_part and label_part compute only the part of it that a crop needs.
 """
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,7 +50,20 @@ def cut(
     category_ratio: float = 1.0,
     ignore_index: int = 255,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a random part of at most crop (h, w) from the picture scaled to size; as cropping the padded picture does.
+    """Cut a random part of at most crop (h, w) from the picture scaled to size; as cropping the padded picture does."""
+    rows, columns, label = place(label_HW, size, crop, random, category_ratio, ignore_index)
+    return image_part(image_HW3, size, rows, columns), label
+
+
+def place(
+    label_HW: np.ndarray,
+    size: tuple[int, int],
+    crop: tuple[int, int],
+    random: np.random.Generator,
+    category_ratio: float = 1.0,
+    ignore_index: int = 255,
+) -> tuple[slice, slice, np.ndarray]:
+    """The rows and columns of a random part of at most crop (h, w) of the picture scaled to size, and its label.
 
     With category_ratio below 1 the part is redrawn, at most MAX_REDRAWS times, while one class covers that fraction.
     """
@@ -61,7 +75,7 @@ def cut(
         label = label_part(label_HW, size, *window)
         if category_ratio == 1 or largest_fraction(label, ignore_index) < category_ratio:
             break
-    return image_part(image_HW3, size, *window), label
+    return *window, label
 
 
 def image_part(image_HW3: np.ndarray, size: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
@@ -121,6 +135,12 @@ def distort(image_HW3: np.ndarray, random: np.random.Generator) -> np.ndarray:
     if not contrast_first and random.integers(2):
         image = cv2.LUT(image, _linear(random.uniform(*CONTRAST)))
     return np.asarray(image)
+
+
+def distort_alike(frames: Sequence[np.ndarray], random: np.random.Generator) -> list[np.ndarray]:
+    """Each frame distorted by the same random numbers."""
+    states = [*(copy.deepcopy(random) for _ in frames[1:]), random]
+    return [distort(frame, state) for frame, state in zip(frames, states, strict=True)]
 
 
 def _linear(slope: float, offset: float = 0.0) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor
 
 from ccnet_cli import config
+from ccnet_cli.datasets.settings import Clip
 from ccnet_cli.errors import InputError
 from ccnet_cli.inference import onnx
 from ccnet_cli.media.classes import Classes
@@ -47,6 +48,12 @@ class Artifact(Generic[N]):
     metrics: dict[str, float]
     step: int
     path: Path
+
+    @property
+    def clip(self) -> Clip | None:
+        """The clips that the network takes, None where it takes images."""
+        clip = self.preset.data.clip
+        return clip if clip is not None and clip.frames > 1 else None
 
 
 def open_artifact(

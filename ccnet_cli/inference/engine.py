@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from ccnet_cli.devices import PRECISIONS
 from ccnet_cli.errors import InputError
-from ccnet_cli.models.network import CCNet
+from ccnet_cli.models.heads.rcca3d import FoldedClipHead
+from ccnet_cli.models.network import CCNet, maps_of
 from ccnet_cli.ops import convolution
 from ccnet_cli.ops.cpu import convolution as kernels
 
@@ -137,6 +138,7 @@ class Engine(nn.Module):
         self.normalisation = model.normalisation
         self.align_corners = model.align_corners
         self.stride = model.stride
+        self.takes_clips = model.takes_clips
         # how many are expected, 0 where the kernels are out of the question
         self.images = images
 
@@ -144,13 +146,29 @@ class Engine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The main scores."""
         self._choose(x)
-        features = self.backbone(x.to(self.dtype).contiguous(memory_format=torch.channels_last))
+        features = maps_of(self._backbone, x.to(self.dtype))
         scores: Tensor = self.head(features)
         return scores.float()
 
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What a frame gives to every clip that it is in: its deepest map, and what the attention sees of it."""
+        self._choose(x)
+        features = self._backbone(x.to(self.dtype))
+        return features[-1], cast(FoldedClipHead, self.head).encode(features)
+
+    @torch.no_grad()
+    def decode(self, deepest_BChw: Tensor, encoded_BCThw: Tensor, frame: int) -> Tensor:
+        """The main scores of a frame of a clip, from its own deepest map and what all frames were encoded to."""
+        return cast(FoldedClipHead, self.head).decode(deepest_BChw, encoded_BCThw, frame).float()
+
+    def _backbone(self, x: Tensor) -> Sequence[Tensor]:
+        maps: Sequence[Tensor] = self.backbone(x.contiguous(memory_format=torch.channels_last))
+        return maps
+
     def _choose(self, x: Tensor) -> None:
         """Use Winograd's filtering where that many images of this size are worth it, whatever came before."""
-        pixels = x.shape[2] * x.shape[3] // self.stride**2
+        pixels = x.shape[-2] * x.shape[-1] // self.stride**2
         quick = self.images * pixels * sum(conv.worth for conv in self.convolutions) >= MIN_MACS_FOR_WINOGRAD
         for conv in self.convolutions:
             conv.quick = quick and conv.worth > 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ccnet_cli.datasets.listing import Sample
-from ccnet_cli.datasets.source import Source, load_image, load_pair
+from ccnet_cli.datasets.source import Source, load_frames, load_image, load_pair
 from ccnet_cli.errors import Interrupted
 from ccnet_cli.inference.artifact import Network
 from ccnet_cli.inference.metrics import Confusion
@@ -22,7 +22,10 @@ from ccnet_cli.parallel.group import Group
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """An image read ahead: BGR (H, W, 3), its label (H, W) if it has one, and the network's input (1, 3, H, W)."""
+    """An image read ahead: BGR (H, W, 3), its label (H, W) if it has one, and the network's input.
+
+    That is (1, 3, H, W), or (1, T, 3, H, W) of a clip.
+    """
 
     sample: Sample
     image: np.ndarray
@@ -57,7 +60,8 @@ def score_network(
 
     def load(sample: Sample) -> LoadedImage:
         image, label = (load_image(source, sample), None) if sample.label is None else load_pair(source, sample)
-        return LoadedImage(sample, image, label, host_input(image, network.normalisation, device))
+        frames = [host_input(frame, network.normalisation, device) for frame in load_frames(source, sample, image)]
+        return LoadedImage(sample, image, label, frames[0] if source.clips is None else torch.stack(frames, dim=1))
 
     with evaluation_mode(cast(nn.Module, network)):
         for batch in _batches(prefetch(load, samples, views.batch), views.batch):

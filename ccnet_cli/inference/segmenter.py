@@ -1,21 +1,29 @@
 """From pictures to class ids, with one network and one way to look at pictures."""
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from ccnet_cli.datasets.settings import Clip
 from ccnet_cli.inference.artifact import Network
+from ccnet_cli.inference.clips import Frame, VideoNetwork, score_video
 from ccnet_cli.inference.scores import Predictor, Scores
 from ccnet_cli.inference.views import Views, batch_scores, host_input
 
 
 class Segmenter:
-    """A network on a device, and the views in which it sees a picture."""
+    """A network on a device, the views in which it sees a picture, and the clip that a network of clips sees.
 
-    def __init__(self, network: Network, views: Views, device: torch.device) -> None:
+    To the latter, a picture by itself is a clip of equal frames.
+    """
+
+    def __init__(self, network: Network, views: Views, device: torch.device, clip: Clip | None = None) -> None:
         self.network = network
         self.views = views
         self.device = device
+        self.clip = clip
         self._predictor = Predictor()
 
     def __call__(self, image_bgr: np.ndarray) -> np.ndarray:
@@ -28,7 +36,15 @@ class Segmenter:
 
     def score(self, input_1CHW: Tensor) -> Scores:
         """The class scores of a loaded picture."""
+        if self.clip is not None:
+            return VideoNetwork(self.network, self.clip).score(input_1CHW, self.views, self.device)
         return batch_scores(self.network, input_1CHW, self.views, self.device)[0]
+
+    def score_video(self, frames: Iterable[tuple[Frame, Tensor]]) -> Iterator[tuple[Frame, Scores]]:
+        """What came with each frame's input, and the frame's scores, in order."""
+        if self.clip is not None:
+            return score_video(VideoNetwork(self.network, self.clip), frames, self.views, self.device)
+        return ((frame, self.score(input_1CHW)) for frame, input_1CHW in frames)
 
     def predict(self, scores: Scores) -> np.ndarray:
         """The best class of each pixel, uint8 (H, W)."""

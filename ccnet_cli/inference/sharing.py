@@ -53,7 +53,8 @@ class Recipe:
     def prepare(self, artifact: Artifact[Network]) -> Segmenter:
         """The checkpoint's network, as it runs."""
         network = self.runtime.prepare(artifact, self.images)
-        return Segmenter(network, Views.of(artifact.preset.eval, artifact.classes), torch.device(self.runtime.device))
+        views = Views.of(artifact.preset.eval, artifact.classes)
+        return Segmenter(network, views, torch.device(self.runtime.device), artifact.clip)
 
 
 def segment_here(recipe: Recipe, artifact: Artifact[Network], tasks: Tasks, collector: Collector) -> int:

@@ -200,10 +200,11 @@ class StreamSegmenter:
             # leaves before the writers close, when all frames are written
             submit = stack.enter_context(background_writer())
             loaded = stack.enter_context(closing(prefetch(read, itertools.count())))
-            for count, (frame, input_1CHW) in enumerate(iter(loaded.__next__, None), start=1):
+            scored = self.segmenter.score_video(iter(loaded.__next__, None))
+            for count, (frame, scores) in enumerate(scored, start=1):
                 if self.stop_signal():
                     raise _Stopped
-                ids = self.segmenter.predict(self.segmenter.score(input_1CHW))
+                ids = self.segmenter.predict(scores)
                 pixels += np.bincount(ids.ravel(), minlength=len(self.classes))
                 submit(write, frame, ids)
                 if progress is not None:

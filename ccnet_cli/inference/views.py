@@ -73,6 +73,8 @@ def host_input(image_bgr: np.ndarray, normalisation: Normalisation, device: torc
 def batch_scores(network: Network, images_BCHW: Tensor, views: Views, device: torch.device) -> list[Scores]:
     """The scores of each of some images of one size: logits averaged over scales, tiles and flips.
 
+    Clips (B, T, 3, H, W) have the scores of one frame each.
+
     Short of memory, the cache is emptied, then the network sees one view at a time, then logits are kept on the CPU;
     EnvironmentFailure if all that is not enough. The mode and the tile never change by themselves.
     """
@@ -80,6 +82,9 @@ def batch_scores(network: Network, images_BCHW: Tensor, views: Views, device: to
     # twice on the device, the second time with its cache emptied
     attempts = [(views, device)] * 2 + [(one, device)] * (views.batch > 1)
     for attempt, store in attempts + [(one, torch.device("cpu"))] * (device.type != "cpu"):
+        if rewind := getattr(network, "rewind", None):
+            # it counts the views of an image
+            rewind()
         try:
             return _score_views(network, images_BCHW.to(device, non_blocking=True), attempt, store)
         except (RuntimeError, MemoryError) as error:
@@ -155,7 +160,7 @@ def tile_taps(axis: Axis, start: int, logits: int, align_corners: bool) -> Taps:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Some images at one scale, (B, 3, h, w), and both axes of each for its (H, W) pixels."""
+    """Some images at one scale, (B, 3, h, w), or clips, and both axes of each for its (H, W) pixels."""
 
     images_BChw: Tensor
     rows: Axis
@@ -174,11 +179,11 @@ class _Pictures:
         picture, height, width = self.images_BChw[number], self.rows.tile, self.columns.tile
         if flipped:
             # cut out before it is flipped, so that only the tile is copied
-            right = picture.shape[2] - x
-            part = picture[:, y : y + height, max(right - width, 0) : right].flip(-1)
+            right = picture.shape[-1] - x
+            part = picture[..., y : y + height, max(right - width, 0) : right].flip(-1)
         else:
-            part = picture[:, y : y + height, x : x + width]
-        missing = (0, width - part.shape[2], 0, height - part.shape[1])
+            part = picture[..., y : y + height, x : x + width]
+        missing = (0, width - part.shape[-1], 0, height - part.shape[-2])
         return F.pad(part, missing) if any(missing) else part
 
 
@@ -216,7 +221,9 @@ def _scale(images_BCHW: Tensor, scale: float, views: Views, align_corners: bool)
         what, fix = f"{width}x{height} pixels at scale {scale:g}", "use smaller scales, or a smaller image"
         raise InputError(what, f"more than {MAX_SCALED_PIXELS:,} pixels", fix)
     if size != (height, width):
-        images_BCHW = F.interpolate(images_BCHW, size=size, mode="bilinear", align_corners=align_corners)
+        pictures = images_BCHW.flatten(0, -4)
+        pictures = F.interpolate(pictures, size=size, mode="bilinear", align_corners=align_corners)
+        images_BCHW = pictures.view(*images_BCHW.shape[:-2], *size)
     if views.mode == "whole":
         return _Pictures(images_BCHW, Axis(height, rows, rows, None), Axis(width, columns, columns, None))
     down, across = views.tile

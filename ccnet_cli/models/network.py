@@ -1,6 +1,6 @@
 """CCNet: a backbone, a head, and an auxiliary head for training (ICCV 2019, figure 2)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +34,8 @@ class Normalisation:
 class CCNet(nn.Module):
     """Normalised image (B, 3, H, W) -> class scores (B, K, h, w) at the stride of the backbone.
 
+    A head that takes clips scores one frame of (B, T, 3, H, W).
+
     `normalisation` says what the image must look like, `align_corners` how the scores are enlarged to image size.
     """
 
@@ -58,8 +60,23 @@ class CCNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The main scores alone."""
-        scores: Tensor = self.head(self.backbone(x))
+        scores: Tensor = self.head(maps_of(self.backbone, x))
         return scores
+
+    @property
+    def takes_clips(self) -> bool:
+        """Whether an input may be a clip (B, T, 3, H, W), of which one frame is scored."""
+        return bool(getattr(self.head, "takes_clips", False))
+
+    @property
+    def labelled(self) -> int:
+        """The place in a clip of the frame that is scored."""
+        return int(getattr(self.head, "labelled", -1))
+
+    @labelled.setter
+    def labelled(self, place: int) -> None:
+        if self.takes_clips:
+            self.head.labelled = place
 
     def _connect(self) -> None:
         """Let the heads know how maps are resized, and the backbone how many of its maps they take."""
@@ -74,11 +91,12 @@ class CCNet(nn.Module):
 
     def outputs(self, x: Tensor) -> Outputs:
         """All that the network answers in training; the auxiliary head's scores are called `auxiliary`."""
-        features: Sequence[Tensor] = self.backbone(x)
+        features = maps_of(self.backbone, x)
         own = getattr(self.head, "outputs", None)
         main, auxiliary, deepest = own(features) if own else (self.head(features), {}, features[-1])
         if self.auxiliary is not None:
-            auxiliary = {**auxiliary, "auxiliary": self.auxiliary(features[:-1])}
+            frame = [each if each.dim() == 4 else each[:, self.labelled] for each in features[:-1]]
+            auxiliary = {**auxiliary, "auxiliary": self.auxiliary(frame)}
         return Outputs(main, auxiliary, deepest)
 
     @property
@@ -93,7 +111,7 @@ class CCNet(nn.Module):
 
     def attend(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The main scores and the attention of each pass, each (B, P, h, w); AttributeError for a head without any."""
-        scores, maps = self.head.attend(self.backbone(x))
+        scores, maps = self.head.attend(maps_of(self.backbone, x))
         return scores, maps
 
     @property
@@ -116,6 +134,13 @@ class CCNet(nn.Module):
     def gamma(self) -> float:
         """The weight of what the head's attention gathers; 0 where it has none."""
         return float(getattr(self.head, "gamma", 0.0))
+
+
+def maps_of(backbone: Callable[[Tensor], Sequence[Tensor]], x: Tensor) -> Sequence[Tensor]:
+    """The backbone's maps of images (B, 3, H, W) or, frame by frame, of clips (B, T, 3, H, W): (B, T, C, h, w) each."""
+    if x.dim() == 4:
+        return backbone(x)
+    return [each.unflatten(0, x.shape[:2]) for each in backbone(x.flatten(0, 1))]
 
 
 def build(model: Model, classes: int, recompute: bool = False) -> CCNet:

@@ -150,6 +150,8 @@ class Loop:
     def _draw_batch(self, image_BCHW: Tensor, label_BHW: Tensor) -> None:
         if self.record:
             normalisation, palette = self.trainer.model.normalisation, self.trainer.source.classes.palette
+            if image_BCHW.dim() == 5:
+                image_BCHW = image_BCHW[:, self.trainer.model.labelled]
             images.write_image(self.plan.run / "batch.jpg", mosaic(image_BCHW, label_BHW, normalisation, palette))
 
     def _skip(self, samples: list[str]) -> None:

@@ -200,8 +200,9 @@ def _earlier_micro_batch(content: dict[str, Any], batch: int) -> int | None:
 def _check_micro_batch(plan: Plan) -> None:
     """InputError for images that no machine has the memory to train on at once."""
     height, width = plan.preset.data.crop
-    if plan.micro_batch * height * width > MAX_MICRO_BATCH_PIXELS:
-        what = f"{plan.micro_batch} crops of {height}x{width}"
+    frames = plan.preset.data.frames
+    if plan.micro_batch * frames * height * width > MAX_MICRO_BATCH_PIXELS:
+        what = f"{plan.micro_batch} crops of {f'{frames}x' if frames > 1 else ''}{height}x{width}"
         fix = "set train.micro_batch, or a smaller data.crop"
         raise InputError(what, f"more than {MAX_MICRO_BATCH_PIXELS} pixels at once", fix)
 
@@ -229,7 +230,7 @@ def _check_shared_memory(plan: Plan) -> None:
     data = plan.preset.data
     height, width = data.crop
     # an image of 3 float32 and a label of one int64 for each pixel
-    batch = plan.micro_batch * height * width * (3 * 4 + 8)
+    batch = plan.micro_batch * height * width * (data.frames * 3 * 4 + 8)
     needed = plan.processes * (data.workers * PREFETCHED + HELD) * batch
     if not data.workers or not SHARED_MEMORY.is_dir():
         return

@@ -276,6 +276,7 @@ def build(preset: config.Preset, source: Source, group: Group, start: Start | No
     train, device = preset.train, group.device
     choices = _choices(group)
     model = models.build(preset.model, len(source.classes), train.checkpoint_activations)
+    model.labelled = preset.data.labelled
     origin = initialize_from(model, start, preset.model) if start else ""
     if train.sync_bn and device.type == "cuda" and group.world_size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -53,9 +53,11 @@ class Weights:
     def build(self, facts: Facts) -> CCNet:
         """The network in evaluation mode on the CPU; InputError if the weights do not fit."""
         if self.network is not None:
-            return self.network.eval()
-        network = build(facts.preset.model, len(facts.classes))
-        load_weights(network, self.content["model"], self.path)
+            network = self.network
+        else:
+            network = build(facts.preset.model, len(facts.classes))
+            load_weights(network, self.content["model"], self.path)
+        network.labelled = facts.preset.data.labelled
         return network.eval()
 
 

@@ -22,6 +22,7 @@ SMALL = {"channels": 8}
 CASES = {
     "rcca, R=0": ("rcca", {**SMALL, "recurrence": 0}),
     "rcca, R=2": ("rcca", {**SMALL, "query_channels": 4}),
+    "rcca3d, R=3": ("rcca3d", {**SMALL, "query_channels": 4, "recurrence": 3}),
     "fcn": ("fcn", {**SMALL, "bias": False, "activation": "relu"}),
     "wrapped, none": ("wrapped", {**SMALL, "block": "none"}),
     "wrapped, criss_cross": ("wrapped", {**SMALL, "block": "criss_cross"}),
@@ -193,7 +194,7 @@ def test_the_authors_choices_are_the_defaults():
 IDENTITY = ("wrapped, nonlocal", "wrapped, gc", "wrapped, pam", "wrapped, cam", "nonlocal", "gc", "rcca, R=2")
 
 
-@pytest.mark.parametrize("case", IDENTITY)
+@pytest.mark.parametrize("case", [*IDENTITY, "rcca3d, R=3"])
 def test_a_block_that_starts_as_the_identity_does(case):
     kind, settings = CASES[case]
     torch.manual_seed(0)

@@ -14,6 +14,8 @@ What else a head can do are methods of these names, each optional:
 - `attention_names`: the names of what attend returns where these stand side by side; left out, they are the passes
   R = 1, 2, ... of one attention, each on the output of the one before.
 - `blocks`: the names of its modules that gather context, whose costs `ccnet bench heads` counts apart.
+- `takes_clips` (bool), of its settings too: whether its maps may be those of clips, (B, T, C, h, w). It then scores the
+  frame whose place in the clip is its `labelled`, which the network sets.
 - `fold(make) -> module`: itself for inference, by make(conv, norm, act); else inference runs it as it is.
 
 This file loads no torch, so that a preset is checked in no time.
@@ -59,6 +61,7 @@ class FCN(Section):
 
 HEADS: dict[str, Part | LatePart] = {
     "rcca": Part(RCCA, late("ccnet_cli.models.heads.rcca"), first=late("ccnet_cli.models.heads.rcca", "first")),
+    "rcca3d": LatePart("ccnet_cli.models.heads.rcca3d"),
     "fcn": Part(FCN, late("ccnet_cli.models.heads.fcn")),
     "wrapped": LatePart("ccnet_cli.models.heads.wrapped"),
     "nonlocal": LatePart("ccnet_cli.models.heads.nonlocal"),

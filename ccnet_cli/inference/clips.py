@@ -1,0 +1,102 @@
+"""Networks of clips on videos and single images: what a frame gives to its clips is computed once and kept for them."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ccnet_cli.datasets.settings import Clip
+from ccnet_cli.inference.scores import Scores
+from ccnet_cli.inference.views import Views, batch_scores
+from ccnet_cli.models.network import Normalisation
+
+Frame = TypeVar("Frame")
+# of a view of a frame: its deepest map, until the frame is scored, and what the attention sees of it
+Kept = tuple[Tensor | None, Tensor]
+
+
+class VideoNetwork:
+    """Looks like a network of images to what cuts a frame into views, and answers with the scores of clips.
+
+    A frame's views (tiles, scales, flips) come in one order. Of each, what the last (frames - 1) * stride + 1 frames
+    were encoded to is kept. Scores are those of the frame `delay` before the newest, of which a clip needs the later
+    ones. Where a clip reaches before the first frame, that is repeated; where it reaches beyond the last, see `repeat`.
+    """
+
+    normalisation: Normalisation
+    align_corners: bool
+    stride: int
+
+    def __init__(self, engine: Any, clip: Clip) -> None:
+        self.engine = engine
+        self.normalisation, self.align_corners, self.stride = engine.normalisation, engine.align_corners, engine.stride
+        self.place, self.step = clip.place, clip.stride
+        self.length = (clip.frames - 1) * clip.stride + 1
+        self.delay = self.length - 1 - clip.place * clip.stride
+        self.views: list[deque[Kept]] = []
+        # views of the newest frame that are kept already, and the next one to come
+        self.done = self.next = 0
+
+    def score(self, input_1CHW: Tensor, views: Views, device: torch.device, repeat: bool = False) -> Scores:
+        """The scores of the frame that is due, once the newest has come; repeat takes the last for the newest again."""
+        if repeat:
+            for own in self.views:
+                own.append(own[-1])
+        self.done = len(self.views) if repeat else 0
+        return batch_scores(self, input_1CHW, views, device)[0]
+
+    def rewind(self) -> None:
+        """The views of a frame come from the first one on, perhaps again."""
+        self.next = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Views (B, 3, h, w) of the newest frame -> the scores of the same views of the frame that is due."""
+        first, self.next = self.next, self.next + len(x)
+        if self.next > self.done:
+            deepest, encoded = self.engine.encode(x)
+            for offset in range(max(self.done - first, 0), len(x)):
+                one = slice(offset, offset + 1)
+                self._keep(first + offset, (deepest[one], encoded[one]))
+            self.done = self.next
+        return torch.cat([self._decode(self.views[index]) for index in range(first, self.next)])
+
+    def _keep(self, view: int, newest: Kept) -> None:
+        if view == len(self.views):
+            self.views.append(deque([newest] * self.length, self.length))
+            return
+        own, due = self.views[view], self.place * self.step
+        # it was scored with the last frame
+        own[due] = (None, own[due][1])
+        own.append(newest)
+
+    def _decode(self, kept: deque[Kept]) -> Tensor:
+        clip = [kept[index] for index in range(0, self.length, self.step)]
+        deepest = clip[self.place][0]
+        assert deepest is not None
+        # frame by frame in memory, channels innermost
+        encoded_1CThw = torch.cat([encoded for _, encoded in clip])[None].transpose(1, 2)
+        scores: Tensor = self.engine.decode(deepest, encoded_1CThw, self.place)
+        return scores
+
+
+def score_video(
+    network: VideoNetwork, frames: Iterable[tuple[Frame, Tensor]], views: Views, device: torch.device
+) -> Iterator[tuple[Frame, Scores]]:
+    """What came with each frame's input, and the frame's scores, in order; the last frame is repeated at the end."""
+    waiting: deque[Frame] = deque()
+    late, input_1CHW = network.delay, None
+    for frame, input_1CHW in frames:
+        waiting.append(frame)
+        scores = network.score(input_1CHW, views, device)
+        if late:
+            late -= 1
+        else:
+            yield waiting.popleft(), scores
+    while waiting and input_1CHW is not None:
+        scores = network.score(input_1CHW, views, device, repeat=True)
+        if late:
+            late -= 1
+        else:
+            yield waiting.popleft(), scores
