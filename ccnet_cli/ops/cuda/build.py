@@ -13,6 +13,7 @@ from typing import Any
 from numba import cuda, types
 
 from ccnet_cli.errors import InputError
+from ccnet_cli.ops.cuda import plan
 from ccnet_cli.ops.cuda.lines import line_product
 from ccnet_cli.ops.cuda.softmax import softmax, softmax_backward
 from ccnet_cli.ops.cuda.steps import ENTRY, THREADS, Kernel
@@ -24,6 +25,8 @@ STORED = {"float32": types.float32, "float16": types.float16, "bfloat16": types.
 
 def make_function(kernel: Kernel) -> Callable[..., None]:
     """The kernel in plain Python."""
+    if kernel.form in plan.FORMS:
+        return _make_fused(kernel)
     if "softmax" in kernel.form:
         return (softmax if kernel.form == "softmax" else softmax_backward)(*kernel.sizes)
     across, down, *parts = kernel.sizes
@@ -32,9 +35,27 @@ def make_function(kernel: Kernel) -> Callable[..., None]:
     return line_product(kernel.form, across, down, kernel.aligned)
 
 
+def _make_fused(kernel: Kernel) -> Callable[..., None]:
+    # imported here: the simulator cannot run them
+    from ccnet_cli.ops.cuda import fused
+
+    tiles, warps, long = kernel.sizes
+    if kernel.form == "fused_delta":
+        return fused.inner_products(kernel.dtype, warps, kernel.aligned)
+    make = fused.attend if kernel.form == "fused" else fused.attend_backward
+    return make(kernel.dtype, tiles, warps, bool(long), kernel.aligned)
+
+
 def signature(kernel: Kernel) -> Any:
     """Pointers, then int32, of which a product takes strides and sizes as tuples; they are single numbers in PTX."""
     stored, full, number = types.CPointer(STORED[kernel.dtype]), types.CPointer(types.float32), types.int32
+    if kernel.form in plan.FORMS:
+        # halves as they lie in memory
+        half, tuples = types.CPointer(types.uint16), [types.UniTuple(number, n) for n in range(5)]
+        if kernel.form == "fused_delta":
+            return types.void(half, half, full, tuples[2], number, number)
+        pointers = [half] * (4 if kernel.form == "fused" else 7) + [full] * 2
+        return types.void(*pointers, tuples[3 if kernel.form == "fused" else 4], tuples[4], number)
     if "softmax" in kernel.form:
         return types.void(*[full] * (1 if kernel.form == "softmax" else 2), *[number] * 5)
     pointers = (stored, stored, full) if kernel.form == "nt" else (full, stored, stored)
@@ -44,6 +65,8 @@ def signature(kernel: Kernel) -> Any:
 
 def launch_bounds(kernel: Kernel) -> tuple[int, int]:
     """Threads per block, and blocks per multiprocessor: 128 registers per thread, or 64 in a large softmax."""
+    if kernel.form in plan.FORMS:
+        return kernel.threads, 1
     return (THREADS, 2) if kernel.threads <= THREADS else (kernel.threads, 1)
 
 
@@ -53,7 +76,7 @@ def ptx(kernel: Kernel, arch: tuple[int, int]) -> str:
     # imported here: the simulator does not have them
     from numba.cuda.cudadrv.error import CCSupportError, NvvmSupportError
 
-    if kernel.form == "tensor" and arch < (8, 0):
+    if kernel.form in ("tensor", *plan.FORMS) and arch < (8, 0):
         why = "TF32 and bfloat16 need sm_80 or newer"
         raise InputError(f"numba kernels on tensor cores of sm_{arch[0]}{arch[1]}", why, "do not use tensor cores")
     options = {"device": False, "abi": "numba", "output": "ptx", "launch_bounds": launch_bounds(kernel)}

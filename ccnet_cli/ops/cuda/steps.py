@@ -49,6 +49,8 @@ class Kernel:
             return self.sizes[0] * self.sizes[2]
         if self.form == "tensor":
             return 32 * self.sizes[0] * self.sizes[1]
+        if self.form.startswith("fused"):
+            return 32 * self.sizes[1]
         across, down = self.sizes
         # a tile has SIDE * size pixels or channels, and SIDE steps
         most = max(across * down, *(SIDE * size * DEPTH // VECTOR for size in self.sizes))

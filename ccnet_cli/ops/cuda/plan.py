@@ -1,0 +1,75 @@
+"""Which fused kernels (fused.py) a pass and its gradients launch, with which tiles: plain arithmetic, no numba."""
+
+from dataclasses import dataclass, replace
+
+from ccnet_cli.ops.cuda.steps import Buffer, Grid, Kernel, Step, check
+
+STEP = 16  # words of a pixel in shared memory at once: 32 channels
+CUT = 64  # channels of an output that a thread holds at once
+PITCH = CUT + 8  # words between rows of these, so that what a warp reads at once uses every bank once
+LINE = 128  # pixels of a line in one block of tiles
+BLOCK = 104  # of a longer line
+WARPS = 8  # of a block of delta
+FORMS = ("fused", "fused_backward", "fused_delta")
+
+
+@dataclass(frozen=True)
+class Line:
+    """How the lines of one direction are cut: `blocks` of 8 `tiles` pixels to sum over, `parts` of 16 `warps`."""
+
+    tiles: int
+    warps: int
+    blocks: int
+    parts: int
+
+
+def cut_line(length: int, line: int = LINE, block: int = BLOCK) -> Line:
+    """Equal blocks and parts with the least waste."""
+    blocks = 1 if length <= line else -(-length // block)
+    parts = -(-length // line)
+    return Line(-(-length // (8 * blocks)), -(-length // (16 * parts)), blocks, parts)
+
+
+def shared_words(tiles: int) -> int:
+    """Words of shared memory: two buffers of pairs of pixels, larger than two of energies, and two rows of numbers."""
+    return 2 * 4 * tiles * PITCH + 2 * 8 * tiles
+
+
+def _directions(form: str, grid: Grid, names: tuple[str, ...], numbers: tuple[int, ...], aligned: bool) -> list[Step]:
+    """Rows, then columns; the kernels' last number tells which."""
+    steps = []
+    for column, length, lines in ((0, grid.width, grid.height), (1, grid.height, grid.width)):
+        # a grid for tests has lines that are long sooner
+        cut = cut_line(length, grid.largest, min(grid.largest, BLOCK))
+        kernel = Kernel(form, grid.dtype, (cut.tiles, cut.warps, int(cut.blocks > 1)), aligned, grid.lanes)
+        jobs = 3 if form == "fused_backward" else 1
+        steps.append(Step(kernel, (jobs * cut.parts, lines, grid.images), (*names, *numbers, column)))
+    return steps
+
+
+def forward(grid: Grid, c: int, C: int, query: Buffer, key: Buffer, value: Buffer, out: Buffer) -> list[Step]:
+    """One pass with c channels of query and key, C of value: to out, whose pixels are side by side, and the logarithms.
+
+    The rows leave theirs in log_rows; log is of all.
+    """
+    buffers = query, key, value, out
+    check(grid, *(buffer.stride for buffer in buffers))
+    numbers = (query.stride, key.stride, value.stride, grid.height, grid.width, c, C)
+    names = tuple(buffer.name for buffer in buffers)
+    aligned = all(buffer.aligned for buffer in buffers)
+    rows, columns = _directions("fused", grid, (*names, "log_rows", "log"), numbers, aligned)
+    # what the rows do not read is what they write, under the name that they read it by
+    return [replace(rows, arguments=(*names, "log_rows", "log_rows", *rows.arguments[6:])), columns]
+
+
+def backward(grid: Grid, c: int, C: int, out: Buffer, *buffers: Buffer) -> list[Step]:
+    """Delta, then gradients of query, key and value, whose pixels are side by side; buffers: query, key, value, grad."""
+    query, key, value, grad = buffers
+    check(grid, *(buffer.stride for buffer in (out, *buffers)))
+    kernel = Kernel("fused_delta", grid.dtype, (1, WARPS, 0), out.aligned and grad.aligned, grid.lanes)
+    pixels = (out.name, grad.name, "delta", out.stride, grad.stride, C, grid.pixels)
+    names = (*(buffer.name for buffer in buffers), "d_query", "d_key", "d_value", "log", "delta")
+    numbers = (*(buffer.stride for buffer in buffers), grid.height, grid.width, c, C)
+    aligned = all(buffer.aligned for buffer in buffers)
+    delta = Step(kernel, (-(-grid.pixels // WARPS), 1, 1), pixels)
+    return [delta, *_directions("fused_backward", grid, names, numbers, aligned)]

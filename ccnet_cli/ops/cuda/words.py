@@ -1,0 +1,374 @@
+"""What the threads of a warp hold of a product on tensor cores, as tuples, and the steps that a loop over them takes.
+
+A word of 32 bits is two numbers of 16, the first in the lower half. With group = lane // 4 and member = lane % 4, a
+thread holds of a matrix of 16 rows, a row being `group` or `group + 8`:
+
+    total   of each 8 columns j four float32: columns 8 j + 2 member and the next, of its row, then of the other
+    words   the same as two words, one of each row
+
+Every function here is made for a number of columns and writes out its loop, so that nothing is indexed at run time:
+what is indexed so lies in memory, not in registers. The Numba CUDA simulator cannot run them.
+"""
+
+from functools import lru_cache
+
+from llvmlite import ir
+from numba import types
+from numba.cuda import cgutils
+from numba.cuda.extending import intrinsic
+from numba.cuda.np import arrayobj
+
+from ccnet_cli.ops.cuda.plan import CUT, PITCH, STEP
+
+_F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_WIDE = ir.VectorType(_I32, 4)
+_LOG2_E = ir.Constant(_F32, 1.4426950408889634)
+_KINDS = {"bfloat16": "bf16", "float16": "f16"}
+FOUR, EIGHT = types.UniTuple(types.uint32, 4), types.UniTuple(types.uint32, 8)
+
+
+def _totals(tiles):
+    return types.UniTuple(types.float32, 4 * tiles)
+
+
+def _assemble(builder, result, text, constraints, arguments, volatile=False):
+    kind = ir.FunctionType(result, [x.type for x in arguments])
+    return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=volatile), arguments)
+
+
+def _address(context, builder, kind, where, index):
+    """A pointer to the words of an array, or of a pointer to numbers of 16 bits, from an index on."""
+    if isinstance(kind, types.Array):
+        data = arrayobj.make_array(kind)(context, builder, where).data
+        return builder.gep(builder.bitcast(data, _I32.as_pointer()), [builder.sext(index, _I64)])
+    address = builder.gep(builder.bitcast(where, _I16.as_pointer()), [builder.sext(index, _I64)])
+    return builder.bitcast(address, _I32.as_pointer())
+
+
+def _read4(builder, address, offset=0):
+    address = builder.bitcast(builder.gep(address, [_I64(offset)]), _WIDE.as_pointer())
+    vector = builder.load(address, align=16)
+    return [builder.extract_element(vector, _I32(i)) for i in range(4)]
+
+
+def _multiply(builder, dtype, left, right, total):
+    """Total and the product of the warp's left (16, 16) or (16, 8) and right (16, 8) or (8, 8)."""
+    kind, a, b = _KINDS[dtype], len(left), len(right)
+    names = [f"${i}" for i in range(8 + a + b)]
+    groups = names[:4], names[4 : 4 + a], names[4 + a : 4 + a + b], names[4 + a + b :]
+    text = f"mma.sync.aligned.m16n8k{4 * a}.row.col.f32.{kind}.{kind}.f32 "
+    text += ", ".join("{" + ", ".join(group) + "}" for group in groups) + ";"
+    constraints = ",".join(["=f"] * 4 + ["r"] * (a + b) + ["f"] * 4)
+    result = ir.LiteralStructType([_F32] * 4)
+    # volatile: all threads of the warp must execute the same one
+    values = _assemble(builder, result, text, constraints, [*left, *right, *total], volatile=True)
+    return [builder.extract_value(values, i) for i in range(4)]
+
+
+def _power(builder, x):
+    """e to the x."""
+    return _assemble(builder, _F32, "ex2.approx.ftz.f32 $0, $1;", "=f,f", [builder.fmul(x, _LOG2_E)])
+
+
+def _larger(builder, x, y):
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+def _halves(builder, dtype, word):
+    """The two numbers of a word as float32."""
+    if dtype == "bfloat16":
+        low, high = builder.shl(word, _I32(16)), builder.and_(word, _I32(0xFFFF0000))
+        return [builder.bitcast(x, _F32) for x in (low, high)]
+    parts = [builder.trunc(x, _I16) for x in (word, builder.lshr(word, _I32(16)))]
+    return [builder.fpext(builder.bitcast(x, ir.HalfType()), _F32) for x in parts]
+
+
+def _pack(builder, dtype, first, second):
+    """A word of two float32, each rounded to nearest and even; the instruction takes the upper half first."""
+    return _assemble(builder, _I32, f"cvt.rn.{_KINDS[dtype]}x2.f32 $0, $2, $1;", "=r,f,f", [first, second])
+
+
+def _made(result, *kinds):
+    """An intrinsic of a function of (context, builder, types, arguments), whose tuples come and go as lists.
+
+    None among the kinds of the arguments is the argument's own.
+    """
+
+    def decorate(function):
+        def generate(context, builder, signature, arguments):
+            pairs = zip(signature.args, arguments, strict=True)
+            lists = [cgutils.unpack_tuple(builder, x) if isinstance(kind, types.UniTuple) else x for kind, x in pairs]
+            values = function(context, builder, signature.args, *lists)
+            return cgutils.pack_array(builder, values) if isinstance(values, list) else values
+
+        def typed(*own):
+            return result(*(x if kind is None else kind for kind, x in zip(kinds, own, strict=True))), generate
+
+        # numba counts the parameters
+        bodies = (
+            lambda typingctx: typed(),
+            lambda typingctx, a: typed(a),
+            lambda typingctx, a, b: typed(a, b),
+            lambda typingctx, a, b, c: typed(a, b, c),
+            lambda typingctx, a, b, c, d: typed(a, b, c, d),
+        )
+        return intrinsic(bodies[len(kinds)])
+
+    return decorate
+
+
+@_made(FOUR, None, types.int32)
+def read_words(context, builder, kinds, source, index):
+    """Four words: of an array from word `index` on, of a pointer from number `index` on; addresses of 16 bytes."""
+    return _read4(builder, _address(context, builder, kinds[0], source, index))
+
+
+def _write_words(context, builder, kinds, target, index, words):
+    vector = ir.Constant(_WIDE, ir.Undefined)
+    for i, word in enumerate(words):
+        vector = builder.insert_element(vector, word, _I32(i))
+    address = _address(context, builder, kinds[0], target, index)
+    builder.store(vector, builder.bitcast(address, _WIDE.as_pointer()), align=16)
+    return context.get_dummy_value()
+
+
+# write four words where read_words would read them
+write_words = _made(types.void, None, types.int32, FOUR)(_write_words)
+
+
+@_made(types.void, None, types.int32, types.float32)
+def write_float(context, builder, kinds, target, index, value):
+    """Write a float32 as a word of an array."""
+    builder.store(builder.bitcast(value, _I32), _address(context, builder, kinds[0], target, index), align=4)
+    return context.get_dummy_value()
+
+
+@_made(EIGHT, FOUR, FOUR)
+def interleave(context, builder, kinds, first, second):
+    """Eight numbers of one pixel and of the next as words that hold one of each."""
+    words = []
+    for near, far in zip(first, second, strict=True):
+        words.append(builder.or_(builder.and_(near, _I32(0xFFFF)), builder.shl(far, _I32(16))))
+        words.append(builder.or_(builder.lshr(near, _I32(16)), builder.and_(far, _I32(0xFFFF0000))))
+    return words
+
+
+@lru_cache
+def zeros(tiles):
+    """A total of zeros."""
+    return _made(_totals(tiles))(lambda *_: [_F32(0)] * 4 * tiles)
+
+
+@lru_cache
+def dot(dtype, tiles):
+    """Add to a total the products of 32 channels: 16 rows' own words, near and far, by 8 `tiles` rows of an array."""
+
+    def multiply(context, builder, kinds, total, words, shared, at):
+        address, sums = _address(context, builder, kinds[2], shared, at), []
+        near, far = words[:4], words[4:]
+        for j in range(tiles):
+            part, right = total[4 * j : 4 * j + 4], _read4(builder, address, 8 * STEP * j)
+            for k in (0, 2):
+                left = [near[k], far[k], near[k + 1], far[k + 1]]
+                part = _multiply(builder, dtype, left, right[k : k + 2], part)
+            sums += part
+        return sums
+
+    return _made(_totals(tiles), _totals(tiles), EIGHT, None, types.int32)(multiply)
+
+
+@lru_cache
+def gather(dtype, tiles):
+    """Add to a total of CUT channels the words' product with 8 `tiles` pixels of an array, which holds them in pairs."""
+
+    def multiply(context, builder, kinds, total, words, shared, at):
+        address, sums = _address(context, builder, kinds[2], shared, at), list(total)
+        for j in range(0, tiles, 2):
+            left = words[2 * j : 2 * j + 4]
+            for channels in range(0, CUT, 32):
+                rows = range(4 * j, 4 * j + 2 * len(left), 4)
+                right = [_read4(builder, address, row * PITCH + channels) for row in rows]
+                for n in range(4):
+                    i = 4 * (channels // 8 + n)
+                    part = [row[n] for row in right]
+                    sums[i : i + 4] = _multiply(builder, dtype, left, part, sums[i : i + 4])
+        return sums
+
+    kind = types.UniTuple(types.uint32, 2 * tiles)
+    return _made(_totals(CUT // 8), _totals(CUT // 8), kind, None, types.int32)(multiply)
+
+
+@lru_cache
+def mask(tiles):
+    """A total with -inf from column `limit` on and in the rows' own columns; columns are those of the thread's first."""
+
+    def change(context, builder, kinds, total, limit, near, far):
+        out = []
+        for i, value in enumerate(total):
+            column, own = _I32(i // 4 * 8 + i % 2), far if i % 4 > 1 else near
+            hidden = builder.or_(builder.icmp_signed("==", own, column), builder.icmp_signed("<=", limit, column))
+            out.append(builder.select(hidden, _F32(float("-inf")), value))
+        return out
+
+    return _made(_totals(tiles), _totals(tiles), *[types.int32] * 3)(change)
+
+
+@lru_cache
+def greatest(tiles):
+    """The greatest entry of each of the two rows in a thread."""
+
+    def reduce(context, builder, kinds, total):
+        rows = []
+        for half in (0, 2):
+            values = [total[i + half + e] for i in range(0, 4 * tiles, 4) for e in (0, 1)]
+            most = values[0]
+            for value in values[1:]:
+                most = _larger(builder, value, most)
+            rows.append(most)
+        return rows
+
+    return _made(types.UniTuple(types.float32, 2), _totals(tiles))(reduce)
+
+
+@lru_cache
+def row_sums(tiles):
+    """The sum of each of the two rows in a thread."""
+
+    def reduce(context, builder, kinds, total):
+        rows = []
+        for half in (0, 2):
+            values = [total[i + half + e] for i in range(0, 4 * tiles, 4) for e in (0, 1)]
+            whole = values[0]
+            for value in values[1:]:
+                whole = builder.fadd(whole, value)
+            rows.append(whole)
+        return rows
+
+    return _made(types.UniTuple(types.float32, 2), _totals(tiles))(reduce)
+
+
+@lru_cache
+def powers(tiles):
+    """E to the power of a total, less a number of each row."""
+
+    def change(context, builder, kinds, total, near, far):
+        return [_power(builder, builder.fsub(x, far if i % 4 > 1 else near)) for i, x in enumerate(total)]
+
+    return _made(_totals(tiles), _totals(tiles), types.float32, types.float32)(change)
+
+
+@lru_cache
+def pull(tiles):
+    """Weights times a total less a number of each row."""
+
+    def change(context, builder, kinds, weights, total, near, far):
+        pairs = enumerate(zip(weights, total, strict=True))
+        return [builder.fmul(w, builder.fsub(x, far if i % 4 > 1 else near)) for i, (w, x) in pairs]
+
+    return _made(_totals(tiles), _totals(tiles), _totals(tiles), types.float32, types.float32)(change)
+
+
+@lru_cache
+def columns(tiles):
+    """The two numbers of each of a thread's columns, from an array of float32 by columns, for both rows: a total."""
+
+    def read(context, builder, kinds, shared, at):
+        address, out = _address(context, builder, kinds[0], shared, at), []
+        pair = ir.VectorType(_I32, 2)
+        for j in range(tiles):
+            part = builder.load(builder.bitcast(builder.gep(address, [_I64(8 * j)]), pair.as_pointer()), align=8)
+            out += [builder.bitcast(builder.extract_element(part, _I32(i)), _F32) for i in (0, 1)] * 2
+        return out
+
+    return _made(_totals(tiles), None, types.int32)(read)
+
+
+@lru_cache
+def minus(tiles):
+    """A total less another."""
+
+    def change(context, builder, kinds, total, other):
+        return [builder.fsub(x, y) for x, y in zip(total, other, strict=True)]
+
+    return _made(_totals(tiles), _totals(tiles), _totals(tiles))(change)
+
+
+@lru_cache
+def plus(tiles):
+    """A total and another times a number."""
+
+    def change(context, builder, kinds, total, other, scale):
+        return [builder.fadd(x, builder.fmul(y, scale)) for x, y in zip(total, other, strict=True)]
+
+    return _made(_totals(tiles), _totals(tiles), _totals(tiles), types.float32)(change)
+
+
+@lru_cache
+def times(tiles):
+    """A total times a number."""
+
+    def change(context, builder, kinds, total, scale):
+        return [builder.fmul(x, scale) for x in total]
+
+    return _made(_totals(tiles), _totals(tiles), types.float32)(change)
+
+
+@lru_cache
+def largest(tiles):
+    """The greatest absolute value of a total."""
+
+    def reduce(context, builder, kinds, total):
+        most = _F32(0)
+        for value in total:
+            negative = builder.fcmp_ordered("<", value, _F32(0))
+            most = _larger(builder, builder.select(negative, builder.fsub(_F32(-0.0), value), value), most)
+        return most
+
+    return _made(types.float32, _totals(tiles))(reduce)
+
+
+@lru_cache
+def words(dtype, tiles):
+    """A total as words."""
+
+    def change(context, builder, kinds, total):
+        return [_pack(builder, dtype, total[i], total[i + 1]) for i in range(0, 4 * tiles, 2)]
+
+    return _made(types.UniTuple(types.uint32, 2 * tiles), _totals(tiles))(change)
+
+
+@lru_cache
+def octet(part, row):
+    """Eight neighbouring channels, the member's of 32 from 32 `part` on, of a thread's first or second row."""
+
+    def pick(context, builder, kinds, total):
+        return [total[16 * part + 4 * n + 2 * row + e] for e in (0, 1) for n in range(4)]
+
+    return _made(types.UniTuple(types.float32, 8), _totals(CUT // 8))(pick)
+
+
+@lru_cache
+def blend(dtype):
+    """Eight numbers times one, and those of four words times another, as words."""
+
+    def change(context, builder, kinds, values, scale, before, weight):
+        others = [x for word in before for x in _halves(builder, dtype, word)]
+        pairs = zip(values, others, strict=True)
+        out = [builder.fadd(builder.fmul(x, scale), builder.fmul(y, weight)) for x, y in pairs]
+        return [_pack(builder, dtype, out[i], out[i + 1]) for i in range(0, 8, 2)]
+
+    return _made(FOUR, types.UniTuple(types.float32, 8), types.float32, FOUR, types.float32)(change)
+
+
+@lru_cache
+def product_of_words(dtype):
+    """The sum of products of four words with four others."""
+
+    def change(context, builder, kinds, first, second):
+        whole = _F32(0)
+        for one, other in zip(first, second, strict=True):
+            for x, y in zip(_halves(builder, dtype, one), _halves(builder, dtype, other), strict=True):
+                whole = builder.fadd(whole, builder.fmul(x, y))
+        return whole
+
+    return _made(types.float32, FOUR, FOUR)(change)

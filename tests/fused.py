@@ -1,0 +1,103 @@
+"""Fused attention on numpy arrays: random input of one size, the launches, and what the definition makes in float64."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from kernels import decode, encode, execute
+
+from ccnet_cli.ops import composed, reference
+from ccnet_cli.ops.cuda import plan, steps
+
+RESULTS = ("out", "d_query", "d_key", "d_value")
+ROUNDING = {"bfloat16": 6e-3, "float16": 1e-3}
+
+
+@dataclass
+class Fused:
+    """One case. slices: query, key and value lie in one tensor; what lies between them is nan.
+
+    line: pixels of a line that a block takes at once, so that a small map has lines of several.
+    """
+
+    images: int
+    c: int
+    C: int
+    H: int
+    W: int
+    dtype: str = "bfloat16"
+    line: int = plan.LINE
+    slices: bool = False
+    scale: float = 1
+    backward: bool = True
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    exact: dict[str, np.ndarray] = field(default_factory=dict)
+    launches: list[steps.Step] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        B, c, C, H, W = self.images, self.c, self.C, self.H, self.W
+        random = np.random.default_rng([B, c, C, H, W])
+        shapes = {"query": c, "key": c, "value": C, "grad": C}
+        small = c**-0.25
+        inputs = {
+            name: encode(random.standard_normal((B, H, W, n)) * (small if n == c else 1), self.dtype)
+            for name, n in shapes.items()
+        }
+        inputs["grad"] = encode(decode(inputs["grad"]) * self.scale, self.dtype)
+        self.inputs = {name: decode(x).astype(np.float64) for name, x in inputs.items()}
+        self.exact = define(*self.inputs.values())
+        gap = 8 if c % 8 == 0 and C % 8 == 0 else 3
+        stride = 2 * c + C + gap
+        whole = encode(np.full((B, H, W, stride), np.nan), self.dtype)
+        offsets = {"query": 0, "key": c, "value": 2 * c + gap}
+        for name, array in inputs.items():
+            if self.slices and name != "grad":
+                whole[..., offsets[name] : offsets[name] + shapes[name]] = array
+        strides = dict(shapes)
+        for name, array in inputs.items():
+            if self.slices and name != "grad":
+                self.arrays[name], strides[name] = whole.reshape(-1)[offsets[name] :], stride
+            else:
+                self.arrays[name] = array.reshape(-1)
+        for name, n in {"out": C, "d_query": c, "d_key": c, "d_value": C}.items():
+            self.arrays[name] = encode(np.full(B * H * W * n, np.nan), self.dtype)
+        for name in ("log", "log_rows", "delta"):
+            self.arrays[name] = np.full(B * H * W, np.nan, np.float32)
+        even = c % 8 == 0 and C % 8 == 0
+        grid = steps.Grid(B, H, W, 0, self.dtype, largest=self.line)
+        buffers = {name: steps.Buffer(name, strides.get(name, C), even) for name in (*shapes, "out")}
+        query, key, value, grad, out = buffers.values()
+        self.launches = plan.forward(grid, c, C, query, key, value, out)
+        if self.backward:
+            self.launches += plan.backward(grid, c, C, out, query, key, value, grad)
+
+    def run(self, arch: tuple[int, int] = (8, 0)) -> list[Any]:
+        """By ptxrun, with its checks."""
+        return execute(self.launches, self.arrays, arch)
+
+    def errors(self) -> dict[str, float]:
+        """Greatest difference of each result, relative to the greatest entry of the exact one or 1e-3 of the grad's."""
+        names = RESULTS if self.backward else RESULTS[:1]
+        found = {}
+        for name in names:
+            exact = self.exact[name]
+            got = decode(self.arrays[name]).astype(np.float64).reshape(exact.shape)
+            found[name] = float(abs(got - exact).max() / max(abs(exact).max(), 1e-3 * self.scale))
+        log = self.arrays["log"].astype(np.float64).reshape(self.exact["log"].shape)
+        found["log"] = float(abs(log - self.exact["log"]).max())
+        return found
+
+    def failures(self) -> list[str]:
+        """Results beyond what rounding explains; nan, which all were filled with, is one."""
+        bound = ROUNDING[self.dtype]
+        return [f"{name}: {error:.1e}" for name, error in self.errors().items() if not error <= bound]
+
+
+def define(*inputs_BHWC: np.ndarray) -> dict[str, np.ndarray]:
+    """Output, gradients and logarithms of the sums of weights, by the definition."""
+    query, key, value, grad = (torch.from_numpy(x).permute(0, 3, 1, 2).requires_grad_() for x in inputs_BHWC)
+    out = composed.criss_cross(reference, query, key, value)[0]
+    tensors = (out, *torch.autograd.grad(out, (query, key, value), grad))
+    made = {name: x.detach().permute(0, 2, 3, 1).numpy() for name, x in zip(RESULTS, tensors, strict=True)}
+    return made | {"log": reference.affinity(query, key, True).logsumexp(dim=1).detach().numpy()}
