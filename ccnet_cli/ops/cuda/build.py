@@ -3,11 +3,12 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, files
+from types import SimpleNamespace
 from typing import Any
 
 from numba import cuda, types
@@ -64,10 +65,9 @@ def signature(kernel: Kernel) -> Any:
 
 
 def launch_bounds(kernel: Kernel) -> tuple[int, int]:
-    """Threads per block, and blocks per multiprocessor: 128 registers per thread, or 64 in a large softmax."""
-    if kernel.form in plan.FORMS:
-        return kernel.threads, 1
-    return (THREADS, 2) if kernel.threads <= THREADS else (kernel.threads, 1)
+    """Threads per block, and blocks per multiprocessor: 128 registers per thread, 64 in a large softmax, 255 fused."""
+    two = kernel.threads <= THREADS and kernel.form not in plan.FORMS
+    return (THREADS, 2) if two else (kernel.threads, 1)
 
 
 @lru_cache(maxsize=256)
@@ -82,12 +82,26 @@ def ptx(kernel: Kernel, arch: tuple[int, int]) -> str:
     options = {"device": False, "abi": "numba", "output": "ptx", "launch_bounds": launch_bounds(kernel)}
     text: str
     try:
-        text, _ = cuda.compile(make_function(kernel), signature(kernel), cc=arch, **options)
+        with _device_of(arch):
+            text, _ = cuda.compile(make_function(kernel), signature(kernel), cc=arch, **options)
     except (NvvmSupportError, CCSupportError) as error:
         raise _refusal(arch, error) from None
     mangled = re.search(r"\.entry (\w+)\(", text)
     assert mangled
     return text.replace(mangled.group(1), ENTRY)
+
+
+@contextmanager
+def _device_of(arch: tuple[int, int]) -> Iterator[None]:
+    """Let numba compile device functions for a compute capability; it would ask the current device for it."""
+    from numba.cuda import dispatcher
+
+    ask = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=arch)
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = ask
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 from numba import cuda
-from numpy import float32, int32, uint16, uint32
+from numpy import float32, int32, uint32
 
 from ccnet_cli.ops.cuda import words as tuples
 from ccnet_cli.ops.cuda.memory import inline
@@ -75,47 +75,9 @@ def _number(source, at, inside, other):
     return source[at] if inside else other
 
 
-def _fetcher(aligned):
-    ALIGNED = aligned
-
-    @inline
-    def number(source, at, i, count):
-        return uint32(source[at + i]) if i < count else uint32(0)
-
-    @inline
-    def fetch(source, at, count):
-        """Eight numbers as words; those from `count` on are 0. Aligned, there are eight or none."""
-        zero = uint32(0)
-        words = (zero, zero, zero, zero)
-        if ALIGNED:
-            if count > 0:
-                words = tuples.read_words(source, at)
-        else:
-            one = uint32(number(source, at, 0, count) | number(source, at, 1, count) << uint32(16))
-            two = uint32(number(source, at, 2, count) | number(source, at, 3, count) << uint32(16))
-            three = uint32(number(source, at, 4, count) | number(source, at, 5, count) << uint32(16))
-            four = uint32(number(source, at, 6, count) | number(source, at, 7, count) << uint32(16))
-            words = (one, two, three, four)
-        return words
-
-    return fetch
-
-
-def _putter(aligned):
-    ALIGNED = aligned
-
-    @inline
-    def put(target, at, count, words):
-        """Write at most `count` of eight numbers."""
-        if ALIGNED:
-            if count > 0:
-                tuples.write_words(target, at, words)
-        else:
-            for i in range(8):
-                if i < count:
-                    target[at + i] = uint16(words[i >> 1] >> uint32(16 * (i & 1)) & uint32(0xFFFF))
-
-    return put
+def _device(function):
+    """A function that NVVM makes part of the kernel: numba takes minutes to do that itself with the large ones."""
+    return cuda.jit(function, device=True, forceinline=True)
 
 
 def _energies(tiles, warps, dtype, fetch):
@@ -123,7 +85,7 @@ def _energies(tiles, warps, dtype, fetch):
     BUFFER = KEYS * STEP
     zeros, dot = tuples.zeros(tiles), tuples.dot(dtype, tiles)
 
-    @inline
+    @_device
     def energies(shared, left, right, strides, depth, line, m, block):
         """The products of a thread's rows, m and m + 8 of left, with the line's pixels of right from `block` on."""
         L, hop, first = line
@@ -175,7 +137,7 @@ def _weights(parts, turned, pulled):
     columns, minus, pull = tuples.columns(parts.tiles), tuples.minus(parts.tiles), tuples.pull(parts.tiles)
     words, largest, times = tuples.words(parts.dtype, parts.tiles), tuples.largest(parts.tiles), tuples.times(parts.tiles)
 
-    @inline
+    @_device
     def weights(shared, arguments, block):
         """The words of rows m and m + 8, and what they are to be multiplied with."""
         sources, strides, sizes, line, column, m, sums = arguments
@@ -222,7 +184,7 @@ def _first(parts, weights):
     """A function for the words of a line's only block; 0 where there are more, which are made one by one."""
     LONG, words, zeros = parts.long, tuples.words(parts.dtype, parts.tiles), tuples.zeros(parts.tiles)
 
-    @inline
+    @_device
     def first(shared, arguments):
         made, scale = words(zeros()), float32(1)
         if not LONG:
@@ -241,7 +203,7 @@ def _product(parts, weights):
     near_one, far_one, near_two, far_two = (tuples.octet(part, row) for part in (0, 1) for row in (0, 1))
     SCALED = dtype == "float16"
 
-    @inline
+    @_device
     def fetch_pair(source, at, hop, rests, c0):
         return interleave(fetch(source, int32(at + c0), int32(rests[0] - c0)), fetch(source, int32(at + hop + c0), int32(rests[1] - c0)))
 
@@ -253,7 +215,7 @@ def _product(parts, weights):
             rest if pixel + 1 < L and pixel + 1 < pixels else int32(0),
         )
 
-    @inline
+    @_device
     def store_pair(shared, at, odd, eight):
         """Write eight words; half of the threads begin with the upper four, so that all use different banks."""
         low, high = eight[:4], eight[4:]
@@ -261,7 +223,7 @@ def _product(parts, weights):
         tuples.write_words(shared, int32(at + (4 if odd else 0)), one)
         tuples.write_words(shared, int32(at + (0 if odd else 4)), two)
 
-    @inline
+    @_device
     def product(shared, source, stride, channels, line, m, words, scale, out, weight, more, arguments):
         L, hop, first = line
         t = int32(cuda.threadIdx.x)
@@ -344,11 +306,11 @@ def _product(parts, weights):
 
 def _parts(dtype, tiles, warps, long, aligned):
     """The functions that the kernels share, for one size of tile."""
-    fetch = _fetcher(aligned)
+    fetch = tuples.fetch(aligned)
     energies = _energies(tiles, warps, dtype, fetch)
     columns = shared_words(tiles) - 16 * tiles
     names = {"dtype": dtype, "tiles": tiles, "warps": warps, "long": long, "columns": columns}
-    return SimpleNamespace(fetch=fetch, put=_putter(aligned), energies=energies, **names)
+    return SimpleNamespace(fetch=fetch, put=tuples.put(aligned), energies=energies, **names)
 
 
 def attend(dtype: str, tiles: int, warps: int, long: bool, aligned: bool) -> Callable[..., None]:
@@ -460,7 +422,7 @@ def attend_backward(dtype: str, tiles: int, warps: int, long: bool, aligned: boo
 
 def inner_products(dtype: str, warps: int, aligned: bool) -> Callable[..., None]:
     """Delta: the sum over channels of two tensors' products for each pixel, a warp to a pixel."""
-    fetch, multiply = _fetcher(aligned), tuples.product_of_words(dtype)
+    fetch, multiply = tuples.fetch(aligned), tuples.product_of_words(dtype)
 
     def kernel(first, second, delta, strides, channels, pixels):
         t = int32(cuda.threadIdx.x)

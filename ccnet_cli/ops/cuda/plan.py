@@ -8,7 +8,7 @@ STEP = 16  # words of a pixel in shared memory at once: 32 channels
 CUT = 64  # channels of an output that a thread holds at once
 PITCH = CUT + 8  # words between rows of these, so that what a warp reads at once uses every bank once
 LINE = 128  # pixels of a line in one block of tiles
-BLOCK = 104  # of a longer line
+BLOCK = 64  # of a longer line, whose energies take fewer registers
 WARPS = 8  # of a block of delta
 FORMS = ("fused", "fused_backward", "fused_delta")
 

@@ -10,6 +10,7 @@ Every function here is made for a number of columns and writes out its loop, so 
 what is indexed so lies in memory, not in registers. The Numba CUDA simulator cannot run them.
 """
 
+import functools
 from functools import lru_cache
 
 from llvmlite import ir
@@ -117,10 +118,55 @@ def _made(result, *kinds):
     return decorate
 
 
-@_made(FOUR, None, types.int32)
-def read_words(context, builder, kinds, source, index):
-    """Four words: of an array from word `index` on, of a pointer from number `index` on; addresses of 16 bytes."""
-    return _read4(builder, _address(context, builder, kinds[0], source, index))
+def _guard(builder, condition, read, other):
+    """What a function reads where a condition holds, and another value elsewhere."""
+    outside = builder.block
+    with builder.if_then(condition):
+        value, inside = read(), builder.block
+    merged = builder.phi(other.type)
+    merged.add_incoming(value, inside)
+    merged.add_incoming(other, outside)
+    return merged
+
+
+@lru_cache
+def fetch(aligned):
+    """Eight numbers from a pointer's `index` on as words; those from `count` on are 0. Aligned: all of them or none."""
+
+    def read(context, builder, kinds, source, index, count):
+        address = _address(context, builder, kinds[0], source, index)
+        if aligned:
+            pointer, inside = builder.bitcast(address, _WIDE.as_pointer()), builder.icmp_signed(">", count, _I32(0))
+            vector = _guard(builder, inside, lambda: builder.load(pointer, align=16), ir.Constant(_WIDE, [0] * 4))
+            return [builder.extract_element(vector, _I32(i)) for i in range(4)]
+        pointer, numbers = builder.bitcast(address, _I16.as_pointer()), []
+        for i in range(8):
+            inside, one = builder.icmp_signed(">", count, _I32(i)), builder.gep(pointer, [_I64(i)])
+            number = _guard(builder, inside, functools.partial(builder.load, one, align=2), _I16(0))
+            numbers.append(builder.zext(number, _I32))
+        return [builder.or_(numbers[i], builder.shl(numbers[i + 1], _I32(16))) for i in range(0, 8, 2)]
+
+    return _made(FOUR, None, types.int32, types.int32)(read)
+
+
+@lru_cache
+def put(aligned):
+    """Write eight numbers to a pointer from `index` on, at most `count`. Aligned: all of them or none."""
+
+    def write(context, builder, kinds, target, index, count, words):
+        if aligned:
+            with builder.if_then(builder.icmp_signed(">", count, _I32(0))):
+                _write_words(context, builder, kinds, target, index, words)
+        else:
+            address = _address(context, builder, kinds[0], target, index)
+            pointer = builder.bitcast(address, _I16.as_pointer())
+            for i in range(8):
+                with builder.if_then(builder.icmp_signed(">", count, _I32(i))):
+                    number = builder.trunc(builder.lshr(words[i // 2], _I32(i % 2 * 16)), _I16)
+                    builder.store(number, builder.gep(pointer, [_I64(i)]), align=2)
+        return context.get_dummy_value()
+
+    return _made(types.void, None, types.int32, types.int32, FOUR)(write)
 
 
 def _write_words(context, builder, kinds, target, index, words):
@@ -132,7 +178,7 @@ def _write_words(context, builder, kinds, target, index, words):
     return context.get_dummy_value()
 
 
-# write four words where read_words would read them
+# write four words to an array from word `index` on, a multiple of four
 write_words = _made(types.void, None, types.int32, FOUR)(_write_words)
 
 

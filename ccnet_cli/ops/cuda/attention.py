@@ -1,0 +1,64 @@
+"""Fused attention on a GPU: energies stay on chip, and only the logarithms of their sums are kept (fused.py)."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ccnet_cli.ops.cuda import launch, plan
+from ccnet_cli.ops.cuda.steps import Buffer, Grid
+from ccnet_cli.ops.layout import pixel_step, pixels
+
+DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+def fits(value: Tensor) -> bool:
+    """Whether the kernels are for a tensor: 16 bits, on a GPU whose tensor cores take bfloat16."""
+    return value.is_cuda and value.dtype in DTYPES and torch.cuda.get_device_capability(value.device) >= (8, 0)
+
+
+def attend(query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Output (B, C, H, W) of one pass of one type, and the logarithm (B, H, W) of each pixel's sum of weights."""
+    query, key, value = map(pixels, (query_BCHW, key_BCHW, value_BCHW))
+    B, H, W, C = value.shape
+    out, log = value.new_empty(B, H, W, C), value.new_empty(B, H, W, dtype=torch.float32)
+    if out.numel():
+        tensors = {"query": query, "key": key, "value": value, "out": out}
+        launches = _forward(_grid(value), query.shape[-1], C, *_buffers(tensors))
+        launch.run(launches, tensors | {"log": log, "log_rows": torch.empty_like(log)})
+    return out.permute(0, 3, 1, 2), log
+
+
+def attend_backward(
+    grad_BCHW: Tensor, query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor, out_BCHW: Tensor, log_BHW: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value from the output's gradient, the output and the logarithms."""
+    sources = (out_BCHW, query_BCHW, key_BCHW, value_BCHW, grad_BCHW)
+    tensors = dict(zip(("out", "query", "key", "value", "grad"), map(pixels, sources), strict=True))
+    query, value = tensors["query"], tensors["value"]
+    made = {f"d_{name}": tensors[name].new_empty(tensors[name].shape) for name in ("query", "key", "value")}
+    if value.numel():
+        launches = _backward(_grid(value), query.shape[-1], value.shape[-1], *_buffers(tensors))
+        launch.run(launches, tensors | made | {"log": log_BHW, "delta": torch.empty_like(log_BHW)})
+    else:
+        made = {name: x.zero_() for name, x in made.items()}
+    d_query, d_key, d_value = (x.permute(0, 3, 1, 2) for x in made.values())
+    return d_query, d_key, d_value
+
+
+# launches depend on sizes, strides and types alone
+_forward = lru_cache(maxsize=256)(plan.forward)
+_backward = lru_cache(maxsize=256)(plan.backward)
+
+
+def _grid(x_BHWC: Tensor) -> Grid:
+    B, H, W, _ = x_BHWC.shape
+    return Grid(B, H, W, 0, DTYPES[x_BHWC.dtype], largest=plan.LINE)
+
+
+def _buffers(tensors: dict[str, Tensor]) -> list[Buffer]:
+    """Each tensor with its pixels' distance, and whether eight numbers of it are one access of 16 bytes."""
+    steps = ((name, x, pixel_step(x)) for name, x in tensors.items())
+    return [
+        Buffer(name, step, x.shape[-1] % 8 == 0 and step % 8 == 0 and x.data_ptr() % 16 == 0) for name, x, step in steps
+    ]
