@@ -1,4 +1,4 @@
-"""The torch operators of fused attention on CUDA: nothing of size H W (H + W) is written, or saved for the gradients."""
+"""The torch operators of fused attention on CUDA, which writes and saves nothing of size H W (H + W)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +10,11 @@ from torch.utils.flop_counter import register_flop_formula
 from ccnet_cli.ops import registered
 from ccnet_cli.ops.cuda import attention
 from ccnet_cli.ops.define import operator
+
+
+def fits(value: Tensor) -> bool:
+    """Whether "numba" is this for a value."""
+    return attention.fits(value)
 
 
 def criss_cross(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

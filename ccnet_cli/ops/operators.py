@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ccnet_cli.errors import InputError
-from ccnet_cli.ops import IMPLEMENTATIONS, cpu, cuda, implementations, registered
+from ccnet_cli.ops import IMPLEMENTATIONS, cpu, cuda, fused, implementations, registered
 from ccnet_cli.ops.choice import CANDIDATES, Choices, describe, time_on_gpu
 
 
@@ -63,10 +63,11 @@ def criss_cross(
         raise ValueError(f"value {tuple(value.shape)} does not lie on the grid of query {tuple(query.shape)}")
     name = resolve(implementation, query)
     with _without_autocast(query):
-        query, key = _full(query), _full(key)
         if implementation == "auto":
             name = fastest(query, key, value, choices)
-        out: Tensor = torch.ops.ccnet.criss_cross(query, key, value, name)[0]
+        if name == "numba" and fused.fits(value):
+            return fused.criss_cross(query, key, value)
+        out: Tensor = torch.ops.ccnet.criss_cross(_full(query), _full(key), value, name)[0]
     return out
 
 
@@ -117,20 +118,25 @@ def fastest(query: Tensor, key: Tensor, value: Tensor, choices: Choices | None) 
     """
     tensors = (query, key, value)
     if not query.is_cuda:
-        return "numba" if query.device.type == "cpu" and cpu.pays_off(query, value) else "gemm"
+        return "numba" if query.device.type == "cpu" and cpu.pays_off(_full(query), value) else "gemm"
     # tensors of another type may be fake, with shapes alone
     plain = all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
     unsupported = value.dtype not in cuda.DTYPES or value.dim() != 4
     if choices is None or torch.compiler.is_compiling() or not plain or unsupported:
         return "gemm"
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    case = describe((query, value), choices.device or torch.cuda.get_device_name(query.device), gradients)
+    case = describe(
+        (_full(query.to("meta")), value), choices.device or torch.cuda.get_device_name(query.device), gradients
+    )
     if case in choices.known:
         return choices.known[case]
     unshared = choices.share is not None and not gradients
     if unshared or torch.cuda.is_current_stream_capturing() or torch.are_deterministic_algorithms_enabled():
         return "gemm"
-    candidates = {name: partial(registered.run_once, name, *tensors, gradients) for name in CANDIDATES}
+    full = _full(query), _full(key), value
+    candidates = {name: partial(registered.run_once, name, *full, gradients) for name in CANDIDATES}
+    if fused.fits(value):
+        candidates["numba"] = partial(fused.run_once, *tensors, gradients)
     with torch.cuda.device(query.device):
         return choices.choose(case, candidates, time_on_gpu)
 

@@ -13,8 +13,10 @@ DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 def fits(value: Tensor) -> bool:
-    """Whether the kernels are for a tensor: 16 bits, on a GPU whose tensor cores take bfloat16."""
-    return value.is_cuda and value.dtype in DTYPES and torch.cuda.get_device_capability(value.device) >= (8, 0)
+    """Whether the kernels are for a tensor: two axes, 16 bits, on a GPU whose tensor cores take bfloat16."""
+    if not value.is_cuda or value.dtype not in DTYPES or value.dim() != 4:
+        return False
+    return torch.cuda.get_device_capability(value.device) >= (8, 0)
 
 
 def attend(query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,17 +51,26 @@ def signature(kernel: Kernel) -> Any:
     """Pointers, then int32, of which a product takes strides and sizes as tuples; they are single numbers in PTX."""
     stored, full, number = types.CPointer(STORED[kernel.dtype]), types.CPointer(types.float32), types.int32
     if kernel.form in plan.FORMS:
-        # halves as they lie in memory
-        half, tuples = types.CPointer(types.uint16), [types.UniTuple(number, n) for n in range(5)]
-        if kernel.form == "fused_delta":
-            return types.void(half, half, full, tuples[2], number, number)
-        pointers = [half] * (4 if kernel.form == "fused" else 7) + [full] * 2
-        return types.void(*pointers, tuples[3 if kernel.form == "fused" else 4], tuples[4], number)
+        return _fused_signature(kernel.form)
     if "softmax" in kernel.form:
         return types.void(*[full] * (1 if kernel.form == "softmax" else 2), *[number] * 5)
     pointers = (stored, stored, full) if kernel.form == "nt" else (full, stored, stored)
     three = types.UniTuple(number, 3)
     return types.void(*pointers, three, number, three, number, number)
+
+
+def _fused_signature(form: str) -> Any:
+    """Pointers and numbers in tuples; halves as they lie in memory."""
+
+    def several(kind: Any, count: int) -> Any:
+        return types.UniTuple(kind, count)
+
+    half, full, number = types.CPointer(types.uint16), types.CPointer(types.float32), types.int32
+    if form == "fused_delta":
+        return types.void(half, half, full, several(number, 2), number, number)
+    pointers = [several(half, 4)] if form == "fused" else [several(half, 4), several(half, 3)]
+    strides = several(number, 3 if form == "fused" else 4)
+    return types.void(*pointers, several(full, 2), strides, several(number, 4), number)
 
 
 def launch_bounds(kernel: Kernel) -> tuple[int, int]:

@@ -1,19 +1,18 @@
 """Criss-cross attention whose energies stay on chip: products on tensor cores in bfloat16 or float16, sums in float32.
 
-A block takes up to 128 pixels of a row or a column, 16 in each warp, and all pixels of the line in blocks of 8 `tiles`.
-Two launches make a pass. The rows' leaves the logarithm of each pixel's sum of weights and the output for these; the
+A block takes up to 128 pixels of a row or a column, 16 in each warp, and all of the line's in blocks of 8 `tiles`. Two
+launches make a pass. The rows' leaves the logarithm of each pixel's sum of weights, and the output for these; the
 columns' adds its own sum, knows every weight then, and adds to the output scaled to the whole.
 
 The gradients need these logarithms, and for each pixel `delta`, the sum of the output times its gradient: weights are
-computed again, in both directions, and again the columns add to what the rows wrote. Three jobs share a launch, one to a
-block: the gradients of value and of query, and that of key.
+computed again, and again the columns add to what the rows wrote. Three jobs share a launch, one to a block:
 
     value   weights^T grad
     query   pulls key       where pulls = weights (grad value^T - delta)
     key     pulls^T query
 
-What a line longer than a block makes of its pixels is computed for every CUT channels anew, from the same numbers in the
-same order. No sum depends on the order in which blocks run.
+What a line longer than a block makes of its pixels is computed anew for every CUT channels, from the same numbers in
+the same order. No sum depends on the order in which blocks run.
 """
 
 import math
@@ -57,6 +56,12 @@ def _quad_sum(x):
 
 
 @inline
+def _rescale(whole, top, new):
+    """A sum of powers less a greatest energy, less another."""
+    return float32(whole * _exp(top - new))
+
+
+@inline
 def _finite(x):
     """A row's greatest energy to subtract; 0 where it has none."""
     return x if x > -INFINITE else float32(0)
@@ -86,9 +91,9 @@ def _energies(tiles, warps, dtype, fetch):
     zeros, dot = tuples.zeros(tiles), tuples.dot(dtype, tiles)
 
     @_device
-    def energies(shared, left, right, strides, depth, line, m, block):
+    def energies(shared, sources, strides, depth, line, m, block):
         """The products of a thread's rows, m and m + 8 of left, with the line's pixels of right from `block` on."""
-        L, hop, first = line
+        (left, right), (L, hop, first) = sources, line
         t = int32(cuda.threadIdx.x)
         member, key = int32(t & 3), int32(t >> 2)
         far_hop, right_hop = int32(8 * hop * strides[0]), int32(8 * warps * hop * strides[1])
@@ -135,7 +140,11 @@ def _weights(parts, turned, pulled):
     TURNED, PULLED, KEYS, COLUMNS, SCALED = turned, pulled, 8 * parts.tiles, parts.columns, parts.dtype == "float16"
     energies, mask, powers = parts.energies, tuples.mask(parts.tiles), tuples.powers(parts.tiles)
     columns, minus, pull = tuples.columns(parts.tiles), tuples.minus(parts.tiles), tuples.pull(parts.tiles)
-    words, largest, times = tuples.words(parts.dtype, parts.tiles), tuples.largest(parts.tiles), tuples.times(parts.tiles)
+    words, largest, times = (
+        tuples.words(parts.dtype, parts.tiles),
+        tuples.largest(parts.tiles),
+        tuples.times(parts.tiles),
+    )
 
     @_device
     def weights(shared, arguments, block):
@@ -151,7 +160,7 @@ def _weights(parts, turned, pulled):
                 tuples.write_float(shared, int32(COLUMNS + KEYS + t), _number(delta, i, inside, float32(0)))
         member = int32(t & 3)
         at = int32(COLUMNS + 2 * member)
-        total = energies(shared, left, right, strides[:2], sizes[2], line, m, block)
+        total = energies(shared, (left, right), strides[:2], sizes[2], line, m, block)
         own = int32(m - block - 2 * member)
         near, far = (own, int32(own + 8)) if column else (int32(-1), int32(-1))
         total = mask(total, int32(L - block - 2 * member), near, far)
@@ -161,7 +170,7 @@ def _weights(parts, turned, pulled):
             total = powers(total, sums[0], sums[1])
         scale = float32(1)
         if PULLED:
-            other = energies(shared, left_pull, right_pull, strides[2:], sizes[3], line, m, block)
+            other = energies(shared, (left_pull, right_pull), strides[2:], sizes[3], line, m, block)
             if TURNED:
                 other = minus(other, columns(shared, int32(at + KEYS)))
                 total = pull(total, other, float32(0), float32(0))
@@ -194,29 +203,32 @@ def _first(parts, weights):
     return first
 
 
-def _product(parts, weights):
-    """A function that adds a thread's rows of words, by pixels, times the line's pixels to its rows of an output."""
-    tiles, warps, LONG, dtype = parts.tiles, parts.warps, parts.long, parts.dtype
-    KEYS, PAIRS, ROUNDS, BUFFER = 8 * tiles, 4 * tiles, -(-tiles // warps), 4 * tiles * PITCH
-    fetch, put, gather, zeros = parts.fetch, parts.put, tuples.gather(dtype, tiles), tuples.zeros(CUT // 8)
-    blend, interleave, plus = tuples.blend(dtype), tuples.interleave, tuples.plus(CUT // 8)
-    near_one, far_one, near_two, far_two = (tuples.octet(part, row) for part in (0, 1) for row in (0, 1))
-    SCALED = dtype == "float16"
+def _stages(parts):
+    """Functions that load 64 channels of a block's pixels, in pairs, and write them to shared memory."""
+    WARPS, ROUNDS, KEYS, PAIRS = parts.warps, -(-parts.tiles // parts.warps), 8 * parts.tiles, 4 * parts.tiles
+    fetch, interleave = parts.fetch, tuples.interleave
 
     @_device
-    def fetch_pair(source, at, hop, rests, c0):
-        return interleave(fetch(source, int32(at + c0), int32(rests[0] - c0)), fetch(source, int32(at + hop + c0), int32(rests[1] - c0)))
-
-    @inline
-    def rests(pixel, pixels, rest, L):
-        """How many numbers there are of a pixel and of the next, of those in a block."""
-        return (
-            rest if pixel < L and pixel < pixels else int32(0),
-            rest if pixel + 1 < L and pixel + 1 < pixels else int32(0),
-        )
+    def pair(source, at, hop, rest, pixels):
+        near = fetch(source, at, rest if pixels > 0 else int32(0))
+        return interleave(near, fetch(source, int32(at + hop), rest if pixels > 1 else int32(0)))
 
     @_device
-    def store_pair(shared, at, odd, eight):
+    def load(source, channels, line, block, c0):
+        """A thread's eight channels of one pair of pixels, and of a second if the block has more than its threads."""
+        (pointer, stride), (L, hop, first) = source, line
+        t = int32(cuda.threadIdx.x)
+        pixel, vector, hop = int32(t >> 3 << 1), int32(t & 7), int32(hop * stride)
+        rest, pixels = int32(channels - c0 - vector * 8), int32(min(L - block, KEYS) - pixel)
+        at = int32(first * stride + (block + pixel) * hop + vector * 8 + c0)
+        one = pair(pointer, at, hop, rest, pixels)
+        two = one
+        if ROUNDS > 1:
+            two = pair(pointer, int32(at + 8 * WARPS * hop), hop, rest, int32(pixels - 8 * WARPS))
+        return one, two
+
+    @_device
+    def write(shared, at, odd, eight):
         """Write eight words; half of the threads begin with the upper four, so that all use different banks."""
         low, high = eight[:4], eight[4:]
         one, two = (high, low) if odd else (low, high)
@@ -224,82 +236,105 @@ def _product(parts, weights):
         tuples.write_words(shared, int32(at + (0 if odd else 4)), two)
 
     @_device
-    def product(shared, source, stride, channels, line, m, words, scale, out, weight, more, arguments):
-        L, hop, first = line
+    def save(shared, base, both):
         t = int32(cuda.threadIdx.x)
-        member, pair, vector = int32(t & 3), int32(t >> 3), int32(t & 7)
-        odd = vector > 3
-        rest = int32(channels - vector * 8)
-        hop_in, hop_two = int32(hop * stride), int32(8 * warps * hop * stride)
-        to, to_two = int32(pair * PITCH + vector * 8), int32((pair + 4 * warps) * PITCH + vector * 8)
-        at = int32(member * PITCH + (t >> 2 & 7) * 4)
-        near_out = int32((first + m * hop) * channels + member * 8)
-        far_out = int32(near_out + 8 * hop * channels)
-        near_rest = int32(channels - member * 8) if m < L else int32(0)
-        far_rest = int32(channels - member * 8) if m + 8 < L else int32(0)
-        source_at = int32((first + 2 * pair * hop) * stride + vector * 8)
-        base = int32(0)
-        one_rests = rests(int32(2 * pair), int32(KEYS), rest, L)
-        two_rests = rests(int32(2 * pair + 8 * warps), int32(KEYS), rest, L)
-        if not LONG:
-            one = fetch_pair(source, source_at, hop_in, one_rests, int32(0))
-            if pair < PAIRS:
-                store_pair(shared, to, odd, one)
-            if ROUNDS > 1:
-                two = fetch_pair(source, int32(source_at + hop_two), hop_in, two_rests, int32(0))
-                if pair + 4 * warps < PAIRS:
-                    store_pair(shared, to_two, odd, two)
+        row, vector = int32(t >> 3), int32(t & 7)
+        at = int32(base + row * PITCH + vector * 8)
+        if row < PAIRS:
+            write(shared, at, vector > 3, both[0])
+        if ROUNDS > 1 and row + 4 * WARPS < PAIRS:
+            write(shared, int32(at + 4 * WARPS * PITCH), vector > 3, both[1])
+
+    return load, save
+
+
+def _outputs(parts):
+    """Functions for a thread's 16 channels of each of its two rows: what is there, and what is written."""
+    fetch, put, blend = parts.fetch, parts.put, tuples.blend(parts.dtype)
+    near_one, far_one, near_two, far_two = (tuples.octet(part, row) for part in (0, 1) for row in (0, 1))
+
+    @inline
+    def locate(place, c0):
+        (L, hop, first), m, channels, _ = place
+        c0 = int32(c0 + (cuda.threadIdx.x & 3) * 8)
+        at, rest = int32((first + m * hop) * channels + c0), int32(channels - c0)
+        return at, int32(8 * hop * channels), rest if m < L else int32(0), rest if m + 8 < L else int32(0)
+
+    @_device
+    def read(out, place, c0):
+        at, hop, near, far = locate(place, c0)
+        if not place[3]:
+            near = far = int32(0)
+        first, third = fetch(out, at, near), fetch(out, int32(at + 32), int32(near - 32))
+        return first, fetch(out, int32(at + hop), far), third, fetch(out, int32(at + hop + 32), int32(far - 32))
+
+    @_device
+    def write(target, place, c0, total, scale, before):
+        """Write a total times a scale, and what was there times each row's weight."""
+        out, weight = target
+        at, hop, near, far = locate(place, c0)
+        put(out, at, near, blend(near_one(total), scale, before[0], weight[0]))
+        put(out, int32(at + hop), far, blend(far_one(total), scale, before[1], weight[1]))
+        put(out, int32(at + 32), int32(near - 32), blend(near_two(total), scale, before[2], weight[0]))
+        put(out, int32(at + hop + 32), int32(far - 32), blend(far_two(total), scale, before[3], weight[1]))
+
+    return read, write
+
+
+def _product(parts, weights):
+    """A function that adds a thread's rows of words, by pixels, times the line's pixels to its rows of an output."""
+    return (_long_product if parts.long else _short_product)(parts, weights)
+
+
+def _short_product(parts, weights):
+    gather, zeros = tuples.gather(parts.dtype, parts.tiles), tuples.zeros(CUT // 8)
+    (load, save), (read, write), BUFFER = _stages(parts), _outputs(parts), 4 * parts.tiles * PITCH
+
+    @_device
+    def product(shared, place, source, made, target, arguments):
+        line, _, channels, _ = place
+        t = int32(cuda.threadIdx.x)
+        at = int32((t & 3) * PITCH + (t >> 2 & 7) * 4)
+        base, c0 = int32(0), int32(0)
+        save(shared, base, load(source, channels, line, int32(0), c0))
+        while c0 < channels:
+            # what is added, and the next channels, load while these are multiplied
+            before = read(target[0], place, c0)
+            cuda.syncthreads()
+            ahead = load(source, channels, line, int32(0), int32(c0 + CUT))
+            total = gather(zeros(), made[0], shared, int32(base + at))
+            write(target, place, c0, total, made[1], before)
+            base = int32(BUFFER - base)
+            c0 = int32(c0 + CUT)
+            if c0 < channels:
+                save(shared, base, ahead)
+
+    return product
+
+
+def _long_product(parts, weights):
+    gather, zeros, plus = tuples.gather(parts.dtype, parts.tiles), tuples.zeros(CUT // 8), tuples.plus(CUT // 8)
+    (load, save), (read, write), KEYS = _stages(parts), _outputs(parts), 8 * parts.tiles
+
+    @_device
+    def product(shared, place, source, made, target, arguments):
+        line, _, channels, _ = place
+        t = int32(cuda.threadIdx.x)
+        at = int32((t & 3) * PITCH + (t >> 2 & 7) * 4)
         c0 = int32(0)
         while c0 < channels:
-            c1 = int32(c0 + CUT)
-            # what is added, and the next channels, load while these are multiplied
-            none = int32(-(1 << 30))
-            near, far = int32(near_rest - c0) if more else none, int32(far_rest - c0) if more else none
-            before_one = fetch(out, int32(near_out + c0), near)
-            before_two = fetch(out, int32(far_out + c0), far)
-            before_three = fetch(out, int32(near_out + c0 + 32), int32(near - 32))
-            before_four = fetch(out, int32(far_out + c0 + 32), int32(far - 32))
+            before = read(target[0], place, c0)
             total = zeros()
-            if LONG:
-                block = int32(0)
-                while block < L:
-                    words, scale = weights(shared, arguments, block)
-                    at_block = int32(source_at + block * hop * stride)
-                    one = fetch_pair(source, at_block, hop_in, rests(int32(2 * pair), int32(KEYS), rest, int32(L - block)), c0)
-                    if pair < PAIRS:
-                        store_pair(shared, to, odd, one)
-                    if ROUNDS > 1:
-                        behind = rests(int32(2 * pair + 8 * warps), int32(KEYS), rest, int32(L - block))
-                        two = fetch_pair(source, int32(at_block + hop_two), hop_in, behind, c0)
-                        if pair + 4 * warps < PAIRS:
-                            store_pair(shared, to_two, odd, two)
-                    cuda.syncthreads()
-                    if SCALED:
-                        total = plus(total, gather(zeros(), words, shared, at), scale)
-                    else:
-                        total = gather(total, words, shared, at)
-                    cuda.syncthreads()
-                    block = int32(block + KEYS)
-                scale = float32(1)
-            else:
+            block = int32(0)
+            while block < line[0]:
+                words, scale = weights(shared, arguments, block)
+                save(shared, int32(0), load(source, channels, line, block, c0))
                 cuda.syncthreads()
-                one = fetch_pair(source, source_at, hop_in, one_rests, c1)
-                if ROUNDS > 1:
-                    two = fetch_pair(source, int32(source_at + hop_two), hop_in, two_rests, c1)
-                total = gather(total, words, shared, int32(base + at))
-            near, far = int32(near_rest - c0), int32(far_rest - c0)
-            put(out, int32(near_out + c0), near, blend(near_one(total), scale, before_one, weight[0]))
-            put(out, int32(far_out + c0), far, blend(far_one(total), scale, before_two, weight[1]))
-            put(out, int32(near_out + c0 + 32), int32(near - 32), blend(near_two(total), scale, before_three, weight[0]))
-            put(out, int32(far_out + c0 + 32), int32(far - 32), blend(far_two(total), scale, before_four, weight[1]))
-            if not LONG:
-                base = int32(BUFFER - base)
-                if c1 < channels:
-                    if pair < PAIRS:
-                        store_pair(shared, int32(base + to), odd, one)
-                    if ROUNDS > 1 and pair + 4 * warps < PAIRS:
-                        store_pair(shared, int32(base + to_two), odd, two)
-            c0 = c1
+                total = plus(total, gather(zeros(), words, shared, at), scale)
+                cuda.syncthreads()
+                block = int32(block + KEYS)
+            write(target, place, c0, total, float32(1), before)
+            c0 = int32(c0 + CUT)
 
     return product
 
@@ -313,58 +348,75 @@ def _parts(dtype, tiles, warps, long, aligned):
     return SimpleNamespace(fetch=fetch, put=tuples.put(aligned), energies=energies, **names)
 
 
-def attend(dtype: str, tiles: int, warps: int, long: bool, aligned: bool) -> Callable[..., None]:
-    """One direction of a pass: grid of tiles of 16 `warps` pixels, lines, and images.
+def _sums(parts):
+    """A function for a line's last block of energies and the logarithms of the sums of weights of a thread's rows."""
+    KEYS, energies, mask = 8 * parts.tiles, parts.energies, tuples.mask(parts.tiles)
+    zeros, greatest = tuples.zeros(parts.tiles), tuples.greatest(parts.tiles)
+    powers, row_sums = tuples.powers(parts.tiles), tuples.row_sums(parts.tiles)
 
-    A column needs `before`, the logarithms that the rows left, and their output in `out`.
-    """
-    parts = _parts(dtype, tiles, warps, long, aligned)
-    SHARED, KEYS, LONG = shared_words(tiles), 8 * tiles, long
-    energies, mask, greatest = parts.energies, tuples.mask(tiles), tuples.greatest(tiles)
-    powers, row_sums, words_of, zeros = tuples.powers(tiles), tuples.row_sums(tiles), tuples.words(dtype, tiles), tuples.zeros(tiles)
-    product = _product(parts, _weights(parts, False, False))
-
-    def kernel(query, key, value, out, before, log, strides, sizes, column):
-        shared = cuda.shared.array(SHARED, uint32)
-        t = int32(cuda.threadIdx.x)
-        member = int32(t & 3)
-        line = _locate(int32(cuda.blockIdx.y), int32(cuda.blockIdx.z), column, sizes)
-        L, hop, first = line
-        m = int32((cuda.blockIdx.x * warps + (t >> 5)) * 16 + (t >> 2 & 7))
+    @_device
+    def sum_weights(shared, sources, strides, sizes, line, column, m):
+        member = int32(cuda.threadIdx.x & 3)
         top_near = top_far = -INFINITE
         sum_near = sum_far = float32(0)
         total = zeros()
         block = int32(0)
-        while block < L:
-            total = energies(shared, query, key, strides[:2], sizes[2], line, m, block)
+        while block < line[0]:
+            total = energies(shared, sources, strides, sizes[2], line, m, block)
             own = int32(m - block - 2 * member)
             near, far = (own, int32(own + 8)) if column else (int32(-1), int32(-1))
-            total = mask(total, int32(L - block - 2 * member), near, far)
+            total = mask(total, int32(line[0] - block - 2 * member), near, far)
             most = greatest(total)
             new_near, new_far = _greater(_quad_max(most[0]), top_near), _greater(_quad_max(most[1]), top_far)
             safe_near, safe_far = _finite(new_near), _finite(new_far)
             whole = row_sums(powers(total, safe_near, safe_far))
-            sum_near = float32(sum_near * _exp(top_near - safe_near) + whole[0])
-            sum_far = float32(sum_far * _exp(top_far - safe_far) + whole[1])
+            sum_near = _rescale(sum_near, top_near, safe_near) + whole[0]
+            sum_far = _rescale(sum_far, top_far, safe_far) + whole[1]
             top_near, top_far = new_near, new_far
             block = int32(block + KEYS)
         log_near = float32(top_near + float32(math.log(_quad_sum(sum_near))))
         log_far = float32(top_far + float32(math.log(_quad_sum(sum_far))))
-        weight_near = weight_far = float32(0)
+        return total, log_near, log_far
+
+    return sum_weights
+
+
+def attend(dtype: str, tiles: int, warps: int, long: bool, aligned: bool) -> Callable[..., None]:
+    """One direction of a pass: grid of tiles of 16 `warps` pixels, lines, and images.
+
+    Halves are query, key, value and out; logs those that the rows left, which a column adds to, and those it writes.
+    """
+    parts = _parts(dtype, tiles, warps, long, aligned)
+    SHARED, sum_weights = shared_words(tiles), _sums(parts)
+    powers, words = tuples.powers(tiles), tuples.words(dtype, tiles)
+    product = _product(parts, _weights(parts, False, False))
+
+    def kernel(halves, logs, strides, sizes, column):
+        query, key, value, out = halves
+        before, log = logs
+        shared = cuda.shared.array(SHARED, uint32)
+        t = int32(cuda.threadIdx.x)
+        line = _locate(int32(cuda.blockIdx.y), int32(cuda.blockIdx.z), column, sizes)
+        L, hop, first = line
+        m = int32((cuda.blockIdx.x * warps + (t >> 5)) * 16 + (t >> 2 & 7))
+        total, log_near, log_far = sum_weights(shared, (query, key), strides[:2], sizes, line, column, m)
+        near_inside, far_inside = m < L, m + 8 < L
         at_near, at_far = int32(first + m * hop), int32(first + (m + 8) * hop)
+        weight_near = weight_far = float32(0)
         if column:
-            log_near, weight_near = _merge(log_near, _number(before, at_near, m < L, float32(0)))
-            log_far, weight_far = _merge(log_far, _number(before, at_far, m + 8 < L, float32(0)))
-        if member == 0 and m < L:
-            log[at_near] = log_near
-        if member == 0 and m + 8 < L:
-            log[at_far] = log_far
-        words = words_of(powers(total, log_near, log_far))
+            log_near, weight_near = _merge(log_near, _number(before, at_near, near_inside, float32(0)))
+            log_far, weight_far = _merge(log_far, _number(before, at_far, far_inside, float32(0)))
+        if t & 3 == 0:
+            if near_inside:
+                log[at_near] = log_near
+            if far_inside:
+                log[at_far] = log_far
+        made = words(powers(total, log_near, log_far)), float32(1)
         sums = (log_near, log_far, float32(0), float32(0))
         both = (strides[0], strides[1], strides[0], strides[1])
         arguments = ((query, key, query, key, log, log), both, sizes, line, column, m, sums)
-        weight = (weight_near, weight_far)
-        product(shared, value, strides[2], sizes[3], line, m, words, float32(1), out, weight, column != 0, arguments)
+        place, target = (line, m, sizes[3], column != 0), (out, (weight_near, weight_far))
+        product(shared, place, (value, strides[2]), made, target, arguments)
 
     return kernel
 
@@ -385,37 +437,35 @@ def attend_backward(dtype: str, tiles: int, warps: int, long: bool, aligned: boo
     value_product, query_product, key_product = (_product(parts, x) for x in (to_value, to_query, to_key))
     first_to_value, first_to_query, first_to_key = (_first(parts, x) for x in (to_value, to_query, to_key))
 
-    def kernel(query, key, value, grad, d_query, d_key, d_value, log, delta, strides, sizes, column):
+    def kernel(inputs, outputs, logs, strides, sizes, column):
+        query, key, value, grad = inputs
+        log, delta = logs
+        q, k, v, g = strides
         shared = cuda.shared.array(SHARED, uint32)
-        t = int32(cuda.threadIdx.x)
+        t, zero, one = int32(cuda.threadIdx.x), float32(0), float32(1)
         line = _locate(int32(cuda.blockIdx.y), int32(cuda.blockIdx.z), column, sizes)
         L, hop, first = line
         job = int32(cuda.blockIdx.x % 3)
         m = int32((cuda.blockIdx.x // 3 * warps + (t >> 5)) * 16 + (t >> 2 & 7))
-        at_near, at_far = int32(first + m * hop), int32(first + (m + 8) * hop)
-        zero, more = float32(0), column != 0
-        weight = (float32(1), float32(1))
-        q, k, v, g = strides
-        if job == 0:
-            sums = (zero, zero, zero, zero)
-            sources = (key, query, value, grad, log, delta)
-            arguments = (sources, (k, q, v, g), sizes, line, column, m, sums)
-            words, scale = first_to_value(shared, arguments)
-            value_product(shared, grad, g, sizes[3], line, m, words, scale, d_value, weight, more, arguments)
-        elif job == 1:
-            near, far = m < L, m + 8 < L
-            logs = (_number(log, at_near, near, INFINITE), _number(log, at_far, far, INFINITE))
-            deltas = (_number(delta, at_near, near, zero), _number(delta, at_far, far, zero))
+        weight, sums = (one, one), (zero, zero, zero, zero)
+        wide, narrow = (line, m, sizes[3], column != 0), (line, m, sizes[2], column != 0)
+        if job == 1:
+            at_near, at_far, near, far = int32(first + m * hop), int32(first + (m + 8) * hop), m < L, m + 8 < L
+            both = (_number(log, at_near, near, INFINITE), _number(log, at_far, far, INFINITE))
+            sums = (*both, _number(delta, at_near, near, zero), _number(delta, at_far, far, zero))
             sources = (query, key, grad, value, log, delta)
-            arguments = (sources, (q, k, g, v), sizes, line, column, m, logs + deltas)
-            words, scale = first_to_query(shared, arguments)
-            query_product(shared, key, k, sizes[2], line, m, words, scale, d_query, weight, more, arguments)
+            arguments = (sources, (q, k, g, v), sizes, line, column, m, sums)
+            made = first_to_query(shared, arguments)
+            query_product(shared, narrow, (key, k), made, (outputs[0], weight), arguments)
         else:
-            sums = (zero, zero, zero, zero)
             sources = (key, query, value, grad, log, delta)
             arguments = (sources, (k, q, v, g), sizes, line, column, m, sums)
-            words, scale = first_to_key(shared, arguments)
-            key_product(shared, query, q, sizes[2], line, m, words, scale, d_key, weight, more, arguments)
+            if job == 0:
+                made = first_to_value(shared, arguments)
+                value_product(shared, wide, (grad, g), made, (outputs[2], weight), arguments)
+            else:
+                made = first_to_key(shared, arguments)
+                key_product(shared, narrow, (query, q), made, (outputs[1], weight), arguments)
 
     return kernel
 

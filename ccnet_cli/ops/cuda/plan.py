@@ -63,8 +63,8 @@ def forward(grid: Grid, c: int, C: int, query: Buffer, key: Buffer, value: Buffe
 
 
 def backward(grid: Grid, c: int, C: int, out: Buffer, *buffers: Buffer) -> list[Step]:
-    """Delta, then gradients of query, key and value, whose pixels are side by side; buffers: query, key, value, grad."""
-    query, key, value, grad = buffers
+    """Delta, then gradients, whose pixels are side by side; buffers are query, key, value and the output's gradient."""
+    grad = buffers[-1]
     check(grid, *(buffer.stride for buffer in (out, *buffers)))
     kernel = Kernel("fused_delta", grid.dtype, (1, WARPS, 0), out.aligned and grad.aligned, grid.lanes)
     pixels = (out.name, grad.name, "delta", out.stride, grad.stride, C, grid.pixels)

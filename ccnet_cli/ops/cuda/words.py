@@ -225,7 +225,7 @@ def dot(dtype, tiles):
 
 @lru_cache
 def gather(dtype, tiles):
-    """Add to a total of CUT channels the words' product with 8 `tiles` pixels of an array, which holds them in pairs."""
+    """Add to a total of CUT channels the words' product with 8 `tiles` pixels of an array, in pairs."""
 
     def multiply(context, builder, kinds, total, words, shared, at):
         address, sums = _address(context, builder, kinds[2], shared, at), list(total)
@@ -246,7 +246,7 @@ def gather(dtype, tiles):
 
 @lru_cache
 def mask(tiles):
-    """A total with -inf from column `limit` on and in the rows' own columns; columns are those of the thread's first."""
+    """A total with -inf from column `limit` on and in the rows' own; columns count from the thread's first."""
 
     def change(context, builder, kinds, total, limit, near, far):
         out = []

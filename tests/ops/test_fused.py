@@ -1,0 +1,442 @@
+"""Fused attention on tensor cores without a GPU: as compiled PTX run by ptxrun, as machine code, and as launches."""
+
+import ctypes
+import re
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import lru_cache
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fused import ROUNDING, Fused
+from kernels import compiles, execute, runs
+
+from ccnet_cli import ops
+from ccnet_cli.errors import InputError
+from ccnet_cli.ops.cuda import attention, launch, plan, steps
+
+SQUARE = {"images": 2, "c": 16, "C": 72, "H": 5, "W": 5}
+# of few kernels: lines of one size share theirs
+RAGGED = [
+    {"images": 2, "c": 16, "C": 32, "H": 5, "W": 7},
+    {"images": 1, "c": 5, "C": 7, "H": 11, "W": 3},
+    {"images": 1, "c": 3, "C": 5, "H": 1, "W": 19},
+    {"images": 1, "c": 6, "C": 3, "H": 33, "W": 1},
+    {"images": 1, "c": 40, "C": 72, "H": 17, "W": 9, "slices": True},
+    {"images": 1, "c": 5, "C": 70, "H": 9, "W": 17, "slices": True},
+    {"images": 1, "c": 8, "C": 136, "H": 3, "W": 37, "line": 16},
+    {"images": 1, "c": 3, "C": 5, "H": 20, "W": 18, "line": 16, "slices": True},
+    {"images": 1, "c": 1, "C": 1, "H": 1, "W": 1},
+    {"images": 1, "c": 72, "C": 24, "H": 2, "W": 131},
+    {"images": 3, "c": 8, "C": 8, "H": 40, "W": 2},
+    {"images": 1, "c": 9, "C": 65, "H": 2, "W": 2},
+]
+ARCHS = [(8, 0), (9, 0), (10, 0)]
+WHOLE = {"images": 1, "c": 64, "C": 512, "H": 97, "W": 97}
+
+
+@runs
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+def test_a_pass_is_the_definition_within_rounding(dtype):
+    case = Fused(**SQUARE, dtype=dtype, backward=False)
+    for result in case.run():
+        assert (result.faults, result.bank_conflicts) == ([], 0)
+    assert case.failures() == []
+
+
+@runs
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_any_size_and_its_gradients_are_the_definition_within_rounding(dtype, arch):
+    for options in [SQUARE, *RAGGED] if arch == (8, 0) else [SQUARE]:
+        case = Fused(**options, dtype=dtype)
+        for result in case.run(arch):
+            assert (result.faults, result.bank_conflicts) == ([], 0), options
+        assert case.failures() == [], options
+
+
+@runs
+@pytest.mark.slow
+def test_large_pulls_do_not_overflow_in_float16():
+    # products of grad and value beyond 65504, gradients of query and value within
+    case = Fused(1, 16, 72, 5, 5, "float16")
+    for name, factor in (("grad", 1000), ("value", 200), ("key", 2e-4), ("query", 1e3)):
+        case.arrays[name] = (case.arrays[name].astype(np.float32) * factor).astype(np.float16)
+    from fused import RESULTS, define
+
+    shapes = {"query": 16, "key": 16, "value": 72, "grad": 72}
+    inputs = (case.arrays[name].astype(np.float64).reshape(1, 5, 5, n) for name, n in shapes.items())
+    case.exact = define(*inputs)
+    with np.errstate(over="ignore"):
+        case.run()
+    assert abs(case.exact["d_query"]).max() < 65504 < abs(case.exact["d_query"]).max() / 2e-4
+    errors = case.errors()
+    assert [name for name in RESULTS if name != "d_key" and not errors[name] <= 2e-3] == []
+
+
+@runs
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_full_size_moves_little_more_than_it_must(dtype):
+    case = Fused(**WHOLE, dtype=dtype)
+    results = case.run((9, 0))
+    assert case.failures() == []
+    assert sum(result.bank_conflicts for result in results) == 0
+    forward = results[:2]
+    moved = 32 * sum(r.global_load_sectors + r.global_store_sectors for r in forward)
+    asked = sum(r.global_load_bytes + r.global_store_bytes for r in forward)
+    # of one image
+    assert moved <= 62.5e6 and asked >= 0.9 * moved
+    # multiply-adds with padding: 16 x 8 of 16 or 8
+    useful = 97 * 97 * 97 * 2 * (64 + 512)
+    issued = sum(result.flops for result in forward) / 2
+    assert useful >= 0.8 * issued
+
+
+def kernels(dtype: str) -> list[steps.Kernel]:
+    """What maps of 97x97, 128x128 and 129x257 launch."""
+    grids = [steps.Grid(1, H, W, 0, dtype, largest=plan.LINE) for H, W in ((97, 97), (128, 128), (129, 257))]
+    buffers = [steps.Buffer(name, 512) for name in ("query", "key", "value", "out")]
+    launches = [step for grid in grids for step in plan.forward(grid, 64, 512, *buffers)]
+    launches += [step for grid in grids for step in plan.backward(grid, 64, 512, buffers[3], *buffers)]
+    return list(dict.fromkeys(step.kernel for step in launches))
+
+
+def gate(kernel: steps.Kernel, arch: tuple[int, int]) -> None:
+    """No spill and no stack; the densest loop of products reads vectors and has no other multiply-add."""
+    from ccnet_cli.ops.cuda import build
+
+    made, text = build.assemble(kernel, arch), build.ptx(kernel, arch)
+    assert (made.stack, made.spills) == (0, 0)
+    assert 0 < made.registers * kernel.threads <= 65536 and made.shared <= 48 << 10
+    assert ("ld.global.v4" in text) == kernel.aligned
+    if kernel.form != "fused_delta":
+        # a step of 32 channels: two products of 16 for each 8 pixels, which one vector serves
+        tiles = kernel.sizes[0]
+        multiplies, loads = build.inner_loop(made.image, "HMMA")
+        assert multiplies >= 2 * tiles and 0 < loads <= multiplies
+        assert set(re.findall(r"ld\.shared\.(\w+)", text)) <= {"v4", "v2"}
+
+
+@compiles
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_nothing_spills_for_any_type_and_tile(arch, dtype):
+    for kernel in kernels(dtype):
+        gate(kernel, arch)
+        if arch == (8, 0):
+            gate(replace(kernel, aligned=False), arch)
+
+
+@compiles
+def test_nothing_spills():
+    (kernel,) = {step.kernel for step in Fused(**SQUARE, backward=False).launches}
+    gate(kernel, (8, 0))
+
+
+# Faults, each planted in one place; the comparison (with the nan from before) or a check of ptxrun must find it.
+
+
+def rows_swapped(real):
+    return lambda builder, dtype, left, *rest: real(builder, dtype, [left[1], left[0], *left[2:]], *rest)
+
+
+def unmasked(real):
+    def make(tiles):
+        from ccnet_cli.ops.cuda import memory
+
+        masked = real(tiles)
+        return memory.inline(lambda total, limit, near, far: masked(total, limit, np.int32(-1), np.int32(-1)))
+
+    return make
+
+
+def not_rescaled(real):
+    return lambda whole, top, new: whole
+
+
+def stale_stage(real):
+    def make(parts):
+        from ccnet_cli.ops.cuda import memory
+
+        load, save = real(parts)
+        return memory.inline(
+            lambda source, channels, line, block, c0: load(source, channels, line, block, np.int32(0))
+        ), save
+
+    return make
+
+
+def renamed(form, old, new):
+    """The launches of a form with another buffer in place of one."""
+
+    def change(launches):
+        return [
+            replace(step, arguments=tuple(new if x == old else x for x in step.arguments))
+            if step.kernel.form == form
+            else step
+            for step in launches
+        ]
+
+    return change
+
+
+def arms_swapped(launches):
+    return [
+        replace(step, arguments=(*step.arguments[:-1], 1 - step.arguments[-1])) if step.kernel.form == "fused" else step
+        for step in launches
+    ]
+
+
+def line_missing(launches):
+    tiles, lines, images = launches[1].grid
+    return [launches[0], replace(launches[1], grid=(tiles, lines - 1, images)), *launches[2:]]
+
+
+# in the launches, of which a map of one size needs no kernel compiled anew
+LAUNCHED = {
+    "recomputed with another sum": renamed("fused_backward", "log", "log_rows"),
+    "delta of another tensor": renamed("fused_delta", "out", "value"),
+    "arms swapped": arms_swapped,
+    "line not written": line_missing,
+}
+# in the sources
+COMPILED = {
+    "rows of a fragment swapped": ("words", "_multiply", rows_swapped),
+    "own pixel counted twice": ("words", "mask", unmasked),
+    "sums not rescaled": ("fused", "_rescale", not_rescaled),
+    "stale stage": ("fused", "_stages", stale_stage),
+}
+
+
+@runs
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", LAUNCHED)
+def test_a_fault_in_the_launches_is_caught(fault):
+    case = Fused(**SQUARE)
+    case.launches = LAUNCHED[fault](case.launches)
+    assert caught(case)
+
+
+@runs
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [None, *COMPILED])
+def test_a_fault_in_the_kernels_is_caught(fault, monkeypatch):
+    from ccnet_cli.ops.cuda import build, memory, words
+    from ccnet_cli.ops.cuda import fused as sources
+
+    case = Fused(1, 40, 136, 20, 20, line=16, backward=False)
+    if fault == "stale stage":
+        case = Fused(1, 8, 136, 5, 5, backward=False)
+    if fault:
+        module, name, change = COMPILED[fault]
+        module = {"words": words, "fused": sources}[module]
+        made = change(getattr(module, name))
+        monkeypatch.setattr(module, name, memory.inline(made) if name == "_rescale" else made)
+        # kernels and their steps that were made before have the right one in them
+        monkeypatch.setattr(build, "ptx", lru_cache(build.ptx.__wrapped__))
+        for maker in (words.dot, words.gather):
+            maker.cache_clear()
+    try:
+        assert bool(caught(case)) == bool(fault)
+    finally:
+        for maker in (words.dot, words.gather):
+            maker.cache_clear()
+
+
+@runs
+def test_a_missing_barrier_is_caught(monkeypatch):
+    from ccnet_cli.ops.cuda import build
+
+    # of two warps
+    case = Fused(1, 16, 8, 20, 20, backward=False)
+    whole = build.ptx
+    monkeypatch.setattr(build, "ptx", lambda *x: re.sub(r"\tbar(rier)?\.sync[^\n]*\n", "", whole(*x)))
+    assert "race" in str(caught(case))
+
+
+def caught(case: Fused) -> object:
+    import ptxrun
+
+    try:
+        case.run()
+    except ptxrun.KernelFault as error:
+        return error
+    return case.failures()
+
+
+# The torch side: views, copies, autograd and launches, with ptxrun or nothing in the driver's place.
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Make tensors of 16 bits on the CPU take the fused path; gives what was launched, with its tensors."""
+    seen = []
+    monkeypatch.setattr(attention, "fits", lambda value: value.dtype in attention.DTYPES)
+    monkeypatch.setattr(launch, "run", lambda launches, tensors: seen.append((launches, tensors)))
+    return seen
+
+
+@pytest.fixture
+def on_ptxrun(on_cpu, monkeypatch):
+    """The same, executed."""
+
+    def run(launches, tensors):
+        arrays = {}
+        for name, tensor in tensors.items():
+            # from the pointer to the storage's end, as a kernel sees it
+            storage = torch.as_tensor((), dtype=tensor.dtype).set_(tensor.untyped_storage())[tensor.storage_offset() :]
+            arrays[name] = (storage.view(torch.uint16) if tensor.dtype == torch.bfloat16 else storage).numpy()
+        execute(launches, arrays, (8, 0), written=set(arrays))
+        on_cpu.append((launches, tensors))
+
+    monkeypatch.setattr(launch, "run", run)
+    return on_cpu
+
+
+def inputs(layout: str, c: int = 16, C: int = 72, dtype: torch.dtype = torch.bfloat16) -> list[torch.Tensor]:
+    whole = torch.randn(2, 2 * c + C + 8, 5, 5, generator=torch.Generator().manual_seed(1)).to(dtype)
+    if "last" in layout:
+        whole = whole.contiguous(memory_format=torch.channels_last)
+    if layout == "last shifted":
+        whole = whole[:, 3:]
+    parts = whole.split([c, c, C, whole.shape[1] - 2 * c - C], dim=1)[:3]
+    if layout == "transposed":
+        return [part.transpose(2, 3).contiguous().transpose(2, 3) for part in parts]
+    return list(parts) if "slices" in layout or "shifted" in layout else [part.clone() for part in parts]
+
+
+@runs
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layout", "c", "C"),
+    [("contiguous", 16, 72), ("last slices", 16, 72), ("last shifted", 16, 72), ("transposed", 16, 72), ("last", 3, 5)],
+)
+def test_any_memory_layout_is_read_right(on_ptxrun, layout, c, C):
+    leaves = [x.detach().requires_grad_() for x in inputs(layout, c, C)]
+    out = ops.criss_cross(*leaves, "numba")
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).bfloat16()
+    got = [out, *torch.autograd.grad(out, leaves, grad)]
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    wanted = ops.criss_cross(*exact, "reference")
+    for one, other in zip(got, [wanted, *torch.autograd.grad(wanted, exact, grad.double())], strict=True):
+        assert one.dtype == torch.bfloat16
+        assert (one.double() - other).abs().max() <= 6e-3 * other.abs().max()
+    launches, tensors = on_ptxrun[0]
+    aligned = c % 8 == 0 and layout != "last shifted"
+    assert {step.kernel.aligned for step in launches} == {aligned}
+    # what a GPU refuses, and ptxrun, to which an array is always aligned, does not
+    for launches, tensors in on_ptxrun:
+        for step in (step for step in launches if step.kernel.aligned):
+            names = [x for x in step.arguments if isinstance(x, str)]
+            assert [name for name in names if tensors[name].data_ptr() % 16 and tensors[name].dim() == 4] == []
+
+
+@runs
+@pytest.mark.slow
+def test_torch_accepts_the_operators_and_their_second_gradients_are_right(on_ptxrun):
+    leaves = [x.detach().requires_grad_() for x in inputs("last", 8, 8)]
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    outcome = torch.library.opcheck(torch.ops.ccnet.fused.default, tuple(leaves), test_utils=tests)
+    assert set(outcome.values()) == {"SUCCESS"}
+
+
+def test_only_the_logarithms_are_saved_and_a_step_is_five_launches(on_cpu):
+    leaves = [x.detach().requires_grad_() for x in inputs("last slices")]
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        out = ops.criss_cross(*leaves, "numba")
+    named = {x.data_ptr() for x in (*leaves, out)}
+    assert sum(x.numel() * x.element_size() for x in saved if x.data_ptr() not in named) == 4 * 2 * 5 * 5
+    out.sum().backward()
+    assert [len(launches) for launches, _ in on_cpu] == [2, 3]
+    made = {name for _, tensors in on_cpu for name in tensors}
+    assert all(tensor.numel() <= 2 * 5 * 5 * 72 for _, tensors in on_cpu for tensor in tensors.values()), made
+
+
+def test_float32_and_clips_and_older_gpus_keep_the_other_kernels(monkeypatch):
+    half = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, device="cuda:0", dim=lambda: 4)
+    arch = (8, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: arch)
+    assert attention.fits(half)
+    for changed in ({"dtype": torch.float32}, {"dim": lambda: 5}, {"is_cuda": False}):
+        assert not attention.fits(SimpleNamespace(**vars(half) | changed))
+    arch = (7, 5)
+    assert not attention.fits(half)
+
+
+def test_launches_have_their_pointers_on_the_current_stream(monkeypatch):
+    launched = []
+
+    class Driver:
+        cuInit = staticmethod(lambda flags: (0,))
+        cuDeviceGet = staticmethod(lambda index: (0, index))
+        cuDevicePrimaryCtxRetain = staticmethod(lambda device: (0, device))
+        cuCtxSetCurrent = staticmethod(lambda context: (0,))
+        cuModuleLoadData = staticmethod(lambda image: (0, image))
+        cuModuleGetFunction = staticmethod(lambda module, name: (0, module))
+
+        @staticmethod
+        def cuLaunchKernel(function, *rest):
+            *shape, _, stream, table, _ = rest
+            slots = (ctypes.c_void_p * 6).from_address(table)
+            launched.append((function, shape, stream, [ctypes.c_void_p.from_address(x).value for x in slots]))
+            return (0,)
+
+    monkeypatch.setattr(launch, "_driver", lambda: Driver)
+    monkeypatch.setattr(launch, "machine_code", lambda kernel, arch: (kernel.form, arch))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
+    caches = (launch._prepare, launch._load, launch._context)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        tensors = inputs("last slices")
+        out, log = attention.attend(*tensors)
+        attention.attend_backward(out, *tensors, out, log)
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+    assert [function for function, *_ in launched] == [
+        *[("fused", (9, 0))] * 2,
+        ("fused_delta", (9, 0)),
+        *[("fused_backward", (9, 0))] * 2,
+    ]
+    assert {stream for _, _, stream, _ in launched} == {7}
+    assert [shape[:6] for _, shape, *_ in launched[:2]] == [[1, 5, 2, 32, 1, 1]] * 2
+    assert [shape[:6] for _, shape, *_ in launched[3:]] == [[3, 5, 2, 32, 1, 1]] * 2
+    rows, columns = (pointers for *_, pointers in launched[:2])
+    assert columns[:4] == rows[:4] == [*(x.data_ptr() for x in tensors), out.data_ptr()]
+    # the rows' logarithms are read by the columns, which write the whole
+    assert rows[4] == rows[5] == columns[4] and columns[5] == log.data_ptr()
+
+
+@compiles
+def test_an_architecture_without_them_is_refused():
+    from ccnet_cli.ops.cuda import build
+
+    with pytest.raises(InputError, match=r"sm_75.*sm_80"):
+        build.ptx(steps.Kernel("fused", "bfloat16", (1, 1, 0), True, 32), (7, 5))
+
+
+@pytest.mark.parametrize("length", [1, 8, 9, 97, 127, 128, 129, 130, 208, 257, 1000])
+def test_a_line_is_covered_with_little_waste_by_blocks_that_fit(length):
+    cut = plan.cut_line(length)
+    assert length <= 8 * cut.tiles * cut.blocks < length + 8 * cut.blocks
+    assert length <= 16 * cut.warps * cut.parts < length + 16 * cut.parts
+    # two pairs of pixels in a thread at most
+    assert cut.tiles <= 2 * cut.warps <= 16 and 4 * plan.shared_words(cut.tiles) <= 48 << 10
+
+
+def test_empty_maps_launch_nothing(on_cpu):
+    for shape in ((0, 4, 4), (2, 0, 4), (2, 4, 0)):
+        B, H, W = shape
+        leaves = [torch.empty(B, n, H, W, dtype=torch.float16, requires_grad=True) for n in (8, 8, 16)]
+        ops.criss_cross(*leaves, "numba").sum().backward()
+        assert [x.grad.shape for x in leaves] == [x.shape for x in leaves]
+    assert on_cpu == []
