@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ class Case:
     """Random input of one size, what the definition makes of it in float64, and the launches that should make it too.
 
     fused: query, key and value are slices of one tensor, as after one convolution. largest: threads along a tile at
-    most, so that a small map has several tiles. small: the same with warps that the simulator can run.
+    most, so that a small map has several tiles. small: the same with warps that the simulator can run. T: frames of a
+    clip; 0 for an image.
     """
 
     images: int
@@ -49,32 +51,36 @@ class Case:
     fused: bool = False
     largest: int = 16
     small: int = 0
+    T: int = 0
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     exact: dict[str, np.ndarray] = field(default_factory=dict)
     launches: list[steps.Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        B, c, C, H, W = self.images, self.c, self.C, self.H, self.W
-        random = np.random.default_rng([B, c, C, H, W])
+        B, c, C = self.images, self.c, self.C
+        S = (self.T, self.H, self.W) if self.T else (self.H, self.W)
+        random = np.random.default_rng([B, c, C, *S])
         if self.fused and self.dtype != "float32":
             raise ValueError("query and key are float32, and so is the tensor that they are slices of")
-        whole = encode(random.standard_normal((B, H, W, 2 * c + C)) / c**0.25, "float32")
+        whole = encode(random.standard_normal((B, *S, 2 * c + C)) / c**0.25, "float32")
         query, key, value = np.split(whole, [c, 2 * c], axis=-1)
         value = value if self.fused else encode(value, self.dtype)
-        grad = encode(random.standard_normal((B, H, W, C)), self.dtype)
+        grad = encode(random.standard_normal((B, *S, C)), self.dtype)
         self.exact = _exact(*(decode(x) for x in (query, key, value, grad)))
         wide = 2 * c + C if self.fused else 0
         sources = {"query": (query, 0), "key": (key, c), "value": (value, 2 * c), "grad": (grad, 0)}
         for name, (array, offset) in sources.items():
             flat = whole.reshape(-1)[offset:] if wide and name != "grad" else np.ascontiguousarray(array).reshape(-1)
             self.arrays[name] = flat
-        arm = steps.pad_length(H)
-        width = arm + steps.pad_length(W)
+        arms = [steps.pad_length(length) for length in S]
+        width = sum(arms)
         made = {"energy": (width, "float32"), "pull": (width, "float32"), "out": (C, self.dtype)}
         made |= {"d_query": (c, "float32"), "d_key": (c, "float32"), "d_value": (C, self.dtype)}
         for name, (channels, dtype) in made.items():
-            self.arrays[name] = encode(np.full(B * H * W * channels, np.nan), dtype)
-        grid = steps.Grid(B, H, W, arm, self.dtype, self.small or self.largest, 8 if self.small else 32)
+            self.arrays[name] = encode(np.full(B * prod(S) * channels, np.nan), dtype)
+        grid = steps.Grid(B, *S[-2:], sum(arms[:-1]), self.dtype, self.small or self.largest, 8 if self.small else 32)
+        if self.T:
+            grid = replace(grid, frames=self.T, column=arms[0])
         channels = {"query": c, "key": c, "value": C, "grad": C, "energy": width, "pull": width}
         channels |= {"out": C, "d_query": c, "d_key": c, "d_value": C}
 
@@ -98,7 +104,7 @@ class Case:
 
     @property
     def useful(self) -> int:
-        """FLOPs of the forward pass, 2 per multiply-add, over all H + W positions."""
+        """FLOPs of the forward pass of an image, 2 per multiply-add, over all H + W positions."""
         return 2 * self.images * self.H * self.W * (self.H + self.W) * (self.c + self.C)
 
 
@@ -190,13 +196,13 @@ def decode(x: np.ndarray) -> np.ndarray:
     return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x.astype(np.float32)
 
 
-def _exact(*inputs_BHWC: np.ndarray) -> dict[str, np.ndarray]:
+def _exact(*inputs_BSC: np.ndarray) -> dict[str, np.ndarray]:
     query, key, value, grad = (
-        torch.from_numpy(np.array(x, dtype=np.float64)).permute(0, 3, 1, 2).requires_grad_() for x in inputs_BHWC
+        torch.from_numpy(np.array(x, dtype=np.float64)).movedim(-1, 1).requires_grad_() for x in inputs_BSC
     )
     out = composed.criss_cross(reference, query, key, value)[0]
     tensors = (out, *torch.autograd.grad(out, (query, key, value), grad))
-    return {name: x.detach().permute(0, 2, 3, 1).numpy() for name, x in zip(RESULTS, tensors, strict=True)}
+    return {name: x.detach().movedim(1, -1).numpy() for name, x in zip(RESULTS, tensors, strict=True)}
 
 
 def simulate(launches: Sequence[steps.Step], arrays: dict[str, np.ndarray]) -> None:
@@ -211,9 +217,10 @@ def simulate(launches: Sequence[steps.Step], arrays: dict[str, np.ndarray]) -> N
         kernel = cuda.jit(build.make_function(step.kernel))
         # the simulator copies what a launch gets back element by element, so the arrays stay themselves
         arguments = [arrays[x] if isinstance(x, str) else np.int32(x) for x in step.arguments]
-        if "softmax" not in step.kernel.form:
-            # strides and sizes
-            arguments[3:10] = tuple(arguments[3:6]), arguments[6], tuple(arguments[7:10])
+        if "softmax" in step.kernel.form:
+            arguments[-7:-1] = [tuple(arguments[-7:-1])]
+        else:
+            arguments[3:] = [tuple(arguments[3:6]), tuple(arguments[6:15]), tuple(arguments[15:])]
         kernel[step.grid, step.kernel.threads](*arguments)
 
 

@@ -168,17 +168,17 @@ def _row(kernel: Kernel, arch: tuple[int, int], launches: Sequence[Step], size: 
 def _cost(step: Step) -> tuple[int, int]:
     """Bytes of a launch whose buffers are each moved once, and FLOPs, 2 per multiply-add, none for padding."""
     itemsize = {"float32": 4}.get(step.kernel.dtype, 2)
+    numbers = [x for x in step.arguments if isinstance(x, int)]
     if "softmax" in step.kernel.form:
-        stride, _, H, W, pixels = (x for x in step.arguments if isinstance(x, int))
+        stride, *ends, pixels = numbers
         reads = 1 if step.kernel.form == "softmax" else 2
-        return 4 * pixels * (reads * (H + W) + stride), 0
-    _, _, _, _, H, W, C, start, _ = (x for x in step.arguments if isinstance(x, int))
-    lines, images = step.grid[1:]
-    columns, rows = start > 0 or lines > H, start == 0
-    positions = images * H * W * (H * columns + W * rows)
-    operands = images * H * W * C * itemsize * (columns + rows)
-    # the columns of nn and tn add to what the rows wrote, and so read it too
-    accesses = 2 if step.kernel.form == "nt" or not columns else 3
+        return 4 * pixels * (reads * (sum(ends[1::2]) - sum(ends[::2])) + stride), 0
+    length, _, _, adds, other, *_, image, C = numbers[4:]
+    pixels = step.grid[2] * image
+    positions = pixels * (length + other)
+    operands = pixels * C * itemsize * (2 if other else 1)
+    # all arms of nn and tn but the rows add to what is there, and so read it too
+    accesses = 3 if adds and step.kernel.form != "nt" else 2
     return 4 * positions + accesses * operands, 2 * positions * C
 
 

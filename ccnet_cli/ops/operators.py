@@ -121,7 +121,7 @@ def fastest(query: Tensor, key: Tensor, value: Tensor, choices: Choices | None) 
         return "numba" if query.device.type == "cpu" and cpu.pays_off(_full(query), value) else "gemm"
     # tensors of another type may be fake, with shapes alone
     plain = all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
-    unsupported = value.dtype not in cuda.DTYPES or value.dim() != 4
+    unsupported = value.dtype not in cuda.DTYPES or value.dim() > 5
     if choices is None or torch.compiler.is_compiling() or not plain or unsupported:
         return "gemm"
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

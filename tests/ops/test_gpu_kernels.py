@@ -16,17 +16,18 @@ SHAPES = [
     (1, 3, 4, 1, 19),
     (1, 1, 1, 1, 1),
     (1, 8, 24, 129, 257),
+    (1, 64, 512, 5, 33, 65),
+    (2, 3, 5, 2, 7, 3),
 ]
 # relative to the largest entry
 ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
-def channels_last(B: int, c: int, C: int, H: int, W: int, dtype=torch.float32, device="cuda:0") -> list[torch.Tensor]:
+def channels_last(B: int, c: int, C: int, *S: int, dtype=torch.float32, device="cuda:0") -> list[torch.Tensor]:
     """Query, key and value as slices of one channels-last tensor, as after one convolution."""
     generator = torch.Generator().manual_seed(0)
-    whole = torch.randn(B, 2 * c + C, H, W, generator=generator) / c**0.25
-    whole = whole.to(device, dtype).contiguous(memory_format=torch.channels_last)
-    return list(whole.split([c, c, C], dim=1))
+    whole = torch.randn(B, *S, 2 * c + C, generator=generator) / c**0.25
+    return list(whole.to(device, dtype).movedim(-1, 1).split([c, c, C], dim=1))
 
 
 def step(inputs: list[torch.Tensor], implementation: str = "numba") -> list[torch.Tensor]:
@@ -47,7 +48,7 @@ def agree(got: list[torch.Tensor], inputs: list[torch.Tensor]) -> None:
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_outputs_and_gradients_are_the_definition(shape, dtype):
-    inputs = channels_last(*shape, dtype)
+    inputs = channels_last(*shape, dtype=dtype)
     agree(step(inputs), inputs)
 
 

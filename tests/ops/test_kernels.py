@@ -21,7 +21,7 @@ from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.ops import cuda
 from ccnet_cli.ops.cuda import launch, steps
 
-# images, c, C, H, W; small is the side of the largest tile in threads of 8 x 8
+# images, c, C, T, H, W; small is the side of the largest tile in threads of 8 x 8
 SIMULATED = [
     {"images": 1, "c": 1, "C": 1, "H": 1, "W": 1, "small": 1},
     {"images": 1, "c": 3, "C": 5, "H": 1, "W": 7, "small": 1},
@@ -34,6 +34,10 @@ SIMULATED = [
     {"images": 1, "c": 3, "C": 2, "H": 3, "W": 2, "small": 1, "fused": True},
     {"images": 1, "c": 4, "C": 8, "H": 3, "W": 3, "small": 1, "dtype": "bfloat16"},
     {"images": 1, "c": 4, "C": 5, "H": 2, "W": 3, "small": 1, "dtype": "float16"},
+    # clips: single frames, more frames than a tile has, and all three arms alike
+    {"images": 1, "c": 2, "C": 3, "T": 1, "H": 2, "W": 3, "small": 1},
+    {"images": 1, "c": 1, "C": 4, "T": 9, "H": 1, "W": 2, "small": 1},
+    {"images": 2, "c": 2, "C": 5, "T": 2, "H": 2, "W": 2, "small": 1},
 ]
 # more tiles, and thousands of threads
 LONGER = [
@@ -50,12 +54,15 @@ RAGGED = [
     {"images": 1, "c": 3, "C": 6, "H": 33, "W": 1, "largest": 4},
     {"images": 1, "c": 12, "C": 20, "H": 17, "W": 9, "fused": True},
     {"images": 1, "c": 8, "C": 36, "H": 3, "W": 37, "largest": 4},
+    {"images": 2, "c": 5, "C": 7, "T": 3, "H": 4, "W": 5},
+    {"images": 1, "c": 12, "C": 20, "T": 5, "H": 2, "W": 9, "fused": True},
 ]
 # with tiles of other sizes
 LONG = [{"images": 1, "c": 3, "C": 6, "H": 33, "W": 1}, {"images": 1, "c": 8, "C": 132, "H": 2, "W": 131}]
 ARCHS = [(7, 5), (8, 0), (9, 0), (10, 0)]
 LARGE = [(13, 13), (16, 13)]
 WHOLE = {"images": 1, "c": 64, "C": 512, "H": 97, "W": 97}
+CLIP = {"images": 1, "c": 8, "C": 12, "T": 5, "H": 33, "W": 65}
 
 
 def failures(case: Case, bound: float | None = None) -> list[str]:
@@ -131,6 +138,15 @@ def test_full_size_is_the_definition_without_a_fault(arch, dtype):
         case = Case(**options | {"dtype": dtype, "fused": options.get("fused", False) and dtype == "float32"})
         execute(case.launches, case.arrays, arch)
         assert failures(case) == []
+
+
+@runs
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_a_clip_is_the_definition_without_a_fault(dtype):
+    case = Case(**CLIP, dtype=dtype)
+    assert [fault for result in execute(case.launches, case.arrays, (8, 0)) for fault in result.faults] == []
+    assert failures(case) == []
 
 
 @runs
@@ -325,7 +341,8 @@ def _swapped(step):
 
 
 def _unmasked(step):
-    return replace(step, arguments=(*step.arguments[:-1], 0)) if step.kernel.form == "nt" else step
+    flags = [0 if number in (10, 14) else x for number, x in enumerate(step.arguments)]
+    return replace(step, arguments=tuple(flags)) if step.kernel.form == "nt" else step
 
 
 def _short_of_a_tile(step):
@@ -339,8 +356,8 @@ def _short_of_a_line(step):
 
 
 def _wrong_arm(step):
-    arm = step.arguments[-6] + 8 if step.kernel.form == "nn" else None
-    return replace(step, arguments=(*step.arguments[:-6], arm, *step.arguments[-5:])) if arm else step
+    offset = step.arguments[9] + 8 if step.kernel.form == "nn" and step.arguments[9] else None
+    return replace(step, arguments=(*step.arguments[:9], offset, *step.arguments[10:])) if offset else step
 
 
 FAULTS = {
@@ -461,6 +478,27 @@ def test_each_operator_is_the_definition_and_so_are_its_gradients(on_ptxrun, nam
 
 
 @runs
+@pytest.mark.parametrize("name", ["affinity", "aggregate", "scatter", "criss_cross"])
+def test_three_axes_are_the_definition_and_so_are_their_gradients(on_ptxrun, name):
+    size, generator = (3, 2, 4), torch.Generator().manual_seed(4)
+    query, key, value, weights = (torch.randn(2, n, *size, generator=generator) for n in (3, 3, 5, sum(size)))
+    inputs = {"affinity": (query, key), "criss_cross": (query, key, value)}.get(name, (weights, value))
+    results = []
+    for implementation, dtype in (("numba", torch.float32), ("reference", torch.float64)):
+        parts = [x.to(dtype).requires_grad_() for x in inputs]
+        out = getattr(ops, name)(*parts, implementation)
+        assert out.isinf().sum() == (2 * 2 * 24 if name == "affinity" else 0)
+        finite = out.masked_fill(out.isinf(), 0.5)
+        results.append([finite, *torch.autograd.grad(finite.square().sum(), parts)])
+    assert_near(" ".join(map(str, range(len(results[0])))), *results)
+    assert len(on_ptxrun) >= 2
+    with pytest.raises(InputError, match="numba on 4 axes: its kernels for CUDA are for two or three; use auto"):
+        getattr(ops, name)(
+            *(x[:, :, None] if x is not weights else torch.ones(2, 10, 1, *size) for x in inputs), "numba"
+        )
+
+
+@runs
 def test_torch_accepts_the_fused_operator(on_ptxrun):
     query, key, value = (x.requires_grad_() for x in laid_out("last", 4, 4, 2, 3))
     outcome = torch.library.opcheck(torch.ops.ccnet.criss_cross.default, (query, key, value, "numba"))
@@ -550,22 +588,26 @@ def test_tiles_cover_a_line_with_little_waste(length, expected):
 
 
 @pytest.mark.parametrize("form", ["nt", "nn", "tn"])
-@pytest.mark.parametrize(("H", "W"), [(1, 1), (3, 37), (37, 3), (300, 2), (5, 6)])
-def test_every_line_is_launched_once_with_tiles_for_all_of_it(form, H, W):
-    C, lines = 70, []
-    grid = steps.Grid(2, H, W, steps.pad_length(H), largest=4)
+@pytest.mark.parametrize(
+    ("T", "H", "W"), [(0, 1, 1), (0, 3, 37), (0, 37, 3), (0, 300, 2), (0, 5, 6), (1, 1, 1), (5, 6, 7), (3, 2, 37)]
+)
+def test_every_line_is_launched_once_with_tiles_for_all_of_it(form, T, H, W):
+    C, frames, seen = 70, max(T, 1), []
+    grid = steps.Grid(2, H, W, 40, largest=4, frames=T, column=8 * bool(T))
     buffers = [steps.Buffer(name, 80) for name in ("left", "right", "out")]
     for step in steps.products(form, grid, *buffers, C, False):
         across, down = step.kernel.sizes
         tiles, count, images = step.grid
-        start = step.arguments[-2]
-        lines += range(start, start + count)
-        assert images == 2
-        for line in range(start, start + count):
-            length = H if line >= H else W
+        first, *arms, image, channels = step.arguments[6:]
+        assert (images, image, channels) == (2, frames * H * W, C)
+        for lines, (length, stride, offset, flag) in ((first, arms[:4]), (count - first, arms[4:])):
+            assert bool(lines) == bool(length)
             needed = -(-length // (8 * down)) * -(-(length if form == "nt" else C) // (8 * across))
-            assert tiles >= needed, f"line {line}: {tiles} tiles, not {needed}"
-    assert lines == list(range(H + W))
+            assert tiles >= needed, f"{tiles} tiles, not {needed}"
+            seen += [(length, stride, offset, flag)] * lines
+    rows, columns = [(W, 1, 40, 0)] * frames * H, [(H, W, 8 if T else 0, int(form != "nt"))] * frames * W
+    through = [(T, H * W, 0, int(form != "nt"))] * H * W if T else []
+    assert seen == rows + columns + through
 
 
 @compiles

@@ -48,15 +48,15 @@ def _make_fused(kernel: Kernel) -> Callable[..., None]:
 
 
 def signature(kernel: Kernel) -> Any:
-    """Pointers, then int32, of which a product takes strides and sizes as tuples; they are single numbers in PTX."""
+    """Pointers, then int32, some of them as tuples, which are single numbers in PTX."""
     stored, full, number = types.CPointer(STORED[kernel.dtype]), types.CPointer(types.float32), types.int32
     if kernel.form in plan.FORMS:
         return _fused_signature(kernel.form)
     if "softmax" in kernel.form:
-        return types.void(*[full] * (1 if kernel.form == "softmax" else 2), *[number] * 5)
+        return types.void(*[full] * (1 if kernel.form == "softmax" else 2), number, types.UniTuple(number, 6), number)
     pointers = (stored, stored, full) if kernel.form == "nt" else (full, stored, stored)
-    three = types.UniTuple(number, 3)
-    return types.void(*pointers, three, number, three, number, number)
+    # strides, two arms, and pixels per image with channels
+    return types.void(*pointers, *(types.UniTuple(number, count) for count in (3, 9, 2)))
 
 
 def _fused_signature(form: str) -> Any:

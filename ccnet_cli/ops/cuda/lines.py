@@ -1,14 +1,14 @@
-"""Matrix products along the rows and columns of an image, as tiles in shared memory and registers.
+"""Matrix products along the rows, columns and time of an image or a clip, as tiles in shared memory and registers.
 
-Every matrix of a product lies along one line, a row or a column, of pixels with unit channel stride: pixel p of a
-tensor starts at p * stride. L is the line's length. Energies E hold two arms per pixel, the column's from 0, the row's
-from `arm` on. Three forms cover the operators and their gradients:
+Every matrix of a product lies along one line, a row or a column or one through the frames, of pixels with unit channel
+stride: pixel p of a tensor starts at p * stride. L is the line's length. Energies E hold an arm per axis and pixel, the
+frames' first, the row's last. Three forms cover the operators and their gradients:
 
     nt  out E (L, L) = left (L, C) right (L, C)^T    energies of query and key, masked; pull of grad and value
     nn  out (L, C)   = left E (L, L) right (L, C)    gathering along the line
     tn  out (L, C)   = left E (L, L)^T right (L, C)  spreading along the line
 
-nn and tn run twice, rows first; the columns add to what the rows wrote. Sums run in a fixed order.
+nn and tn run once for each arm, rows first; the others add to what is there. Sums run in a fixed order.
 """
 
 import math
@@ -108,12 +108,17 @@ def store(out, at, count, values, more, aligned):
 
 
 @inline
-def locate_line(line, image, arm, sizes):
-    """Whether line is a column, its length, the pixels from one to the next, its first pixel, and its arm's offset."""
-    H, W, _ = sizes
-    column = line >= H
-    first = int32(image * H * W + (line - H if column else line * W))
-    return column, H if column else W, W if column else int32(1), first, int32(0) if column else arm
+def locate_line(line, image, arms, pixels):
+    """A line's length, the pixels from one to the next, its first pixel, its arm's offset, and the arm's flag.
+
+    arms are the number of the first arm's lines, and of both arms: length, stride, offset and flag.
+    """
+    lines, L, hop, offset, flag = arms[:5]
+    if line >= lines:
+        line = int32(line - lines)
+        L, hop, offset, flag = arms[5:]
+    block = int32(line // hop)
+    return L, hop, int32(image * pixels + block * (L - 1) * hop + line), offset, flag
 
 
 @inline
@@ -163,8 +168,8 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
     Thread (y, x), numbered row by row, holds rows 8 y + i and columns 4 x + j of one half of the tile and of the other;
     odd y take the halves in the other order, so that the lanes of a warp read neighbouring vectors across rows too.
     Every thread fetches one vector of each operand ahead. Aligned kernels access global memory in vectors of four:
-    channels, strides and arm are multiples of 4, and addresses of 4 elements. Grid: tiles, lines (the rows, then the
-    columns, beginning with line `start`), images.
+    channels, strides and offsets of arms are multiples of 4, and addresses of 4 elements. With an arm's flag, nt masks
+    the diagonal, and nn and tn add to what is there. Grid: tiles, the lines of one arm or two, images.
     """
     NT, TURN_LEFT, TURN_RIGHT, ALIGNED = form == "nt", form != "tn", form == "nt", aligned
     ACROSS, WORKERS, TILE_M, TILE_N = across, across * down, SIDE * down, SIDE * across
@@ -174,14 +179,14 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
     GROUPS_M, GROUPS_N = TILE_M // 4, TILE_N // 4
     VECTORS_M, VECTORS_N = DEPTH * GROUPS_M, DEPTH * GROUPS_N
 
-    def kernel(left, right, out, strides, arm, sizes, start, mask):
+    def kernel(left, right, out, strides, arms, sizes):
         shared = cuda.shared.array(BUFFERS, float32)
         total = cuda.local.array((SIDE, SIDE), float32)
         t = int32(cuda.threadIdx.x)
         left_stride, right_stride, out_stride = strides
-        line, image = int32(cuda.blockIdx.y + start), int32(cuda.blockIdx.z)
-        column, L, hop, first, arm = locate_line(line, image, arm, sizes)
-        N, K = (L, sizes[2]) if NT else (sizes[2], L)
+        pixels, C = sizes
+        L, hop, first, arm, flag = locate_line(int32(cuda.blockIdx.y), int32(cuda.blockIdx.z), arms, pixels)
+        N, K = (L, C) if NT else (C, L)
         m0, n0 = locate_tile(int32(cuda.blockIdx.x), N, TILE_M, TILE_N)
         if m0 >= L:
             return
@@ -236,7 +241,7 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
                 for j in range(0, SIDE, 4):
                     n = far if j else near
                     values = products[4:] if j else products[:4]
-                    own = int32(m0 + row + i - n0 - n) if NT and column and mask else int32(-1)
-                    store(out, int32(index + n), int32(N - n0 - n), _mask(values, own), column and not NT, ALIGNED)
+                    own = int32(m0 + row + i - n0 - n) if NT and flag else int32(-1)
+                    store(out, int32(index + n), int32(N - n0 - n), _mask(values, own), flag and not NT, ALIGNED)
 
     return kernel

@@ -10,9 +10,10 @@ from ccnet_cli.ops.cuda.memory import inline, read, write
 
 
 @inline
-def _valid(position, arm, H, W):
+def _valid(position, arms):
     """Whether an entry of a pixel's energies belongs to its cross, not to the padding behind an arm."""
-    return position < H or (position >= arm and position < arm + W)
+    first, second = position >= arms[0] and position < arms[1], position >= arms[2] and position < arms[3]
+    return first or second or (position >= arms[4] and position < arms[5])
 
 
 @inline
@@ -46,11 +47,12 @@ def _sum(partial, t, lane, value, group):
 def softmax(group: int, keep: int, pixels: int) -> Callable[..., None]:
     """Energies to attention in place. A block takes `pixels` pixels, a group of threads each; a thread holds `keep`.
 
-    Entry lane + i * group is the thread's i-th; group * keep entries at most. Padding becomes 0. Grid: pixels.
+    Entry lane + i * group is the thread's i-th; group * keep entries at most. arms are the begin and end of three; what
+    none has is padding and becomes 0. Grid: pixels.
     """
     THREADS = group * pixels
 
-    def kernel(energy, stride, arm, H, W, count):
+    def kernel(energy, stride, arms, count):
         most = cuda.shared.array(THREADS, float32)
         whole = cuda.shared.array(THREADS, float32)
         values = cuda.local.array(keep, float32)
@@ -63,7 +65,7 @@ def softmax(group: int, keep: int, pixels: int) -> Callable[..., None]:
         for i in range(keep):
             position = int32(lane + i * group)
             values[i] = float32(-math.inf)
-            if position < width and _valid(position, arm, H, W):
+            if position < width and _valid(position, arms):
                 values[i] = read(energy, int32(start + position))
             greatest = max(greatest, values[i])
         greatest = _greatest(most, t, lane, greatest, group)
@@ -85,7 +87,7 @@ def softmax_backward(group: int, keep: int, pixels: int) -> Callable[..., None]:
     """The gradient of the attention to that of the energies in place; threads, padding and grid as for softmax."""
     THREADS = group * pixels
 
-    def kernel(pull, attention, stride, arm, H, W, count):
+    def kernel(pull, attention, stride, arms, count):
         whole = cuda.shared.array(THREADS, float32)
         pulls = cuda.local.array(keep, float32)
         weights = cuda.local.array(keep, float32)
@@ -99,7 +101,7 @@ def softmax_backward(group: int, keep: int, pixels: int) -> Callable[..., None]:
             position = int32(lane + i * group)
             pulls[i] = float32(0)
             weights[i] = float32(0)
-            if position < width and _valid(position, arm, H, W):
+            if position < width and _valid(position, arms):
                 pulls[i] = read(pull, int32(start + position))
                 weights[i] = read(attention, int32(start + position))
             total += pulls[i] * weights[i]

@@ -1,6 +1,9 @@
 """Which kernels an operator launches, with which tiles and on which buffers: plain arithmetic, no GPU, no numba."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import NamedTuple
 
 from ccnet_cli.errors import InputError
 
@@ -16,6 +19,7 @@ PARTS = 7  # at most, of 8 pixels each, per warp; 8 would not fit into 128 regis
 BANDS = 2  # warps down a tile
 ENTRY = "kernel"  # the compiled function's name
 MAX_INDEX = 2**31 - 1  # in the kernels, whose indices are int32
+MAX_BLOCKS = 65535  # along the second and third axis of a launch
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,20 @@ class Buffer:
     aligned: bool = True
 
 
+class Arm(NamedTuple):
+    """Lines along an axis: pixels of a line, pixels from one to the next, offset in the energies, lines per image."""
+
+    length: int
+    stride: int
+    offset: int
+    lines: int
+
+
 @dataclass(frozen=True)
 class Grid:
     """Sizes that the kernels of one operator share. arm: the offset of the row in a pixel's energies.
 
+    Of a clip, an image has `frames`, whose arm begins at 0, and the column begins at `column`.
     largest and lanes are smaller than a GPU's only where threads are simulated one by one. tensor: gather on tensor
     cores, in TF32 or bfloat16; nothing chooses it before a GPU has confirmed it.
     """
@@ -91,11 +105,25 @@ class Grid:
     largest: int = 16
     lanes: int = 32
     tensor: bool = False
+    frames: int = 0
+    column: int = 0
+
+    @property
+    def image(self) -> int:
+        """Pixels of an image, all its frames."""
+        return max(self.frames, 1) * self.height * self.width
 
     @property
     def pixels(self) -> int:
         """Pixels of all images."""
-        return self.images * self.height * self.width
+        return self.images * self.image
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms, in the order in which they are launched: rows, columns, and lines through the frames."""
+        H, W, frames = self.height, self.width, max(self.frames, 1)
+        arms = Arm(W, 1, self.arm, frames * H), Arm(H, W, self.column, frames * W), Arm(frames, H * W, 0, H * W)
+        return arms if self.frames else arms[:2]
 
 
 def pad_length(length: int) -> int:
@@ -104,10 +132,11 @@ def pad_length(length: int) -> int:
 
 
 def check(grid: Grid, *strides: int) -> None:
-    """InputError if an element of a buffer has an index that the kernels cannot hold."""
-    if grid.pixels * max(strides) > MAX_INDEX or grid.images > 65535:
+    """InputError if an element of a buffer has an index that the kernels cannot hold, or there are too many lines."""
+    if grid.pixels * max(strides) > MAX_INDEX or max(grid.images, *(arm.lines for arm in grid.arms)) > MAX_BLOCKS:
+        clip = f"{grid.frames}x" if grid.frames else ""
         raise InputError(
-            f"{grid.images} maps of {grid.height}x{grid.width}",
+            f"{grid.images} maps of {clip}{grid.height}x{grid.width}",
             "too large for the numba kernels, whose indices have 32 bits",
             "use fewer images at once, or another implementation",
         )
@@ -120,28 +149,37 @@ def tile_size(length: int, largest: int) -> int:
 
 
 def products(form: str, grid: Grid, left: Buffer, right: Buffer, out: Buffer, channels: int, mask: bool) -> list[Step]:
-    """Rows, then columns; in one launch if both need the same tiles and write to different addresses."""
+    """Arm by arm, rows first; two in one launch if both need the same tiles and write to different addresses."""
     check(grid, left.stride, right.stride, out.stride)
-    H, W = grid.height, grid.width
     aligned = left.aligned and right.aligned and out.aligned
+
+    def sizes(arm: Arm) -> tuple[int, int]:
+        down = tile_size(arm.length, grid.largest)
+        return (down if form == "nt" else tile_size(channels, grid.largest)), down
+
     steps = []
-    sizes = []
-    for length in (W, H):
-        down = tile_size(length, grid.largest)
-        sizes.append((down if form == "nt" else tile_size(channels, grid.largest), down))
-    merged = form == "nt" and sizes[0] == sizes[1]
-    for start, lines in ((0, H + W),) if merged else ((0, H), (H, W)):
-        across, down = sizes[0 if start == 0 else 1]
-        lengths = (W, H) if merged else (W,) if start == 0 else (H,)
-        tiles = max(
-            -(-length // (SIDE * down)) * -(-(length if form == "nt" else channels) // (SIDE * across))
-            for length in lengths
-        )
-        kernel = Kernel(form, grid.dtype, (across, down), aligned, grid.lanes)
-        arguments = (left.name, right.name, out.name, left.stride, right.stride, out.stride)
-        numbers = (grid.arm, H, W, channels, start, int(mask))
-        steps.append(Step(kernel, (tiles, lines, grid.images), (*arguments, *numbers)))
+    for (across, down), same in groupby(grid.arms, sizes):
+        alike = list(same)
+        many = 2 if form == "nt" and sum(arm.lines for arm in alike[:2]) <= MAX_BLOCKS else 1
+        for arms in (alike[start : start + many] for start in range(0, len(alike), many)):
+            tiles = max(
+                -(-arm.length // (SIDE * down)) * -(-(arm.length if form == "nt" else channels) // (SIDE * across))
+                for arm in arms
+            )
+            kernel = Kernel(form, grid.dtype, (across, down), aligned, grid.lanes)
+            steps.append(_launch(kernel, tiles, grid, (left, right, out), channels, arms, mask or form != "nt"))
     return steps
+
+
+def _launch(
+    kernel: Kernel, tiles: int, grid: Grid, buffers: Sequence[Buffer], channels: int, arms: Sequence[Arm], flag: bool
+) -> Step:
+    """A product along the lines of one arm or of two; flag is for all arms but the rows."""
+    rows, *_ = grid.arms
+    ends = [number for arm in arms for number in (arm.length, arm.stride, arm.offset, int(flag and arm != rows))]
+    numbers: tuple[int, ...] = (arms[0].lines, *ends, *[0] * (8 - len(ends)), grid.image, channels)
+    names, strides = [x.name for x in buffers], [x.stride for x in buffers]
+    return Step(kernel, (tiles, sum(arm.lines for arm in arms), grid.images), (*names, *strides, *numbers))
 
 
 def gathering(grid: Grid, left: Buffer, right: Buffer, out: Buffer, channels: int) -> list[Step]:
@@ -152,18 +190,15 @@ def gathering(grid: Grid, left: Buffer, right: Buffer, out: Buffer, channels: in
         why = "they take float32 as TF32, and bfloat16"
         raise InputError("numba kernels on tensor cores for float16", why, "use another type, or not tensor cores")
     check(grid, left.stride, right.stride, out.stride)
-    H, W = grid.height, grid.width
     across = min(4, -(-channels // CHANNELS), grid.largest)
     steps = []
-    for start, lines, length in ((0, H, W), (H, W, H)):
+    for arm in grid.arms:
         # so that a thread fetches two vectors of each operand at most
-        parts = tile_size(-(-length // BANDS), min(PARTS, 2 * across, grid.largest))
+        parts = tile_size(-(-arm.length // BANDS), min(PARTS, 2 * across, grid.largest))
         sizes = (across, BANDS, parts)
         kernel = Kernel("tensor", grid.dtype, sizes, left.aligned and right.aligned and out.aligned, grid.lanes)
-        tiles = -(-length // (SIDE * BANDS * parts)) * -(-channels // (CHANNELS * across))
-        arguments = (left.name, right.name, out.name, left.stride, right.stride, out.stride)
-        numbers = (grid.arm, H, W, channels, start, 0)
-        steps.append(Step(kernel, (tiles, lines, grid.images), (*arguments, *numbers)))
+        tiles = -(-arm.length // (SIDE * BANDS * parts)) * -(-channels // (CHANNELS * across))
+        steps.append(_launch(kernel, tiles, grid, (left, right, out), channels, [arm], True))
     return steps
 
 
@@ -175,7 +210,8 @@ def softmaxes(form: str, grid: Grid, names: tuple[str, ...], stride: int) -> Ste
     keep = next(entries for entries in ENTRIES if group * entries >= stride)
     pixels = max(grid.lanes * 8 // group, 1)
     kernel = Kernel(form, "float32", (group, keep, pixels), True, grid.lanes)
-    numbers = (stride, grid.arm, grid.height, grid.width, grid.pixels)
+    ends = [end for arm in grid.arms for end in (arm.offset, arm.offset + arm.length)]
+    numbers = (stride, *ends, *[0] * (6 - len(ends)), grid.pixels)
     return Step(kernel, (-(-grid.pixels // pixels), 1, 1), (*names, *numbers))
 
 

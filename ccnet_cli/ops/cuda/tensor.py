@@ -136,14 +136,13 @@ def tensor_product(across: int, down: int, parts: int, dtype: str, aligned: bool
     LINES = WORKERS // 4
     FETCHED_M, FETCHED_N = -(-TILE_M // LINES), WORDS * GROUPS // WORKERS
 
-    def kernel(left, right, out, strides, arm, sizes, start, mask):
+    def kernel(left, right, out, strides, arms, sizes):
         shared = cuda.shared.array(BUFFERS, float32)
         total = cuda.local.array((PARTS, 8), float32)
         t = int32(cuda.threadIdx.x)
         left_stride, right_stride, out_stride = strides
-        line, image = int32(cuda.blockIdx.y + start), int32(cuda.blockIdx.z)
-        column, L, hop, first, arm = locate_line(line, image, arm, sizes)
-        C = sizes[2]
+        pixels, C = sizes
+        L, hop, first, arm, flag = locate_line(int32(cuda.blockIdx.y), int32(cuda.blockIdx.z), arms, pixels)
         m0, n0 = locate_tile(int32(cuda.blockIdx.x), C, TILE_M, TILE_N)
         if m0 >= L:
             return
@@ -199,9 +198,9 @@ def tensor_product(across: int, down: int, parts: int, dtype: str, aligned: bool
         for i in range(PARTED):
             near, far = _part(total, i)
             at = int32((first + m * hop) * out_stride + n)
-            store(out, at, count if m < L else int32(0), near, column, ALIGNED)
+            store(out, at, count if m < L else int32(0), near, flag, ALIGNED)
             at = int32((first + (m + 1) * hop) * out_stride + n)
-            store(out, at, count if m + 1 < L else int32(0), far, column, ALIGNED)
+            store(out, at, count if m + 1 < L else int32(0), far, flag, ALIGNED)
             m = int32(m + 8)
 
     return kernel
