@@ -76,7 +76,7 @@ def test_both_one_line_commands_pin_torch():
 
 
 def test_the_ten_lines_for_own_data_are_a_preset(tmp_path: Path):
-    (block,) = re.findall(r"^```yaml\n(.*?)^```", GUIDES["data"], re.M | re.S)
+    block, *_ = re.findall(r"^```yaml\n(.*?)^```", GUIDES["data"], re.M | re.S)
     assert len(block.splitlines()) <= 10
     path = tmp_path / "mine.yaml"
     path.write_text(block)

@@ -1,8 +1,9 @@
 """`ccnet data`."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -27,9 +28,21 @@ from ccnet_cli.errors import InputError, detail
 DATA_EXAMPLES = examples(
     "ccnet data make toyscapes toys",
     "ccnet data check toys",
+    "ccnet data convert labelme-folder mine",
     "ccnet data sample img.png",
 )
 
+
+ValFraction = Annotated[
+    float, typer.Option("--val-fraction", min=0.01, max=0.9, metavar="F", help="Part of the images to validate on.")
+]
+SplitSeed = Annotated[
+    int, typer.Option("--seed", min=0, max=MAX_SEED, metavar="N", help="Another seed parts otherwise.")
+]
+Group = Annotated[
+    str | None,
+    typer.Option(metavar="REGEX", help="Images of which it matches the same text stay together, such as a video's."),
+]
 
 app = typer.Typer(rich_markup_mode=None, context_settings=CONTEXT, epilog=DATA_EXAMPLES)
 
@@ -148,6 +161,80 @@ def data_check(
     problems = sum(len(report["problems"]) for report in reports.values())
     if problems:
         raise InputError(folder, f"{problems} problem{'s' * (problems > 1)} found", "correct what the report names")
+
+
+@app.command(
+    "convert",
+    epilog=examples(
+        "ccnet data convert labelme-folder mine",
+        "ccnet data convert coco-export mine --unlabelled ignore",
+        "ccnet data convert masks mine --labels '{0: background, 255: car}'",
+        "ccnet data convert drives mine --val-fraction 0.25 --group '^(drive[0-9]+)_'",
+        "ccnet train --preset mine/preset.yaml -o runs/mine",
+    ),
+)
+def data_convert(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images and their annotations.")],
+    output: Annotated[Path, typer.Argument(metavar="NEW", help="A new folder.")],
+    format_name: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="coco, labelme, cvat, supervisely, labelstudio or masks; recognised if left out.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="TABLE", help="What values or colours of masks mean, such as {0: background, 255: car}."),
+    ] = None,
+    unlabelled: Annotated[
+        Literal["auto", "background", "ignore"],
+        typer.Option(metavar="auto|background|ignore", help="What pixels are that nothing covers."),
+    ] = "auto",
+    fraction: ValFraction = 0.2,
+    seed: SplitSeed = 0,
+    group: Group = None,
+    json_file: Json = None,
+) -> None:
+    """Make label PNGs, lists and a preset of what an annotation tool exports.
+
+    Reads COCO (polygons, run lengths, crowds), LabelMe, CVAT for images, Supervisely, Label Studio, and masks of values
+    or colours (Pascal, Roboflow). Nothing in DIR changes.
+    """
+    refuse_outputs(json_file)
+    from ccnet_cli.commands.convert import ConvertRequest, convert
+
+    request = ConvertRequest(source, output, format_name, _table(labels), unlabelled, fraction, seed, _pattern(group))
+    converted = convert(request)
+    if not write_json(converted.to_mapping(), json_file):
+        counts = ", ".join(f"{count} {split}" for split, count in converted.images.items())
+        print_names(f"{counts}; classes: {', '.join(converted.classes)}", converted.folder)
+
+
+def _table(text: str | None) -> dict[str, str | None] | None:
+    """The table of --labels, as the key data.labels has it."""
+    if text is None:
+        return None
+    from ccnet_cli import config
+
+    mapping: dict[str, Any] = {"data": {"dataset": "folder"}}
+    config.override(mapping, f"data.labels={text}")
+    labels = mapping["data"]["labels"]
+    if not isinstance(labels, dict) or not all(name is None or isinstance(name, str) for name in labels.values()):
+        raise InputError("option --labels", "no table of values", "write for example {0: background, 255: car}")
+    return labels
+
+
+def _pattern(text: str | None) -> str | None:
+    """A regular expression, if it is one."""
+    try:
+        re.compile(text or "")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise InputError(
+            "option --group", f"no regular expression ({error})", "write for example '^(drive[0-9]+)_'"
+        ) from None
+    return text
 
 
 @app.command("sample", epilog=examples("ccnet data sample img.png", "ccnet predict img.png -o mask.png"))

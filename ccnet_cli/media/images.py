@@ -176,6 +176,20 @@ def read_colours(path: Path) -> Pixels:
     return np.asarray(pixels, np.uint8)
 
 
+def decode_bits(content: bytes, what: str) -> npt.NDArray[np.bool_]:
+    """The pixels (H, W) of a PNG's bytes that are not 0 or, with an alpha channel, not transparent."""
+    try:
+        found = _inspect(content)
+        pixels, damage = _decode(content, cv2.IMREAD_UNCHANGED)
+        if pixels is None or damage or pixels.shape[:2] != (found.height, found.width):
+            raise UnreadableError(damage or UNDECODABLE)
+    except UnreadableError as error:
+        raise InputError(what, f"its bitmap is {error}", "export it again") from None
+    if pixels.ndim == 2:
+        return pixels > 0
+    return np.asarray(pixels[..., 3] > 0 if pixels.shape[2] == 4 else pixels.any(-1))
+
+
 def write_image(path: Path, image_bgr: Pixels) -> None:
     """Write BGR (H, W, 3) in the format of the suffix, whole or not at all."""
     suffix = ".png" if files.is_stream(path) else path.suffix.lower()

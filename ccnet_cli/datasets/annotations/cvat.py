@@ -1,0 +1,100 @@
+"""CVAT for images: an XML file with polygons, boxes and run-length masks, read without entities."""
+
+from functools import partial
+from xml.etree.ElementTree import Element, ParseError, XMLParser
+
+from ccnet_cli.datasets.annotations.shapes import Mask, Paint, Polygon, box, decode_runs, read_ring
+from ccnet_cli.datasets.annotations.tree import Annotations, Picture, Tree, parse_colour, require_classes, split_of
+from ccnet_cli.errors import InputError
+from ccnet_cli.media.images import read_bytes
+
+SHAPES = ("polygon", "box", "mask", "polyline", "points", "ellipse", "cuboid", "skeleton")
+
+
+def recognise(tree: Tree) -> bool:
+    """Whether an XML file begins as CVAT's do."""
+    return any(b"<annotations>" in read_bytes(tree.top / name, "file")[:2000] for name in tree.ending(".xml"))
+
+
+def read(tree: Tree) -> Annotations:
+    """Every file's images, in the order of z_order; lines and points are skipped."""
+    pictures: list[Picture] = []
+    colours = {}
+    names: list[str] = []
+    skipped = 0
+    for name in tree.ending(".xml"):
+        where = f"file {tree.top / name}"
+        root = parse(read_bytes(tree.top / name, "file"), where)
+        for label in root.iterfind("meta//labels/label"):
+            names.append(label.findtext("name") or "")
+            if colour := parse_colour(label.findtext("color")):
+                colours[names[-1]] = colour
+        for element in root.iterfind("image"):
+            own = f"{where}: image {element.get('name', '')[:100]}"
+            image = tree.find_image(_get(element, "name", own), name, own)
+            shapes = [shape for shape in element if shape.tag in SHAPES]
+            paints = [_paint(shape, own) for shape in shapes]
+            skipped += paints.count(None)
+            size = (_count(element, "height", own), _count(element, "width", own))
+            split = split_of(element.get("subset", ""), name, _get(element, "name", own))
+            pictures.append(Picture(image, [each for each in paints if each], split, size))
+    names += sorted({paint.name for picture in pictures for paint in picture.paints} - set(names))
+    return Annotations(require_classes(names, f"folder {tree.top}"), pictures, colours, skipped=skipped)
+
+
+def parse(content: bytes, where: str) -> Element:
+    """An XML document in UTF-8 without a document type, so that no entity can grow or name a file."""
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+        raise InputError(where, "has a document type, which could name other files or grow without end", "remove it")
+    # another encoding could hide one
+    parser = XMLParser(encoding="utf-8")
+    try:
+        parser.feed(content)
+        return parser.close()
+    except (ParseError, ValueError, RecursionError) as error:
+        raise InputError(where, f"is no XML ({error})", "export it again") from None
+
+
+def _paint(shape: Element, where: str) -> Paint | None:
+    name, level = _get(shape, "label", where), int(_number(shape, "z_order", where, "0"))
+    if shape.tag == "polygon":
+        points = [point.split(",") for point in _get(shape, "points", where).split(";")]
+        return Polygon(
+            name, [read_ring([[_float(part, where) for part in point] for point in points], where)], where, level
+        )
+    if shape.tag == "box":
+        left, top, right, bottom = (_number(shape, key, where) for key in ("xtl", "ytl", "xbr", "ybr"))
+        return Polygon(name, [box(left, top, right, bottom, where)], where, level)
+    if shape.tag == "mask":
+        left, top, width, height = (int(_number(shape, key, where)) for key in ("left", "top", "width", "height"))
+        runs = [int(_float(run, where)) for run in _get(shape, "rle", where).split(",")]
+        if width < 1 or height < 1:
+            raise InputError(where, f"a mask of {width} x {height} pixels", "export it again")
+        read = partial(decode_runs, runs, height, width, where)
+        return Mask(name, read, where, left, top, sum(runs[1::2]), level)
+    return None
+
+
+def _get(element: Element, key: str, where: str, default: str | None = None) -> str:
+    value = element.get(key, default)
+    if value is None:
+        raise InputError(where, f"a {element.tag} without {key}", "export it again")
+    return value
+
+
+def _number(element: Element, key: str, where: str, default: str | None = None) -> float:
+    return _float(_get(element, key, where, default), where)
+
+
+def _count(element: Element, key: str, where: str) -> int:
+    return int(_number(element, key, where))
+
+
+def _float(text: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < 1e12:
+        raise InputError(where, f"{text[:40]!r} is no number", "export it again")
+    return value

@@ -1,0 +1,153 @@
+"""Label Studio: a JSON list of tasks; brush strokes in its own run-length code, polygons in percent of the picture."""
+
+import posixpath
+import re
+from functools import partial
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+from pydantic import Field, RootModel
+
+from ccnet_cli.datasets.annotations.shapes import Bits, Mask, Paint, Polygon, read_ring
+from ccnet_cli.datasets.annotations.tree import Annotations, Number, Picture, Record, Tree, require_classes, split_of
+from ccnet_cli.errors import InputError
+from ccnet_cli.media.images import PIXEL_LIMIT
+
+
+class _Value(Record):
+    rle: list[int] | None = None
+    points: list[tuple[Number, Number]] | None = None
+    brushlabels: list[str] = Field(default_factory=list)
+    polygonlabels: list[str] = Field(default_factory=list)
+
+
+class _Result(Record):
+    type: str
+    value: _Value
+    original_width: int | None = None
+    original_height: int | None = None
+
+
+class _Annotation(Record):
+    result: list[_Result]
+    was_cancelled: bool = False
+
+
+class _Task(Record):
+    data: dict[str, object]
+    annotations: list[_Annotation] = Field(default_factory=list)
+
+
+class _File(RootModel[list[_Task]]):
+    pass
+
+
+def recognise(tree: Tree) -> bool:
+    """Whether a JSON file is a list of tasks."""
+    return bool(_files(tree))
+
+
+def _files(tree: Tree) -> list[str]:
+    loaded = ((name, tree.peek(name)) for name in tree.ending(".json"))
+    return [name for name, value in loaded if isinstance(value, list) and value and _is_task(value[0])]
+
+
+def _is_task(value: object) -> bool:
+    return isinstance(value, dict) and {"data", "annotations"} <= value.keys()
+
+
+def read(tree: Tree) -> Annotations:
+    """One picture for each task, of its first annotation that was not cancelled."""
+    pictures: list[Picture] = []
+    skipped = 0
+    for name in _files(tree) or tree.ending(".json"):
+        for index, task in enumerate(tree.load(name, _File).root):
+            where = f"file {tree.top / name}: task {index}"
+            chosen = next((each for each in task.annotations if not each.was_cancelled), None)
+            results = [] if chosen is None else chosen.result
+            paints = [_paint(each, where) for each in results]
+            skipped += paints.count(None)
+            sizes = {(each.original_height, each.original_width) for each in results if each.original_height}
+            if len(sizes) > 1:
+                raise InputError(where, "its results have several sizes", "export it again")
+            height, width = next(iter(sizes), (None, None))
+            size = (height, width) if height and width else None
+            image = _find(tree, task, name, where)
+            pictures.append(Picture(image, [each for each in paints if each], split_of(name), size))
+    classes = sorted({paint.name for picture in pictures for paint in picture.paints})
+    return Annotations(require_classes(classes, f"folder {tree.top}"), pictures, skipped=skipped)
+
+
+def _find(tree: Tree, task: _Task, name: str, where: str) -> Path:
+    text = next((value for value in task.data.values() if isinstance(value, str)), "")
+    url = urlsplit(text) if "\0" not in text else urlsplit("")
+    path = unquote(parse_qs(url.query).get("d", [url.path])[0])
+    base = posixpath.basename(path)
+    # an upload gets a random name before its own
+    plain = re.sub(r"^[0-9a-f]{8}-", "", base)
+    try:
+        return tree.find_image(path.lstrip("/"), name, where)
+    except InputError:
+        return tree.find_image(plain, name, where)
+
+
+def _paint(result: _Result, where: str) -> Paint | None:
+    value, labels = result.value, [*result.value.brushlabels, *result.value.polygonlabels]
+    if not labels or (value.rle is None and value.points is None):
+        return None
+    width, height = result.original_width or 0, result.original_height or 0
+    if not 0 < width * height <= PIXEL_LIMIT or width < 1:
+        raise InputError(where, f"a result of {width} x {height} pixels", "export it again")
+    if value.points is not None:
+        points = [(x * width / 100, y * height / 100) for x, y in value.points]
+        return Polygon(labels[0], [read_ring(points, where)], where)
+    return Mask(labels[0], partial(decode_brush, value.rle or [], height, width, where), where)
+
+
+def decode_brush(code: list[int], height: int, width: int, where: str) -> Bits:
+    """The opaque pixels of a brush: bytes that hold RGBA values as runs and literals of bits.
+
+    32 bits say how many values there are, 5 how many bits each has (less one), and four times 4 bits how long (less
+    one) the length of a block may be written. A block is a bit, run or literal, two bits that choose how its length
+    (less one) is written, the length, and one value or that number of them.
+    """
+    bits = _Bits(code, where)
+    count, size = bits.take(32), bits.take(5) + 1
+    sizes = [bits.take(4) + 1 for _ in range(4)]
+    if count != 4 * height * width or size != 8:
+        raise InputError(where, f"its brush has {count} values for {width} x {height} pixels", "export it again")
+    values = np.zeros(count, np.uint8)
+    start = 0
+    while start < count:
+        is_run = bits.take(1)
+        end = start + 1 + bits.take(sizes[bits.take(2)])
+        values[start:end] = bits.take(size) if is_run else bits.take_bytes(min(end, count) - start)
+        start = end
+    return values.reshape(height, width, 4)[..., 3] > 0
+
+
+class _Bits:
+    """Numbers of any width, out of a list of bytes."""
+
+    def __init__(self, code: list[int], where: str) -> None:
+        if any(not 0 <= byte <= 255 for byte in code):
+            raise InputError(where, "its brush is no list of bytes", "export it again")
+        self.bits = np.unpackbits(np.array(code, np.uint8))
+        self.where = where
+        self.start = 0
+
+    def take(self, count: int) -> int:
+        """The next bits as a number."""
+        return int("".join(map(str, self._next(count).tolist())), 2)
+
+    def take_bytes(self, count: int) -> "np.ndarray":
+        """The next numbers of eight bits."""
+        return np.packbits(self._next(8 * count))
+
+    def _next(self, count: int) -> "np.ndarray":
+        bits = self.bits[self.start : self.start + count]
+        if len(bits) < count:
+            raise InputError(self.where, "its brush ends early", "export it again")
+        self.start += count
+        return bits

@@ -1,0 +1,188 @@
+"""Mask files: one for each image, of values (grey, 16 bits, palette) or of colours, as Pascal, Roboflow and others."""
+
+import posixpath
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ccnet_cli.datasets.annotations.tree import VOID, Annotations, Colour, Picture, Tree, require_classes, split_of
+from ccnet_cli.datasets.tables import Table, colour_reader, parse_table, value_reader
+from ccnet_cli.errors import InputError
+from ccnet_cli.media.images import Pixels, is_one_channel, read_bytes, read_colours, read_label
+
+WORDS = "masks?|labels?|l|gt|annotations?|annot|ann|segmentations?|seg|segmentationclass(?:aug)?|targets?"
+# a folder or the end of a name that makes a file a mask
+FOLDER = re.compile(rf"(?:^|.*[/_. -])(?:{WORDS}|\w+annot|\w+_masks?|\w+_labels?)(?:[/_. -].*)?", re.IGNORECASE)
+ENDING = re.compile(rf"(.+?)[_. -](?:{WORDS})", re.IGNORECASE)
+INSTANCES = re.compile(r"(?:^|.*/)SegmentationObject/", re.IGNORECASE)
+# text files that say what values or colours mean, lines of a name and three numbers, one or none
+TABLES = re.compile(
+    r"labelmap\.txt|label_colou?rs?\.txt|colou?r_?map\.(txt|csv)|palette\.txt|class_dict(_seg)?\.csv|_?classes\.(csv|txt)"
+    r"|labels\.(csv|txt)|class_?names\.txt|names\.txt|obj\.names",
+    re.IGNORECASE,
+)
+# the outlines in Pascal's masks
+BORDER = "#e0e0c0"
+MAX_VALUES = 64
+IGNORED = 255
+
+
+def recognise(tree: Tree) -> bool:
+    """Whether an image has a mask, by the names."""
+    return bool(_pair(tree))
+
+
+def read(tree: Tree) -> Annotations:
+    """Every image that has a mask; what its values mean is said by --labels, a text file, or the values themselves."""
+    masks = _pair(tree)
+    if not masks:
+        fix = "name masks as the images, in a folder masks or labels or with an ending such as _mask"
+        raise InputError(f"folder {tree.top}", "holds no image with a mask", fix)
+    labels, source = (tree.labels, "--labels") if tree.labels else _read_table(tree)
+    if labels is None:
+        labels, source = _discover([tree.top / mask for mask in masks.values()]), "what the other masks hold"
+    try:
+        table = parse_table(labels)
+    except ValueError as error:
+        raise InputError(source, str(error), "correct it") from None
+    names = require_classes(table.names, source)
+    reader = _reader(table, names, source)
+    splits = _read_splits(tree)
+    pictures = [
+        Picture(
+            tree.top / image,
+            (),
+            splits.get(posixpath.splitext(posixpath.basename(image))[0]) or split_of(posixpath.dirname(image)),
+        )
+        for image in masks
+    ]
+    maps = [partial(reader, tree.top / mask) for mask in masks.values()]
+    return Annotations(names, pictures, _colours(table, names), maps=maps, others=len(tree.images) - 2 * len(masks))
+
+
+def _pair(tree: Tree) -> dict[str, str]:
+    """The mask of each image that has one; InputError for an image with two."""
+    images: dict[tuple[str | None, str], list[str]] = {}
+    masks: dict[tuple[str | None, str], list[str]] = {}
+    for path in tree.images:
+        folder, name = posixpath.split(posixpath.splitext(path)[0])
+        if INSTANCES.match(path):
+            continue
+        ending = ENDING.fullmatch(name)
+        is_mask = ending is not None or (folder and FOLDER.fullmatch(folder) is not None)
+        key = (split_of(folder), ending[1] if ending else name)
+        (masks if is_mask else images).setdefault(key, []).append(path)
+    for key in images:
+        for kind, paths in (("images", images[key]), ("masks", masks.get(key, ()))):
+            if len(paths) > 1 and key in masks:
+                raise InputError(f"{kind} {paths[0]}", f"has the same name as {paths[1]}", "rename one of them")
+    return {paths[0]: masks[key][0] for key, paths in images.items() if key in masks}
+
+
+def _read_splits(tree: Tree) -> dict[str, str]:
+    """The split of each name in ImageSets' lists."""
+    splits: dict[str, str] = {}
+    for path in tree.ending(".txt"):
+        if "imagesets/" in path.lower() and (split := split_of(posixpath.splitext(posixpath.basename(path))[0])):
+            text = read_bytes(tree.top / path, "list").decode("utf-8", "replace")
+            splits |= {posixpath.basename(line.strip()): split for line in text.splitlines() if line.strip()}
+    return splits
+
+
+def _read_table(tree: Tree) -> tuple[dict[str, str | None] | None, str]:
+    """The meaning of values or colours in the first text file that says it; files in several folders must agree."""
+    tables: dict[str, dict[str, str | None]] = {}
+    for path in tree.ending(".txt", ".csv", ".names"):
+        if TABLES.fullmatch(posixpath.basename(path)) and "imagesets/" not in path.lower():
+            tables[path] = _parse_lines(read_bytes(tree.top / path, "file").decode("utf-8-sig", "replace"))
+    tables = {path: table for path, table in tables.items() if table}
+    if not tables:
+        return None, ""
+    (first, table), *others = tables.items()
+    for path, other in others:
+        if posixpath.basename(path) == posixpath.basename(first) and other != table:
+            raise InputError(f"file {tree.top / path}", f"says something else than {tree.top / first}", "make them one")
+    return table, f"file {tree.top / first}"
+
+
+def _parse_lines(text: str) -> dict[str, str | None]:
+    """Lines of a name and R, G, B, or of a name and a value, or of names alone, as the key data.labels has them."""
+    entries: list[tuple[list[str], str]] = []
+    for line in text.splitlines()[:4096]:
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        words = [word for word in re.split(r"[,;:\t]+|\s{2,}|(?<=\d)\s+|\s+(?=\d)", line.strip()) if word.strip()]
+        numbers = [word.strip() for word in words if re.fullmatch(r"\s*\d{1,5}\s*", word)]
+        name = " ".join(word.strip() for word in words if not re.fullmatch(r"\s*\d{1,5}\s*", word))
+        entries.append((numbers[:3], name))
+    counts = [len(numbers) for numbers, _ in entries]
+    size = 3 if 3 in counts else 1 if 1 in counts else 0
+    chosen = [entry for entry in entries if len(entry[0]) == size and entry[1]]
+    keys = [",".join(numbers) if size else str(index) for index, (numbers, _) in enumerate(chosen)]
+    labels = {key: _meaning(name) for key, (_, name) in zip(keys, chosen, strict=True)}
+    if not labels:
+        return {}
+    ignored: dict[str, str | None] = {BORDER if size == 3 else str(IGNORED): None}
+    return {**ignored, **labels}
+
+
+def _meaning(name: str) -> str | None:
+    return None if name.lower() in VOID else name
+
+
+def _discover(masks: Sequence[Path]) -> dict[str, str | None]:
+    """A table of the values or colours that occur, each a class named after it; 255 is ignored beside others."""
+    values: set[int] = set()
+    colours: set[int] = set()
+    for path in masks:
+        if is_one_channel(path):
+            values |= set(np.unique(read_label(path)).tolist())
+        else:
+            pixels = read_colours(path).astype(np.int64)
+            colours |= set(np.unique(pixels[..., 2] << 16 | pixels[..., 1] << 8 | pixels[..., 0]).tolist())
+        if len(values) > MAX_VALUES or len(colours) > MAX_VALUES:
+            why = f"holds more than {MAX_VALUES} values or colours, as a picture or a smoothed mask does"
+            raise InputError(
+                f"mask {path}", why, "say what they mean with --labels, or give the masks as they were drawn"
+            )
+    if colours:
+        # grey masks among coloured ones
+        colours |= {value << 16 | value << 8 | value for value in values}
+        grey = all(colour >> 16 == colour & 255 == colour >> 8 & 255 for colour in colours)
+        if not grey:
+            return {f"#{colour:06x}": f"#{colour:06x}" for colour in sorted(colours)}
+        values = {colour & 255 for colour in colours}
+    named: dict[str, str | None] = {str(value): f"value {value}" for value in sorted(values)}
+    if values != {0, IGNORED} and IGNORED in values:
+        named[str(IGNORED)] = None
+    return named
+
+
+def _colours(table: Table, names: Sequence[str]) -> dict[str, Colour]:
+    return dict(zip(names, table.colours_of(names) or (), strict=False))
+
+
+def _reader(table: Table, names: Sequence[str], source: str) -> Callable[[Path], Pixels]:
+    """A reader of masks as indices of names, 255 ignored; InputError for what the table does not name."""
+    if table.colours:
+        return colour_reader(table, names, IGNORED)
+    plain = value_reader(table)
+    known = np.full(65536, -1, np.int16)
+    for name in table.rest:
+        known[:] = IGNORED if name is None else names.index(name)
+    for value, name in table.values.items():
+        known[value] = IGNORED if name is None else names.index(name)
+
+    def read(path: Path) -> Pixels:
+        values = plain(path)
+        if (unknown := np.unique(values[known[values] < 0])).size:
+            listed = ", ".join(map(str, unknown[:8].tolist()))
+            raise InputError(
+                f"mask {path}", f"value {listed} is not in {source}", "add it, or say what it means with --labels"
+            )
+        return np.asarray(known[values], np.uint8)
+
+    return read

@@ -1,0 +1,184 @@
+"""What tools export becomes the label maps that were exported."""
+
+import json
+from pathlib import Path
+
+import exports
+import numpy as np
+import pytest
+from bad_inputs import jpeg, png, read_png
+
+from ccnet_cli import config
+from ccnet_cli.cli.entry import main
+from ccnet_cli.commands.convert import ConvertRequest, convert
+from ccnet_cli.datasets.report import check_all
+from ccnet_cli.datasets.source import load_pair, open_source
+from ccnet_cli.errors import InputError
+
+LABELS = {name: exports.scene(index) for index, name in enumerate(("a", "b", "c"))}
+SPREAD = {"0": "sky", "9000": "road", "18000": "tree", "27000": "car", "36000": "pole", "rest": None}
+CASES = [(name, writer) for name, writers in exports.FORMATS.items() for writer in writers]
+
+
+@pytest.mark.parametrize(("name", "writer"), CASES, ids=[writer.__name__ for _, writer in CASES])
+def test_every_format_gives_back_the_labels(tmp_path, name, writer):
+    writer(tmp_path / "export", LABELS)
+    labels = SPREAD if writer is exports.spread else None
+    done = convert(ConvertRequest(tmp_path / "export", tmp_path / "new", labels=labels))
+    assert (done.format, sum(done.images.values())) == (name, 3)
+    assert sorted(done.classes) == sorted(exports.NAMES)
+    preset = config.load(str(tmp_path / "new/preset.yaml"))
+    sources = {split: open_source(preset.data, split) for split in ("train", "val")}
+    wanted = np.array([done.classes.index(name) for name in exports.NAMES] + [255] * 251, np.uint8)
+    seen = set()
+    for source in sources.values():
+        for sample in source.samples:
+            stem = Path(sample.name).name[0]
+            seen.add(stem)
+            image, label = load_pair(source, sample)
+            np.testing.assert_array_equal(image, exports.image_of(LABELS[stem]))
+            np.testing.assert_array_equal(label, wanted[LABELS[stem]])
+    assert seen == set(LABELS)
+    assert all(report.problems == () for report in check_all(sources).values())
+
+
+def test_labels_are_palette_pngs_in_the_export_s_colours(tmp_path):
+    exports.pascal(tmp_path / "export", LABELS)
+    convert(ConvertRequest(tmp_path / "export", tmp_path / "new"))
+    assert (tmp_path / "new/val.lst").read_text() == "images/JPEGImages/a.png\tlabels/JPEGImages/a.png\n"
+    _, palette, values = read_png((tmp_path / "new/labels/JPEGImages/b.png").read_bytes())
+    assert palette[: 3 * len(exports.COLOURS)] == bytes(value for colour in exports.COLOURS for value in colour)
+    np.testing.assert_array_equal(values, LABELS["b"])
+
+
+def refused(tmp_path, capsys, *words):
+    """The one line that a conversion is refused with; nothing is left of it, and the export is as it was."""
+    before = {path: path.read_bytes() for path in (tmp_path / "export").rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "convert", str(tmp_path / "export"), str(tmp_path / "new"), "-q", *words])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.startswith("ccnet: error: ") and "; " in line
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    assert before == {path: path.read_bytes() for path in (tmp_path / "export").rglob("*") if path.is_file()}
+    return line
+
+
+def rewrite(path, change):
+    value = json.loads(path.read_text())
+    changed = change(value)
+    path.write_text(json.dumps(value if changed is None else changed))
+
+
+def first(value, **keys):
+    value["annotations"][0].update(keys)
+
+
+def one_label():
+    return {"a": LABELS["a"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v["annotations"][0].pop("image_id"), "annotations.0.image_id: field required"),
+        (lambda v: v["annotations"][0].pop("category_id"), "annotations.0.category_id: field required"),
+        (lambda v: first(v, image_id=99), "no image has id 99"),
+        (lambda v: first(v, category_id=2), "no category has id 2"),
+        (lambda v: first(v, segmentation=[[1, 2, 3]]), "a polygon of 3 numbers"),
+        (lambda v: first(v, segmentation=[[1, 2, 3, 4]]), "a polygon of 2 points"),
+        (lambda v: first(v, segmentation=[[500, 500, 510, 500, 510, 510]]), "lies outside of the picture (81 x 60)"),
+        (lambda v: first(v, segmentation=[[0, 0, 1e300, 0, 5, 5]]), "leads far out of the picture"),
+        (lambda v: first(v, segmentation={"size": [60, 81], "counts": [10]}), "do not fill 81 x 60"),
+        (lambda v: first(v, segmentation={"size": [60, 81], "counts": [-10, 4870]}), "do not fill 81 x 60"),
+        (lambda v: first(v, segmentation={"size": [10**9, 10**9], "counts": [10**18]}), "a mask of 1000000000 x"),
+        (lambda v: first(v, segmentation={"size": [60, 81], "counts": "o" * 50}), "packed runs"),
+        (lambda v: first(v, segmentation={"size": [60, 81], "counts": "\u20ac"}), "packed runs are damaged"),
+        (lambda v: v["images"][0].update(file_name="../../etc/passwd"), "image ../../etc/passwd is no image below"),
+        (lambda v: v["images"][0].update(width=10**12), "its annotation 1000000000000 x 60"),
+        (lambda v: v["categories"][0].update(name=""), "has no printable name"),
+        (
+            lambda v: [annotation.update(segmentation=[]) for annotation in v["annotations"]],
+            "boxes alone outline nothing",
+        ),
+        (
+            lambda v: [annotation.update(segmentation=[[0, 0, "x", 1, 1, 1]]) for annotation in v["annotations"]],
+            "number",
+        ),
+    ],
+)
+def test_a_wrong_coco_file_is_one_line(tmp_path, capsys, change, words):
+    exports.coco_polygons(tmp_path / "export", one_label())
+    rewrite(tmp_path / "export/annotations/instances.json", lambda value: (change(value), None)[1])
+    assert words in refused(tmp_path, capsys, "--format", "coco")
+
+
+@pytest.mark.parametrize(
+    ("writer", "file", "old", "new", "words"),
+    [
+        (exports.labelme, "a.json", '"imagePath": "a.png"', '"imagePath": "/etc/b.png"', "is no image below"),
+        (exports.labelme, "a.json", '"points": [[', '"points": [[9], [', "shapes.0.points.0"),
+        (exports.labelme, "a.json", '"imageWidth": 81', '"imageWidth": 60', "its annotation 60 x 60"),
+        (exports.labelme, "a.json", "{", "[" * 5000, "invalid JSON"),
+        (exports.cvat_masks, "annotations.xml", "<annotations>", "<!DOCTYPE a><annotations>", "document type"),
+        (exports.cvat_masks, "annotations.xml", ' rle="', ' rle="99999999999,', "do not fill"),
+        (exports.cvat_masks, "annotations.xml", ' rle="', ' rle="a,', "is no number"),
+        (exports.cvat_masks, "annotations.xml", ' left="', ' left="77', "outside of the picture"),
+        (exports.cvat_masks, "annotations.xml", ' top="', ' up="', "a mask without top"),
+        (exports.cvat_masks, "annotations.xml", "</annotations>", "", "is no XML"),
+        (exports.cvat_polygons, "annotations.xml", ' points="', ' points="1,2,3;', "a polygon of"),
+        (exports.supervisely, "set/ann/a.png.json", '"data": "', '"data": "!', "no base64 text"),
+        (exports.supervisely, "set/ann/a.png.json", '"data": "', '"data": "AAAA', "bitmap is damaged"),
+        (exports.supervisely, "set/ann/a.png.json", '"classTitle": "sky"', '"classTitle": "sea"', "sea is not in"),
+        (exports.supervisely, "set/ann/a.png.json", '"origin": [', '"origin": [700, ', "origin"),
+        (exports.labelstudio, "export.json", '"original_width": 81', '"original_width": 810000000', "pixels"),
+        (exports.labelstudio, "export.json", '"rle": [', '"rle": [255, ', "its brush has"),
+        (exports.labelstudio, "export.json", '"rle": [', '"rle": [300, ', "no list of bytes"),
+        (exports.pascal, "labelmap.txt", "car:64,0,128", "car:64,0,129", "colour #400080 is not in"),
+        (exports.roboflow_masks, "train/_classes.csv", "4, pole", "40, pole", "value 4 is not in file"),
+    ],
+)  # fmt: skip
+def test_a_wrong_export_is_one_line(tmp_path, capsys, writer, file, old, new, words):
+    writer(tmp_path / "export", one_label() if "labelme" in writer.__name__ else LABELS)
+    path = tmp_path / "export" / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    name = next(name for name, writers in exports.FORMATS.items() if writer in writers)
+    assert words in refused(tmp_path, capsys, "--format", name)
+
+
+def test_a_mask_in_the_wrong_format_is_explained(tmp_path, capsys):
+    exports.colours(tmp_path / "export", LABELS)
+    (tmp_path / "export/masks/a.png").unlink()
+    exports.put(tmp_path / "export/masks/a.jpg", jpeg(exports.image_of(LABELS["a"])))
+    assert "masks/a.jpg: not a PNG: other formats change or cannot hold class" in refused(tmp_path, capsys)
+
+
+def test_masks_that_nobody_names_are_named_after_their_values(tmp_path):
+    for count, classes in ((256, ("value 0", "value 255")), (2, ("value 0", "value 1"))):
+        export = tmp_path / f"export{count}"
+        exports.write_images(export, LABELS)
+        for name, label in LABELS.items():
+            mask = np.where(label == 3, 255, 0) if count == 256 else np.where(label == 255, 255, label == 3)
+            exports.put(export / f"labels/{name}.png", png(mask.astype(int)))
+        assert convert(ConvertRequest(export, tmp_path / f"new{count}")).classes == classes
+
+
+def test_what_is_not_outlined_is_background_or_ignored(tmp_path):
+    only = {name: np.where(label == 3, 3, 255).astype(np.uint8) for name, label in LABELS.items()}
+    exports.labelme(tmp_path / "export", only)
+    assert convert(ConvertRequest(tmp_path / "export", tmp_path / "new")).classes == ("background", "car")
+    done = convert(ConvertRequest(tmp_path / "export", tmp_path / "ignored", unlabelled="ignore"))
+    assert done.classes == ("car",)
+
+
+def test_groups_stay_together_and_nothing_is_replaced(tmp_path):
+    labels = {f"{video}_{index}": LABELS["a"] for video in ("x", "y", "z") for index in range(4)}
+    exports.labelme(tmp_path / "export", labels)
+    done = convert(ConvertRequest(tmp_path / "export", tmp_path / "new", fraction=0.33, group="^._"))
+    assert done.images == {"train": 8, "val": 4}
+    assert len({line[7] for line in (tmp_path / "new/val.lst").read_text().splitlines()}) == 1
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="exists and is not an empty folder"):
+        convert(ConvertRequest(tmp_path / "export", tmp_path / "new"))
+    assert sorted(tmp_path.rglob("*")) == before
