@@ -6,7 +6,7 @@ import signal
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ccnet_cli.inference.stream import Area, Collector, Keep, Outcome, Task
 from ccnet_cli.media import images, outputs, sources
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.layout import Layout, Targets
-from ccnet_cli.media.sources import Collision, Source
+from ccnet_cli.media.sources import Collision, Listing, Source
 from ccnet_cli.media.video import declared_frames
 from ccnet_cli.parallel.group import share_store
 from ccnet_cli.progress import Progress
@@ -177,7 +177,7 @@ def _run(request: PredictRequest, on_outcome: OnOutcome, segment: Callable[["_St
     has_videos = any(sources.is_video(source.path) for source in stream.first)
     progress = Progress(stream.total, 0, "file" if has_videos else "image", sharing.PROGRESS_IMAGES)
     collector = Collector(deliver, progress, request.strict)
-    with closing(progress):
+    with closing(progress), closing(stream.listing) if stream.listing else nullcontext():
         number = segment(stream, collector)
     if number and collector.next != stream.total:
         total = "more" if stream.total is None else stream.total
@@ -209,7 +209,8 @@ def _check(request: PredictRequest) -> PredictRequest:
 class _Stream:
     """The sources of a request, of which the first are checked, and what they are segmented with.
 
-    The recipe is the same for every shard; total counts this shard's sources, once it is known.
+    The recipe is the same for every shard; total counts this shard's sources, once it is known. listing holds all
+    sources where a file that exists may be replaced, and not all are checked.
     """
 
     request: PredictRequest
@@ -219,6 +220,7 @@ class _Stream:
     total: int | None
     recipe: Recipe
     artifact: Artifact[Network]
+    listing: Listing | None = None
 
     def segment(self, collector: Collector, processes: int) -> int:
         """Segment all in this process, or in others; the number of the signal that stopped it, or 0."""
@@ -256,7 +258,7 @@ class _Stream:
 
     def _refuse_beside(self, source: Source) -> Source:
         """The source, or its error where its mask could replace an image that is not yet known."""
-        if self.request.overwrite or self.request.skip_complete:
+        if self.request.skip_complete:
             targets = self._targets(source)
             folder = source.path.parent.resolve()
             if not isinstance(targets, CCNetError) and any(
@@ -272,6 +274,10 @@ class _Stream:
         try:
             targets = self.layout.targets(source.path, source.name)
             _refuse_outputs(self.request, targets.values(), [source.path, self.recipe.checkpoint])
+            if self.listing is not None:
+                for path in filter(self.listing.holds, targets.values()):
+                    why = "is a source of this command too, however far down the list"
+                    raise InputError(f"output {path}", why, "name another folder for the output")
             return targets
         except InputError as error:
             return error
@@ -302,7 +308,9 @@ def _open_stream(request: PredictRequest) -> _Stream:
     artifact = recipe.open()
     if artifact.clip and not all(sources.is_video(source.path) for source in own):
         notice(f"the network takes clips: an image is seen as {artifact.clip.frames} equal frames, a video as itself")
-    return _Stream(request, layout, first, stream, len(own) if is_all else None, recipe, artifact)
+    listing = Listing(first, stream) if request.overwrite and not is_all else None
+    total, rest = len(own) if is_all else None, stream if listing is None else iter(listing)
+    return _Stream(request, layout, first, rest, total, recipe, artifact, listing)
 
 
 def _check_first(request: PredictRequest, layout: Layout, first: list[Source]) -> list[Path]:

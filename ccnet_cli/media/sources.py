@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import itertools
+import json
 import os
 import sqlite3
 import stat
@@ -66,9 +67,10 @@ def is_video(path: Path) -> bool:
 
 
 class _Ledger:
-    """The files and the outputs so far, in a temporary database on the disk: memory stays flat whatever their number.
+    """The files and outputs so far, in a temporary database on the disk: memory stays flat whatever their number.
 
-    It takes about 150 bytes for each image, where SQLite puts its temporary files ($SQLITE_TMPDIR, or /var/tmp).
+    It takes about 150 bytes for each image, where SQLite puts its temporary files ($SQLITE_TMPDIR, or /var/tmp). rest
+    are sources that wait there for their turn.
     """
 
     def __init__(self) -> None:
@@ -76,6 +78,7 @@ class _Ledger:
         self.database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         for table in ("files (key BLOB PRIMARY KEY)", "outputs (key BLOB PRIMARY KEY, source BLOB)"):
             self.database.execute(f"CREATE TABLE {table} WITHOUT ROWID")
+        self.database.execute("CREATE TABLE rest (line BLOB)")
         for setting in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -16384"):
             self.database.execute(f"PRAGMA {setting}")
         self.database.execute("BEGIN")
@@ -91,22 +94,54 @@ class _Ledger:
         if folder != self.folder or not self.real_folder:
             self.folder, self.real_folder = folder, os.path.realpath(folder)
         real = os.path.realpath(path) if path.is_symlink() else f"{self.real_folder}/{name}"
-        return self._insert("files VALUES (?)", _digest(real))
+        return self.insert("files VALUES (?)", _digest(real))
+
+    def holds(self, path: Path) -> bool:
+        """Whether the file to which a name leads is among those so far."""
+        found = self.database.execute("SELECT 1 FROM files WHERE key = ?", (_digest(os.path.realpath(path)),))
+        return found.fetchone() is not None
 
     def owner(self, output: str, source: Path) -> Path | None:
         """The source that has this output already; None, and it belongs to this source from now on."""
         key = _digest(output)
-        if self._insert("outputs VALUES (?, ?)", key, os.fsencode(source)):
+        if self.insert("outputs VALUES (?, ?)", key, os.fsencode(source)):
             return None
         (owner,) = self.database.execute("SELECT source FROM outputs WHERE key = ?", (key,)).fetchone()
         return Path(os.fsdecode(owner))
 
-    def _insert(self, row: str, *values: bytes) -> bool:
+    def insert(self, row: str, *values: bytes) -> bool:
+        """Insert a row; False if its key is there already."""
         try:
             return self.database.execute(f"INSERT OR IGNORE INTO {row}", values).rowcount == 1
         except sqlite3.OperationalError as error:
             fix = "make room where temporary files lie, or set SQLITE_TMPDIR to another folder"
             raise EnvironmentFailure("list of the sources", f"not written ({error})", fix) from None
+
+
+class Listing:
+    """Sources of a stream, read to its end onto the disk, so that it is known which files are among them."""
+
+    def __init__(self, first: Iterable[Source], rest: Iterable[Source]) -> None:
+        self._ledger = _Ledger()
+        for source in first:
+            self._ledger.is_new(source.path)
+        for source in rest:
+            self._ledger.is_new(source.path)
+            error = source.error and [isinstance(source.error, Collision), *map(str, source.error.args)]
+            self._ledger.insert("rest VALUES (?)", json.dumps([str(source.path), source.name, error]).encode())
+
+    def __iter__(self) -> Iterator[Source]:
+        for (line,) in self._ledger.database.execute("SELECT line FROM rest ORDER BY rowid"):
+            path, name, error = json.loads(line)
+            yield Source(Path(path), name, error and (Collision if error[0] else InputError)(*error[1:]))
+
+    def holds(self, path: Path) -> bool:
+        """Whether a file, by whatever name, is a source."""
+        return self._ledger.holds(path)
+
+    def close(self) -> None:
+        """Delete what lies on the disk."""
+        self._ledger.close()
 
 
 def _digest(name: str) -> bytes:

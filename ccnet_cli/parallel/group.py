@@ -237,13 +237,18 @@ def _meet(launch: Launch, limits: Limits) -> Any:
 def _join(launch: Launch, device: torch.device, limits: Limits) -> Group:
     """Form the group; only its first steps wait for limits.join, every later collective for limits.collective."""
     rank, size, attempt = launch.rank, launch.world_size, launch.attempt
+    who = "not all"
     try:
         memory = _meet(launch, limits)
         store = STORES.PrefixStore(f"attempt-{0 if launch.rendezvous else attempt}", memory)
         if store.add(f"here-{rank}", 1) > 1:
             why = "another process has this rank"
             raise InputError(f"process {rank} of {size}", why, "start each once, and each run at a port of its own")
-        store.wait([f"here-{each}" for each in range(size)])
+        try:
+            store.wait([f"here-{each}" for each in range(size)])
+        except dist.DistStoreError:
+            who = f"no process {', '.join(str(each) for each in range(size) if not store.check([f'here-{each}']))}"
+            raise
         if launch.rendezvous:
             # the machines' agents count restarts each for itself
             host, _, port = launch.rendezvous.rpartition(":")
@@ -255,7 +260,7 @@ def _join(launch: Launch, device: torch.device, limits: Limits) -> Group:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except RuntimeError as error:
         what = f"meeting of {size} processes at {launch.address}:{launch.port}"
-        why = f"not all came within {limits.join:.0f} s ({first_line(error)})"
+        why = f"{who[:80]} came within {limits.join:.0f} s ({first_line(error)})"
         raise EnvironmentFailure(what, why, "see that all are started and reach that address") from None
     return Group(device, rank, size, launch.local_rank, attempt, store, memory)
 

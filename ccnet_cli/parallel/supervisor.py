@@ -118,8 +118,8 @@ def _start(payload: bytes, processes: int, port: int, rank: int, attempt: int) -
     # torchrun's variables, which `read_launch` reads
     ranks = dict.fromkeys(("RANK", "LOCAL_RANK"), rank) | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), processes)
     store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
-    log = {"TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}
-    environment = ranks | store | log | {"TORCHELASTIC_RESTART_COUNT": attempt}
+    level = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
+    environment = ranks | store | {"TORCH_CPP_LOG_LEVEL": level, "TORCHELASTIC_RESTART_COUNT": attempt}
     # children inherit the mask, so early signals stay pending
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -136,7 +136,6 @@ def _replace(workers: list[_Process], start: Callable[[int, int], _Process], lef
     """Start anew the workers that a failure of the machine has ended; the number of replacements left."""
     for index, worker in enumerate(workers):
         if left and not worker.alive:
-            # what it sent before it died
             worker.receive()
         # one that never became ready would fail again
         if left and worker.ready and worker.has_failed and not worker.alive:
@@ -151,8 +150,7 @@ def _watch(
     workers: list[_Process], received: list[int], limits: Limits, start: Callable[[int, int], _Process], left: int
 ) -> Exception | None:
     """Wait until all workers have ended, and kill those that miss the deadline; None for success, or the cause."""
-    deadline = end_of_idling = float("inf")
-    forwarded, independent = False, left > 0
+    deadline, idle_end, forwarded, independent = float("inf"), float("inf"), False, left > 0
     while True:
         if not received and not any(worker.alive for worker in workers):
             # all died since the last look
@@ -167,8 +165,7 @@ def _watch(
         if received and not forwarded:
             forwarded = True
             # until all are ready there is nothing to save
-            seconds = limits.shutdown if all(worker.ready for worker in workers) else 0
-            deadline = min(deadline, time.monotonic() + seconds)
+            deadline = min(deadline, time.monotonic() + (limits.shutdown if all(w.ready for w in workers) else 0))
             for worker in workers:
                 with suppress(OSError):
                     worker.pipe.send(received[0])
@@ -181,8 +178,7 @@ def _watch(
         elif not received:
             # whoever failed has been replaced; where those that came are done, one that did not is waited for no longer
             idle = independent and any(w.is_done for w in workers) and not any(w.ready and w.alive for w in workers)
-            end_of_idling = min(end_of_idling, time.monotonic() + limits.shutdown) if idle else float("inf")
-            deadline = end_of_idling
+            deadline = idle_end = min(idle_end, time.monotonic() + limits.shutdown) if idle else float("inf")
     silent = [worker for worker in workers if worker.alive]
     for worker in silent:
         worker.process.kill()
@@ -195,7 +191,7 @@ def _watch(
 def _cause(workers: list[_Process], silent: list[_Process], received: list[int], limits: Limits) -> Exception:
     """The error to raise for failed workers: the first one; that a peer was lost is only a consequence."""
     reported = sorted((w.outcome.time, w.rank, w.error) for w in workers if w.outcome and w.error)
-    failures = [error for _, _, error in reported]
+    failures = [error for *_, error in reported]
     if stops := [error for error in failures if isinstance(error, Interrupted)]:
         return stops[0]
     if received and not failures:

@@ -375,16 +375,24 @@ def test_collisions_and_repeats_are_noticed_however_far_apart(place, tmp_path, m
 
 def test_an_image_is_never_replaced_however_long_the_list(tmp_path, monkeypatch, place):
     saved = place[1]
-    for name in ("a.jpg", "b.jpg", "c.jpg", "c.png"):
+    for name in ("a.jpg", "b.jpg", "c.jpg", "c.png", "more/a.png"):
         tiny.write(tmp_path / "photos" / name, tiny.picture(9, 9, 1))
+    # under a name that no source has
+    (tmp_path / "photos/a.png").symlink_to(tmp_path / "photos/more/a.png")
     before = read_all(tmp_path / "photos")
     monkeypatch.setattr(prediction, "WINDOW", 1)
-    listed = [tmp_path / "photos" / name for name in ("a.jpg", "c.jpg", "b.jpg")]
-    listing = "".join(f"{path}\n" for path in [*listed, tmp_path / "photos" / "c.png"])
+    monkeypatch.chdir(tmp_path / "photos")
+    listing = "a.jpg\nc.jpg\nb.jpg\nmissing.jpg\nc.png\nmore/a.png\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listing.encode())))
-    result = calls.predict(["-"], tmp_path / "photos", saved, check=False, device="cpu", overwrite=True)
-    assert result.result.failed == 3
+    result = calls.predict(["-"], Path(), saved, check=False, device="cpu", overwrite=True)
+    assert result.result.sources == 6
+    # the output of a.jpg is an image far down the list, that of c.jpg one that comes later, that of c.png is c.jpg's
+    failed = [str(error) for error in result.result.errors]
+    assert ["output a.png", "output c.png", "standard input: missing.jpg", "c.jpg and c.png"] == [
+        str(error.what) for error in result.result.errors[:4]
+    ], failed
     assert read_all(tmp_path / "photos").items() >= before.items()
+    assert (tmp_path / "photos/b.png").exists()
 
 
 def children(process):

@@ -227,7 +227,8 @@ def test_a_port_that_is_taken_is_refused():
 
 
 def _combine(worker, numbers):
-    with join_group(CPU, supervised=worker.is_supervised) as group:
+    # a process that the system does not let start is named before the tests' own time is over
+    with join_group(CPU, Limits(join=60), worker.is_supervised) as group:
         number = numbers[group.rank]
         counts = torch.tensor([2**40 + number, len(group.shard(5))])
         group.barrier()
@@ -453,4 +454,4 @@ def test_ranks_that_do_not_come_are_given_up(ranks):
     started = time.monotonic()
     answer = ranks(1, work, WORLD_SIZE=2)[0][0]
     assert answer.startswith("EnvironmentFailure: meeting of 2 processes at 127.0.0.1:"), answer
-    assert "not all came within 1 s" in answer and time.monotonic() - started < 10
+    assert "no process 1 came within 1 s" in answer and time.monotonic() - started < 10

@@ -340,3 +340,44 @@ def test_sigterm_to_one_agent_leaves_the_other_training_or_ends_the_run(data, tm
     assert code == (0 if which else 143), output
     if which:
         assert_equal(weights(run), undisturbed(data, tmp_path, run))
+
+
+# torch's own launcher, without a front
+
+
+class Torchrun(Train):
+    """An agent of torchrun with one worker; two of them on this machine are two nodes."""
+
+    def __init__(self, data, folder, name, port):
+        (folder / name).mkdir()
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", 1]
+        launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "one"]
+        launcher += ["--rdzv-conf", "last_call_timeout=5,keep_alive_interval=2", "--local-addr", "127.0.0.1"]
+        launcher += ["--max-restarts", 3]
+        shared = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        super().__init__(
+            data, folder / name, "-o", folder / "run", settings=KEEP, launcher=launcher, fault="train", **shared
+        )
+        self.run = folder / "run"
+
+    def kill(self):
+        for process in (self.pid, *self.pids()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_plain_torchrun_shrinks_to_the_node_that_is_left(data, tmp_path):
+    port, run = free_port(), tmp_path / "run"
+    nodes = [Torchrun(data, tmp_path, "one", port)]
+    # the first one keeps the store
+    time.sleep(2)
+    nodes.append(Torchrun(data, tmp_path, "two", port))
+    reach(run, 5, *nodes)
+    assert set(sizes(run).values()) == {2}
+    nodes[1].kill()
+    code, output, _ = nodes[0].end(180)
+    assert code == 0, output
+    assert "accumulation 2, was 1, world_size 1, was 2: sample-exact, not bit-exact" in output
+    assert set(sizes(run).values()) == {1, 2}
+    assert_equal(weights(run), undisturbed(data, tmp_path, run))
