@@ -451,8 +451,8 @@ def attend_backward(dtype: str, tiles: int, warps: int, long: bool, aligned: boo
         wide, narrow = (line, m, sizes[3], column != 0), (line, m, sizes[2], column != 0)
         if job == 1:
             at_near, at_far, near, far = int32(first + m * hop), int32(first + (m + 8) * hop), m < L, m + 8 < L
-            both = (_number(log, at_near, near, INFINITE), _number(log, at_far, far, INFINITE))
-            sums = (*both, _number(delta, at_near, near, zero), _number(delta, at_far, far, zero))
+            log_near, log_far = _number(log, at_near, near, INFINITE), _number(log, at_far, far, INFINITE)
+            sums = (log_near, log_far, _number(delta, at_near, near, zero), _number(delta, at_far, far, zero))
             sources = (query, key, grad, value, log, delta)
             arguments = (sources, (q, k, g, v), sizes, line, column, m, sums)
             made = first_to_query(shared, arguments)
