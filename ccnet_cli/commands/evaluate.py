@@ -27,8 +27,8 @@ from ccnet_cli.media.background import background_writer
 from ccnet_cli.parallel import supervisor
 from ccnet_cli.parallel.group import Group, join_group
 from ccnet_cli.parallel.supervisor import Worker
-from ccnet_cli.runs import checkpoint
 from ccnet_cli.weights.find import find_artifact
+from ccnet_cli.weights.pairs import list_files
 
 # images between two lines of progress
 PROGRESS_IMAGES = 20
@@ -114,7 +114,7 @@ def evaluate_in_group(request: EvaluateRequest, group: Group) -> Result:
     artifact = open_artifact(path, request.preset, request.overrides)
     source, labelled = _open_split(request, artifact)
     plan = {} if request.save is None else _plan(request, request.save, source, group)
-    _refuse_outputs(request, plan, [*checkpoint.list_files(path), *source.samples.files()])
+    _refuse_outputs(request, plan, [*list_files(path), *source.samples.files()])
     if not labelled:
         notice(f"split {request.split} has no labels: its images are segmented into {request.save}, not scored")
     elif group.rank == 0:

@@ -15,9 +15,9 @@ from ccnet_cli.inference.artifact import Artifact, load_model
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.models.network import CCNet
 from ccnet_cli.runs import safetensors
-from ccnet_cli.runs.checkpoint import list_files
 from ccnet_cli.weights.layouts import LAYOUTS, Misfit
 from ccnet_cli.weights.load import read_facts, read_weights
+from ccnet_cli.weights.pairs import list_files
 
 # formats that hold the network itself, and the endings by which their files are known
 SUFFIXES = {"onnx": onnxfile.SUFFIX, "torch-export": portable.SUFFIX}

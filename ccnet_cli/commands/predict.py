@@ -26,8 +26,8 @@ from ccnet_cli.media.sources import Collision, Listing, Source
 from ccnet_cli.media.video import declared_frames
 from ccnet_cli.parallel.group import share_store
 from ccnet_cli.progress import Progress
-from ccnet_cli.runs import checkpoint
 from ccnet_cli.weights.find import find_artifact
+from ccnet_cli.weights.pairs import list_files
 
 # sources that are checked before the first is segmented; the network is made for as many images at most
 WINDOW = 10_000
@@ -299,7 +299,7 @@ def _open_stream(request: PredictRequest) -> _Stream:
     if any(sources.is_video(source.path) for source in own):
         notice("sound, if a video has any, is not kept")
     path = find_artifact(request.checkpoint)
-    _refuse_outputs(request, written, checkpoint.list_files(path))
+    _refuse_outputs(request, written, list_files(path))
     device = devices.local_device(request.gpus, request.processes, default_device(request.runtime.device, path))
     name = device.type if request.gpus else str(device)
     pictures = (source.path for source in first if source.error is None and not sources.is_video(source.path))

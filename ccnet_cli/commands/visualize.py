@@ -15,8 +15,8 @@ from ccnet_cli.figures.attention import ModelMaps, Point, draw_figure
 from ccnet_cli.inference.attention import ImageAttention, attend, load_attentive
 from ccnet_cli.media import images
 from ccnet_cli.models.dense import ChannelPass
-from ccnet_cli.runs.checkpoint import list_files
 from ccnet_cli.weights.find import find_artifact, sample_image
+from ccnet_cli.weights.pairs import list_files
 
 # H, W the image; h, w the grid of cells on which the network attends; points and cells are (x, y)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.weights import catalogue
+from ccnet_cli.weights.pairs import pair_at
 
 DEMO = Path(__file__).parent / "demo"
 # a file of the catalogue for photographs: small, with a hash, and its score is not far from the best
@@ -15,8 +16,8 @@ FOR_PHOTOGRAPHS = "mmseg-ccnet-r50-769-80k"
 def find_artifact(explicit: Path | None = None) -> Path:
     """The file to use: the explicit one, $CCNET_CHECKPOINT, the newest run's below ./runs, or the demo weights.
 
-    A run folder stands for its best checkpoint, a name of the catalogue for its file in the cache. A notice says what
-    the demo weights were trained on.
+    A run folder stands for its best checkpoint, a folder with an encoder's and a decoder's file for both, a name of the
+    catalogue for its file in the cache. A notice says what the demo weights were trained on.
     """
     chosen = explicit or (Path(os.environ["CCNET_CHECKPOINT"]) if os.environ.get("CCNET_CHECKPOINT") else None)
     if chosen is not None:
@@ -24,6 +25,8 @@ def find_artifact(explicit: Path | None = None) -> Path:
             return find_weights(chosen)
         for path in _best(chosen):
             return path
+        if pair_at(chosen) is not None:
+            return chosen
         raise InputError(chosen, "a folder without best.pt or last.pt", "give a run folder or a checkpoint file")
     runs = [path for folder in Path("runs").glob("*/") for path in _best(folder)]
     if runs:
@@ -41,7 +44,13 @@ def find_artifact(explicit: Path | None = None) -> Path:
 
 
 def find_weights(path: Path) -> Path:
-    """A file, or for a name of the catalogue its file in the cache, verified; InputError where it is not there."""
+    """A file, or for a name of the catalogue its file in the cache, verified; InputError where it is not there.
+
+    Of two in one path, FILE,FILE, each is looked for.
+    """
+    first, comma, second = str(path).partition(",")
+    if comma and not path.exists():
+        return Path(f"{find_weights(Path(first))},{find_weights(Path(second))}")
     if path.exists() or len(path.parts) != 1:
         return path
     entry = catalogue.read().entries.get(path.name)

@@ -18,6 +18,7 @@ from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs.fields import NewerVersionError, UnsupportedError, check_fields
 from ccnet_cli.weights.find import find_weights
 from ccnet_cli.weights.layouts import Foreign
+from ccnet_cli.weights.pairs import read_any
 from ccnet_cli.weights.presets import irreconcilable, other_shapes, preset_for
 from ccnet_cli.weights.recognise import recognise
 
@@ -78,7 +79,7 @@ def read_weights(
     preset, a name or a file, replaces the one that the file holds or suggests; overrides ("key=value") come last. A
     backbone alone gets a new head, or is an InputError unless headless.
     """
-    content = checkpoint.read_any(path)
+    content = read_any(path)
     if checkpoint.is_checkpoint(content):
         check_fields(content, path)
         mapping = config.to_mapping(config.load(preset)) if preset else content["preset"]
@@ -160,7 +161,7 @@ def read_start(path: Path, partial: bool = False) -> Start:
     leaves the head as it is.
     """
     path = find_weights(path)
-    content = checkpoint.read_any(path)
+    content = read_any(path)
     if checkpoint.is_checkpoint(content):
         check_fields(content, path)
         try:

@@ -7,6 +7,7 @@
 | mmsegmentation's CCNet | `decode_head.cca` | gamma from 0-d to 1-d |
 | mmsegmentation's other heads, see layouts/mmseg_heads.py | `decode_head` | gammas from 0-d to 1-d |
 | toolbox, OCNet, openseg, DANet, semseg, PyTorch-Encoding, torchvision | their heads' names | in-place ABN as above |
+| MIT CSAIL's pairs of files, see pairs.py | `encoder.` and `decoder.` | counters of its norms left out |
 | ResNets of MIT, open-mmlab (v1c), torchvision | `layer4` without a head | `fc` left out |
 """
 
@@ -27,6 +28,7 @@ OWN = tuple(LAYOUTS)
 KNOWN = (
     "the authors' CCNet, its PyTorch port, mmsegmentation's CCNet and other heads, "
     "networks of the toolbox, OCNet, openseg, DANet, semseg, PyTorch-Encoding and torchvision, "
+    "MIT CSAIL's encoder and decoder, "
     "ResNets of MIT, open-mmlab (v1c) and torchvision"
 )
 # parts of names that give other networks away
@@ -47,7 +49,7 @@ def recognise(content: Any, path: Path) -> Foreign:
     content is what torchfile.read gave: a state dict, or one below a wrapper such as `state_dict` or `model`. The
     layout that was added last is asked first. What is published of a file of the catalogue counts where it is silent.
     """
-    state, meta = _unwrap(content, path)
+    state, meta = unwrap(content, path)
     known = catalogue.entry_of(path)
     meta = {**(known.meta if known else {}), **meta}
     for layout in reversed(LAYOUTS.values()):
@@ -64,7 +66,7 @@ def _known_layouts() -> str:
     return f"known are {', '.join([KNOWN, *(name for name in LAYOUTS if name not in OWN)])}"
 
 
-def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict in a file, its prefixes removed, and what lies beside it, with the entries of its `meta`."""
     if not isinstance(content, dict):
         raise InputError(path, f"holds a {type(content).__name__}, not a state dict", _known_layouts())

@@ -7,6 +7,7 @@ from ccnet_cli import config
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.weights import catalogue
 from ccnet_cli.weights.load import read_facts
+from ccnet_cli.weights.pairs import pair_at, read_any
 from ccnet_cli.weights.presets import preset_for
 from ccnet_cli.weights.recognise import recognise
 
@@ -15,8 +16,9 @@ INPUT = ("channel_order", "mean", "std", "align_corners")
 
 def describe(path: Path) -> dict[str, Any]:
     """Kind, network, input, classes and the preset to use it with, and which file of the catalogue it is, if any."""
-    content = checkpoint.read_any(path)
-    sha256 = catalogue.digest(path)
+    content = read_any(path)
+    pair = pair_at(path)
+    sha256 = None if pair else catalogue.digest(path)
     own = checkpoint.is_checkpoint(content)
     classes: int | None
     if own:
@@ -31,9 +33,9 @@ def describe(path: Path) -> dict[str, Any]:
     weights = content["model"] if own else foreign.weights
     return {
         "file": str(path),
-        "bytes": path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in pair or [path]),
         "sha256": sha256,
-        "catalogue": _name_of(path, sha256),
+        "catalogue": _name_of(path, sha256) if sha256 else None,
         "what": what,
         "origin": origin or None,
         "weights": sum(tensor.numel() for tensor in weights.values()),

@@ -152,7 +152,7 @@ def test_a_check_that_raises_is_a_failed_check():
 
 
 def test_a_damaged_preset_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for module in (config, config.presets):
+    for module in (config, config.library):
         monkeypatch.setattr(module, "folder", lambda: tmp_path)
     assert doctor._run_check(doctor._check_presets)[0].state == "fail"
     (tmp_path / "bad.yaml").write_text("name: [")

@@ -151,6 +151,8 @@ EXPORTS = {
     "the authors' DANet": "danet",
     "PyTorch-Encoding's EncNet": "encoding",
     "PyTorch-Encoding's EncNet, lateral": "encoding",
+    "OCNet's base-oc": "ocnet",
+    "openseg's ISANet": "openseg",
 }
 
 
@@ -169,6 +171,6 @@ def test_a_network_is_written_in_its_own_layout_and_no_other(name, tmp_path):
     other = "semseg" if EXPORTS[name] != "semseg" else "toolbox"
     with pytest.raises(InputError, match="the model is none of"):
         export(ours, tmp_path / "other.pth", other)
-    pool = "floor" if "toolbox" in name else "ceil"
+    pool = "ceil" if EXPORTS[name] not in ("toolbox", "ocnet", "openseg") else "floor"
     with pytest.raises(InputError, match="the model is none of"):
         export(ours, tmp_path / "other.pth", EXPORTS[name], overrides=[f"model.backbone.pool={pool}"])

@@ -1,5 +1,7 @@
 """Layouts from outside: asked first, inferred from, written; what they get and what their errors become."""
 
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
@@ -81,7 +83,7 @@ def test_the_command_line_takes_layouts_from_outside(ccnet, tmp_path):
     done = ccnet(*extend, "export", "theirs.pth", "-o", "back.pt")
     assert done.returncode == 0 and "somebody's network" in done.stderr
     refused = ccnet("export", saved, "--format", "somebody", "-o", "no.pth")
-    layouts = "'torchvision', 'semseg', 'danet', 'encoding', 'toolbox', 'official'"
+    layouts = "'openseg', 'ocnet', 'torchvision', 'semseg', 'danet', 'encoding', 'toolbox', 'mmseg', 'official'"
     names = f"'weights', {layouts}, 'onnx', 'torch-export'"
     assert refused.returncode == 2
     assert f"option --format: 'somebody' is not one of {names}; see ccnet export --help" in refused.stderr
@@ -103,7 +105,7 @@ def test_the_last_layout_is_asked_first_and_none_sees_what_another_did(monkeypat
     monkeypatch.setitem(LAYOUTS, "first", layout("first", own))
     monkeypatch.setitem(LAYOUTS, "second", layout("second"))
     content = {"state_dict": {"module.head.conva.0.weight": torch.ones(1)}, "note": 7, "meta": {"other": 8}}
-    assert recognise(content, "file.pth") is own
+    assert recognise(content, Path("file.pth")) is own
     assert asked == [("second", ["head.conva.0.weight"], 7), ("first", ["head.conva.0.weight"], 7)]
 
 
@@ -136,8 +138,8 @@ def _exported(saved, folder):
 
 
 def test_a_layout_that_is_read_alone_is_no_format(ccnet, tmp_path):
-    done = ccnet("export", "a.pt", "--format", "mmseg", "-o", "b.pth")
-    assert done.returncode == 2 and "'mmseg' is not one of" in done.stderr
+    done = ccnet("export", "a.pt", "--format", "csail", "-o", "b.pth")
+    assert done.returncode == 2 and "'csail' is not one of" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,13 @@ __all__ = ["LAYOUTS", "Foreign", "Layout", "Misfit", "Table", "rename"]
 
 LAYOUTS: dict[str, Layout] = {
     "imagenet": Layout(late("ccnet_cli.weights.layouts.imagenet", "recognise")),
-    **{name: Layout(late(f"ccnet_cli.weights.layouts.{name}", "recognise")) for name in ("openseg", "ocnet")},
+    "csail": Layout(late("ccnet_cli.weights.layouts.csail", "recognise")),
     **{
         name: Layout(
             late(f"ccnet_cli.weights.layouts.{name}", "recognise"), late(f"ccnet_cli.weights.layouts.{name}", "export")
         )
-        for name in ("torchvision", "semseg", "danet", "encoding", "toolbox")
+        for name in ("openseg", "ocnet", "torchvision", "semseg", "danet", "encoding", "toolbox", "mmseg")
     },
-    "mmseg": Layout(late("ccnet_cli.weights.layouts.mmseg", "recognise")),
     "port": Layout(late("ccnet_cli.weights.layouts.port", "recognise")),
     "official": Layout(
         late("ccnet_cli.weights.layouts.official", "recognise"),

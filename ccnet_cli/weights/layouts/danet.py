@@ -36,7 +36,7 @@ NETWORKS = (
         ("head.conv5a.0.weight", "pretrained.conv1.weight"),
         TABLE,
         _settings,
-        {**OTHERS_BACKBONE, "multi_grid": True},
+        {**OTHERS_BACKBONE, "stem": "7x7", "multi_grid": True},
         TORCHVISION_INPUT,
         unused=("pretrained.fc.",),
     ),

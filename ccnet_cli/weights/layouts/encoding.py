@@ -41,7 +41,7 @@ def _settings(weights: Weights) -> dict[str, Any]:
 
 def _network(mark: str, stem: Table) -> Network:
     table = (*HEAD, *stem, *LAST)
-    backbone, expected = {**OTHERS_BACKBONE, "dilation": "contracted"}, TORCHVISION_INPUT
+    backbone, expected = {**OTHERS_BACKBONE, "stem": "deep" if stem else "7x7"}, TORCHVISION_INPUT
     what = "PyTorch-Encoding's EncNet"
     return Network(what, (MARK, mark), table, _settings, backbone, expected, unused=("pretrained.fc.",))
 

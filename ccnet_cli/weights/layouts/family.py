@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ccnet_cli.models.backbones.resnet import RESNETS, Bottleneck
 from ccnet_cli.models.settings import Model
 from ccnet_cli.weights.layouts.abn import give_abn_scales, take_absolute_scales
 from ccnet_cli.weights.layouts.layout import Foreign, Misfit, Table, original_name, rename
@@ -68,23 +69,29 @@ def recognise(networks: Sequence[Network], state: Weights) -> Foreign | None:
 def export(networks: Sequence[Network], state: Weights, model: Model) -> dict[str, Tensor]:
     """Our weights as those of one of the networks; Misfit unless reading them gives this model again."""
     for network in networks:
-        ours = {key: tensor.clone() for key, tensor in state.items()}
+        # in-place ABN counts no batches
+        ours = {key: t.clone() for key, t in state.items() if not (network.abn and key.endswith("num_batches_tracked"))}
         if network.abn:
             give_abn_scales(ours)
         theirs = {original_name(key, network.table): tensor for key, tensor in ours.items()}
-        foreign = recognise([network], theirs)
-        if foreign is not None and foreign.weights.keys() == state.keys() and _is_same(foreign.model, model):
+        try:
+            foreign = recognise([network], theirs)
+        except Misfit:
+            continue
+        if foreign is not None and foreign.weights.keys() == ours.keys() and is_same(foreign.model, model):
             return theirs
     names = ", ".join(dict.fromkeys(network.what for network in networks))
     raise Misfit(f"the model is none of {names}", "use --format weights")
 
 
-def _is_same(theirs: dict[str, Any], model: Model) -> bool:
+def is_same(theirs: dict[str, Any], model: Model) -> bool:
     """Whether two networks compute the same from the same weights; what is left to the shapes does not count."""
     try:
         one, other = Model.model_validate(theirs).model_dump(mode="json"), model.model_dump(mode="json")
     except ValueError:
         return False
+    for each in (one, other):
+        _name_alike(each["backbone"], each["head"])
     for key, value in other.items():
         if not isinstance(value, dict) or not isinstance(one[key], dict):
             if value != one[key]:
@@ -94,6 +101,15 @@ def _is_same(theirs: dict[str, Any], model: Model) -> bool:
         ):
             return False
     return True
+
+
+def _name_alike(backbone: dict[str, Any], head: dict[str, Any]) -> None:
+    """Give what is the same one name: rules of dilation on a backbone, and what an attention is that never runs."""
+    block, _ = RESNETS.get(backbone["kind"], (None, ()))
+    if backbone.get("stride") == 32 or (block is Bottleneck and backbone["dilation"] != "dilated"):
+        backbone["dilation"] = "contracted"
+    if head.get("recurrence") == 0:
+        head["query_channels"] = None
 
 
 def pairs(theirs: str, ours: str, at: int = 0, first: int = 0) -> Table:

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ccnet_cli.weights.layouts.layout import Foreign, Table, rename
+from ccnet_cli.models.settings import Model
+from ccnet_cli.weights.layouts.family import is_same
+from ccnet_cli.weights.layouts.layout import Foreign, Misfit, Table, original_name, rename
 from ccnet_cli.weights.layouts.mmseg_heads import HEADS, Other
 from ccnet_cli.weights.layouts.network import (
     ATTENTION,
@@ -103,3 +105,35 @@ def _with_classes(foreign: Foreign, meta: dict[str, Any]) -> Foreign:
         ):
             foreign = replace(foreign, palette=tuple((int(r), int(g), int(b)) for r, g, b in colours))
     return foreign
+
+
+def export(state: dict[str, Tensor], model: Model) -> dict[str, Any]:
+    """Our weights in this layout, with the part of the configuration that they do not show; Misfit for another network.
+
+    The file is as mmsegmentation's are: `state_dict`, and `meta` with the text.
+    """
+    own = model.model_dump(mode="json")
+    content = {"meta": {"config": _configuration(own)}}
+    # its stem of another kind has other names
+    tables = (TABLE, *((*COMMON, *other.table) for other in HEADS)) if own["backbone"].get("stem") == "v1c" else ()
+    for table in tables:
+        theirs = {original_name(key, table): tensor.clone() for key, tensor in state.items()}
+        # a scale is a number there
+        theirs |= {key: tensor.reshape(()) for key, tensor in theirs.items() if key.endswith(".gamma.scale")}
+        try:
+            foreign = recognise(dict(theirs), content["meta"])
+        except Misfit:
+            continue
+        if foreign is not None and foreign.weights.keys() == state.keys() and is_same(foreign.model, model):
+            return {"state_dict": theirs, **content}
+    raise Misfit("the model is no network of mmsegmentation's", "use --format weights")
+
+
+def _configuration(model: dict[str, Any]) -> str:
+    """What recognise reads of a configuration, as its owner writes it."""
+    head = model["head"]
+    own = {"align_corners": model["align_corners"], **{key: head[key] for key in ("recurrence", "mode") if key in head}}
+    if "dilations" in head:
+        own["dilations"] = (1, *head["dilations"])
+    words = ", ".join(f"{key}={value!r}" for key, value in own.items())
+    return f"model = dict(decode_head=dict({words}), auxiliary_head=dict(align_corners={model['align_corners']}))"

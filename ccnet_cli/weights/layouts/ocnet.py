@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccnet_cli.models.settings import Model
 from ccnet_cli.weights.layouts.family import Network, Weights, pairs
+from ccnet_cli.weights.layouts.family import export as export_family
 from ccnet_cli.weights.layouts.family import recognise as recognise_family
 from ccnet_cli.weights.layouts.layout import Foreign, Misfit, Table
 from ccnet_cli.weights.layouts.network import AUTHORS_BACKBONE
@@ -68,7 +70,9 @@ def _fcn(weights: Weights) -> dict[str, Any]:
 def _network(name: str, mark: str, table: Table, settings: Any, auxiliary: str = "leaky_relu") -> Network:
     own = {"activation": auxiliary}
     marks = (mark, "conv1.weight")
-    return Network(f"OCNet's {name}", marks, table, settings, AUTHORS_BACKBONE, INPUT, abn=True, auxiliary=own)
+    return Network(
+        f"OCNet's {name}", marks, table, settings, {**AUTHORS_BACKBONE, "stem": "deep"}, INPUT, abn=True, auxiliary=own
+    )
 
 
 NETWORKS = (
@@ -87,3 +91,10 @@ def recognise(state: dict[str, Tensor], _: dict[str, Any]) -> Foreign | None:
         if same is None or not torch.equal(query, same):
             raise Misfit(f"an OCNet whose {key} is not its key's", "give the file as it was released")
     return recognise_family(NETWORKS, state)
+
+
+def export(state: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """Our weights in this layout, keys as queries too; Misfit for another network."""
+    theirs = export_family(NETWORKS, state, model)
+    keys = {key: tensor for key, tensor in theirs.items() if key.startswith("context.") and ".f_key." in key}
+    return theirs | {key.replace(".f_key.", ".f_query."): tensor for key, tensor in keys.items()}

@@ -4,12 +4,18 @@ from typing import Any
 
 from torch import Tensor
 
+from ccnet_cli.models.settings import Model
 from ccnet_cli.weights.layouts.family import Network, Weights
+from ccnet_cli.weights.layouts.family import export as export_family
 from ccnet_cli.weights.layouts.family import recognise as recognise_family
 from ccnet_cli.weights.layouts.layout import Foreign, Table
 from ccnet_cli.weights.layouts.network import MIT_INPUT
 
-BACKBONE: Table = (("backbone.resinit.", "backbone."), ("backbone.", "backbone."))
+STEM = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")
+BACKBONE: Table = (
+    *((f"backbone.resinit.{name}.", f"backbone.{name}.") for name in STEM),
+    ("backbone.", "backbone."),
+)
 
 
 def _sequence(theirs: str, ours: str, plain: bool, count: int = 1) -> Table:
@@ -76,7 +82,7 @@ def _network(name: str, mark: str, table: Table, settings: Any, plain: bool) -> 
     def activated(weights: Weights) -> dict[str, Any]:
         return {**settings(weights), "activation": activation}
 
-    backbone = {"dilation": "mit", "pool": "ceil"}
+    backbone = {"stem": "deep", "dilation": "mit", "pool": "ceil"}
     return Network(f"openseg's {name}", (mark,), table, activated, backbone, MIT_INPUT, abn=not plain)
 
 
@@ -93,3 +99,8 @@ NETWORKS = tuple(
 def recognise(state: dict[str, Tensor], _: dict[str, Any]) -> Foreign | None:
     """openseg's names."""
     return recognise_family(NETWORKS, state)
+
+
+def export(state: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """Our weights in this layout; Misfit for another network."""
+    return export_family(NETWORKS, state, model)

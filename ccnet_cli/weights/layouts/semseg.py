@@ -33,7 +33,7 @@ NETWORKS = (
         ("layer0.0.weight", "ppm.features.0.1.weight"),
         TABLE,
         _settings,
-        {"dilation": "dilated", "pool": "floor"},
+        {"stem": "deep", "dilation": "dilated", "pool": "floor"},
         TORCHVISION_INPUT,
     ),
 )

@@ -49,7 +49,7 @@ def _networks() -> list[Network]:
                     (mark, "conv1.weight", f"dsn.{last}.weight"),
                     rest,
                     _with(settings, activation),
-                    AUTHORS_BACKBONE,
+                    {**AUTHORS_BACKBONE, "stem": "deep"},
                     AUTHORS_INPUT,
                     abn=abn,
                 )

@@ -33,10 +33,8 @@ def _fcn(weights: Weights) -> dict[str, Any]:
 
 
 def _network(name: str, mark: str, table: Table, settings: Any) -> Network:
-    marks = (mark, "backbone.conv1.weight")
-    return Network(
-        f"torchvision's {name}", marks, table, settings, OTHERS_BACKBONE, TORCHVISION_INPUT, align_corners=False
-    )
+    marks, backbone = (mark, "backbone.conv1.weight"), {**OTHERS_BACKBONE, "stem": "7x7"}
+    return Network(f"torchvision's {name}", marks, table, settings, backbone, TORCHVISION_INPUT, align_corners=False)
 
 
 NETWORKS = (
