@@ -101,7 +101,11 @@ def weights_get(
     ],
     source: Annotated[
         str | None,
-        typer.Option("--from", metavar="FILE|DIR|URL", help="Another place: a file, a folder, or an http address."),
+        typer.Option(
+            "--from",
+            metavar="FILE|DIR|URL",
+            help="Another place: a file, a folder, or an http address (of a folder with / at its end).",
+        ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Get it even if it is in the cache.")] = False,
     timeout: Annotated[

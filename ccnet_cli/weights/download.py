@@ -29,6 +29,7 @@ def get(entry: Entry, source: str | None = None, timeout: float = 30, again: boo
     """
     if entry.unusable is not None:
         raise unusable(entry)
+    place = _locate(entry, source)
     try:
         entry.cache.mkdir(parents=True, exist_ok=True)
         with _lock(entry):
@@ -36,7 +37,7 @@ def get(entry: Entry, source: str | None = None, timeout: float = 30, again: boo
             if path is not None and not again and _is_sound(entry, path):
                 detail(f"{entry.name}: in the cache already")
                 return path
-            return _bring(entry, source, timeout)
+            return _bring(entry, *place, timeout)
     except OSError as error:
         raise EnvironmentFailure(entry.cache, f"not written ({error.strerror or error})", OTHER_CACHE) from None
 
@@ -62,11 +63,10 @@ def _lock(entry: Entry) -> Iterator[None]:
         yield
 
 
-def _bring(entry: Entry, source: str | None, timeout: float) -> Path:
+def _bring(entry: Entry, local: Path | None, url: str, timeout: float) -> Path:
     part = entry.cache / f".{entry.file_name}.part"
-    local, url = _locate(entry, source)
     hashed = entry.sha256 is not None or entry.sha1 is not None
-    job = transport.Job(entry.name, url, part, hashed, timeout, bool(entry.drive) and source is None)
+    job = transport.Job(entry.name, url, part, hashed, timeout, url == entry.url and bool(entry.drive))
     if local is not None:
         _copy(local, part)
         job.state.unlink(missing_ok=True)
@@ -99,8 +99,7 @@ def _locate(entry: Entry, source: str | None) -> tuple[Path | None, str]:
         return None, entry.url
     address = urlsplit(source)
     if address.scheme in ("http", "https"):
-        last = address.path.rpartition("/")[2]
-        folder = not address.query and "." not in last
+        folder = address.path in ("", "/") or source.endswith("/")
         return None, f"{source.rstrip('/')}/{quote(entry.remote_name)}" if folder else source
     if "://" in source and address.scheme != "file":
         raise InputError(f"option --from {source}", "not http or https", "give such an address, a file or a folder")

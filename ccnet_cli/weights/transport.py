@@ -114,7 +114,9 @@ def _transfer(job: Job) -> None:
             first = _read(body.response, job.timeout, len(page) == body.total)
             page += first
     if not job.confirm:
-        raise InputError(job.url, "a web page came, not the file", "give the file's own address by --from")
+        raise InputError(
+            job.url, "a web page came, not the file", "give the file's own address, or a folder's with / at its end"
+        )
     body = _begin(job, _answer(job.url, page.decode("utf-8", "replace")))
     with body.response:
         first = _read(body.response, job.timeout)

@@ -65,8 +65,8 @@ def test_a_file_is_placed_with_its_record_and_asked_for_once(capsys):
         assert get(PLAIN, server.url, again=True) == path and len(server.requests) == 2
         # a published hash proves it, and then there is nothing to say
         capsys.readouterr()
-        get(HASHED, f"{server.url}/any.name")
-        assert capsys.readouterr().err == "" and server.requests[-1][0] == "/any.name"
+        get(HASHED, f"{server.url}/any")
+        assert capsys.readouterr().err == "" and server.requests[-1][0] == "/any"
 
 
 def test_a_changed_file_in_the_cache_is_noticed_and_replaced(capsys):
