@@ -1,6 +1,7 @@
 """Where the outputs of an image or a video go: into one file, or below a folder that mirrors the sources' names."""
 
 import hashlib
+import mimetypes
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -10,6 +11,8 @@ from ccnet_cli.media import outputs, sources, video
 
 NPZ = "npz"
 MAX_FAN_OUT = 3
+# kinds of files that nobody means as a folder
+PICTURES = ("image/", "video/")
 
 # the file of each format
 Targets = dict[str, Path]
@@ -35,6 +38,9 @@ class Layout:
                 raise InputError(self.output, f"one file for {what}", f"name a folder, without {self.output.suffix}")
         elif self.output.exists() and not self.output.is_dir():
             raise InputError(self.output, "is a file, not a folder", "name a folder, or end the name in .png")
+        elif not self.output.is_dir() and (mimetypes.guess_type(self.output.name)[0] or "").startswith(PICTURES):
+            fix = "end the name in .png, .mp4 or .webm, or name a folder"
+            raise InputError(self.output, f"{self.output.suffix} files are not written", fix)
 
     @property
     def is_file(self) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import images, outputs, video
 from ccnet_cli.media.classes import Classes
+from ccnet_cli.media.layout import Layout
 
 CLASSES = Classes(("road", "car", "sky"), ((200, 10, 30), (0, 255, 1), (90, 60, 250)), (7, 26, 23))
 IDS = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
@@ -84,3 +85,13 @@ def test_jpegs_are_written_close_to_the_image(tmp_path):
     smooth = cv2.resize(picture, (96, 64), interpolation=cv2.INTER_CUBIC)
     images.write_image(tmp_path / "a.jpg", smooth)
     assert np.abs(images.read_image(tmp_path / "a.jpg").astype(int) - smooth).mean() < 3
+
+
+@pytest.mark.parametrize("name", ["v.gif", "film.ogv", "mask.tiff", "MASK.SVG"])
+def test_a_file_of_a_kind_that_is_not_written_is_no_folder(tmp_path, name):
+    with pytest.raises(InputError, match="files are not written; end the name in .png, .mp4 or .webm"):
+        Layout(tmp_path / name, ("color",))
+    # who has such a folder means it
+    (tmp_path / name).mkdir()
+    assert not Layout(tmp_path / name, ("color",)).is_file
+    assert not Layout(tmp_path / "masks.v2", ("color",)).is_file
