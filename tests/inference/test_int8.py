@@ -128,7 +128,7 @@ def networks():
     yield "rcca", variant(PAPER, backbone="resnet50", **small)
     yield "basic blocks", variant(PAPER, backbone="resnet18", stem="7x7", **small | {"width": 32})
     yield "tiny", variant(PAPER, backbone="tiny", **small)
-    for head in ("fcn", "psp", "danet", "upernet"):
+    for head in ("fcn", "psp", "danet", "upernet", "rcca3d"):
         yield head, config.load("toyscapes-r2", [f"model.head={{kind: {head}, channels: 32}}"]).model
 
 

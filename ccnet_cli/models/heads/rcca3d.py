@@ -92,6 +92,9 @@ class ClipHead(RCCAHead):
 class FoldedClipHead(FoldedWrapped):
     """The head of folded convolutions; `encode` is what one frame gives to every clip that it is in."""
 
+    # maps are put together in clips first
+    readers = ()
+
     rcca: FoldedClips
 
     def __init__(self, head: ClipHead, make: Make) -> None:

@@ -78,7 +78,7 @@ class FoldedWrapped(nn.Module):
     """The head of folded convolutions; nothing is concatenated, and the last convolution is float32."""
 
     # the parts that read the backbone's map
-    readers = ("conva", "bottleneck")
+    readers: tuple[str, ...] = ("conva", "bottleneck")
 
     def __init__(self, head: Wrapped, make: Make) -> None:
         super().__init__()
