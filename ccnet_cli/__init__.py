@@ -1,16 +1,36 @@
-"""Semantic segmentation with criss-cross attention, from the command line."""
+"""Semantic segmentation with criss-cross attention: the command line `ccnet`, and its parts for programs.
+
+load(path) -> Segmenter, whose segment(picture) -> Segmentation; CrissCrossAttention, a layer, and criss_cross, the
+operator in it. See `ccnet guide library`.
+"""
 
 from collections.abc import Sequence
+from importlib import import_module
 from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # torch takes seconds to load, and the command line's help does without it
 if TYPE_CHECKING:
-    from ccnet_cli.models.network import CCNet
+    from ccnet_cli.inference.library import Segmentation, Segmenter
+    from ccnet_cli.models.attention import CrissCrossAttention, RecurrentCrissCross
+    from ccnet_cli.ops import criss_cross
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["CrissCrossAttention", "RecurrentCrissCross", "Segmentation", "Segmenter", "criss_cross", "load"]
+
+_HOMES = {
+    "CrissCrossAttention": "ccnet_cli.models.attention",
+    "RecurrentCrissCross": "ccnet_cli.models.attention",
+    "Segmentation": "ccnet_cli.inference.library",
+    "Segmenter": "ccnet_cli.inference.library",
+    "criss_cross": "ccnet_cli.ops",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(_HOMES[name]), name)
 
 
 def load(
@@ -18,14 +38,16 @@ def load(
     recurrence: int | None = None,
     preset: str | None = None,
     overrides: Sequence[str] = (),
-) -> "CCNet":
-    """Load the network of a file, ours, the authors', mmsegmentation's or a backbone's, in evaluation mode on the CPU.
+    device: str = "auto",
+    precision: str = "fp32",
+) -> "Segmenter":
+    """Load a model: a file of ours, the authors', mmsegmentation's or a backbone's, a run's folder, a catalogue name.
 
-    It takes a normalised image (N, 3, H, W), see its `normalisation`, and returns scores (N, K, h, w) at its `stride`.
-    recurrence replaces R, which the authors' files do not hold (2 is assumed); preset and overrides ("key=value")
-    replace the rest. Raises ccnet_cli.errors.InputError for a file that is damaged or unknown; nothing in it is run.
+    Its network is in evaluation mode on the CPU. Called, it takes a normalised image (N, 3, H, W), see `normalisation`,
+    and returns scores (N, K, h, w) at its `stride`. recurrence replaces R, which the authors' files do not hold (2 is
+    assumed); preset and overrides ("key=value") replace the rest. device and precision are those of `segment`, as in
+    `ccnet predict`. Raises ccnet_cli.errors.InputError for a file that is damaged or unknown; nothing in it is run.
     """
-    from ccnet_cli.inference.artifact import load_model
+    from ccnet_cli.inference import library
 
-    own = [] if recurrence is None else [f"model.head.recurrence={recurrence}"]
-    return load_model(Path(path), preset, [*overrides, *own], headless=True).network
+    return library.load(path, recurrence, preset, overrides, device, precision)

@@ -94,6 +94,12 @@ class ImageAttention:
 def load_attentive(path: Path | None, preset: str | None = None, overrides: Sequence[str] = ()) -> Artifact[CCNet]:
     """A model whose head has attention to draw; notices say where its maps mean little."""
     artifact = load_model(path, preset, overrides)
+    require_attention(artifact)
+    return artifact
+
+
+def require_attention(artifact: Artifact[CCNet]) -> None:
+    """InputError for a head without attention to draw; notices say where its maps mean little."""
     head = artifact.network.head
     if getattr(head, "attend", None) is None:
         why = f"the head {_kind(artifact)} has no attention to draw"
@@ -106,7 +112,6 @@ def load_attentive(path: Path | None, preset: str | None = None, overrides: Sequ
     if gamma is not None and abs(gamma) < UNUSED_GAMMA:
         why = f"the attention is hardly used: its weight gamma is {float(gamma):.1e}"
         notice(f"{why}; train longer before reading the maps")
-    return artifact
 
 
 def attend(artifact: Artifact[CCNet], image_bgr: np.ndarray, device: torch.device) -> ImageAttention:

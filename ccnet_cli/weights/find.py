@@ -16,8 +16,9 @@ FOR_PHOTOGRAPHS = "mmseg-ccnet-r50-769-80k"
 def find_artifact(explicit: Path | None = None) -> Path:
     """The file to use: the explicit one, $CCNET_CHECKPOINT, the newest run's below ./runs, or the demo weights.
 
-    A run folder stands for its best checkpoint, a folder with an encoder's and a decoder's file for both, a name of the
-    catalogue for its file in the cache. A notice says what the demo weights were trained on.
+    A run folder stands for its best checkpoint, one of save_pretrained for its weights, one with an encoder's and a
+    decoder's file for both, a name of the catalogue for its file in the cache. A notice says what the demo weights were
+    trained on.
     """
     chosen = explicit or (Path(os.environ["CCNET_CHECKPOINT"]) if os.environ.get("CCNET_CHECKPOINT") else None)
     if chosen is not None:
@@ -65,7 +66,7 @@ def sample_image() -> Path:
 
 
 def _best(run: Path) -> Iterator[Path]:
-    for name in ("best.pt", "last.pt"):
+    for name in ("best.pt", "last.pt", "model.safetensors"):
         if (run / name).is_file():
             yield run / name
             return
