@@ -2,12 +2,14 @@
 
 import os
 import re
+import secrets
 import socket
 import struct
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -175,6 +177,32 @@ def wait_for_store(address: str, port: int, seconds: float) -> None:
                 what, why = f"meeting point {address}:{port}", f"nobody answers ({error.strerror or error})"
                 raise EnvironmentFailure(what, why, "start the first process, and check the address") from None
         time.sleep(0.2)
+
+
+def agree_on_attempt(store: Any, launch: Launch, seconds: float) -> int:
+    """The attempt of processes whose agents count restarts each for itself: the first process answers all others.
+
+    store may still hold what processes of earlier attempts asked.
+    """
+    token, timeout = f"{launch.attempt}-{secrets.token_hex(8)}", timedelta(seconds=seconds)
+    store.set(f"ask-{launch.rank}", token)
+    if launch.rank:
+        store.wait([f"answer-{token}"], timeout)
+        attempt = int(store.get(f"answer-{token}"))
+        store.set(f"met-{attempt}-{launch.rank}", "")
+        return attempt
+    asks = [f"ask-{rank}" for rank in range(launch.world_size)]
+    store.wait(asks, timeout)
+    counts = [int(store.get(ask).partition(b"-")[0]) for ask in asks]
+    attempt, answered = max(*counts, int(store.add("attempts", 1)) - 1), set[str]()
+    met = [f"met-{attempt}-{rank}" for rank in range(1, launch.world_size)]
+    deadline = time.monotonic() + seconds
+    while not store.check(met) and time.monotonic() < deadline:
+        for token in {store.get(ask).decode() for ask in asks} - answered:
+            answered.add(token)
+            store.set(f"answer-{token}", str(attempt))
+        time.sleep(0.02)
+    return attempt
 
 
 def network_variables(address: str) -> dict[str, str]:

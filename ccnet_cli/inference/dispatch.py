@@ -41,7 +41,7 @@ class _Peer:
         self.tasks: dict[int, Message] = {}
         # those of the tasks that it works on; the others are only held
         self.busy: Counter[int] = Counter()
-        self.alone = self.flushed = self.left = False
+        self.alone = self.flushed = self.left = self.begun = False
         # of the last sign of life, and of the last progress with what it works on
         self.heard = self.moved = time.monotonic()
 
@@ -54,6 +54,7 @@ class _Peer:
         self.heard = time.monotonic()
         if message:
             self.moved = self.heard
+        self.begun = self.begun or "begin" in message
         self.name, self.process = message.get("name", self.name), message.get("process", self.process)
         for key, change in (("begin", 1), ("end", -1)):
             if key in message:
@@ -62,7 +63,8 @@ class _Peer:
     def find_fault(self, task_seconds: float) -> str | None:
         """Why this process counts as frozen or hung, if it does."""
         now = time.monotonic()
-        silence = min(SILENCE_SECONDS, task_seconds)
+        # while it loads the network, other threads may wait long for their turn
+        silence = min(SILENCE_SECONDS * (1 if self.begun else 4), task_seconds)
         if now - self.heard > silence:
             return f"gave no sign of life for {silence:.0f} s"
         long = [task for index, task in self.tasks.items() if self.busy[index] > 0 and not task.get("unlimited")]

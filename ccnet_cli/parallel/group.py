@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ccnet_cli import files
-from ccnet_cli.devices import Launch, read_launch, refuse_taken, resolve, wait_for_store
+from ccnet_cli.devices import Launch, agree_on_attempt, read_launch, refuse_taken, resolve, wait_for_store
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, PeerLost, out_of_memory
 
 # torch declares its stores without types
@@ -236,10 +236,11 @@ def _meet(launch: Launch, limits: Limits) -> Any:
 
 def _join(launch: Launch, device: torch.device, limits: Limits) -> Group:
     """Form the group; only its first steps wait for limits.join, every later collective for limits.collective."""
-    rank, size, attempt = launch.rank, launch.world_size, launch.attempt
-    who = "not all"
+    rank, size, attempt, who = launch.rank, launch.world_size, launch.attempt, "not all"
     try:
         memory = _meet(launch, limits)
+        if "TORCHELASTIC_RUN_ID" in os.environ and launch.local_world_size < size > 1 and not launch.rendezvous:
+            attempt = agree_on_attempt(memory, launch, limits.join)
         store = STORES.PrefixStore(f"attempt-{0 if launch.rendezvous else attempt}", memory)
         if store.add(f"here-{rank}", 1) > 1:
             why = "another process has this rank"

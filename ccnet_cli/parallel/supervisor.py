@@ -135,8 +135,7 @@ def _start(payload: bytes, processes: int, port: int, rank: int, attempt: int) -
 def _replace(workers: list[_Process], start: Callable[[int, int], _Process], left: int, limits: Limits) -> int:
     """Start anew the workers that a failure of the machine has ended; the number of replacements left."""
     for index, worker in enumerate(workers):
-        if left and not worker.alive:
-            worker.receive()
+        worker.receive()
         # one that never became ready would fail again
         if left and worker.ready and worker.has_failed and not worker.alive:
             cause = _cause([worker], [], [], limits)

@@ -176,6 +176,28 @@ def test_ranks_whose_agents_count_restarts_differently_meet(ranks):
     assert [answer for answer, _ in ranks(2, work, **variables | {"TORCHELASTIC_RUN_ID": "b"})] == ["(0, None)"] * 2
 
 
+def test_ranks_of_plain_torchrun_whose_agents_count_restarts_differently_meet(ranks, tmp_path):
+    """The store that outlasts a round still holds what the processes of the round before asked."""
+    keeper = open_store("127.0.0.1", 0, True, 10)
+    variables = {"MASTER_PORT": keeper.port, "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "plain"}
+    variables |= {"LOCAL_WORLD_SIZE": 1}
+
+    def work(counts):
+        def meet(rank):
+            os.environ["TORCHELASTIC_RESTART_COUNT"] = str(counts[rank])
+            # the first comes last, and finds what the others ask; or it waits for them
+            time.sleep(0.3 * ((rank == 0) == (counts[0] == 0)))
+            with join_group(CPU, Limits(join=10)) as group:
+                group.remember("run", f"of {group.attempt}")
+                group.barrier()
+                return group.attempt, group.recall("run")
+
+        return meet
+
+    for counts, expected in (((0, 0), "(0, None)"), ((0, 1), "(1, 'of 1')"), ((1, 1), "(2, 'of 2')")):
+        assert [answer for answer, _ in ranks(2, work(counts), **variables)] == [expected] * 2
+
+
 # Two machines
 
 
@@ -380,4 +402,19 @@ def test_plain_torchrun_shrinks_to_the_node_that_is_left(data, tmp_path):
     assert code == 0, output
     assert "accumulation 2, was 1, world_size 1, was 2: sample-exact, not bit-exact" in output
     assert set(sizes(run).values()) == {1, 2}
+    assert_equal(weights(run), undisturbed(data, tmp_path, run))
+
+
+@pytest.mark.slow
+def test_plain_torchrun_restarts_a_killed_worker_on_both_nodes(data, tmp_path):
+    port, run = free_port(), tmp_path / "run"
+    nodes = [Torchrun(data, tmp_path, "one", port)]
+    time.sleep(2)
+    nodes.append(Torchrun(data, tmp_path, "two", port))
+    reach(run, 5, *nodes)
+    os.kill(nodes[1].pids()[-1], signal.SIGKILL)
+    for node in nodes:
+        code, output, _ = node.end(180)
+        assert code == 0, output
+    assert set(sizes(run).values()) == {2}
     assert_equal(weights(run), undisturbed(data, tmp_path, run))
