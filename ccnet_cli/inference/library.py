@@ -122,6 +122,15 @@ class Segmenter:
         """The K names."""
         return self.artifact.classes.names
 
+    @property
+    def recurrence(self) -> int:
+        """How often the head's attention is applied, R; it can be set."""
+        return int(self.network.recurrence)
+
+    @recurrence.setter
+    def recurrence(self, times: int) -> None:
+        self.network.recurrence = times
+
     @overload
     def segment(self, pictures: list[Any] | tuple[Any, ...]) -> list[Segmentation]: ...
 
@@ -193,7 +202,7 @@ class Segmenter:
     def _prepare(self, count: int) -> segmenter.Segmenter:
         """The folded network for N pictures, made anew after its weights have changed."""
         weights = [*self.network.parameters(), *self.network.buffers()]
-        state = (count, [(id(tensor), tensor._version) for tensor in weights])
+        state = (count, self.network.recurrence, [(id(tensor), tensor._version) for tensor in weights])
         if self._prepared is None or self._prepared[0] != state:
             a = self.artifact
             network = self.runtime.prepare(a, count)

@@ -76,7 +76,10 @@ def test_called_it_is_the_network_and_segmenting_follows_its_weights(run, street
     x = torch.randn(2, 3, 33, 41, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model(x), model.network(x)) and model(x).shape == (2, 3, 5, 6)
     assert (model.stride, model.recurrence) == (8, 2) and model.state_dict().keys() == model.network.state_dict().keys()
-    before = model.segment(street).mask
+    before, twice = model.segment(street).mask, model.segment(street).scores
+    model.recurrence = 1
+    assert model.network.recurrence == 1 and (model.segment(street).scores != twice).any()
+    model.recurrence = 2
     bias = model.network.head.bottleneck[-1].bias
     bias.zero_()
     bias[1] += 1e6
