@@ -32,6 +32,7 @@ app = typer.Typer()
         "ccnet train --preset cityscapes-r2-ohem --data Cityscapes --gpus 4 --weights mit-resnet101-imagenet",
         "ccnet train --preset quickstart -s model.recurrence=1 -s schedule.steps=200",
         "ccnet train --preset quickstart -o runs/first --resume",
+        "ccnet train --preset mmseg-psp-r101-cityscapes-769-80k --dry-run",
     )
 )
 def train(
@@ -107,6 +108,9 @@ def train(
         int | None, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of weights and data order.")
     ] = None,
     device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be trained, as YAML; no data are read or written.")
+    ] = False,
 ) -> None:
     """Train a model; one folder holds all that belongs to the run."""
     from ccnet_cli import config
@@ -145,6 +149,12 @@ def train(
         restarts=max_restarts,
         limits=Limits(join_timeout, timeout, shutdown_timeout),
     )
+    if dry_run:
+        from ccnet_cli.config import text
+        from ccnet_cli.training.outline import outline
+
+        print(text.dump(outline(request)), end="")
+        return
     folder = start(request)
     # one of several processes prints it
     if folder is not None:
