@@ -122,7 +122,10 @@ def _extend(extensions: list[str]) -> None:
 
 def _handle_signals() -> dict[int, Any]:
     """Let signals end the command, but those that nohup or a program around has changed; the handlers of before."""
-    ends: dict[int, Any] = {signal.SIGINT: exit_at_once, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    ends: dict[int, Any] = {signal.SIGINT: exit_at_once}
+    # one of several processes may wait for the others where no handler runs
+    if "RANK" not in os.environ and os.environ.get("SLURM_NTASKS", "1") == "1":
+        ends |= {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
     handled = [number for number, handler in ends.items() if signal.getsignal(number) is handler]
     return {number: signal.signal(number, _interrupt) for number in handled}
 
@@ -142,9 +145,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _report_signal(number: int) -> int:
     """Say that a signal stopped the command, and give its exit code."""
-    # of several processes that were stopped one says so
-    if os.environ.get("RANK", "0") == "0":
-        announce(f"error: this command: stopped by {signal.Signals(number).name}; start it again")
+    announce(f"error: this command: stopped by {signal.Signals(number).name}; start it again")
     return 128 + number
 
 
