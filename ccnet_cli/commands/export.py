@@ -105,7 +105,7 @@ def _network(source: Path, output: Path, format: str, preset: str | None, overri
         written = portable.load(content)
     try:
         worst = max(deviation(written, model, shape) for shape in SHAPES)
-    except (InputError, RuntimeError) as error:
+    except (InputError, RuntimeError, AssertionError) as error:
         if out_of_memory(error):
             raise
         why = error.why if isinstance(error, InputError) else str(error).splitlines()[0]

@@ -195,11 +195,14 @@ class GridAttention(SelfAttention):
     ) -> None:
         super().__init__(key, query, value, out, channels)
         self.grid = grid
+        self.masked = False
 
     def forward(self, x: Tensor, align_corners: bool = True, mask_HW: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, outputs, H, W), at full size and without a mask."""
         query, key = self.project(x)
         value = self.value(x)
+        if self.masked:
+            return self._attend_masked(query, key, value)
         rows = []
         for top, bottom in self._sides(x.shape[2]):
             cells = []
@@ -208,6 +211,27 @@ class GridAttention(SelfAttention):
                 cells.append(attend_everywhere(own[0], own[1], own[2], self.scale))
             rows.append(torch.cat(cells, dim=3))
         out: Tensor = self.out(torch.cat(rows, dim=2))
+        return out
+
+    def portable(self) -> nn.Module:
+        """Itself with a mask in place of cuts, whose sizes an exported graph would fix; memory is quadratic."""
+        other = copy.copy(self)
+        other.masked = True
+        return other
+
+    def _attend_masked(self, *parts: Tensor) -> Tensor:
+        # of a side too short for the grid, all is one cell
+        steps = [side // self.grid for side in parts[0].shape[2:]]
+        row_H, column_W = (
+            (torch.arange(side, device=parts[0].device) // torch.sym_max(step, 1)).clamp(max=self.grid - 1)
+            * torch.sym_min(step, 1)
+            for side, step in zip(parts[0].shape[2:], steps, strict=True)
+        )
+        cell_P = (row_H[:, None] * self.grid + column_W).flatten()
+        query, key, value = (part.flatten(2).transpose(1, 2)[:, None] for part in parts)
+        mask_PP = cell_P[:, None] == cell_P
+        gathered = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_PP, scale=self.scale)[:, 0]
+        out: Tensor = self.out(gathered.transpose(1, 2).unflatten(2, parts[0].shape[2:]))
         return out
 
     def passes(self, x: Tensor) -> list[DensePass]:

@@ -290,6 +290,14 @@ def test_the_maps_of_a_pyramid_lie_in_the_grid_cells_of_the_point():
         torch.testing.assert_close(attention_map([each], y, x), expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(11, 9), (5, 6), (7, 26), (1, 13)])
+def test_grid_attention_is_the_same_with_a_mask_for_export(size):
+    x = torch.randn(2, 8, *size, dtype=torch.double)
+    for each in drawn("oc, pyramid").context.attentions[1:]:
+        torch.testing.assert_close(each.portable()(x), each(x))
+
+
 @pytest.mark.parametrize("case", ["danet", "wrapped, cam"])
 def test_the_map_of_a_class_is_of_the_channel_that_moves_it_most(case):
     """By differences: what the class's scores gain as a channel's gathered part grows, on the cells of the class."""
