@@ -31,12 +31,14 @@ def local_device(gpus: int | None, processes: int, name: str) -> torch.device:
 
 
 def device(name: str = "auto") -> torch.device:
-    """The device of a name: auto (CUDA where there is one), cpu, cuda or cuda:N; InputError where it is not here."""
+    """The device of a name: auto (CUDA or the CPU), cpu, cuda, cuda:N or mps; InputError where it is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
-        raise InputError(f"device {name}", "unknown", "use auto, cpu, cuda or cuda:N")
+    if kind not in ("cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdecimal())):
+        raise InputError(f"device {name}", "unknown", "use auto, cpu, cuda, cuda:N or mps")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"device {name}", "torch finds no GPU of Apple's here", "use --device cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(
             f"device {name}", "torch sees no GPU here", "use --device cpu, or install a CUDA build of torch"
@@ -53,7 +55,7 @@ def precision(name: str, device: torch.device, announce: Callable[[str], None] =
             raise InputError(f"precision {name}", "unknown", f"use one of auto, {', '.join(PRECISIONS)}")
         return name
     native = computes_bf16(device)
-    where = "GPU" if device.type == "cuda" else "processor"
+    where = "processor" if device.type == "cpu" else "GPU"
     chosen = "bf16" if native else "fp32"
     announce(f"precision {chosen}: this {where} {'has' if native else 'has no'} instructions for bfloat16")
     return chosen
@@ -63,6 +65,8 @@ def computes_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16; without them it is emulated, and slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 

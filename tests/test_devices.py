@@ -32,6 +32,20 @@ def test_devices_are_counted_from_0(gpus):
             devices.device(name)
 
 
+def test_apple_s_gpu_is_used_where_it_is_named_and_torch_has_it(monkeypatch):
+    for here in (False, True):
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda here=here: here)
+        assert devices.device("auto").type != "mps"
+        if here:
+            assert devices.device("mps") == torch.device("mps") == devices.local_device(None, 1, "mps")
+            assert devices.precision("auto", torch.device("mps"), lambda _: None) == "fp32"
+        else:
+            with pytest.raises(InputError, match="no GPU of Apple's here; use --device cpu"):
+                devices.device("mps")
+        with pytest.raises(InputError, match="device mps:0: unknown"):
+            devices.device("mps:0")
+
+
 @pytest.mark.parametrize(("native", "chosen", "words"), [(True, "bf16", "has instr"), (False, "fp32", "has no instr")])
 @pytest.mark.parametrize("device", [CPU, GPU])
 def test_auto_is_bf16_where_the_device_computes_in_it(monkeypatch, native, chosen, words, device):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DEMO = ROOT / "ccnet_cli" / "demo" / "demo.pt"
+DEMO = ROOT / "ccnet_cli" / "weights" / "demo" / "demo.pt"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel]
+    offline = ["--no-deps", "--no-index", "--find-links", wheel.parent, "ccnet-cli"]
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", *offline]
     subprocess.run(pip, check=True, capture_output=True)
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -66,7 +67,8 @@ def test_the_wheel_names_its_licence_and_its_command(wheel: Path):
     assert "Requires-Python: >=3.11\n" in text
 
 
-def test_presets_are_found_from_another_folder(installed: Path, tmp_path: Path):
+def test_presets_and_the_catalogue_are_found_from_another_folder(installed: Path, tmp_path: Path):
+    assert "mit-resnet101-imagenet" in run(installed, tmp_path, "weights", "list").stdout
     done = run(installed, tmp_path, "presets", "list")
     assert done.returncode == 0, done.stderr
     for path in (ROOT / "presets").glob("*.yaml"):

@@ -78,7 +78,7 @@ OtherPreset = Annotated[
 ]
 
 
-Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
 
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]

@@ -91,6 +91,7 @@ def _row(entry: "Entry") -> tuple[str, ...]:
     epilog=examples(
         "ccnet weights get mit-resnet101-imagenet",
         "ccnet weights get mmseg-ccnet-r50-769-80k mmseg-ccnet-r101-769-80k",
+        "ccnet weights get csail-ade20k-resnet50dilated-ppm-deepsup",
         "ccnet weights get semseg-resnet50-v2-imagenet --from Downloads/resnet50_v2.pth",
         "ccnet weights get torchvision-resnet50-v1 --from https://mirror.example/models/",
     ),
@@ -119,7 +120,7 @@ def weights_get(
     from ccnet_cli.weights import catalogue
     from ccnet_cli.weights.download import get
 
-    entries = [catalogue.find(name) for name in names]
+    entries = [catalogue.find(part) for name in names for part in catalogue.expand(name)]
     if source is not None and len(entries) > 1 and Path(source).is_file():
         raise InputError(f"option --from {source}", f"one file for {len(entries)} names", "give one name")
     for entry in entries:

@@ -129,6 +129,13 @@ def find(name: str) -> Entry:
     raise InputError(f"weights {name}", "unknown", f"did you mean {near}?" if near else "see ccnet weights list")
 
 
+def expand(name: str) -> list[str]:
+    """The names of a network's files, an encoder's and a decoder's, by the name without these; otherwise the name."""
+    entries = read().entries
+    pair = [f"{name}-encoder", f"{name}-decoder"]
+    return pair if name not in entries and all(part in entries for part in pair) else [name]
+
+
 def nearest(name: str) -> str | None:
     """The name that is most like another, if any is."""
     return next(iter(difflib.get_close_matches(name, read().entries, n=1, cutoff=0.6)), None)

@@ -54,6 +54,8 @@ def find_weights(path: Path) -> Path:
         return Path(f"{find_weights(Path(first))},{find_weights(Path(second))}")
     if path.exists() or len(path.parts) != 1:
         return path
+    if len(names := catalogue.expand(path.name)) > 1:
+        return find_weights(Path(",".join(names)))
     entry = catalogue.read().entries.get(path.name)
     if entry is None and not path.suffix and catalogue.nearest(path.name):
         raise InputError(path, "neither a file nor known", f"did you mean {catalogue.nearest(path.name)}?")

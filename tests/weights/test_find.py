@@ -66,6 +66,21 @@ def test_a_name_of_the_catalogue_is_its_file_in_the_cache(tmp_path, monkeypatch)
     assert find.find_artifact(Path(name)) == Path(name)
 
 
+def test_a_name_of_two_files_is_both(tmp_path, monkeypatch, ccnet):
+    monkeypatch.setenv("CCNET_CACHE", str(tmp_path / "cache"))
+    name, shelf = "csail-ade20k-resnet18dilated-ppm-deepsup", tmp_path / "shelf"
+    shelf.mkdir()
+    entries = [catalogue.find(each) for each in catalogue.expand(name)]
+    for entry in entries:
+        torch.save({entry.name: torch.ones(1)}, shelf / entry.file_name)
+    with pytest.raises(InputError, match=f"run ccnet weights get {name}-encoder"):
+        find.find_artifact(Path(name))
+    got = ccnet("weights", "get", name, "--from", shelf, CCNET_CACHE=str(tmp_path / "cache"))
+    paths = got.stdout.splitlines()
+    assert len(paths) == 2 and find.find_artifact(Path(name)) == Path(",".join(paths))
+    assert find.find_artifact(Path(f"{name}-decoder")) == Path(paths[1])
+
+
 def test_what_the_catalogue_knows_of_a_file_counts_where_the_file_is_silent(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CCNET_CACHE", str(tmp_path / "cache"))
     torch.save(peers.authors(width=8, channels=16, depth=50), tmp_path / "a.pth")
