@@ -1,5 +1,6 @@
 """The wheel: it holds what is tracked and nothing else, and works from any folder."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -74,7 +75,8 @@ def test_presets_and_the_catalogue_are_found_from_another_folder(installed: Path
     for path in (ROOT / "presets").glob("*.yaml"):
         assert path.stem in done.stdout
     where = [installed / "python", "-c", "import ccnet_cli.config as c; print(c.folder())"]
-    found = Path(subprocess.run(where, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip())
+    done = subprocess.run(where, cwd=tmp_path, env=environment(), check=True, capture_output=True, text=True)
+    found = Path(done.stdout.strip())
     assert found.is_relative_to(installed.parent)
 
 
@@ -94,4 +96,11 @@ def test_predict_and_visualize_work_from_another_folder(installed: Path, tmp_pat
 
 def run(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [installed / "ccnet", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def environment() -> dict[str, str]:
+    """The environment without a checkout in the path."""
+    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "CCNET_CHECKPOINT")}
