@@ -49,11 +49,15 @@ def export(
     Without the optimiser's state it is about a third of the size.
     """
     _check_format(format)
-    refuse_outputs(output, inputs=[checkpoint, preset_file(preset)], overwrite=overwrite)
+    from ccnet_cli.weights.layouts import LAYOUTS
+
+    outputs = LAYOUTS[format].files(output) if format in LAYOUTS else [output]
+    refuse_outputs(*outputs, inputs=[checkpoint, preset_file(preset)], overwrite=overwrite)
     from ccnet_cli.commands.export import export as write
     from ccnet_cli.weights.find import find_artifact
 
-    print_names(write(find_artifact(checkpoint), output, format, preset, overrides or ()))
+    write(find_artifact(checkpoint), output, format, preset, overrides or ())
+    print_names(*outputs)
 
 
 def _check_format(format: str) -> None:

@@ -1,6 +1,7 @@
 """Write a model to hand on: our file without the training's state, another layout, or the network itself."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def export(
         if (format == name) != (output.suffix.lower() == suffix) and not files.is_stream(output):
             fix = f"end the name in {suffix}" if format == name else f"add --format {name}, or choose another name"
             raise InputError(output, f"{suffix} is the ending of --format {name}", fix)
-    files.refuse_outputs([output], [*list_files(source), None if preset is None else config.find(preset)])
+    layout = LAYOUTS.get(format)
+    outputs = layout.files(output) if layout else [output]
+    files.refuse_outputs(outputs, [*list_files(source), None if preset is None else config.find(preset)])
     if format in SUFFIXES:
         network = _network(source, output, format, preset, overrides)
         return _write(output, lambda file: file.write(network))
@@ -47,6 +50,10 @@ def export(
     content = {key: value for key, value in content.items() if key != "training"}
     if format != "weights":
         content = _convert(content, source, format)
+    if layout and layout.parts:
+        for part, path in zip(layout.parts, outputs, strict=True):
+            _write(path, partial(torch.save, content[part]))
+        return output
     if output.suffix.lower() != safetensors.SUFFIX:
         return _write(output, lambda file: torch.save(content, file))
     own = {key: value for key, value in content.items() if key != "model"} if format == "weights" else None

@@ -16,7 +16,7 @@ PARTS = ("encoder", "decoder")
 def pair_at(path: Path) -> tuple[Path, Path] | None:
     """The two files that a path stands for, None for any other path; InputError for a folder with several of a kind."""
     if path.is_dir():
-        files = [sorted(path.glob(f"*{part}*.pth")) for part in PARTS]
+        files = [sorted(path.glob(f"*{part}*.pt*")) for part in PARTS]
         if not all(files):
             return None
         if any(len(own) > 1 for own in files):

@@ -117,3 +117,22 @@ def test_commands_take_a_pair_and_do_not_write_over_it(tmp_path: Path, capsys: p
     assert encoder.read_bytes() == before and capsys.readouterr().err.count("\n") == 1
     assert call(["weights", "show", str(folder)]) == 0
     assert "MIT CSAIL's C1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arch", "depth"), ARCHS[1:])
+def test_a_pair_comes_back_as_it_was(arch: str, depth: int, tmp_path: Path):
+    parts = csail(arch, depth)
+    parts = [{key: t for key, t in part.items() if "_running_iter" not in key and "_tmp_" not in key} for part in parts]
+    folder = save(parts, tmp_path / "pair")
+    assert call(["export", str(folder), "-o", str(tmp_path / "ours.pt")]) == 0
+    names = [tmp_path / name for name in ("encoder.pth", "decoder.pth")]
+    words = ["export", str(tmp_path / "ours.pt"), "--format", "csail", "-o"]
+    assert call([*words, str(tmp_path / "one.pth")]) == 2
+    assert call([*words, ",".join(map(str, names))]) == 0
+    for name, part in zip(names, parts, strict=True):
+        written = torch.load(name, weights_only=True)
+        assert written.keys() == part.keys() and all(torch.equal(t, part[key]) for key, t in written.items())
+    # another file is not overwritten unasked, nor is another network written
+    assert call([*words, ",".join(map(str, names))]) == 2
+    assert call([*words, f"{tmp_path / 'e.pth'},{tmp_path / 'd.pth'}", "-s", "model.backbone.pool=ceil"]) == 2
+    assert not (tmp_path / "e.pth").exists() and not (tmp_path / "one.pth").exists()

@@ -16,7 +16,11 @@ __all__ = ["LAYOUTS", "Foreign", "Layout", "Misfit", "Table", "rename"]
 
 LAYOUTS: dict[str, Layout] = {
     "imagenet": Layout(late("ccnet_cli.weights.layouts.imagenet", "recognise")),
-    "csail": Layout(late("ccnet_cli.weights.layouts.csail", "recognise")),
+    "csail": Layout(
+        late("ccnet_cli.weights.layouts.csail", "recognise"),
+        late("ccnet_cli.weights.layouts.csail", "export"),
+        parts=("encoder", "decoder"),
+    ),
     **{
         name: Layout(
             late(f"ccnet_cli.weights.layouts.{name}", "recognise"), late(f"ccnet_cli.weights.layouts.{name}", "export")

@@ -4,7 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ccnet_cli.models.settings import Model
 from ccnet_cli.weights.layouts.family import Network, Weights, pairs
+from ccnet_cli.weights.layouts.family import export as export_family
 from ccnet_cli.weights.layouts.family import recognise as recognise_family
 from ccnet_cli.weights.layouts.layout import Foreign, Misfit, Table
 from ccnet_cli.weights.layouts.network import TORCHVISION_INPUT
@@ -69,3 +71,12 @@ def recognise(state: dict[str, Tensor], _: dict[str, Any]) -> Foreign | None:
     if foreign is None:
         raise Misfit("no encoder and decoder of MIT CSAIL's on a ResNet", "give ENCODER.pth,DECODER.pth in this order")
     return foreign
+
+
+def export(state: dict[str, Tensor], model: Model) -> dict[str, dict[str, Tensor]]:
+    """Our weights as an encoder's and a decoder's; Misfit for another network."""
+    theirs = export_family(NETWORKS, state, model)
+    return {
+        part: {key.removeprefix(f"{part}."): tensor for key, tensor in theirs.items() if key.startswith(f"{part}.")}
+        for part in ("encoder", "decoder")
+    }

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ccnet_cli.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,12 +46,22 @@ class Foreign:
 class Layout:
     """How files of one layout are recognised and written.
 
-    counts is whether its files hold how many batches a norm has seen in training, as torch's norms do.
+    counts is whether its files hold how many batches a norm has seen in training, as torch's norms do. parts are the
+    names of several files for one network, and of their state dicts in what export returns.
     """
 
     recognise: "Callable[[dict[str, Tensor], dict[str, Any]], Foreign | None]"
     export: "Callable[[dict[str, Tensor], Any], dict[str, Any]] | None" = None
     counts: bool = True
+    parts: tuple[str, ...] = ()
+
+    def files(self, output: Path) -> list[Path]:
+        """The files that an output names: itself, or with parts one for each, between commas."""
+        paths = [Path(word) for word in str(output).split(",")] if self.parts else [output]
+        if len(paths) != len(self.parts or paths):
+            fix = f"give {','.join(f'{part.upper()}.pth' for part in self.parts)}"
+            raise InputError(output, f"names one file, and {' and '.join(self.parts)} are two", fix)
+        return paths
 
 
 class Misfit(Exception):
