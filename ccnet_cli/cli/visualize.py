@@ -23,7 +23,7 @@ from ccnet_cli.cli.output import percent, print_names, table, write_json
 from ccnet_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from ccnet_cli.commands.visualize import Summary
+    from ccnet_cli.commands.visualize import ClipSummary, Summary
 
 app = typer.Typer()
 
@@ -35,6 +35,7 @@ app = typer.Typer()
         "ccnet visualize --point 300,400 --clip 98 --maps attention.npz",
         "ccnet visualize street.jpg --point 300,400 --checkpoint runs/r1 --compare runs/r2",
         "ccnet visualize street.jpg --point 300,400 --checkpoint runs/danet --class road",
+        "ccnet visualize drive.mp4 --frame 30 --point 300,400 --checkpoint runs/t5",
         "ccnet visualize street.jpg --html viewer.html --label street_label.png",
         "ccnet visualize one.jpg two.jpg --html viewers/",
     )
@@ -70,6 +71,9 @@ def visualize(
     clip: Annotated[
         float, typer.Option(min=0, max=100, metavar="PERCENT", help="Percentile above which weights look alike.")
     ] = 99.0,
+    frame: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Of a video, for a network of clips; the last if left out.")
+    ] = None,
     maps: Annotated[Path | None, typer.Option(metavar="NPZ", help="Write the maps as arrays.")] = None,
     json_file: Json = None,
     tolerate_damage: TolerateDamage = False,
@@ -80,7 +84,8 @@ def visualize(
 ) -> None:
     """Draw what the network attends to from a point.
 
-    R=1 beside R=2, as a figure (attention.png), or with --html as a page to explore.
+    R=1 beside R=2, as a figure (attention.png), or with --html as a page to explore. Of a network of clips, a row of
+    frames for each pass: of a video, or of an image and the frames beside it.
     """
     pixels = tuple(point_of(text) for text in points or ())
     given = tuple(sources or ())
@@ -97,6 +102,7 @@ def visualize(
         figures = (
             *(("--output", output), ("--compare", compare), ("--maps", maps), ("--json", json_file)),
             ("--class", drawn_class),
+            ("--frame", frame),
         )
         for option, value in figures:
             if value is not None:
@@ -117,14 +123,25 @@ def visualize(
 
     others = () if json_file is None or str(json_file) == "-" else (json_file,)
     image = given[0] if given else None
-    figure: dict[str, Any] = {"compare": compare, "maps": maps, "others": others, "drawn_class": drawn_class}
+    figure: dict[str, Any] = {
+        "compare": compare,
+        "maps": maps,
+        "others": others,
+        "drawn_class": drawn_class,
+        "frame": frame,
+    }
     request = VisualizeRequest(image, pixels, target, **figure, **common)
     _show(draw(request), json_file)
 
 
-def _show(summary: "Summary", json_file: Path | None) -> None:
+def _show(summary: "Summary | ClipSummary", json_file: Path | None) -> None:
     """Print what was drawn, as JSON or as a table of each point and pass."""
     if write_json(summary.to_mapping(), json_file):
+        return
+    from ccnet_cli.commands.visualize import ClipSummary
+
+    if isinstance(summary, ClipSummary):
+        _show_clip(summary)
         return
     several = summary.compared is not None
     models = [summary, *([summary.compared] if summary.compared else [])]
@@ -145,3 +162,14 @@ def _show(summary: "Summary", json_file: Path | None) -> None:
         ("point", *(["model"] if several else []), "class", "pass", "own class", "on cross", "off cross"),
         rows,
     )
+
+
+def _show_clip(summary: "ClipSummary") -> None:
+    """A table of each point and pass, with the share of each frame."""
+    times = [f"{time - summary.place:+d}" if time != summary.place else "labelled" for time in range(summary.frames)]
+    rows = [
+        (f"{p.point[0]},{p.point[1]}", p.name, f"R={r}", *map(percent, (*own.frames, own.on_cross)))
+        for p in summary.points
+        for r, own in enumerate(p.shares, start=1)
+    ]
+    table(f"{summary.image}: where the attention lies, %", ("point", "class", "pass", *times, "on cross"), rows)

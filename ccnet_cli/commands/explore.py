@@ -61,6 +61,9 @@ def explore(request: ExploreRequest) -> list[Path]:
     files.refuse_outputs(written, inputs, request.overwrite)
     device = devices.device(request.device)
     artifact = load_attentive(request.checkpoint, request.preset, request.overrides)
+    if artifact.clip is not None:
+        why = "its network takes clips, of which a page shows none"
+        raise InputError(artifact.path, why, "draw it by ccnet visualize -o FILE.png")
     entries = {}
     for path, image in plan.items():
         image = image or find_sample()

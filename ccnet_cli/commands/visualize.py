@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ccnet_cli import config, devices, files
+from ccnet_cli.datasets.clips import frames_around
+from ccnet_cli.datasets.settings import Clip
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.figures.attention import ModelMaps, Point, draw_figure
-from ccnet_cli.inference.attention import ImageAttention, attend, load_attentive
-from ccnet_cli.media import images
+from ccnet_cli.figures.clips import ClipPoint, draw_clip_figure
+from ccnet_cli.inference.artifact import Artifact
+from ccnet_cli.inference.attention import ImageAttention, attend, attend_clip, load_attentive
+from ccnet_cli.media import images, sources, video
 from ccnet_cli.models.dense import ChannelPass
+from ccnet_cli.models.network import CCNet
 from ccnet_cli.weights.find import find_artifact, sample_image
 from ccnet_cli.weights.pairs import list_files
 
@@ -31,7 +37,8 @@ class VisualizeRequest:
     the raw float64 arrays r1, r2, ... (n, h, w), points (n, 2) and image_size (H, W). preset and overrides are those of
     load_model. compare, a second checkpoint, adds its maps beside the first's. drawn_class is the class for which
     channel attention is drawn, that of each point if None. tolerate_damage reads what is left of a damaged image.
-    others are files that the caller is going to write.
+    others are files that the caller is going to write. Where the network takes clips, image may be a video: frame is
+    then the labelled one, 0 the first and None the last; around an image, the clip is that of the frames beside it.
     """
 
     image: Path | None
@@ -48,6 +55,7 @@ class VisualizeRequest:
     tolerate_damage: bool = False
     others: tuple[Path, ...] = ()
     drawn_class: str | None = None
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,10 @@ class Summary:
         return asdict(self) | changed | {"names": list(self.names)}
 
 
-def visualize(request: VisualizeRequest) -> Summary:
+def visualize(request: VisualizeRequest) -> "Summary | ClipSummary":
     """Write a PNG with a row for each point: the image, and the R = 1, R = 2, ... attention over it.
+
+    Of a network of clips, each point has a row of the clip's frames for each pass.
 
     InputError for a point outside the image and for a model without attention.
     """
@@ -95,6 +105,10 @@ def visualize(request: VisualizeRequest) -> Summary:
     path = find_artifact(request.checkpoint)
     _refuse_outputs(request, list_files(path))
     artifacts = [load_attentive(path, request.preset, request.overrides)]
+    if artifacts[0].clip is not None:
+        return _visualize_clip(request, artifacts[0], artifacts[0].clip, device)
+    if request.frame is not None:
+        raise InputError("option --frame", "the network takes images", "leave it out")
     if request.compare is not None:
         artifacts.append(load_attentive(request.compare))
     image = request.image or find_sample()
@@ -115,6 +129,73 @@ def visualize(request: VisualizeRequest) -> Summary:
         files.write_bytes(request.maps, _npz(request.points, models[0].maps, seen[0].size))
     assert summary is not None
     return summary
+
+
+@dataclass(frozen=True)
+class ClipSummary:
+    """What was drawn of a clip; place is the labelled frame's in the clip, 0 the first."""
+
+    figure: str
+    image: str
+    checkpoint: str
+    recurrence: int
+    gamma: float | None
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    frames: int
+    place: int
+    points: tuple[ClipPoint, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain types, fit for JSON; each point has its class and a mapping r1, r2, ... of shares."""
+        points = [
+            {"point": list(p.point), "cell": list(p.cell), "class": p.name}
+            | {f"r{r}": asdict(shares) for r, shares in enumerate(p.shares, start=1)}
+            for p in self.points
+        ]
+        own = {key: value for key, value in vars(self).items() if key != "points"}
+        return own | {"size": list(self.size), "grid": list(self.grid), "points": points}
+
+
+def _visualize_clip(
+    request: VisualizeRequest, artifact: Artifact[CCNet], clip: Clip, device: torch.device
+) -> ClipSummary:
+    for option, value in (("--compare", request.compare), ("--class", request.drawn_class)):
+        if value is not None:
+            raise InputError(f"option {option}", "not for a network of clips", "leave it out")
+    image = request.image or find_sample()
+    frames = read_clip(image, clip, request.frame, request.tolerate_damage)
+    check_inside(request.points, frames[clip.place])
+    points, grid = attend_clip(artifact, frames, request.points, device)
+    picture = draw_clip_figure(frames, clip.place, points, artifact.network.align_corners, request.clip)
+    files.write_bytes(request.output, images.encode_png(picture, smallest=True))
+    size = frames[0].shape[0], frames[0].shape[1]
+    if request.maps is not None:
+        files.write_bytes(request.maps, _npz(request.points, [point.maps for point in points], size))
+    head = artifact.network.head
+    facts = str(artifact.path), int(head.recurrence), float(head.gamma)
+    return ClipSummary(str(request.output), str(image), *facts, size, grid, clip.frames, clip.place, tuple(points))
+
+
+def read_clip(source: Path, clip: Clip, number: int | None, tolerate: bool = False) -> list[images.Pixels]:
+    """The clip around a frame of a video, by default the last, or around an image, of the frames beside it.
+
+    Frames beyond a video's ends repeat its first or last.
+    """
+    if not sources.is_video(source):
+        if number is not None:
+            raise InputError("option --frame", f"{source} is an image", "leave it out, or name a video")
+        read = {path: images.read_image(path, exif=True, tolerate=tolerate) for path in frames_around(source, clip)}
+        if len({each.shape for each in read.values()}) > 1:
+            raise InputError(source, "the frames beside it are of other sizes", "give the frames of a clip one size")
+        return [read[path] for path in frames_around(source, clip)]
+    count = video.inspect(source).frames
+    own = count - 1 if number is None else number
+    if own >= count:
+        raise InputError(f"option --frame {own}", f"{source} has {count} frames", f"give 0 to {count - 1}")
+    wanted = [min(max(own + (place - clip.place) * clip.stride, 0), count - 1) for place in range(clip.frames)]
+    frames = {index: each for index, each in enumerate(video.frames(source)) if index in wanted}
+    return [frames[index] for index in wanted]
 
 
 def _summarize(

@@ -70,6 +70,13 @@ def find_clips(data: Data, dataset: DataSet, root: Path, samples: Samples) -> Cl
     return Clips(clip.place, _shuffle(frames, clip.place) if clip.shuffle else frames, missing)
 
 
+def frames_around(image: Path, clip: Clip) -> tuple[Path, ...]:
+    """The clip around an image, of the frames beside it; those that are missing repeat the next one towards it."""
+    if _read_name(image) is None:
+        return (image,) * clip.frames
+    return _neighbours(image, image, _list(image.parent), clip)[0]
+
+
 def frames_lie_beside(data: Data, dataset: DataSet, root: Path, samples: Samples) -> bool:
     """Whether the images of a split are among the frames: then those without a label are frames alone."""
     first = samples[0].image

@@ -16,6 +16,7 @@ SIGNAL_RADIUS = 12
 # width, height
 VEHICLE = (48, 24)
 MARK = (24, 12)
+SIGN = (40, 16)
 # textures of a mark, by the side of their white and black cells, 0 for a cell as long as the mark
 MARKS = {"plain": (0, 0), "upright": (4, 0), "level": (0, 4), "checks": (6, 6)}
 
@@ -163,9 +164,9 @@ def draw_mark(image: Pixels, x: int, y: int, mark: str) -> None:
 
 
 def draw_sign(image: Pixels, x: int, y: int, colour: tuple[int, int, int]) -> None:
-    """Draw a coloured sign of a mark's size around a centre."""
-    corner = x - MARK[0] // 2, y - MARK[1] // 2
-    cv2.rectangle(image, corner, (corner[0] + MARK[0] - 1, corner[1] + MARK[1] - 1), colour, -1)
+    """Draw a coloured sign around a centre, nearly as large as a van."""
+    corner = x - SIGN[0] // 2, y - SIGN[1] // 2
+    cv2.rectangle(image, corner, (corner[0] + SIGN[0] - 1, corner[1] + SIGN[1] - 1), colour, -1)
 
 
 def _draw_disc(image: Pixels, x: int, y: int, radius: int, colour: Sequence[int]) -> None:

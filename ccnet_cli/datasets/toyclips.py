@@ -21,11 +21,11 @@ from ccnet_cli.media import images
 # raise it when the drawing changes, so that the built-in set is drawn again
 VERSION = 1
 # one terrace
-SIZE = (96, 144)
+SIZE = (80, 128)
 FRAMES, TRAIN, VAL = 5, 400, 60
 DARK = (46, 44, 42)
 # of the first frames, in how many a sign is lit at least
-MIN_LIT = 3
+MIN_LIT = 4
 # pixels that the traffic moves from a frame to the next, at most
 SPEED = 3
 

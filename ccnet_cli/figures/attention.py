@@ -87,26 +87,26 @@ def draw_figure(image_bgr: Pixels, models: Sequence[ModelMaps], clip: float = 99
     count = 1 + sum(len(model.maps[0]) for model in models)
     size = header + len(points) * (height + CAPTION) + MARGIN // 2, 2 * MARGIN + count * column + (count - 1) * GAP
     canvas = np.full((*size, 3), 255, np.uint8)
-    _write(canvas, "input", (MARGIN, header - 14), TITLE, INK, column)
+    write_text(canvas, "input", (MARGIN, header - 14), TITLE, INK, column)
     for top, point in zip(tops, points, strict=True):
-        _paste(canvas, mark_point(small, _panel_pixel(point, zoom, small), lines=True), (MARGIN, top))
+        paste(canvas, mark_point(small, _panel_pixel(point, zoom, small), lines=True), (MARGIN, top))
         caption = f"({point.point[0]}, {point.point[1]})  {'' if several else point.name}"
-        _write(canvas, caption, (MARGIN, top + height + LINE), TEXT, INK, column)
+        write_text(canvas, caption, (MARGIN, top + height + LINE), TEXT, INK, column)
     left = MARGIN
     for model in models:
         passes = len(model.maps[0])
         if several:
             x, y, room = left + column + GAP, header - HEADER - 4, passes * (column + GAP) - GAP
-            _write(canvas, model.title, (x, y), TITLE, INK, room)
+            write_text(canvas, model.title, (x, y), TITLE, INK, room)
             cv2.line(canvas, (x, y + 10), (x + room, y + 10), FAINT, 1)
         for r in range(1, passes + 1):
             left += column + GAP
             name = model.names[r - 1] if model.names else f"R = {r}"
-            _write(canvas, name, (left, header - 14), TITLE, INK, column)
+            write_text(canvas, name, (left, header - 14), TITLE, INK, column)
             for top, point, maps in zip(tops, model.points, model.maps, strict=True):
                 limit = clip_limit(maps[r - 1], point.cell, clip)
                 pixel = _panel_pixel(point, zoom, small)
-                _paste(canvas, _panel(small, maps[r - 1], limit, pixel, model.align_corners), (left, top))
+                paste(canvas, _panel(small, maps[r - 1], limit, pixel, model.align_corners), (left, top))
                 name = point.name if several else "own class"
                 _caption(canvas, (left, top + height), limit, point.fractions[r - 1], name, column)
     return canvas
@@ -214,7 +214,7 @@ def add_inset(
     part = coloured_bgr[y - reach : y + reach, x - reach : x + reach]
     large = np.asarray(cv2.resize(part, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8)
     cv2.rectangle(large, (0, 0), (side - 1, side - 1), (255, 255, 255), 2)
-    _write(large, f"{INSET_ZOOM}x", (8, side - 10), TEXT, (255, 255, 255), side)
+    write_text(large, f"{INSET_ZOOM}x", (8, side - 10), TEXT, (255, 255, 255), side)
 
     def distance(corner: tuple[int, int]) -> float:
         middle = np.array(corner) + side / 2
@@ -223,7 +223,7 @@ def add_inset(
     edge = 16
     corners = [(left, top) for top in (edge, height - side - edge) for left in (edge, width - side - edge)]
     panel = panel_bgr.copy()
-    _paste(panel, large, max(corners, key=distance))
+    paste(panel, large, max(corners, key=distance))
     return panel
 
 
@@ -245,18 +245,18 @@ def _caption(
     """A colour bar from 0 to the clipped weight, and the fractions."""
     left, top = corner
     bar = cv2.applyColorMap(np.tile(np.linspace(0, 255, 150).astype(np.uint8), (16, 1)), cv2.COLORMAP_INFERNO)
-    _write(canvas, "0", (left, top + LINE), TEXT, FAINT, 20)
-    _paste(canvas, np.asarray(bar, np.uint8), (left + 24, top + LINE - 15))
-    _write(canvas, f">= {limit:.2g}", (left + 184, top + LINE), TEXT, FAINT, width - 184)
+    write_text(canvas, "0", (left, top + LINE), TEXT, FAINT, 20)
+    paste(canvas, np.asarray(bar, np.uint8), (left + 24, top + LINE - 15))
+    write_text(canvas, f">= {limit:.2g}", (left + 184, top + LINE), TEXT, FAINT, width - 184)
     if fractions.channel is not None:
         drawn = fractions.drawn_class
         text = f"channel {fractions.channel}, adds most to {drawn}; on {drawn} {fractions.own_class:.0%}"
     else:
         text = f"on cross {fractions.on_cross:.0%}, off {fractions.off_cross:.0%}, {name} {fractions.own_class:.0%}"
-    _write(canvas, text, (left, top + 2 * LINE), TEXT, INK, width)
+    write_text(canvas, text, (left, top + 2 * LINE), TEXT, INK, width)
 
 
-def _write(
+def write_text(
     canvas: Pixels, text: str, start: tuple[int, int], size: float, colour: tuple[int, int, int], room: int
 ) -> None:
     """Write a text to the right of start, in a smaller size if it is wider than `room` pixels."""
@@ -265,6 +265,7 @@ def _write(
     cv2.putText(canvas, plain, start, FONT, size * min(1, room / max(wide, 1)), colour, 1, cv2.LINE_AA)
 
 
-def _paste(canvas: Pixels, part: Pixels, corner: tuple[int, int]) -> None:
+def paste(canvas: Pixels, part: Pixels, corner: tuple[int, int]) -> None:
+    """Put a picture onto another, its top left corner at (x, y)."""
     left, top = corner
     canvas[top : top + part.shape[0], left : left + part.shape[1]] = part

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ccnet_cli.errors import InputError, NonFiniteError, notice
 from ccnet_cli.figures.attention import Fractions, ModelMaps, Point, cross_mask
+from ccnet_cli.figures.clips import ClipPoint, Shares
 from ccnet_cli.inference.artifact import Artifact, load_model
 from ccnet_cli.inference.runtime import to_device
 from ccnet_cli.inference.views import to_input
@@ -125,6 +126,7 @@ def attend(artifact: Artifact[CCNet], image_bgr: np.ndarray, device: torch.devic
         projections = [] if project is None else project(features)
     if not passes:
         raise _no_attention(artifact)
+    _require_finite(artifact, passes)
     h, w = scores.shape[2:]
     sizes = [tuple(each.shape) if isinstance(each, Tensor) else each.size for each in passes]
     names = getattr(head, "attention_names", ())
@@ -134,10 +136,32 @@ def attend(artifact: Artifact[CCNet], image_bgr: np.ndarray, device: torch.devic
     if any(size not in ((1, h + w, h, w), (h, w)) for size in sizes):
         why = f"the attention of the head {_kind(artifact)} is not over each cell's row and column"
         raise InputError(artifact.path, why, "use a head whose attend gives maps (B, h + w, h, w)")
-    if not all(attention.isfinite().all() for attention in passes):
-        raise NonFiniteError(artifact.path, "its attention is not finite", "use a checkpoint whose weights are sound")
     height, width = image_bgr.shape[:2]
     return ImageAttention(artifact, (height, width), scores[0], passes, projections)
+
+
+def attend_clip(
+    artifact: Artifact[CCNet], frames_bgr: Sequence[np.ndarray], points: Sequence[tuple[int, int]], device: torch.device
+) -> tuple[list[ClipPoint], tuple[int, int]]:
+    """The maps of points (x, y) of the labelled frame of a clip, and the grid (h, w) of cells."""
+    network = to_device(artifact, device)
+    clip = torch.stack([to_input(frame, network.normalisation, device) for frame in frames_bgr], dim=1)
+    with torch.inference_mode():
+        scores, passes = network.attend(clip)
+    _require_finite(artifact, passes)
+    described, place = [], network.labelled % len(frames_bgr)
+    height, width = frames_bgr[0].shape[:2]
+    for point in points:
+        cell, own = locate(scores[0], point, (height, width), network.align_corners)
+        maps = [attention_map(passes[:r], place, cell[1], cell[0]).cpu().numpy() for r in range(1, len(passes) + 1)]
+        shares = tuple(Shares.of(each, place, cell) for each in maps)
+        described.append(ClipPoint(point, cell, artifact.classes.names[own], tuple(maps), shares))
+    return described, (scores.shape[2], scores.shape[3])
+
+
+def _require_finite(artifact: Artifact[CCNet], passes: Sequence[Tensor | DensePass | ChannelPass]) -> None:
+    if not all(attention.isfinite().all() for attention in passes):
+        raise NonFiniteError(artifact.path, "its attention is not finite", "use a checkpoint whose weights are sound")
 
 
 def locate(

@@ -1,0 +1,136 @@
+"""A network of clips through what a user does: training in every way, resumption, scoring, videos, figures."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from calls import evaluate, predict
+from runs import train
+
+from ccnet_cli import config
+from ccnet_cli.commands.explore import ExploreRequest, explore
+from ccnet_cli.commands.export import export
+from ccnet_cli.commands.visualize import VisualizeRequest, visualize
+from ccnet_cli.datasets import toyclips
+from ccnet_cli.errors import InputError
+from ccnet_cli.media import images, video
+from ccnet_cli.media.images import read_image
+
+SMALL = (
+    *("model.backbone.width=8", "model.head.channels=8", "model.head.query_channels=4", "data.workers=0"),
+    *("train.batch=4", "schedule.warmup=0", "checkpoint.every=2", "log.every=1", "eval.every=0"),
+    *("model.auxiliary={kind: fcn, channels: 4}", "loss.auxiliary.kind=cross_entropy"),
+    *("loss.auxiliary.output=auxiliary", "loss.category_consistent={}", "data.clip.frames=3"),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return toyclips.make(tmp_path_factory.mktemp("clips") / "data", train=6, val=3)
+
+
+def preset(data, steps, *more):
+    return config.load("toyclips-t5", [f"data.root={data}", *SMALL, f"schedule.steps={steps}", *more])
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(preset(data, 3), folder)
+    return folder
+
+
+def losses_of(run):
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def test_a_run_goes_on_bit_for_bit_with_ema_accumulation_and_bf16(data, tmp_path):
+    more = ("train.ema=0.9", "train.micro_batch=2", "train.precision=bf16", "data.photometric=true")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(preset(data, 4, *more), whole)
+    shutil.copytree(whole, parts)
+    for path in (parts / "checkpoints").glob("step_00000004.*"):
+        path.unlink()
+    train(preset(data, 4, *more), parts, resume="auto")
+    assert not np.array_equal(losses_of(parts)[2], losses_of(parts)[3])
+    assert losses_of(parts) == losses_of(whole)
+    assert all(np.isfinite(losses_of(whole)))
+
+
+def test_the_other_frames_count_in_a_score(run, tmp_path):
+    content = torch.load(run / "checkpoints/best.pt", weights_only=False)
+    content["model"]["head.rcca.attention.gamma"].fill_(2)
+    content["model"]["head.bottleneck.4.bias"].zero_()
+    torch.save(content, tmp_path / "stirred.pt")
+    for word in ("false", "true"):
+        overrides = (f"data.clip.shuffle={word}",)
+        assert evaluate(tmp_path / "stirred.pt", overrides=overrides, save=tmp_path / word).images == 3
+    names = [path.relative_to(tmp_path / "false") for path in (tmp_path / "false").rglob("*.png")]
+    assert len(names) == 3
+    assert any((tmp_path / "false" / name).read_bytes() != (tmp_path / "true" / name).read_bytes() for name in names)
+    views = ("eval.mode=sliding", "eval.tile=64,96", "eval.scales=[0.75, 1.0]", "eval.flip=true", "eval.batch=2")
+    assert 0 <= evaluate(run, overrides=views).miou <= 1
+
+
+def film(path, count=6):
+    frames, _, _ = toyclips.clip(np.random.default_rng(0))
+    with video.open_writer(path, 10, toyclips.SIZE) as write:
+        for index in range(count):
+            write(frames[index % 5])
+    return path
+
+
+def test_a_video_is_segmented_and_one_of_a_frame_is_a_picture(run, tmp_path, capfd):
+    source = film(tmp_path / "film.mp4")
+    predict((source,), tmp_path / "mask.mp4", run)
+    assert video.inspect(tmp_path / "mask.mp4").frames == 6
+    assert "equal frames" not in capfd.readouterr().err
+    still = tmp_path / "still.png"
+    images.write_image(still, next(video.frames(source)))
+    predict((still,), tmp_path / "still-mask.png", run)
+    assert "the network takes clips: an image is seen as 3 equal frames" in capfd.readouterr().err
+
+
+def test_attention_is_drawn_frame_by_frame(run, data, tmp_path):
+    source = film(tmp_path / "film.mp4")
+    request = VisualizeRequest(source, ((30, 60), (100, 20)), tmp_path / "a.png", run, maps=tmp_path / "m.npz", frame=3)
+    summary = visualize(request).to_mapping()
+    assert (summary["frames"], summary["place"], summary["recurrence"]) == (3, 2, 2)
+    with np.load(tmp_path / "m.npz") as maps:
+        for number, point in ((number, point) for number in (1, 2) for point in range(2)):
+            own, shares = maps[f"r{number}"][point], summary["points"][point][f"r{number}"]
+            assert own.shape == (3, *summary["grid"]) and own.sum() == pytest.approx(1, abs=1e-9)
+            assert shares["frames"] == pytest.approx(own.sum(axis=(1, 2)), abs=1e-12)
+            assert shares["on_cross"] + shares["off_cross"] == pytest.approx(1, abs=1e-9)
+            x, y = summary["points"][point]["cell"]
+            if number == 1:
+                assert shares["off_cross"] == pytest.approx(0, abs=1e-12)
+                assert np.count_nonzero(own[0]) == np.count_nonzero(own[1]) == 1 and own[0, y, x] > 0
+    picture = read_image(tmp_path / "a.png")
+    assert picture.shape[0] > 4 * 200 and picture.shape[1] > 3 * 300
+    with pytest.raises(InputError, match="has 6 frames"):
+        visualize(VisualizeRequest(source, ((3, 4),), tmp_path / "b.png", run, frame=6))
+    with pytest.raises(InputError, match="its network takes clips"):
+        explore(ExploreRequest((tmp_path / "a.png",), tmp_path / "a.html", checkpoint=run))
+
+
+def test_the_clip_of_an_image_is_of_the_frames_beside_it(run, data, tmp_path):
+    folder = data / "leftImg8bit_sequence/val/hillside"
+    last = folder / "hillside_000001_000004_leftImg8bit.png"
+    alone = tmp_path / "alone.png"
+    images.write_image(alone, read_image(last))
+    shares = []
+    for image in (last, alone):
+        request = VisualizeRequest(image, ((30, 60),), tmp_path / f"of-{image.stem}.png", run)
+        (point,) = visualize(request).to_mapping()["points"]
+        shares.append(point["r2"]["frames"])
+    assert shares[0] != shares[1]
+
+
+def test_a_network_of_clips_is_handed_on_as_weights_alone(run, tmp_path):
+    assert export(run / "checkpoints/best.pt", tmp_path / "model.pt").is_file()
+    with pytest.raises(InputError, match="its head takes clips"):
+        export(run / "checkpoints/best.pt", tmp_path / "model.onnx", "onnx")
