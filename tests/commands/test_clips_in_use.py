@@ -61,7 +61,7 @@ def test_a_run_goes_on_bit_for_bit_with_ema_accumulation_and_bf16(data, tmp_path
 
 
 def test_the_other_frames_count_in_a_score(run, tmp_path):
-    content = torch.load(run / "checkpoints/best.pt", weights_only=False)
+    content = torch.load(run / "checkpoints/step_00000003.pt", weights_only=False)
     content["model"]["head.rcca.attention.gamma"].fill_(2)
     content["model"]["head.bottleneck.4.bias"].zero_()
     torch.save(content, tmp_path / "stirred.pt")
@@ -131,6 +131,6 @@ def test_the_clip_of_an_image_is_of_the_frames_beside_it(run, data, tmp_path):
 
 
 def test_a_network_of_clips_is_handed_on_as_weights_alone(run, tmp_path):
-    assert export(run / "checkpoints/best.pt", tmp_path / "model.pt").is_file()
+    assert export(run / "checkpoints/step_00000003.pt", tmp_path / "model.pt").is_file()
     with pytest.raises(InputError, match="its head takes clips"):
-        export(run / "checkpoints/best.pt", tmp_path / "model.onnx", "onnx")
+        export(run / "checkpoints/step_00000003.pt", tmp_path / "model.onnx", "onnx")
