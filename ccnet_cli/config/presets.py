@@ -39,10 +39,24 @@ class UnknownKeyError(InputError):
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
     """Read a preset by name, or a file by path, and apply overrides, each "key=value"; InputError if any is wrong."""
     mapping = library.read(name_or_path)
+    before = migration.migrate(mapping).get("schedule")
     # parts are chosen before their settings are set, in whatever order they come
     for assignment in sorted(overrides, key=lambda assignment: not _chooses_part(assignment)):
         override(mapping, assignment)
+    if not any(assignment.startswith(("schedule.warmup=", "schedule=")) for assignment in overrides):
+        _shorten_warmup(mapping, before)
     return from_mapping(mapping)
+
+
+def _shorten_warmup(mapping: dict[str, Any], before: Any) -> None:
+    """Keep the warm-up's part of a schedule that an override made shorter than the warm-up itself."""
+    schedule = mapping.get("schedule")
+    if not isinstance(schedule, dict) or not isinstance(before, Mapping):
+        return
+    steps, was, warmup = schedule.get("steps"), before.get("steps"), schedule.get("warmup", 0)
+    if all(type(number) is int for number in (steps, was, warmup)) and 0 < steps <= warmup < was:
+        schedule["warmup"] = warmup * steps // was
+        notice(f"schedule.warmup {schedule['warmup']}, was {warmup}: as large a part of {steps} steps as of {was}")
 
 
 def _chooses_part(assignment: str) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ccnet_cli.datasets.augment import Augment
 from ccnet_cli.datasets.tables import Table, parse_table
 from ccnet_cli.parts import Byte, Fit, Flag, Int, Pair, Scale, Section, Text, UnknownPart
 
@@ -52,7 +53,8 @@ class Data(Section):
 
     A picture is scaled to fit within fit, its longer and its shorter side, and then by scale_min to scale_max, with
     scale_step 0 anything between. category_ratio below 1 avoids crops of which one class covers that fraction. A
-    worker may take at most timeout seconds for a batch. clip adds the frames around a labelled one.
+    worker may take at most timeout seconds for a batch. clip adds the frames around a labelled one;
+    augment is what a sample may go through besides.
     """
 
     dataset: Annotated[str, BeforeValidator(_require_known)]
@@ -73,6 +75,7 @@ class Data(Section):
     category_ratio: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
     mirror: Flag = True
     photometric: Flag = False
+    augment: Augment | None = None
     clip: Clip | None = None
     workers: Annotated[int, Field(strict=True, ge=0, le=64)] = 2
     timeout: Annotated[int, Field(strict=True, ge=1, le=86400)] = 300

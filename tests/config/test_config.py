@@ -517,3 +517,13 @@ def test_a_part_that_only_one_preset_has_differs_as_a_whole():
         "loss.ohem",
     ]
     assert config.value(one, "loss.ohem") is None and config.value(other, "loss.ohem")["kind"] == "ohem"
+
+
+def test_fewer_steps_than_the_warm_up_shorten_it(capfd):
+    short = config.load("camvid", ["schedule.steps=40"]).schedule
+    assert (short.steps, short.warmup) == (40, 2)
+    assert "schedule.warmup 2, was 50: as large a part of 40 steps as of 800" in capfd.readouterr().err
+    assert config.load("camvid", ["schedule.steps=51"]).schedule.warmup == 50
+    assert not capfd.readouterr().err
+    with pytest.raises(InputError, match="warmup 50 must be below steps 40"):
+        config.load("camvid", ["schedule.steps=40", "schedule.warmup=50"])
