@@ -54,7 +54,9 @@ def _shorten_warmup(mapping: dict[str, Any], before: Any) -> None:
     if not isinstance(schedule, dict) or not isinstance(before, Mapping):
         return
     steps, was, warmup = schedule.get("steps"), before.get("steps"), schedule.get("warmup", 0)
-    if all(type(number) is int for number in (steps, was, warmup)) and 0 < steps <= warmup < was:
+    if not (isinstance(steps, int) and isinstance(was, int) and isinstance(warmup, int)):
+        return
+    if 0 < steps <= warmup < was:
         schedule["warmup"] = warmup * steps // was
         notice(f"schedule.warmup {schedule['warmup']}, was {warmup}: as large a part of {steps} steps as of {was}")
 
