@@ -1,7 +1,8 @@
 """`ccnet train`."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +21,10 @@ from ccnet_cli.cli.options import (
     seconds_of,
 )
 from ccnet_cli.cli.output import print_names
-from ccnet_cli.errors import InputError, detail
+from ccnet_cli.errors import InputError, detail, notice
+
+if TYPE_CHECKING:
+    from ccnet_cli.config import Preset
 
 app = typer.Typer()
 
@@ -104,6 +108,10 @@ def train(
             callback=seconds_of, metavar="SECONDS", help="Time to end after a signal; twice that of a checkpoint."
         ),
     ] = 60,
+    epochs: Annotated[
+        float | None,
+        typer.Option(min=1e-3, max=1e6, metavar="N", help="Passes over the training images, for schedule.steps."),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of weights and data order.")
     ] = None,
@@ -118,6 +126,8 @@ def train(
     settings = config.load(
         preset, [*(overrides or ()), *path_override("data.root", data), *([] if seed is None else [f"seed={seed}"])]
     )
+    if epochs is not None:
+        settings = _with_epochs(settings, epochs, overrides or ())
     detail(f"preset {settings.name} of {config.find(preset)}")
     from ccnet_cli.commands.train import train as start
     from ccnet_cli.parallel.elastic import Nodes
@@ -159,3 +169,19 @@ def train(
     # one of several processes prints it
     if folder is not None:
         print_names(folder)
+
+
+def _with_epochs(settings: "Preset", epochs: float, overrides: Sequence[str]) -> "Preset":
+    if any(text.startswith(("schedule.steps=", "schedule=")) for text in overrides):
+        raise InputError(f"option --epochs {epochs:g}", "schedule.steps is set too", "give one of them")
+    from ccnet_cli import config
+    from ccnet_cli.datasets import open_source
+
+    images = len(open_source(settings.data, "train").samples)
+    mapping = config.to_mapping(settings)
+    schedule = mapping["schedule"]
+    steps = max(1, round(epochs * images / settings.train.batch))
+    # as long a part of the run as before
+    schedule |= {"steps": steps, "warmup": schedule["warmup"] * steps // schedule["steps"]}
+    notice(f"{epochs:g} epochs of {images} images: {steps} steps, {schedule['warmup']} of them warm-up")
+    return config.from_mapping(mapping)

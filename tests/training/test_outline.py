@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import tiny
 import yaml
 
 from ccnet_cli import cli, config
@@ -52,3 +53,15 @@ def test_the_command_prints_it_and_writes_nothing(
         == 2
     )
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_epochs_are_steps_of_the_images_that_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root = tiny.make_camvid(tmp_path, [(24, 32)] * 10, "train")
+    words = ("train", "--preset", "camvid", "--data", str(root), "--dry-run", "--device", "cpu", "-s", "train.batch=4")
+    assert call(*words, "--epochs", "20") == 0
+    output = capsys.readouterr()
+    # 20 x 10 / 4
+    assert yaml.safe_load(output.out)["steps"] == 50
+    assert "20 epochs of 10 images: 50 steps, 3 of them warm-up" in output.err
+    assert call(*words, "--epochs", "20", "-s", "schedule.steps=30") == 2
+    assert "option --epochs 20: schedule.steps is set too; give one of them" in capsys.readouterr().err
