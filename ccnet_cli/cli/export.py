@@ -26,6 +26,7 @@ app = typer.Typer()
         "ccnet export runs/cityscapes --format official -o CS_scenes.pth",
         "ccnet export CS_scenes_60000.pth -o ours.pt",
         "ccnet export runs/camvid --format onnx -o camvid.onnx",
+        "ccnet export runs/camvid --format onnx --with-processing -o street.onnx",
         "ccnet predict camvid.onnx img.png -o mask.png",
         "ccnet export runs/camvid --format torch-export -o camvid.pt2",
     )
@@ -40,6 +41,10 @@ def export(
             help="Our file, the layout of the authors or another project, or the network itself, to run without ccnet.",
         ),
     ] = "weights",
+    processed: Annotated[
+        bool,
+        typer.Option("--with-processing", help="ONNX with all around the network: RGB bytes in, classes out."),
+    ] = False,
     preset: OtherPreset = None,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
@@ -56,7 +61,7 @@ def export(
     from ccnet_cli.commands.export import export as write
     from ccnet_cli.weights.find import find_artifact
 
-    write(find_artifact(checkpoint), output, format, preset, overrides or ())
+    write(find_artifact(checkpoint), output, format, preset, overrides or (), processed)
     print_names(*outputs)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from ccnet_cli import __version__, config, files
 from ccnet_cli.errors import EnvironmentFailure, InputError, out_of_memory
@@ -26,25 +27,37 @@ SUFFIXES = {"onnx": onnxfile.SUFFIX, "torch-export": portable.SUFFIX}
 SHAPES = ((1, 49, 73), (3, 66, 41))
 # of the range of the scores
 MAX_DEVIATION = 1e-4
+# of pixels with the model's class, where a file answers classes: others lie on a tie
+MIN_AGREEMENT = 0.999
 
 
 def export(
-    source: Path, output: Path, format: str = "weights", preset: str | None = None, overrides: Sequence[str] = ()
+    source: Path,
+    output: Path,
+    format: str = "weights",
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    processed: bool = False,
 ) -> Path:
     """Write a checkpoint's model alone: "weights", about a third of the size, or in a layout, such as "official".
 
     "onnx" and "torch-export" write the network itself, to be run without ccnet; nothing is written where their scores
-    differ from the model's. source may be anybody's weights; preset and overrides are those of read_weights.
+    differ from the model's. processed puts all around the network into an ONNX file, see portable.Processed. source
+    may be anybody's weights; preset and overrides are those of read_weights.
     """
     for name, suffix in SUFFIXES.items():
         if (format == name) != (output.suffix.lower() == suffix) and not files.is_stream(output):
             fix = f"end the name in {suffix}" if format == name else f"add --format {name}, or choose another name"
             raise InputError(output, f"{suffix} is the ending of --format {name}", fix)
+    if processed and format != "onnx":
+        raise InputError("option --with-processing", f"--format {format} holds no processing", "add --format onnx")
     layout = LAYOUTS.get(format)
     outputs = layout.files(output) if layout else [output]
     files.refuse_outputs(outputs, [*list_files(source), None if preset is None else config.find(preset)])
+    if format == "onnx":
+        onnxfile.require("onnx", "onnxscript", "onnxruntime")
     if format in SUFFIXES:
-        network = _network(source, output, format, preset, overrides)
+        network = _network(source, output, format, load_model(source, preset, overrides), processed)
         return _write(output, lambda file: file.write(network))
     content: Any = read_weights(source, preset, overrides).content
     content = {key: value for key, value in content.items() if key != "training"}
@@ -93,16 +106,17 @@ def _write(output: Path, fill: Callable[[Any], object]) -> Path:
     return output
 
 
-def _network(source: Path, output: Path, format: str, preset: str | None, overrides: Sequence[str]) -> bytes:
+def _network(source: Path, output: Path, format: str, artifact: Artifact[CCNet], processed: bool) -> bytes:
     """The content of an ONNX file or of a program of torch's, once its scores are known to be the model's."""
-    if format == "onnx":
-        onnxfile.require("onnx", "onnxscript", "onnxruntime")
-    artifact = load_model(source, preset, overrides)
     model = artifact.network
     if model.takes_clips:
         why = f"its head takes clips, which --format {format} does not hold"
         raise InputError(source, why, "use --format weights")
-    traced, facts = portable.program(model), _facts(artifact)
+    traced, facts = portable.program(model, processed), _facts(artifact)
+    if processed:
+        content = onnxfile.write(traced, facts | {onnxfile.PROCESSED: True})
+        _check_classes(content, output, model)
+        return content
     written: Callable[[torch.Tensor], Any]
     if format == "onnx":
         content = onnxfile.write(traced, facts)
@@ -122,6 +136,23 @@ def _network(source: Path, output: Path, format: str, preset: str | None, overri
         why = f"not written: its scores are {worst:.1e} of their range away from the model's"
         raise EnvironmentFailure(output, why, "update torch, or report it")
     return content
+
+
+@torch.inference_mode()
+def _check_classes(content: bytes, output: Path, model: CCNet) -> None:
+    """EnvironmentFailure where the file's classes of noise are not the model's, but for a pixel in a thousand."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for count, height, width in SHAPES:
+        noise = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+        (classes,) = session.run(None, {"image": noise})
+        x = torch.cat([to_input(image[..., ::-1], model.normalisation, "cpu") for image in noise])
+        scores = F.interpolate(model(x), (height, width), mode="bilinear", align_corners=model.align_corners)
+        same = float((torch.from_numpy(classes) == scores.argmax(dim=1)).double().mean())
+        if same < MIN_AGREEMENT:
+            why = f"not written: {100 * same:.1f} % of its classes are the model's"
+            raise EnvironmentFailure(output, why, "update torch, or report it")
 
 
 def _facts(artifact: Artifact[CCNet]) -> dict[str, Any]:

@@ -23,6 +23,13 @@ ADAPTIVE_POOL = torch.ops.aten.adaptive_avg_pool2d.default
 # keys of the file's metadata: the facts about the network, and the sha256 of these and of the graph
 FACTS = "ccnet"
 SEAL = "ccnet.sha256"
+# the fact that a file holds all around the network, and so is for other programs alone
+PROCESSED = "processing"
+# of input and output, without and with processing
+DOCUMENTED = (
+    ("normalised image, (N, 3, H, W): see the preset's model in the metadata", "score of each class, (N, K, h, w)"),
+    ("RGB image as it is read, (N, H, W, 3)", "number of the class of each pixel, (N, H, W)"),
+)
 FIX = "give a file that ccnet export --format onnx wrote"
 # the format's own limit
 MAX_BYTES = (1 << 31) - 1
@@ -62,7 +69,12 @@ def require(*packages: str) -> None:
 
 
 def write(traced: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
-    """The content of an ONNX file, opset 18: float32 input "image" (N, 3, H, W), output "scores" (N, K, h, w)."""
+    """The content of an ONNX file, opset 18: float32 input "image" (N, 3, H, W), output "scores" (N, K, h, w).
+
+    With the fact PROCESSED, of a program with all around the network: uint8 "image" (N, H, W, 3), "classes" (N, H, W).
+    """
+    processed = bool(facts.get(PROCESSED))
+    output = "classes" if processed else "scores"
     require("onnx", "onnxscript", "onnxruntime")
     import onnx
 
@@ -73,7 +85,7 @@ def write(traced: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
         if traced.graph.find_nodes(op="call_function", target=ADAPTIVE_POOL):
             traced = traced.run_decompositions({ADAPTIVE_POOL: _pool_adaptively})
         exported: Any = torch.onnx.export(
-            traced, dynamo=True, opset_version=OPSET, input_names=["image"], output_names=["scores"], verbose=False
+            traced, dynamo=True, opset_version=OPSET, input_names=["image"], output_names=[output], verbose=False
         )
     model = exported.model_proto
     graph = model.graph
@@ -85,10 +97,14 @@ def write(traced: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     del graph.value_info[:]
-    for tensor, names in ((graph.input[0], ("height", "width")), (graph.output[0], ("rows", "columns"))):
-        batch, _, *sides = tensor.type.tensor_type.shape.dim
-        for dimension, name in zip((batch, *sides), ("batch", *names), strict=True):
+    image, result = ([*tensor.type.tensor_type.shape.dim] for tensor in (graph.input[0], graph.output[0]))
+    names = ("batch", "height", "width"), ("batch", "height", "width") if processed else ("batch", "rows", "columns")
+    sides = (image[:3], result) if processed else ([image[0], *image[2:]], [result[0], *result[2:]])
+    for dimensions, own in zip(sides, names, strict=True):
+        for dimension, name in zip(dimensions, own, strict=True):
             dimension.dim_param = name
+    graph.input[0].doc_string, graph.output[0].doc_string = DOCUMENTED[processed]
+    model.doc_string = f"ccnet {facts.get('ccnet', '')}: {', '.join(facts.get('classes', {}).get('names', ()))}"
     text = json.dumps({"format": FORMAT, "opset": OPSET, **facts})
     onnx.helper.set_model_props(model, {FACTS: text, SEAL: _seal(graph.SerializeToString(), text)})
     onnx.checker.check_model(model)
@@ -123,6 +139,9 @@ def read(path: Path) -> tuple[dict[str, Any], bytes]:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(path, "what it tells of its network is damaged", "export or copy it again") from None
     check_facts(facts, path)
+    if facts.get(PROCESSED):
+        why = "holds image in and classes out, for other programs"
+        raise InputError(path, why, "export it without --with-processing to run it here")
     return facts, content
 
 

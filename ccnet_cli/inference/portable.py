@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn import functional as F
 
 from ccnet_cli.errors import InputError, out_of_memory
 from ccnet_cli.models.network import CCNet
@@ -37,13 +38,40 @@ def portable(model: CCNet) -> CCNet:
     return model
 
 
-def program(model: CCNet) -> ExportedProgram:
-    """The main scores as a graph of torch's own operators, for any batch and for images of 9 pixels a side or more."""
-    growing = dict.fromkeys((0, 2, 3), Dim.DYNAMIC)
-    example = torch.zeros(2, 3, 65, 97)
+class Processed(nn.Module):
+    """Pictures as they are read, uint8 RGB (N, H, W, 3) -> the class of each pixel, uint8 (N, H, W)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: CCNet) -> None:
+        super().__init__()
+        self.network = portable(model)
+        n = model.normalisation
+        self.bgr = n.channel_order == "bgr"
+        self.register_buffer("mean", torch.tensor(n.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(n.std).view(3, 1, 1))
+
+    def forward(self, image_NHW3: Tensor) -> Tensor:
+        """The classes of whole pictures, at one scale."""
+        image = image_NHW3.permute(0, 3, 1, 2).float()
+        x = ((image.flip(1) if self.bgr else image) - self.mean) / self.std
+        corners = self.network.align_corners
+        scores = F.interpolate(self.network(x), x.shape[2:], mode="bilinear", align_corners=corners)
+        return scores.argmax(dim=1).to(torch.uint8)
+
+
+def program(model: CCNet, processed: bool = False) -> ExportedProgram:
+    """The main scores as a graph of torch's own operators, for any batch and for images of 9 pixels a side or more.
+
+    processed has what lies around the network in it: see Processed.
+    """
+    growing = dict.fromkeys((0, 1, 2) if processed else (0, 2, 3), Dim.DYNAMIC)
+    example = torch.zeros(2, 65, 97, 3, dtype=torch.uint8) if processed else torch.zeros(2, 3, 65, 97)
     fix = "write its parts in operators that torch.export follows, or use --format weights"
     with torch.no_grad(), exporting("torch.export cannot trace it", fix):
-        traced = torch.export.export(portable(model), (example,), dynamic_shapes=(growing,))
+        module = Processed(model).eval() if processed else portable(model)
+        traced = torch.export.export(module, (example,), dynamic_shapes=(growing,))
         fold_batch_norms(traced)
     for node in traced.graph.nodes:
         # lines of code, whose folders are nobody else's concern

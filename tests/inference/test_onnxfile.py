@@ -4,6 +4,8 @@ import json
 import os
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,11 @@ from calls import evaluate, predict
 from ccnet_cli import cli
 from ccnet_cli.commands.export import export
 from ccnet_cli.errors import EnvironmentFailure, InputError
-from ccnet_cli.inference import engine
+from ccnet_cli.inference import engine, portable
 from ccnet_cli.inference import onnx as onnxfile
 from ccnet_cli.inference.artifact import default_device, load_model, open_artifact
 from ccnet_cli.inference.views import to_input
+from ccnet_cli.media import images
 from ccnet_cli.models.attention import PlainCrissCross
 from ccnet_cli.runs import checkpoint
 
@@ -444,3 +447,53 @@ def test_a_network_that_cannot_be_run_takes_one_line(made, tmp_path, capsys, cha
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and re.search(reason, told)
     assert not (tmp_path / "mask.png").exists()
+
+
+@pytest.fixture(scope="module")
+def whole(made):
+    """The file with processing."""
+    path = made / "street.onnx"
+    assert run("export", made / "model.pt", "--format", "onnx", "--with-processing", "-o", path) == 0
+    return path
+
+
+def test_a_file_with_processing_answers_what_predict_does(made, whole, tmp_path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(whole)
+    for height, width in ((61, 83), (40, 56), (9, 130), (75, 33)):
+        image = tiny.write(tmp_path / "image.png", tiny.picture(height, width, height))
+        predict([image], tmp_path / "mask.png", made / "model.pt", formats=["train-id"], overwrite=True)
+        expected = images.read_label(tmp_path / "mask.png")
+        (classes,) = session.run(None, {"image": np.stack([images.read_image(image)[..., ::-1]] * 2)})
+        assert classes.dtype == np.uint8 and classes.shape == (2, height, width)
+        assert (classes[0] == expected).mean() >= 0.999 and (classes[1] == classes[0]).all()
+        assert len(np.unique(expected)) > 1
+
+
+def test_the_program_of_the_guide_runs(made, whole, tmp_path):
+    guide = (Path(onnxfile.__file__).parents[1] / "guides" / "onnx.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    for source, name in ((whole, "street.onnx"), (made / "image.png", "img.png")):
+        (tmp_path / name).symlink_to(source)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    shares = [float(line.rpartition(" ")[2]) for line in done.stdout.splitlines()]
+    assert len(shares) > 1 and sum(shares) == pytest.approx(1)
+
+
+def test_a_file_with_processing_documents_itself_and_is_not_read_back(made, whole, tmp_path, capsys):
+    model = onnx.load(whole)
+    assert "RGB" in model.graph.input[0].doc_string and "class" in model.graph.output[0].doc_string
+    assert "Sky" in model.doc_string or "sky" in model.doc_string.casefold()
+    capsys.readouterr()
+    assert run("predict", whole, made / "image.png", "-o", tmp_path / "mask.png") == 2
+    assert "export it without --with-processing" in capsys.readouterr().err
+    assert run("export", made / "model.pt", "--with-processing", "-o", tmp_path / "new.pt") == 2
+    assert "option --with-processing: --format weights holds no processing" in capsys.readouterr().err
+
+
+def test_classes_that_are_not_the_models_are_not_written(made, tmp_path, monkeypatch, capsys):
+    flipped = portable.Processed.forward
+    monkeypatch.setattr(portable.Processed, "forward", lambda self, image: flipped(self, image.flip(3)))
+    assert run("export", made / "model.pt", "--format", "onnx", "--with-processing", "-o", tmp_path / "new.onnx") == 3
+    assert "of its classes are the model's" in capsys.readouterr().err and not (tmp_path / "new.onnx").exists()
