@@ -110,9 +110,10 @@ def test_the_three_operators_are_sums_over_the_cross(implementation, size):
 
 
 @every_size
+@pytest.mark.parametrize("implementation", ["reference", "gemm"])
 @torch.no_grad()
-def test_weights_sum_to_one_and_count_the_position_once(size):
-    _, passes = attention_of(size).attend(random(1, 4, *size))
+def test_weights_sum_to_one_and_count_the_position_once(implementation, size):
+    _, passes = attention_of(size, implementation).attend(random(1, 4, *size))
     assert [tuple(x.shape) for x in passes] == [(1, sum(size), *size)] * 2
     for attention in passes:
         torch.testing.assert_close(attention.sum(1), torch.ones(1, *size, dtype=torch.float64), rtol=0, atol=1e-14)
