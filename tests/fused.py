@@ -88,8 +88,9 @@ class Fused:
 
     def failures(self) -> list[str]:
         """Results beyond what rounding explains; nan, which all were filled with, is one."""
-        bound = ROUNDING[self.dtype]
-        return [f"{name}: {error:.1e}" for name, error in self.errors().items() if not error <= bound]
+        # what the rows leave of a gradient is rounded too, before the columns add to it
+        bounds = {name: ROUNDING[self.dtype] * (1.5 if name.startswith("d_") else 1) for name in (*RESULTS, "log")}
+        return [f"{name}: {error:.1e}" for name, error in self.errors().items() if not error <= bounds[name]]
 
 
 def define(*inputs_BHWC: np.ndarray) -> dict[str, np.ndarray]:

@@ -10,12 +10,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli.errors import CCNetError, notice, out_of_memory
+from ccnet_cli.errors import CCNetError, EnvironmentFailure, notice, out_of_memory
 
 # implementations that are measured; the others are never the fastest
-CANDIDATES = ("gemm", "numba")
+CANDIDATES = ("gemm", "numba", "flash")
 REPEATS = 5
 WARM_UP = 2
+# calls of one measurement, and cycles (about 2 ms) that keep a GPU busy while the host submits them
+CALLS = 4
+BUSY_CYCLES = 4_000_000
 Call = Callable[[], object]
 
 
@@ -40,11 +43,18 @@ class Choices:
         return self
 
     def choose(self, case: str, candidates: Mapping[str, Call], clock: Callable[[Call], float]) -> str:
-        """The choice for this case, measured if there is none yet; the last error where no candidate runs."""
+        """The choice for this case, measured if there is none yet.
+
+        The last error where no candidate runs, here or on rank 0: all processes end then, and none waits for another.
+        """
         if case not in self.known:
-            times = self._measure(candidates, clock)
-            fastest = min(times, key=lambda name: times[name])
+            times, failure = self._measure(candidates, clock)
+            fastest = min(times, key=lambda name: times[name]) if times else ""
             chosen = self.share(fastest) if self.share else fastest
+            if not chosen:
+                why = "no implementation runs on rank 0"
+                fix = "see the message of rank 0, or set model.head.implementation"
+                raise failure or EnvironmentFailure(f"criss-cross attention on {case}", why, fix)
             self.known[case] = chosen
             timings = ", ".join(f"{name} {time:.3f} ms" for name, time in times.items())
             self._print(f"criss-cross attention on {case}: {chosen} ({timings})")
@@ -59,8 +69,13 @@ class Choices:
         if isinstance(saved, dict):
             self.known |= {case: name for case, name in saved.items() if isinstance(case, str) and name in CANDIDATES}
 
-    def _measure(self, candidates: Mapping[str, Call], clock: Callable[[Call], float]) -> dict[str, float]:
-        """Median milliseconds of each candidate that runs, in alternating rounds after a warm-up that builds it."""
+    def _measure(
+        self, candidates: Mapping[str, Call], clock: Callable[[Call], float]
+    ) -> tuple[dict[str, float], Exception | None]:
+        """Median milliseconds of each candidate that runs, in alternating rounds after a warm-up that builds it.
+
+        Also the error of the last that does not run.
+        """
         working: dict[str, Call] = {}
         failure: Exception | None = None
         for name, call in candidates.items():
@@ -74,13 +89,11 @@ class Choices:
                 self._print(f"warning: {name} is left out of the choice ({why})")
             else:
                 working[name] = call
-        if failure and not working:
-            raise failure
         times: dict[str, list[float]] = {name: [] for name in working}
         for _ in range(REPEATS):
             for name, call in working.items():
                 times[name].append(clock(call))
-        return {name: median(values) for name, values in times.items()}
+        return {name: median(values) for name, values in times.items()}, failure
 
     def _print(self, text: str) -> None:
         if not self.quiet and text not in self._printed:
@@ -101,11 +114,16 @@ def describe(tensors: Iterable[Tensor], device: str, gradients: bool) -> str:
     return f"{sizes}, {device}, {'with' if gradients else 'without'} gradients"
 
 
-def time_on_gpu(call: Call) -> float:
-    """Milliseconds that a call kept the current CUDA device busy, by events on its current stream."""
+def time_on_gpu(call: Call, calls: int = 1) -> float:
+    """Milliseconds of a call on the current CUDA device, the mean of some calls, by events on its current stream.
+
+    The device is busy while the host submits them; otherwise short calls would only measure the host.
+    """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(BUSY_CYCLES)
     start.record()
-    call()
+    for _ in range(calls):
+        call()
     end.record()
     end.synchronize()
-    return float(start.elapsed_time(end))
+    return float(start.elapsed_time(end)) / calls

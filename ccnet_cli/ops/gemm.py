@@ -43,6 +43,19 @@ def _energies(query_BSC: Tensor, key_BSC: Tensor, mask: bool) -> Tensor:
     return energy_BSP
 
 
+def _pull(grad_BSC: Tensor, value_BSC: Tensor) -> Tensor:
+    """Products of gradient and value; of float16 in float32, as sums beyond 65504 would be infinite."""
+    if grad_BSC.dtype != torch.float16:
+        return _energies(grad_BSC, value_BSC, mask=False)
+    if not grad_BSC.is_cuda:
+        return _energies(grad_BSC.float(), value_BSC.float(), mask=False)
+    pull_BSP = grad_BSC.new_empty(*grad_BSC.shape[:-1], sum(grad_BSC.shape[1:-1]), dtype=torch.float32)
+    for axis, arm in _arms(pull_BSP):
+        for grad, value, pull in zip(*(_lines(x, axis) for x in (grad_BSC, value_BSC, arm)), strict=True):
+            pull.copy_(torch.bmm(grad, value.transpose(1, 2), out_dtype=torch.float32))
+    return pull_BSP
+
+
 def _gather(attention_BSP: Tensor, value_BSC: Tensor, spread: bool = False) -> Tensor:
     """Sums over the arms, or with spread the adjoint in value."""
     out_BSC = value_BSC.new_empty(value_BSC.shape)
@@ -89,7 +102,7 @@ def criss_cross_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value from the output's gradient and the saved attention."""
     grad_BSC = channels_innermost(grad_BCS)
-    pull_BSP = _energies(grad_BSC, channels_innermost(value_BCS), mask=False).to(attention_BSP.dtype)
+    pull_BSP = _pull(grad_BSC, channels_innermost(value_BCS)).to(attention_BSP.dtype)
     # the softmax's own backward: attention * (pull - sum(attention * pull)), in one pass
     energy_BSP = torch.ops.aten._softmax_backward_data(pull_BSP, attention_BSP, -1, attention_BSP.dtype)
     return (

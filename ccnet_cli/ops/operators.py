@@ -6,10 +6,11 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops import IMPLEMENTATIONS, cpu, cuda, fused, implementations, registered
-from ccnet_cli.ops.choice import CANDIDATES, Choices, describe, time_on_gpu
+from ccnet_cli.ops.choice import CALLS, CANDIDATES, Choices, describe, time_on_gpu
 
 
 def affinity(query: Tensor, key: Tensor, implementation: str = "auto") -> Tensor:
@@ -21,6 +22,7 @@ def affinity(query: Tensor, key: Tensor, implementation: str = "auto") -> Tensor
     unknown name.
     """
     _check(query, key)
+    _refuse_tangents(query, key)
     name = resolve(implementation, query)
     with _without_autocast(query):
         result: Tensor = torch.ops.ccnet.affinity(_full(query), _full(key), True, name)
@@ -34,6 +36,7 @@ def aggregate(attention: Tensor, value: Tensor, implementation: str = "auto") ->
     Raises ValueError on shapes that do not fit and InputError on an unknown name.
     """
     _check_weights(attention, value)
+    _refuse_tangents(attention, value)
     with _without_autocast(value):
         result: Tensor = torch.ops.ccnet.aggregate(attention.to(value.dtype), value, resolve(implementation, value))
     return result
@@ -42,6 +45,7 @@ def aggregate(attention: Tensor, value: Tensor, implementation: str = "auto") ->
 def scatter(attention: Tensor, value: Tensor, implementation: str = "auto") -> Tensor:
     """Spread each position's value over its cross, weighted: the adjoint of aggregate in value, with its shapes."""
     _check_weights(attention, value)
+    _refuse_tangents(attention, value)
     with _without_autocast(value):
         result: Tensor = torch.ops.ccnet.scatter(attention.to(value.dtype), value, resolve(implementation, value))
     return result
@@ -61,6 +65,7 @@ def criss_cross(
     _check(query, key)
     if value.dim() < 4 or value.shape[0] != query.shape[0] or value.shape[2:] != query.shape[2:]:
         raise ValueError(f"value {tuple(value.shape)} does not lie on the grid of query {tuple(query.shape)}")
+    _refuse_tangents(query, key, value)
     name = resolve(implementation, query)
     with _without_autocast(query):
         if implementation == "auto":
@@ -83,6 +88,7 @@ def residual(
 
     projected_BCS is query, key (`reduced` channels each) and value in one tensor; gamma has one entry.
     """
+    _refuse_tangents(projected_BCS, x_BCS, gamma)
     query, key, value = registered.split_projection(projected_BCS, reduced)
     name, on_cpu = resolve(implementation, value), value.device.type == "cpu"
     if implementation == "auto" and on_cpu:
@@ -138,7 +144,7 @@ def fastest(query: Tensor, key: Tensor, value: Tensor, choices: Choices | None) 
     if fused.fits(value):
         candidates["numba"] = partial(fused.run_once, *tensors, gradients)
     with torch.cuda.device(query.device):
-        return choices.choose(case, candidates, time_on_gpu)
+        return choices.choose(case, candidates, partial(time_on_gpu, calls=CALLS))
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[None]:
@@ -149,6 +155,15 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[None]:
 
 def _full(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _refuse_tangents(*tensors: Tensor) -> None:
+    """NotImplementedError in forward-mode differentiation, in which torch would take the tangents for 0."""
+    # torch has no public name for whether a level is open, and without one unpack_dual raises
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(
+            "criss-cross attention has no forward-mode derivative; use reverse mode (torch.func.vjp)"
+        )
 
 
 def _check(query: Tensor, key: Tensor) -> None:

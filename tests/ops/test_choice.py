@@ -9,7 +9,7 @@ from runs import make_horizons, preset
 
 from ccnet_cli import ops
 from ccnet_cli.datasets.source import open_source
-from ccnet_cli.errors import InputError
+from ccnet_cli.errors import CCNetError, InputError
 from ccnet_cli.models.attention import CrissCrossAttention
 from ccnet_cli.ops import choice, operators, registered
 from ccnet_cli.parallel.group import Group
@@ -294,3 +294,41 @@ def test_an_attention_module_hands_its_choices_to_the_operator(fake_gpu, monkeyp
 
 def test_without_choices_a_gpu_measures_nothing(fake_gpu):
     assert operators.fastest(*inputs(gradients=True), None) == "gemm" and fake_gpu.measured == []
+
+
+def test_a_gpu_is_busy_while_its_calls_are_submitted(monkeypatch):
+    order = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            order.append("event")
+
+        def synchronize(self):
+            order.append("wait")
+
+        def elapsed_time(self, end):
+            return 10.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append("busy"))
+    assert choice.time_on_gpu(lambda: order.append("call"), calls=4) == 2.5
+    assert order == ["busy", "event", *["call"] * 4, "event", "wait"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_agree_where_nothing_runs_on_rank_0(rank):
+    shared = []
+    table = choice.Choices(lambda mine: shared.append(mine) or "", quiet=True)
+    bench = Bench(gemm=RuntimeError("out of luck")) if rank == 0 else Bench(gemm=[1.0])
+    # rank 0 with its own error, the others with its name; none waits in the exchange
+    with pytest.raises(RuntimeError if rank == 0 else CCNetError, match="luck" if rank == 0 else "rank 0"):
+        table.choose("a", bench.candidates(), bench.clock)
+    assert shared == ["" if rank == 0 else "gemm"] and table.export() == {}
+
+
+def test_a_process_on_which_nothing_runs_takes_part_in_the_exchange():
+    table = choice.Choices(lambda mine: "gemm", quiet=True)
+    assert table.choose("a", Bench(numba=RuntimeError()).candidates(), lambda call: call()) == "gemm"

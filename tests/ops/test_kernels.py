@@ -641,6 +641,31 @@ def test_compiled_kernels_have_a_file_for_each_architecture_alignment_and_source
     assert len(set(versions)) == len(versions) > 8
 
 
+@compiles
+def test_a_cache_folder_that_cannot_be_written_to_costs_a_notice_not_the_run(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    # no folder can be made in a file, whoever runs the test
+    monkeypatch.setenv("CCNET_CACHE", str(tmp_path / "file"))
+    made = SimpleNamespace(assemble=lambda kernel, arch: SimpleNamespace(image=b"image"))
+    monkeypatch.setattr(cuda, "build", made, raising=False)
+    monkeypatch.setitem(sys.modules, "ccnet_cli.ops.cuda.build", made)
+    launch._warn_of_cache.cache_clear()
+    kernel = steps.Kernel("nn", "float32", (16, 13), True, 32)
+    assert [launch.machine_code(one, (8, 0)) for one in (kernel, replace(kernel, aligned=False))] == [b"image"] * 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "not kept in" in line and "CCNET_CACHE" in line
+
+
+@compiles
+def test_numba_cuda_without_its_pth_file_is_refused_in_words(monkeypatch):
+    launch.require()
+    monkeypatch.delitem(sys.modules, launch.REDIRECTOR)
+    with pytest.raises(InputError, match=r"PYTHONPATH.*\.pth.*install it with pip") as error:
+        launch.require()
+    assert "\n" not in str(error.value)
+    assert cuda.try_to_compile((8, 0)) == str(error.value)
+
+
 class Driver:
     """What the driver was asked to launch: function, shape, stream and the arguments' values."""
 
@@ -704,6 +729,26 @@ def test_a_pass_is_five_launches_with_its_pointers_on_the_current_stream(monkeyp
     finally:
         for cache in caches:
             cache.cache_clear()
+
+
+@pytest.mark.parametrize("empty", [(0, 4, 8, 3, 4), (2, 4, 8, 0, 4), (2, 4, 8, 3, 0), (2, 4, 0, 3, 4), (2, 0, 8, 3, 4)])
+def test_no_grid_with_a_0_reaches_the_driver(monkeypatch, empty):
+    launched = []
+
+    def prepare(step, index):
+        return lambda pointers, stream: launched.append(step)
+
+    monkeypatch.setattr(launch, "_prepare", prepare)
+    monkeypatch.setattr(launch, "_context", lambda index: None)
+    monkeypatch.setattr(launch, "_driver", Driver)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    B, c, C, H, W = empty
+    query, key, value = (torch.randn(B, n, H, W) for n in (c, c, C))
+    out, attention = cuda.criss_cross(query, key, value)
+    gradients = cuda.criss_cross_backward(out, query, key, value, attention)
+    assert [x.shape for x in (out, *gradients)] == [x.shape for x in (value, query, key, value)]
+    assert all(0 not in step.grid for step in launched) and bool(launched) == bool(B * H * W)
 
 
 def test_what_the_driver_refuses_is_told_by_name():

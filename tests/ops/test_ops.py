@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from itertools import product
 
 import pytest
@@ -324,3 +325,35 @@ def test_a_gpu_agrees_with_the_definition(implementation, shape):
     for expected, got in zip(*found, strict=True):
         # TF32 is off unless asked for, so this is float32 rounding
         assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def _call(operator, before, after, x):
+    return operator(*before, x, *after, "gemm")
+
+
+@pytest.mark.parametrize("name", ["affinity", "aggregate", "scatter", "criss_cross"])
+def test_forward_mode_is_refused_not_taken_for_0(name):
+    query, key, value, weights = (torch.randn(1, n, 3, 4) for n in (2, 2, 5, 7))
+    inputs = {"affinity": (query, key), "criss_cross": (query, key, value)}.get(name, (weights, value))
+    operator = getattr(ops, name)
+    for i in range(len(inputs)):
+        before, after = inputs[:i], inputs[i + 1 :]
+        with pytest.raises(NotImplementedError, match="reverse mode"):
+            torch.func.jvp(partial(_call, operator, before, after), (inputs[i],), (torch.ones_like(inputs[i]),))
+    with torch.autograd.forward_ad.dual_level():
+        # without tangents there is nothing to refuse
+        operator(*inputs, "gemm")
+
+
+def test_gradients_in_float16_whose_sums_are_beyond_its_range_are_right():
+    random = torch.Generator().manual_seed(0)
+    query, key, value, grad = (torch.randn(1, n, 4, 5, generator=random) for n in (2, 2, 64, 64))
+    leaves = [query, key * 1e-3, (300 * value).half()]
+    leaves = [x.requires_grad_() for x in leaves]
+    grad = (200 * grad).half()
+    got = torch.autograd.grad(ops.criss_cross(*leaves, "gemm"), leaves, grad)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    wanted = torch.autograd.grad(ops.criss_cross(*exact, "reference"), exact, grad.double())
+    assert reference.affinity(grad.double(), exact[2].detach(), False).abs().max() > 65504
+    for one, other in zip(got, wanted, strict=True):
+        assert (one.double() - other).abs().max() <= 5e-3 * other.abs().max()

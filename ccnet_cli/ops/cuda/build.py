@@ -83,7 +83,8 @@ def launch_bounds(kernel: Kernel) -> tuple[int, int]:
 def ptx(kernel: Kernel, arch: tuple[int, int]) -> str:
     """The kernel for a compute capability, compiled without a GPU; InputError if the toolkit is missing."""
     # imported here: the simulator does not have them
-    from numba.cuda.cudadrv.error import CCSupportError, NvvmSupportError
+    from numba.core.errors import NumbaError
+    from numba.cuda.cudadrv.error import CCSupportError, NvvmError, NvvmSupportError
 
     if kernel.form in ("tensor", *plan.FORMS) and arch < (8, 0):
         why = "TF32 and bfloat16 need sm_80 or newer"
@@ -93,7 +94,7 @@ def ptx(kernel: Kernel, arch: tuple[int, int]) -> str:
     try:
         with _device_of(arch):
             text, _ = cuda.compile(make_function(kernel), signature(kernel), cc=arch, **options)
-    except (NvvmSupportError, CCSupportError) as error:
+    except (NvvmSupportError, CCSupportError, NvvmError, NumbaError) as error:
         raise _refusal(arch, error) from None
     mangled = re.search(r"\.entry (\w+)\(", text)
     assert mangled

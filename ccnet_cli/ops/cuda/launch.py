@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,8 +16,11 @@ import torch
 from torch import Tensor
 
 from ccnet_cli import files
-from ccnet_cli.errors import EnvironmentFailure, InputError
+from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, notice
 from ccnet_cli.ops.cuda.steps import ENTRY, Kernel, Step
+
+# the module that numba-cuda's .pth file imports
+REDIRECTOR = "_numba_cuda_redirector"
 
 
 def run(steps: Sequence[Step], tensors: dict[str, Tensor]) -> None:
@@ -30,7 +34,8 @@ def run(steps: Sequence[Step], tensors: dict[str, Tensor]) -> None:
         stream = torch.cuda.current_stream().cuda_stream
         # a thread that has not called the CUDA runtime yet has no context
         _check(_driver().cuCtxSetCurrent(_context(device.index)))
-        for step in steps:
+        # an empty batch, line or channel axis leaves nothing to do
+        for step in (step for step in steps if 0 not in step.grid):
             _prepare(step, device.index)(pointers, stream)
 
 
@@ -76,15 +81,27 @@ def _load(kernel: Kernel, index: int) -> Any:
 
 
 def machine_code(kernel: Kernel, arch: tuple[int, int]) -> bytes:
-    """The kernel's machine code for one architecture, from the cache folder, or compiled and written there."""
-    path = files.cache_folder() / "kernels" / f"{kernel.name}-sm_{arch[0]}{arch[1]}-{_version()}.cubin"
-    if not path.is_file():
-        require()
-        from ccnet_cli.ops.cuda import build
+    """The kernel's machine code for one architecture, from the cache folder, or compiled and written there.
 
-        image = build.assemble(kernel, arch).image
+    Where the folder cannot be written to, each process compiles its own.
+    """
+    path = files.cache_folder() / "kernels" / f"{kernel.name}-sm_{arch[0]}{arch[1]}-{_version()}.cubin"
+    with suppress(OSError):
+        return path.read_bytes()
+    require()
+    from ccnet_cli.ops.cuda import build
+
+    image = build.assemble(kernel, arch).image
+    try:
         files.write_bytes(path, image)
-    return path.read_bytes()
+    except (OSError, CCNetError) as error:
+        _warn_of_cache(path.parent, error.why if isinstance(error, CCNetError) else str(error.strerror or error))
+    return image
+
+
+@lru_cache(maxsize=1)
+def _warn_of_cache(folder: Path, why: str) -> None:
+    notice(f"warning: compiled kernels are not kept in {folder} ({why}); set CCNET_CACHE to a folder you can write to")
 
 
 def require() -> None:
@@ -92,6 +109,11 @@ def require() -> None:
     for name in ("numba_cuda", "cuda.bindings"):
         if _is_missing(name):
             raise InputError("implementation numba", f"{name} is not installed", f"pip install '{pip_extra()}'")
+    # numba-cuda takes numba.cuda's place by a .pth file, which Python reads in site-packages alone
+    if REDIRECTOR not in sys.modules:
+        why = "numba-cuda is on PYTHONPATH, where Python does not read its .pth file"
+        fix = "install it with pip into this environment, or call site.addsitedir on its folder in sitecustomize.py"
+        raise InputError("implementation numba", why, fix)
 
 
 def pip_extra() -> str:
