@@ -61,6 +61,15 @@ def precision(name: str, device: torch.device, announce: Callable[[str], None] =
     return chosen
 
 
+def use_tf32(device: torch.device, wanted: bool) -> bool:
+    """Let products and convolutions of float32 round their inputs to TF32, or not; whether they do on this device."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    torch.set_float32_matmul_precision("high" if wanted else "highest")
+    torch.backends.cudnn.allow_tf32 = wanted
+    return wanted
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16; without them it is emulated, and slower than float32."""
     if device.type == "cuda":

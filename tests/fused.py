@@ -60,8 +60,8 @@ class Fused:
                 self.arrays[name] = array.reshape(-1)
         for name, n in {"out": C, "d_query": c, "d_key": c, "d_value": C}.items():
             self.arrays[name] = encode(np.full(B * H * W * n, np.nan), self.dtype)
-        for name in ("log", "log_rows", "delta"):
-            self.arrays[name] = np.full(B * H * W, np.nan, np.float32)
+        for name, n in {"log": 1, "log_rows": 1, "delta": 1, "query_rows": c, "key_rows": c}.items():
+            self.arrays[name] = np.full(B * H * W * n, np.nan, np.float32)
         even = c % 8 == 0 and C % 8 == 0
         grid = steps.Grid(B, H, W, 0, self.dtype, largest=self.line)
         buffers = {name: steps.Buffer(name, strides.get(name, C), even) for name in (*shapes, "out")}

@@ -63,3 +63,21 @@ def test_a_named_precision_is_that_one_and_no_other_name_is(monkeypatch):
         assert devices.precision(name, CPU, None) == name
     with pytest.raises(InputError, match="precision half: unknown; use one of auto, fp32, bf16, fp16"):
         devices.precision("half", CPU, None)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_tf32_is_for_gpus_that_have_it(monkeypatch, wanted):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("highest")
+        assert not devices.use_tf32(CPU, wanted)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        assert not devices.use_tf32(GPU, wanted) and torch.get_float32_matmul_precision() == "highest"
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+        assert devices.use_tf32(GPU, wanted) == wanted
+        # which is what a resumed run compares
+        found = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        assert found == ("high" if wanted else "highest", wanted)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -66,12 +66,19 @@ def names(device: str = "cpu", precision: str = "fp32") -> tuple[str, ...]:
     return (*ours, OFFICIAL, NON_LOCAL, FLOOR)
 
 
-def measure(work: Work, run: Run, implementations: Sequence[str] | None = None, precision: str = "fp32") -> Report:
+def measure(
+    work: Work,
+    run: Run,
+    implementations: Sequence[str] | None = None,
+    precision: str = "fp32",
+    drop: Callable[[str, RuntimeError], object] | None = None,
+) -> Report:
     """Measure the attention on a map, projections included, training memory too.
 
     implementations (see names) limits the rows; the reference is always there to compare with. In each round every row
     runs once, so that a busy machine slows them alike. Outputs and gradients of the criss-cross rows are compared with
-    the reference first, and nothing is timed if one is wrong. precision is as in training: fp16 and bf16 are the map's
+    the reference first, and nothing is timed if one is wrong or fails; with drop, which is called with its name and the
+    error, the others are. precision is as in training: fp16 and bf16 are the map's
     type and autocast's. On a GPU, as many equal inputs take turns as its cache cannot hold. On the CPU, memory is what
     torch's allocator handed out, without the matrix library's own scratch. InputError for unknown names or a map too
     large for a non-local block.
@@ -85,7 +92,7 @@ def measure(work: Work, run: Run, implementations: Sequence[str] | None = None, 
         dtype = PRECISIONS[precision]
         size = dtype.itemsize * work.batch * work.channels * work.size[0] * work.size[1]
         inputs = count_inputs(size, meter.cache_bytes())
-        contenders = _contenders(chosen, work, precision, meter.device, inputs)
+        contenders = _contenders(chosen, work, precision, meter.device, inputs, drop)
         calls = {(one.name, both): one.both if both else one.forward for one in contenders for both in (False, True)}
         times = meter.alternate(calls)
         values: dict[str, Any] = {
@@ -135,7 +142,12 @@ def _row(one: Contender, times: dict[tuple[str, bool], Spread], meter: Meter, dt
 
 
 def _contenders(
-    chosen: Sequence[str], work: Work, precision: str, device: torch.device, inputs: int
+    chosen: Sequence[str],
+    work: Work,
+    precision: str,
+    device: torch.device,
+    inputs: int,
+    drop: Callable[[str, RuntimeError], object] | None,
 ) -> list[Contender]:
     """Everything to measure, with the same weights and input; the criss-cross ones compared with the reference."""
     torch.manual_seed(0)
@@ -152,12 +164,19 @@ def _contenders(
             contenders.append(Contender(name, work, _next(forwards), _next(boths)))
             continue
         module, layout = _module(name, shared, work.recurrence)
-        forward, both = _calls(use_layout(module.to(device), layout), x_BCHW, grad_BCHW, layout, inputs)
+        try:
+            forward, both = _calls(use_layout(module.to(device), layout), x_BCHW, grad_BCHW, layout, inputs)
+            if name != NON_LOCAL:
+                results = [forward(), *both()]
+                require_equal(name, results, expected or results, TOLERANCES[precision])
+                expected = expected or results
+        except RuntimeError as error:
+            # there are no ratios without the reference
+            if drop is None or name == "reference":
+                raise
+            drop(name, error)
+            continue
         contenders.append(Contender(name, work.non_local() if name == NON_LOCAL else work, forward, both))
-        if name != NON_LOCAL:
-            results = [forward(), *both()]
-            expected = expected or results
-            require_equal(name, results, expected, TOLERANCES[precision])
     return contenders
 
 

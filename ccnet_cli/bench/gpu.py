@@ -33,7 +33,7 @@ SHAPES = (
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 RESULTS = ("output", "gradient of query", "gradient of key", "gradient of value")
 SIZES = ((97, 97), (129, 257))
-ROWS = ("reference", "gemm", "numba", attention.OFFICIAL, attention.FLOOR)
+ROWS = ("reference", "gemm", "flash", "numba", attention.OFFICIAL, attention.FLOOR)
 REPEATS = 20
 # what the kernels on tensor cores take; they are off until reports like this one confirm them
 TENSOR = (torch.float32, torch.bfloat16)
@@ -65,10 +65,15 @@ Answer = tuple[bool, str]
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-def examine(device: str = "cuda", sizes: Sequence[tuple[int, int]] = SIZES) -> Report:
+def examine(
+    device: str = "cuda",
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    save: Callable[[dict[str, Any]], object] = lambda values: None,
+) -> Report:
     """Check the kernels on a GPU, then time them at sizes; a failure is a line of the report and does not end it.
 
-    Timings are reports of attention.measure, or the error of one. InputError where there is no GPU, and where the
+    save takes what is known after each check and timing, since the machine may go away. Timings are reports of
+    attention.measure, or the error of one. InputError where there is no GPU, and where the
     kernels cannot be compiled.
     """
     if not torch.cuda.is_available():
@@ -79,21 +84,27 @@ def examine(device: str = "cuda", sizes: Sequence[tuple[int, int]] = SIZES) -> R
     # kernels that do not compile are refused here, in one line
     ops.criss_cross(*inputs((1, 1, 1, 1, 1), torch.float32, gpu), "numba")
     cores = torch.cuda.get_device_capability(gpu) >= (8, 0)
-    answers, choices = [], ops.Choices()
+    answers: list[Row] = []
+    timings: list[Row] = []
+    choices = ops.Choices()
+    values = {"environment": environment(gpu, 1), "gpu": _properties(gpu), "checks": answers, "timings": timings}
     for name, check in [*checks(gpu, choices), *(tensor_checks(gpu) if cores else ())]:
         answers.append(answer(name, check))
         notice(f"{'passed' if answers[-1]['passed'] else 'FAILED'}: {name} ({answers[-1]['found']})")
-    timings = [time_attention(size, precision, device) for size in sizes for precision in ("fp32", "bf16")]
+        save(report({**values, "choices": choices.export(), "tensor": {}}).to_mapping())
+    for size, precision in product(sizes, ("fp32", "bf16")):
+        timings.append(time_attention(size, precision, device))
+        save(report({**values, "choices": choices.export(), "tensor": {}}).to_mapping())
     # what failed is among the checks already
     tensor = _time_tensor_cores(gpu, sizes) if cores and all(row["passed"] for row in answers) else {}
-    values = {"environment": environment(gpu, 1), "gpu": _properties(gpu), "checks": answers}
-    return report({**values, "choices": choices.export(), "timings": timings, "tensor": tensor})
+    return report({**values, "choices": choices.export(), "tensor": tensor})
 
 
 def report(values: dict[str, Any]) -> Report:
     """The report of these values, with the number of checks and timings that failed."""
     checks, timings, tensor = values["checks"], values["timings"], values["tensor"]
     failed = sum(not check["passed"] for check in checks) + sum("error" in timing for timing in timings)
+    failed += sum(len(timing.get("dropped", ())) for timing in timings)
     rows = [
         {**row, "size": tuple(timing["size"]), "precision": timing["precision"]}
         for timing in timings
@@ -191,13 +202,28 @@ def answer(name: str, question: Callable[[], Answer]) -> Row:
 
 
 def time_attention(size: tuple[int, int], precision: str, device: str) -> Row:
-    """The values of the attention's report at one size and precision, or the error that prevented it."""
+    """The values of the attention's report at one size and precision, or the error that prevented it.
+
+    A formulation that fails or differs is dropped alone, and is among `dropped` with its reason. In fp32 nothing is
+    rounded to TF32: convolutions do that by themselves, and the formulations have different ones.
+    """
+    dropped: list[Row] = []
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
     try:
-        measured = attention.measure(Work(size), Run(device, repeats=REPEATS), ROWS, precision)
+        run = Run(device, repeats=REPEATS)
+        measured = attention.measure(
+            Work(size), run, ROWS, precision, lambda name, error: dropped.append({"name": name, "why": _reason(error)})
+        )
     except RuntimeError as error:
-        why = "out of memory" if out_of_memory(error) else str(error).partition("\n")[0]
-        return {"size": size, "precision": precision, "error": why}
-    return dict(measured.values)
+        return {"size": size, "precision": precision, "error": _reason(error)}
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    return {**measured.values, "dropped": dropped}
+
+
+def _reason(error: RuntimeError) -> str:
+    return "out of memory" if out_of_memory(error) else str(error).partition("\n")[0]
 
 
 def inputs(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inputs:

@@ -382,13 +382,16 @@ def bench_gpu(
     """Check the CUDA kernels on this machine's GPU and time them.
 
     Results and gradients against float64, repeated runs, another stream, graph capture; then the attention at 97x97 and
-    129x257 in fp32 and bf16. Takes some minutes. Exit code 1 where a check failed; the report is written all the same.
+    129x257 in fp32 and bf16. Takes some minutes. Exit code 1 where a check failed; the report is written all the same,
+    and after every row, should the machine go away.
     """
     refuse_outputs(output, overwrite=overwrite)
     sizes = parse_sizes(size, (97, 97), (129, 257))
     from ccnet_cli.bench import gpu
 
-    report = gpu.examine(device, sizes)
+    # to a terminal or a pipe only the whole is written
+    keep = str(output) != "-" and not files.is_stream(output)
+    report = gpu.examine(device, sizes, lambda values: write_json(values, output) if keep else None)
     alone = show([report], output)
     if report.values["failed"]:
         raise CCNetError(output, f"{report.values['failed']} checks failed", "see it, and send it to us")

@@ -115,6 +115,9 @@ def train(
     seed: Annotated[
         int | None, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of weights and data order.")
     ] = None,
+    tf32: Annotated[
+        bool | None, typer.Option("--tf32/--no-tf32", help="Products of float32 in TF32, on GPUs with it (train.tf32).")
+    ] = None,
     device: Device = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be trained, as YAML; no data are read or written.")
@@ -123,9 +126,9 @@ def train(
     """Train a model; one folder holds all that belongs to the run."""
     from ccnet_cli import config
 
-    settings = config.load(
-        preset, [*(overrides or ()), *path_override("data.root", data), *([] if seed is None else [f"seed={seed}"])]
-    )
+    named = {"seed": seed, "train.tf32": None if tf32 is None else str(tf32).lower()}
+    given = [f"{key}={value}" for key, value in named.items() if value is not None]
+    settings = config.load(preset, [*(overrides or ()), *path_override("data.root", data), *given])
     if epochs is not None:
         settings = _with_epochs(settings, epochs, overrides or ())
     detail(f"preset {settings.name} of {config.find(preset)}")

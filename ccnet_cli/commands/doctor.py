@@ -207,7 +207,8 @@ def _check_torch() -> list[Check]:
     bf16 = [name for name, has in torch.cpu.get_capabilities().items() if has is True and "bf16" in name]
     threads = torch.get_num_threads()
     text = f"{torch.__version__}, {threads} thread{'s' * (threads > 1)}, {torch.backends.cpu.get_cpu_capability()}, "
-    return [Check("torch", "ok", text + (f"bf16 by {', '.join(bf16)}" if bf16 else "no instructions for bf16"))]
+    text += f"bf16 by {', '.join(bf16)}" if bf16 else "no instructions for bf16"
+    return [Check("torch", "ok", text + _describe_attention())]
 
 
 def _check_cuda() -> list[Check]:
@@ -229,6 +230,23 @@ def _check_cuda() -> list[Check]:
         text = f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / GIB:.1f} GiB"
         checks.append(Check(f"cuda:{index}", "ok", text))
     return checks
+
+
+def _describe_attention() -> str:
+    """Which implementations of the attention run on each device here; what numba lacks on CUDA is a check of its own."""
+    import torch
+
+    from ccnet_cli import ops
+    from ccnet_cli.ops.cuda import launch
+
+    devices = {"cpu": ops.implementations("cpu")}
+    if torch.cuda.is_available():
+        try:
+            launch.require()
+            devices["cuda"] = ops.implementations("cuda")
+        except CCNetError:
+            devices["cuda"] = tuple(name for name in ops.implementations("cuda") if name != "numba")
+    return "".join(f"; attention on {device} by {', '.join(names)}" for device, names in devices.items())
 
 
 def _check_demo_weights() -> list[Check]:

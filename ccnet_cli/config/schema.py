@@ -30,7 +30,8 @@ class Train(Section):
     """The optimiser; batch is global, micro_batch what one process computes at once (the rest is accumulated).
 
     decay_vectors is whether weight_decay acts on norms, biases and gammas too; null: with sgd yes, with adamw no.
-    precision auto is bf16 where the device computes in it, else fp32. max_nonfinite steps in a row that are skipped for
+    precision auto is bf16 where the device computes in it, else fp32. tf32: products and convolutions of float32 round
+    their inputs to TF32 on a GPU that has it. max_nonfinite steps in a row that are skipped for
     their loss or gradient end the run. weights is what the recipe begins with: a file, or a name of the catalogue.
     """
 
@@ -42,6 +43,7 @@ class Train(Section):
     decay_vectors: Flag | None = None
     clip_norm: Positive | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"]
+    tf32: Flag = True
     channels_last: Flag = True
     checkpoint_activations: Flag = False
     ema: Fraction = 0.0

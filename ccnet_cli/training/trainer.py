@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli import config, ops
+from ccnet_cli import config, devices, ops
 from ccnet_cli.datasets.source import Source
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.losses import objective as objectives
@@ -274,6 +274,8 @@ def _read_preset(content: dict[str, Any], path: Path) -> config.Preset:
 def build(preset: config.Preset, source: Source, group: Group, start: Start | None = None) -> Trainer:
     """Model, optimiser and the rest at step 0, initialized from a file's weights if given."""
     train, device = preset.train, group.device
+    if devices.use_tf32(device, train.tf32) and group.rank == 0:
+        notice("products of float32 are rounded to TF32 (train.tf32)")
     choices = _choices(group)
     model = models.build(preset.model, len(source.classes), train.checkpoint_activations)
     model.labelled = preset.data.labelled

@@ -11,6 +11,7 @@ import types
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -267,6 +268,19 @@ def test_every_gpu_is_listed(monkeypatch: pytest.MonkeyPatch):
         ("cuda:0", "GPU 0, sm_90, 80.0 GiB"),
         ("cuda:1", "GPU 1, sm_91, 80.0 GiB"),
     ]
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_each_implementation_of_the_attention_is_named_where_it_runs(monkeypatch: pytest.MonkeyPatch, missing: bool):
+    import torch
+
+    from ccnet_cli.ops.cuda import launch
+
+    monkeypatch.setattr(launch, "require", Mock(side_effect=InputError("a", "b", "c") if missing else None))
+    assert doctor._check_torch()[0].detail.endswith("; attention on cpu by reference, gemm, flash, numba")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    expected = "; attention on cuda by reference, gemm, flash" + ("" if missing else ", numba")
+    assert doctor._check_torch()[0].detail.endswith(expected)
 
 
 def test_without_numba_cuda_the_extra_that_fits_torch_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 """The report of `ccnet bench gpu`: its questions asked of gemm on the CPU, and what it makes of the answers."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from ccnet_cli import cli, ops
 from ccnet_cli.bench import attention as bench
 from ccnet_cli.bench import gpu
 from ccnet_cli.bench.report import Report, Spread
+from ccnet_cli.bench.request import Run, Work
 from ccnet_cli.errors import InputError
+from ccnet_cli.ops import reference
 
 CPU = torch.device("cpu")
 SMALL = [shape for shape in gpu.SHAPES if shape[3] * shape[4] < 1000]
@@ -136,7 +139,7 @@ def test_without_a_gpu_it_is_refused_in_one_line(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
 def test_the_report_is_written_whatever_it_says(passed, code, monkeypatch, tmp_path, capsys):
     result = report(passed)
-    monkeypatch.setattr(gpu, "examine", lambda device, sizes: result)
+    monkeypatch.setattr(gpu, "examine", lambda device, sizes, save: result)
     path = tmp_path / "r.json"
     with pytest.raises(SystemExit) as caught:
         cli.main(["bench", "gpu", "-o", str(path)])
@@ -144,6 +147,39 @@ def test_the_report_is_written_whatever_it_says(passed, code, monkeypatch, tmp_p
     assert json.loads(path.read_text())["failed"] == 1 - passed
     printed = capsys.readouterr()
     assert "numba" in printed.out and ("1 checks failed" in printed.err) == (not passed)
+
+
+def test_the_report_is_saved_after_every_row(monkeypatch):
+    saved = []
+    device = SimpleNamespace(type="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(gpu.models, "device", lambda name: device)
+    monkeypatch.setattr(gpu, "inputs", lambda *case: ())
+    monkeypatch.setattr(gpu.ops, "criss_cross", lambda *tensors: None)
+    monkeypatch.setattr(gpu, "environment", lambda device, processes: {})
+    monkeypatch.setattr(gpu, "_properties", lambda device: {})
+    monkeypatch.setattr(gpu, "checks", lambda *_: [(name, lambda: (True, "")) for name in "ab"])
+    timing = {"size": (5, 7), "precision": "fp32", "error": "out of memory"}
+    monkeypatch.setattr(gpu, "time_attention", lambda *_: timing)
+    gpu.examine(sizes=[(5, 7)], save=lambda values: saved.append(json.loads(json.dumps(values))))
+    assert [(len(x["checks"]), len(x["timings"])) for x in saved] == [(1, 0), (2, 0), (2, 1), (2, 2)]
+
+
+def test_a_formulation_that_is_wrong_is_dropped_alone_and_counted(monkeypatch):
+    wrong = SimpleNamespace(**vars(reference) | {"aggregate": lambda *x: 2 * reference.aggregate(*x)})
+    monkeypatch.setitem(ops.IMPLEMENTATIONS, "wrong", ops.Implementation(wrong))
+    monkeypatch.setattr(gpu, "ROWS", ("reference", "wrong", "gemm"))
+    monkeypatch.setattr(gpu, "Run", lambda device, repeats: Run(device, settling=0))
+    monkeypatch.setattr(gpu, "Work", lambda size: Work(size, channels=16))
+    before = torch.backends.cudnn.allow_tf32
+    timing = gpu.time_attention((5, 7), "fp32", "cpu")
+    assert torch.backends.cudnn.allow_tf32 == before
+    assert [row["name"] for row in timing["rows"]] == ["reference", "gemm"]
+    assert [row["name"] for row in timing["dropped"]] == ["wrong"] and "differs" in timing["dropped"][0]["why"]
+    assert report(timings=[timing]).values["failed"] == 1
+    with pytest.raises(RuntimeError, match="wrong differs"):
+        bench.measure(Work((5, 7), channels=16), Run("cpu", settling=0), gpu.ROWS)
 
 
 @pytest.mark.gpu

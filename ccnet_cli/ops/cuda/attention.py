@@ -41,7 +41,8 @@ def attend_backward(
     made = {f"d_{name}": tensors[name].new_empty(tensors[name].shape) for name in ("query", "key", "value")}
     if value.numel():
         launches = _backward(_grid(value), query.shape[-1], value.shape[-1], *_buffers(tensors))
-        launch.run(launches, tensors | made | {"log": log_BHW, "delta": torch.empty_like(log_BHW)})
+        rows = {f"{x}_rows": tensors[x].new_empty(tensors[x].shape, dtype=torch.float32) for x in ("query", "key")}
+        launch.run(launches, tensors | made | rows | {"log": log_BHW, "delta": torch.empty_like(log_BHW)})
     else:
         made = {name: x.zero_() for name, x in made.items()}
     d_query, d_key, d_value = (x.permute(0, 3, 1, 2) for x in made.values())

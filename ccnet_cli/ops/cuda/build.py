@@ -70,7 +70,7 @@ def _fused_signature(form: str) -> Any:
         return types.void(half, half, full, several(number, 2), number, number)
     pointers = [several(half, 4)] if form == "fused" else [several(half, 4), several(half, 3)]
     strides = several(number, 3 if form == "fused" else 4)
-    return types.void(*pointers, several(full, 2), strides, several(number, 4), number)
+    return types.void(*pointers, several(full, 2 if form == "fused" else 4), strides, several(number, 4), number)
 
 
 def launch_bounds(kernel: Kernel) -> tuple[int, int]:

@@ -248,21 +248,24 @@ def _stages(parts):
     return load, save
 
 
+@inline
+def _locate_outputs(place, c0):
+    """Where a thread's channels from c0 on lie, how far its other row's, and how many there are of each."""
+    (L, hop, first), m, channels, _ = place
+    c0 = int32(c0 + (cuda.threadIdx.x & 3) * 8)
+    at, rest = int32((first + m * hop) * channels + c0), int32(channels - c0)
+    return at, int32(8 * hop * channels), rest if m < L else int32(0), rest if m + 8 < L else int32(0)
+
+
 def _outputs(parts):
     """Functions for a thread's 16 channels of each of its two rows: what is there, and what is written."""
     fetch, put, blend = parts.fetch, parts.put, tuples.blend(parts.dtype)
     near_one, far_one, near_two, far_two = (tuples.octet(part, row) for part in (0, 1) for row in (0, 1))
 
-    @inline
-    def locate(place, c0):
-        (L, hop, first), m, channels, _ = place
-        c0 = int32(c0 + (cuda.threadIdx.x & 3) * 8)
-        at, rest = int32((first + m * hop) * channels + c0), int32(channels - c0)
-        return at, int32(8 * hop * channels), rest if m < L else int32(0), rest if m + 8 < L else int32(0)
-
     @_device
-    def read(out, place, c0):
-        at, hop, near, far = locate(place, c0)
+    def read(target, place, c0):
+        out = target[0]
+        at, hop, near, far = _locate_outputs(place, c0)
         if not place[3]:
             near = far = int32(0)
         first, third = fetch(out, at, near), fetch(out, int32(at + 32), int32(near - 32))
@@ -272,7 +275,7 @@ def _outputs(parts):
     def write(target, place, c0, total, scale, before):
         """Write a total times a scale, and what was there times each row's weight."""
         out, weight = target
-        at, hop, near, far = locate(place, c0)
+        at, hop, near, far = _locate_outputs(place, c0)
         put(out, at, near, blend(near_one(total), scale, before[0], weight[0]))
         put(out, int32(at + hop), far, blend(far_one(total), scale, before[1], weight[1]))
         put(out, int32(at + 32), int32(near - 32), blend(near_two(total), scale, before[2], weight[0]))
@@ -281,14 +284,47 @@ def _outputs(parts):
     return read, write
 
 
-def _product(parts, weights):
+def _narrow_outputs(parts):
+    """The same for the gradients of query and key: the rows leave float32, which the columns add to and round."""
+    fetch, put, put_floats = tuples.fetch_floats(parts.aligned), parts.put, tuples.put_floats(parts.aligned)
+    add, octets = tuples.add_floats(parts.dtype), [tuples.octet(part, row) for part in (0, 1) for row in (0, 1)]
+    near_one, far_one, near_two, far_two = octets
+
+    @_device
+    def read(target, place, c0):
+        rows = target[1]
+        at, hop, near, far = _locate_outputs(place, c0)
+        if not place[3]:
+            near = far = int32(0)
+        first, third = fetch(rows, at, near), fetch(rows, int32(at + 32), int32(near - 32))
+        return first, fetch(rows, int32(at + hop), far), third, fetch(rows, int32(at + hop + 32), int32(far - 32))
+
+    @_device
+    def write(target, place, c0, total, scale, before):
+        out, rows = target
+        at, hop, near, far = _locate_outputs(place, c0)
+        if place[3]:
+            put(out, at, near, add(near_one(total), scale, before[0]))
+            put(out, int32(at + hop), far, add(far_one(total), scale, before[1]))
+            put(out, int32(at + 32), int32(near - 32), add(near_two(total), scale, before[2]))
+            put(out, int32(at + hop + 32), int32(far - 32), add(far_two(total), scale, before[3]))
+        else:
+            put_floats(rows, at, near, near_one(total), scale)
+            put_floats(rows, int32(at + hop), far, far_one(total), scale)
+            put_floats(rows, int32(at + 32), int32(near - 32), near_two(total), scale)
+            put_floats(rows, int32(at + hop + 32), int32(far - 32), far_two(total), scale)
+
+    return read, write
+
+
+def _product(parts, weights, outputs=_outputs):
     """A function that adds a thread's rows of words, by pixels, times the line's pixels to its rows of an output."""
-    return (_long_product if parts.long else _short_product)(parts, weights)
+    return (_long_product if parts.long else _short_product)(parts, weights, *outputs(parts))
 
 
-def _short_product(parts, weights):
+def _short_product(parts, weights, read, write):
     gather, zeros = tuples.gather(parts.dtype, parts.tiles), tuples.zeros(CUT // 8)
-    (load, save), (read, write), BUFFER = _stages(parts), _outputs(parts), 4 * parts.tiles * PITCH
+    (load, save), BUFFER = _stages(parts), 4 * parts.tiles * PITCH
 
     @_device
     def product(shared, place, source, made, target, arguments):
@@ -299,7 +335,7 @@ def _short_product(parts, weights):
         save(shared, base, load(source, channels, line, int32(0), c0))
         while c0 < channels:
             # what is added, and the next channels, load while these are multiplied
-            before = read(target[0], place, c0)
+            before = read(target, place, c0)
             cuda.syncthreads()
             ahead = load(source, channels, line, int32(0), int32(c0 + CUT))
             total = gather(zeros(), made[0], shared, int32(base + at))
@@ -312,9 +348,9 @@ def _short_product(parts, weights):
     return product
 
 
-def _long_product(parts, weights):
+def _long_product(parts, weights, read, write):
     gather, zeros, plus = tuples.gather(parts.dtype, parts.tiles), tuples.zeros(CUT // 8), tuples.plus(CUT // 8)
-    (load, save), (read, write), KEYS = _stages(parts), _outputs(parts), 8 * parts.tiles
+    (load, save), KEYS = _stages(parts), 8 * parts.tiles
 
     @_device
     def product(shared, place, source, made, target, arguments):
@@ -323,7 +359,7 @@ def _long_product(parts, weights):
         at = int32((t & 3) * PITCH + (t >> 2 & 7) * 4)
         c0 = int32(0)
         while c0 < channels:
-            before = read(target[0], place, c0)
+            before = read(target, place, c0)
             total = zeros()
             block = int32(0)
             while block < line[0]:
@@ -344,7 +380,7 @@ def _parts(dtype, tiles, warps, long, aligned):
     fetch = tuples.fetch(aligned)
     energies = _energies(tiles, warps, dtype, fetch)
     columns = shared_words(tiles) - 16 * tiles
-    names = {"dtype": dtype, "tiles": tiles, "warps": warps, "long": long, "columns": columns}
+    names = {"dtype": dtype, "tiles": tiles, "warps": warps, "long": long, "columns": columns, "aligned": aligned}
     return SimpleNamespace(fetch=fetch, put=tuples.put(aligned), energies=energies, **names)
 
 
@@ -434,12 +470,13 @@ def attend_backward(dtype: str, tiles: int, warps: int, long: bool, aligned: boo
     parts = _parts(dtype, tiles, warps, long, aligned)
     SHARED = shared_words(tiles)
     to_value, to_query, to_key = (_weights(parts, *how) for how in ((True, False), (False, True), (True, True)))
-    value_product, query_product, key_product = (_product(parts, x) for x in (to_value, to_query, to_key))
+    value_product = _product(parts, to_value)
+    query_product, key_product = (_product(parts, x, _narrow_outputs) for x in (to_query, to_key))
     first_to_value, first_to_query, first_to_key = (_first(parts, x) for x in (to_value, to_query, to_key))
 
     def kernel(inputs, outputs, logs, strides, sizes, column):
         query, key, value, grad = inputs
-        log, delta = logs
+        log, delta, query_rows, key_rows = logs
         q, k, v, g = strides
         shared = cuda.shared.array(SHARED, uint32)
         t, zero, one = int32(cuda.threadIdx.x), float32(0), float32(1)
@@ -456,7 +493,7 @@ def attend_backward(dtype: str, tiles: int, warps: int, long: bool, aligned: boo
             sources = (query, key, grad, value, log, delta)
             arguments = (sources, (q, k, g, v), sizes, line, column, m, sums)
             made = first_to_query(shared, arguments)
-            query_product(shared, narrow, (key, k), made, (outputs[0], weight), arguments)
+            query_product(shared, narrow, (key, k), made, (outputs[0], query_rows), arguments)
         else:
             sources = (key, query, value, grad, log, delta)
             arguments = (sources, (k, q, v, g), sizes, line, column, m, sums)
@@ -465,7 +502,7 @@ def attend_backward(dtype: str, tiles: int, warps: int, long: bool, aligned: boo
                 value_product(shared, wide, (grad, g), made, (outputs[2], weight), arguments)
             else:
                 made = first_to_key(shared, arguments)
-                key_product(shared, narrow, (query, q), made, (outputs[1], weight), arguments)
+                key_product(shared, narrow, (query, q), made, (outputs[1], key_rows), arguments)
 
     return kernel
 

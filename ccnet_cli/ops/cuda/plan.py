@@ -68,7 +68,16 @@ def backward(grid: Grid, c: int, C: int, out: Buffer, *buffers: Buffer) -> list[
     check(grid, *(buffer.stride for buffer in (out, *buffers)))
     kernel = Kernel("fused_delta", grid.dtype, (1, WARPS, 0), out.aligned and grad.aligned, grid.lanes)
     pixels = (out.name, grad.name, "delta", out.stride, grad.stride, C, grid.pixels)
-    names = (*(buffer.name for buffer in buffers), "d_query", "d_key", "d_value", "log", "delta")
+    names = (
+        *(buffer.name for buffer in buffers),
+        "d_query",
+        "d_key",
+        "d_value",
+        "log",
+        "delta",
+        "query_rows",
+        "key_rows",
+    )
     numbers = (*(buffer.stride for buffer in buffers), grid.height, grid.width, c, C)
     aligned = all(buffer.aligned for buffer in buffers)
     delta = Step(kernel, (-(-grid.pixels // WARPS), 1, 1), pixels)

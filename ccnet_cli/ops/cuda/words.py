@@ -26,6 +26,7 @@ _WIDE = ir.VectorType(_I32, 4)
 _LOG2_E = ir.Constant(_F32, 1.4426950408889634)
 _KINDS = {"bfloat16": "bf16", "float16": "f16"}
 FOUR, EIGHT = types.UniTuple(types.uint32, 4), types.UniTuple(types.uint32, 8)
+OCTET = types.UniTuple(types.float32, 8)
 
 
 def _totals(tiles):
@@ -112,6 +113,7 @@ def _made(result, *kinds):
             lambda typingctx, a, b: typed(a, b),
             lambda typingctx, a, b, c: typed(a, b, c),
             lambda typingctx, a, b, c, d: typed(a, b, c, d),
+            lambda typingctx, a, b, c, d, e: typed(a, b, c, d, e),
         )
         return intrinsic(bodies[len(kinds)])
 
@@ -180,6 +182,67 @@ def _write_words(context, builder, kinds, target, index, words):
 
 # write four words to an array from word `index` on, a multiple of four
 write_words = _made(types.void, None, types.int32, FOUR)(_write_words)
+
+
+def _floats(builder, where, index, offset=0):
+    """A pointer to a float32 of a pointer, from an index on."""
+    return builder.gep(
+        builder.bitcast(where, _F32.as_pointer()), [builder.add(builder.sext(index, _I64), _I64(offset))]
+    )
+
+
+@lru_cache
+def fetch_floats(aligned):
+    """Eight float32 from a pointer's `index` on; those from `count` on are 0. Aligned: all of them or none."""
+
+    def read(context, builder, kinds, source, index, count):
+        values = []
+        for i in range(0, 8, 4 if aligned else 1):
+            address, inside = _floats(builder, source, index, i), builder.icmp_signed(">", count, _I32(i))
+            if not aligned:
+                values.append(_guard(builder, inside, functools.partial(builder.load, address, align=4), _F32(0)))
+                continue
+            vector = builder.bitcast(address, ir.VectorType(_F32, 4).as_pointer())
+            zero = ir.Constant(ir.VectorType(_F32, 4), [0.0] * 4)
+            four = _guard(builder, inside, functools.partial(builder.load, vector, align=16), zero)
+            values += [builder.extract_element(four, _I32(j)) for j in range(4)]
+        return values
+
+    return _made(OCTET, None, types.int32, types.int32)(read)
+
+
+@lru_cache
+def put_floats(aligned):
+    """Write eight float32 times a number to a pointer from `index` on, at most `count`."""
+
+    def write(context, builder, kinds, target, index, count, values, scale):
+        values = [builder.fmul(x, scale) for x in values]
+        if aligned:
+            with builder.if_then(builder.icmp_signed(">", count, _I32(0))):
+                for i in (0, 4):
+                    vector = ir.Constant(ir.VectorType(_F32, 4), ir.Undefined)
+                    for j in range(4):
+                        vector = builder.insert_element(vector, values[i + j], _I32(j))
+                    address = builder.bitcast(_floats(builder, target, index, i), vector.type.as_pointer())
+                    builder.store(vector, address, align=16)
+        else:
+            for i in range(8):
+                with builder.if_then(builder.icmp_signed(">", count, _I32(i))):
+                    builder.store(values[i], _floats(builder, target, index, i), align=4)
+        return context.get_dummy_value()
+
+    return _made(types.void, None, types.int32, types.int32, OCTET, types.float32)(write)
+
+
+@lru_cache
+def add_floats(dtype):
+    """Eight numbers times one, and eight others, as words."""
+
+    def change(context, builder, kinds, values, scale, before):
+        out = [builder.fadd(builder.fmul(x, scale), y) for x, y in zip(values, before, strict=True)]
+        return [_pack(builder, dtype, out[i], out[i + 1]) for i in range(0, 8, 2)]
+
+    return _made(FOUR, OCTET, types.float32, OCTET)(change)
 
 
 @_made(types.void, None, types.int32, types.float32)
@@ -390,7 +453,7 @@ def octet(part, row):
     def pick(context, builder, kinds, total):
         return [total[16 * part + 4 * n + 2 * row + e] for e in (0, 1) for n in range(4)]
 
-    return _made(types.UniTuple(types.float32, 8), _totals(CUT // 8))(pick)
+    return _made(OCTET, _totals(CUT // 8))(pick)
 
 
 @lru_cache
@@ -403,7 +466,7 @@ def blend(dtype):
         out = [builder.fadd(builder.fmul(x, scale), builder.fmul(y, weight)) for x, y in pairs]
         return [_pack(builder, dtype, out[i], out[i + 1]) for i in range(0, 8, 2)]
 
-    return _made(FOUR, types.UniTuple(types.float32, 8), types.float32, FOUR, types.float32)(change)
+    return _made(FOUR, OCTET, types.float32, FOUR, types.float32)(change)
 
 
 @lru_cache
