@@ -233,7 +233,7 @@ def _check_cuda() -> list[Check]:
 
 
 def _describe_attention() -> str:
-    """Which implementations of the attention run on each device here; what numba lacks on CUDA is a check of its own."""
+    """Which implementations of the attention run on each device; what numba lacks on CUDA is a check of its own."""
     import torch
 
     from ccnet_cli import ops
