@@ -10,8 +10,13 @@ from ccnet_cli.errors import InputError
 from ccnet_cli.ops.cuda import launch, steps
 from ccnet_cli.ops.cuda.steps import Buffer, Grid, Kernel, Step
 
-# Published peaks: float32 and dense TF32 FLOP/s, bytes/s. NVIDIA A100 80GB SXM and H100 SXM data sheets.
-PEAKS = {"A100": (19.5e12, 156e12, 2.039e12), "H100": (66.9e12, 494.7e12, 3.35e12)}
+# Published peaks: float32 and dense TF32 FLOP/s (bfloat16 has twice as many), bytes/s. NVIDIA's data sheets of
+# A100 80GB SXM, H100 SXM and HGX B200.
+PEAKS = {
+    "A100": (19.5e12, 156e12, 2.039e12),
+    "H100": (66.9e12, 494.7e12, 3.35e12),
+    "B200": (75e12, 1125e12, 7.7e12),
+}
 # of a multiprocessor, by compute capability: threads, bytes of shared memory, blocks (CUDA programming guide)
 LIMITS = {
     (7, 5): (1024, 64 << 10, 16),
@@ -205,6 +210,33 @@ def _floors(H: int, W: int, C: int, dtype: str) -> list[Row]:
                 seconds = max(flops / peak, moved / bandwidth)
                 row = {"size": f"{H}x{W}", "work": work, "formulation": label, "gpu": gpu}
                 rows.append({**row, "bytes": int(moved), "flops": int(flops), "modelled_ms": 1000 * seconds})
+    if dtype != "float32":
+        rows += _floors_of_attention(H, W, C)
+    return rows
+
+
+def _floors_of_attention(H: int, W: int, C: int) -> list[Row]:
+    """Fused attention and the library's, along rows and columns, in 16 bits."""
+    pixels, c = H * W, max(C // 8, 1)
+    narrow, wide, number = 2 * pixels * c, 2 * pixels * C, 4 * pixels
+    products = 2 * pixels * (H + W)
+    # of both directions; the columns also read what the rows wrote
+    fused = 2 * (2 * narrow + wide) + 3 * wide + 3 * number
+    # delta; three jobs of each direction; what the rows leave of narrow gradients is float32
+    jobs = (2 * narrow + wide) + 2 * (2 * narrow + 2 * wide) + 4 * number
+    fused_backward = 2 * wide + number + 2 * jobs + 3 * wide + 2 * 5 * narrow
+    # value in heads of c channels that share query and key, then outputs merged with value for the own pixel
+    flash = 2 * (2 * narrow + 2 * wide + number) + 4 * wide + 2 * narrow + 3 * number
+    works = [
+        ("forward", "fused", fused, products * (c + C)),
+        ("backward", "fused", fused_backward, products * (8 * c + 3 * C)),
+        ("forward", "flash", flash, products * 2 * C),
+    ]
+    rows: list[Row] = []
+    for gpu, (_, tensor, bandwidth) in PEAKS.items():
+        for work, name, moved, flops in works:
+            row = {"size": f"{H}x{W}", "work": work, "formulation": name, "gpu": gpu, "bytes": moved, "flops": flops}
+            rows.append({**row, "modelled_ms": 1000 * max(flops / (2 * tensor), moved / bandwidth)})
     return rows
 
 

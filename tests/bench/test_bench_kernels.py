@@ -38,7 +38,7 @@ def test_a_report_counts_what_a_pass_must_do(monkeypatch):
         2 * 2 * 35 * 4 + energies + energies + padded + energies + 2 * 35 * 32 + 3 * 35 * 32
     )
     assert forward["flops"] == products
-    assert {row["gpu"] for row in found["floors"]} == {"A100", "H100"}
+    assert {row["gpu"] for row in found["floors"]} == {"A100", "H100", "B200"}
     for count in found["counters"]:
         assert count["load_sector_bytes"] > 0 and count["store_sector_bytes"] > 0 and count["bank_conflicts"] >= 0
     assert [(count["work"], count["kernel"].partition("-")[0]) for count in found["counters"]] == (
