@@ -245,7 +245,10 @@ class Dispatcher:
         blamed = [task for index, task in peer.tasks.items() if peer.busy[index] > 0]
         lost = [task for task in blamed if task.get("again")]
         suspects = [task | {"again": True} for task in blamed if task not in lost]
-        notice(f"warning: {peer.name} {fault}; {len(suspects)} of its sources are tried again, one at a time")
+        then = (
+            f"{len(suspects)} of its sources are tried again, one at a time" if suspects else "it worked on no source"
+        )
+        notice(f"warning: {peer.name} {fault}; {then}")
         self._give_back([*suspects, *(task for task in tasks if task not in blamed)])
         for task in lost:
             self.on_result(task, None)
