@@ -245,9 +245,8 @@ class Dispatcher:
         blamed = [task for index, task in peer.tasks.items() if peer.busy[index] > 0]
         lost = [task for task in blamed if task.get("again")]
         suspects = [task | {"again": True} for task in blamed if task not in lost]
-        then = (
-            f"{len(suspects)} of its sources are tried again, one at a time" if suspects else "it worked on no source"
-        )
+        count = len(suspects)
+        then = f"{count} of its sources are tried again, one at a time" if count else "it worked on no source"
         notice(f"warning: {peer.name} {fault}; {then}")
         self._give_back([*suspects, *(task for task in tasks if task not in blamed)])
         for task in lost:

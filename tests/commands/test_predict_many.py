@@ -117,7 +117,10 @@ def test_a_process_that_is_frozen_or_hangs_is_replaced(place, tmp_path, monkeypa
     def act(path):
         if path.stem == "03" and not (tmp_path / "once").exists():
             (tmp_path / "once").touch()
-            os.kill(os.getpid(), signal.SIGSTOP) if how == "stopped" else time.sleep(1000)
+            if how == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            # the stop may come a moment later
+            time.sleep(1000)
 
     watch_reading(monkeypatch, tmp_path / "log", act)
     result = predict(place, tmp_path / "out", processes=2, timeout=2.0)
@@ -126,7 +129,7 @@ def test_a_process_that_is_frozen_or_hangs_is_replaced(place, tmp_path, monkeypa
     process = next(process for process, name in read_log(tmp_path / "log") if name == "03")
     assert not is_alive(int(process))
     why = r"gave no sign of life for 2 s" if how == "stopped" else r"has been at .*03\.png for 2 s"
-    words = rf"warning: process \d of this run \({process} on .*\) {why}; \d of its sources are tried again"
+    words = rf"warning: process \d of this run \({process} on .*\) {why}; [1-3] of its sources are tried again"
     assert re.search(words, capfd.readouterr().err)
 
 
