@@ -6,6 +6,7 @@ from torch import Tensor
 from ccnet_cli import ops
 from ccnet_cli.models.attention import FoldedPasses, RecurrentCrissCross, on_planes
 from ccnet_cli.models.layers import Make
+from ccnet_cli.ops import cpu
 
 # B batch, C channels, T frames, H height, W width, P = T + H + W positions on a cross: the own one counts in the row
 
@@ -44,10 +45,18 @@ class RecurrentClips(RecurrentCrissCross):
 class FoldedClips(FoldedPasses):
     """The recurrent attention with one projection, gamma in the value's."""
 
-    def at(self, x_BCTHW: Tensor, frame: int) -> Tensor:
-        """The output at one frame, (B, C, H, W)."""
-        for index in range(self.recurrence):
-            query, key, value = on_planes(self.project, x_BCTHW).split(self.widths, dim=1)
-            if index + 1 < self.recurrence:
-                x_BCTHW = ops.criss_cross(query, key, value, self.implementation, self.choices).add_(x_BCTHW)
+    def at(self, x_BCTHW: Tensor, projected_BCTHW: Tensor, frame: int) -> Tensor:
+        """The output at one frame, (B, C, H, W), from the input and its projection."""
+        for _ in range(self.recurrence - 1):
+            x_BCTHW = self._gather(projected_BCTHW).add_(x_BCTHW)
+            projected_BCTHW = on_planes(self.project, x_BCTHW)
+        query, key, value = projected_BCTHW.split(self.widths, dim=1)
         return gather_at(query, key, value, frame, self.implementation).add_(x_BCTHW[:, :, frame])
+
+    def _gather(self, projected_BCTHW: Tensor) -> Tensor:
+        query, key, value = projected_BCTHW.split(self.widths, dim=1)
+        if query.device.type == "cpu" and not cpu.pays_off(query, value):
+            # lines as short as a clip cost more in products of matrices than in sums over the frames
+            frames = [gather_at(query, key, value, t, self.implementation) for t in range(query.shape[2])]
+            return torch.stack([each.permute(0, 2, 3, 1) for each in frames], dim=1).movedim(-1, 1)
+        return ops.criss_cross(query, key, value, self.implementation, self.choices)

@@ -6,6 +6,7 @@ Its weights have the names and shapes of `rcca`: a CCNet for images is a start f
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -105,18 +106,20 @@ class FoldedClipHead(FoldedWrapped):
         """The labelled frame's scores, float32."""
         deepest_BTChw = clip_of(features[-1])
         T = deepest_BTChw.shape[1]
-        reduced = self.encode([deepest_BTChw.flatten(0, 1)]).unflatten(0, (-1, T))
+        encoded = self.encode([deepest_BTChw.flatten(0, 1)]).unflatten(0, (-1, T))
         frame = self.labelled % T
-        return self.decode(deepest_BTChw[:, frame], reduced.transpose(1, 2), frame)
+        return self.decode(deepest_BTChw[:, frame], encoded.transpose(1, 2), frame)
 
     def encode(self, features: Sequence[Tensor]) -> Tensor:
-        """What the attention sees of a frame, (B, C, h, w)."""
-        reduced: Tensor = self.conva(features[-1])
-        return reduced
+        """What the attention sees of a frame, its reduced map and the first pass's projection of it, (B, C, h, w)."""
+        reduced = self.conva(features[-1])
+        return torch.cat([reduced, self.rcca.project(reduced)], dim=1)
 
-    def decode(self, deepest_BChw: Tensor, reduced_BCThw: Tensor, frame: int) -> Tensor:
+    def decode(self, deepest_BChw: Tensor, encoded_BCThw: Tensor, frame: int) -> Tensor:
         """The scores of a frame of a clip, from its own deepest map and what all frames were encoded to."""
-        gathered = self.rcca.at(reduced_BCThw, frame)
+        projected = sum(self.rcca.widths)
+        reduced, first = encoded_BCThw.split([encoded_BCThw.shape[1] - projected, projected], dim=1)
+        gathered = self.rcca.at(reduced, first, frame)
         scores: Tensor = self.classify(self.bottleneck(deepest_BChw, self.convb(gathered)).float())
         return scores
 
