@@ -18,6 +18,7 @@ from ccnet_cli.cli.options import (
     refuse_outputs,
 )
 from ccnet_cli.cli.output import print_names, table, write, write_json
+from ccnet_cli.errors import InputError
 
 PRESETS_EXAMPLES = examples(
     "ccnet presets list",
@@ -36,13 +37,23 @@ def presets(context: typer.Context) -> None:
     help_alone(context)
 
 
-@app.command("list", epilog=examples("ccnet presets list", "ccnet presets list --json -"))
-def presets_list(json_file: Json = None) -> None:
+@app.command(
+    "list", epilog=examples("ccnet presets list", "ccnet presets list psp ade20k", "ccnet presets list --json -")
+)
+def presets_list(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="WORD", help="Only those whose names have all these words.")
+    ] = None,
+    json_file: Json = None,
+) -> None:
     """Name the presets and what they are for."""
     refuse_outputs(json_file)
     from ccnet_cli import config
 
-    found = [config.load(name) for name in config.names()]
+    names = [name for name in config.names() if all(word in name for word in words or ())]
+    if not names:
+        raise InputError(f"presets {' '.join(words or ())}", "none has these words in its name", "leave some out")
+    found = [config.load(name) for name in names]
     if write_json([config.to_mapping(preset) for preset in found], json_file):
         return
     table(

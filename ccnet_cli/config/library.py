@@ -5,8 +5,10 @@ family is a file below families/ that holds one preset for each of its `rows`: `
 and a row is the mIoU that was published for it, single scale and with scales and flip, or null.
 """
 
+import copy
 import difflib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +144,15 @@ def _parse(path: Path) -> dict[str, Any]:
         decoded = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"preset {path}", f"byte {error.start} is not UTF-8", "save the file as UTF-8") from None
-    mapping = text.parse(decoded, str(path))
+    mapping = copy.deepcopy(_parse_text(decoded, str(path)))
     if not isinstance(mapping, dict):
         kind = "nothing" if mapping is None else "a list" if isinstance(mapping, list) else "a single value"
         why = f"keys and values expected, found {kind}"
         raise InputError(f"preset {path}:1:1", why, "start from ccnet presets copy quickstart FILE")
     return mapping
+
+
+@lru_cache(maxsize=128)
+def _parse_text(decoded: str, where: str) -> Any:
+    """The same file is the base of many."""
+    return text.parse(decoded, where)

@@ -353,6 +353,11 @@ def test_presets_are_listed_as_a_table_and_as_json(capsys: pytest.CaptureFixture
     assert any("mIoU 76.17 on val" in line and "mmseg-r50-voc-512-20k" in line for line in table.splitlines())
     assert {preset["published"] for preset in listed} >= {None, config.load("mmseg-r50-voc-512-20k").published}
     assert max(map(len, table.splitlines())) <= 160
+    assert call("presets", "list", "psp", "voc", "--json", "-") == 0
+    some = [preset["name"] for preset in json.loads(capsys.readouterr().out)]
+    assert some == [name for name in config.names() if "psp" in name and "voc" in name] and len(some) == 4
+    assert call("presets", "list", "psp", "zzz") == 2
+    assert "none has these words" in capsys.readouterr().err
 
 
 def test_a_data_set_of_any_kind_is_checked(folder: Path, capsys: pytest.CaptureFixture[str]):
