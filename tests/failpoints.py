@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from ccnet_cli import cli
 from ccnet_cli.datasets.training import TrainingSet
 from ccnet_cli.inference import scoring
+from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel import supervisor
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.training import loader
@@ -133,7 +134,7 @@ def leave_signals_to_workers():
 
 
 def ignore_signals():
-    supervisor.Worker.signals = lambda *_: contextlib.nullcontext(int)
+    groups.Worker.signals = lambda *_: contextlib.nullcontext(int)
 
 
 FAULTS = {
@@ -161,13 +162,13 @@ GUARDS = {
 
 def note_processes():
     """Write the id of each rank's process beside the mark."""
-    start = supervisor.Worker.__init__
+    start = groups.Worker.__init__
 
     def init(self, pipe=None):
         pid_file(os.environ["CCNET_MARK"], os.environ.get("RANK", 0)).write_text(str(os.getpid()))
         start(self, pipe)
 
-    supervisor.Worker.__init__ = init
+    groups.Worker.__init__ = init
 
 
 def pid_file(mark, rank):

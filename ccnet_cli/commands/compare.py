@@ -19,8 +19,7 @@ from ccnet_cli.errors import InputError, Interrupted, NonFiniteError, notice
 from ccnet_cli.figures import comparison
 from ccnet_cli.models.settings import Model
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.group import share_store
-from ccnet_cli.parallel.supervisor import Worker
+from ccnet_cli.parallel.group import Worker, share_store
 from ccnet_cli.training import cells
 from ccnet_cli.training.cells import Cell
 from ccnet_cli.training.plan import resolve

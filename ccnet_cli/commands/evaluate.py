@@ -25,8 +25,7 @@ from ccnet_cli.inference.views import Views
 from ccnet_cli.media import images, outputs
 from ccnet_cli.media.background import background_writer
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.group import Group, join_group
-from ccnet_cli.parallel.supervisor import Worker
+from ccnet_cli.parallel.group import Group, Worker, join_group
 from ccnet_cli.weights.find import find_artifact
 from ccnet_cli.weights.pairs import list_files
 

@@ -12,8 +12,7 @@ from ccnet_cli.devices import local_device, read_launch
 from ccnet_cli.errors import InputError
 from ccnet_cli.parallel import elastic, supervisor
 from ccnet_cli.parallel.elastic import Nodes
-from ccnet_cli.parallel.group import Group
-from ccnet_cli.parallel.supervisor import Worker
+from ccnet_cli.parallel.group import Group, Worker
 from ccnet_cli.training import process
 from ccnet_cli.training.plan import check_world_sizes
 from ccnet_cli.training.request import TrainRequest

@@ -22,8 +22,7 @@ from ccnet_cli.inference.task_queue import Message, TaskQueue, decode_error, enc
 from ccnet_cli.inference.views import Views
 from ccnet_cli.media import sources
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.group import Group, share_store
-from ccnet_cli.parallel.supervisor import Worker
+from ccnet_cli.parallel.group import Group, Worker, share_store
 from ccnet_cli.progress import Progress
 
 # images, or frames, between two lines of progress where there is no terminal

@@ -22,7 +22,6 @@ from ccnet_cli import files, parts
 from ccnet_cli.devices import RENDEZVOUS, network_variables, resolve, wait_for_store
 from ccnet_cli.errors import SIGNALS, CCNetError, EnvironmentFailure, Interrupted, PeerLost, exit_at_once
 from ccnet_cli.parallel import group as groups
-from ccnet_cli.parallel import supervisor
 from ccnet_cli.parallel.group import Limits
 
 # a worker whose error would come again sends it to its agent, which then restarts nothing
@@ -120,7 +119,7 @@ def _run_worker(payload: bytes) -> Any:
     try:
         parts.extend_from_environment()
         work, arguments = ForkingPickler.loads(payload)
-        return work(supervisor.Worker(), *arguments)
+        return work(groups.Worker(), *arguments)
     except Exception as error:
         pickled = bytes(ForkingPickler.dumps(groups.transportable(error))).hex()
         # torch's agent reads the message

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import threading
 import time
 import traceback
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ccnet_cli import files
+from ccnet_cli import errors, files
 from ccnet_cli.devices import Launch, agree_on_attempt, read_launch, refuse_taken, resolve, wait_for_store
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, PeerLost, out_of_memory
 
@@ -320,3 +322,38 @@ def first_line(error: Exception) -> str:
     """The first line of torch's message."""
     # torch begins with its source's line: [/pytorch/third_party/gloo/...:123]
     return re.sub(r"^(\[[^\]]*\]\s*)+", "", str(error).strip()).partition("\n")[0][:160]
+
+
+class Worker:
+    """This process as its supervisor's worker; without a pipe it has no supervisor, and tells nobody."""
+
+    def __init__(self, pipe: Connection | None = None) -> None:
+        self.pipe = pipe
+        self.forwarded: list[int] = []
+        if pipe is not None:
+            threading.Thread(target=self._receive, args=(pipe,), daemon=True).start()
+
+    def _receive(self, pipe: Connection) -> None:
+        try:
+            while True:
+                self.forwarded.append(pipe.recv())
+        except (EOFError, OSError):
+            # the supervisor is gone
+            os._exit(1)
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether a supervisor waits for this process."""
+        return self.pipe is not None
+
+    @contextmanager
+    def signals(self, group: Group) -> Iterator[Callable[[], int]]:
+        """Record SIGNALS instead of dying of them; yields a function: the first one's number, or 0.
+
+        The supervisor learns that this process is ready. A second signal ends it at once.
+        """
+        echo = errors.ECHO_SECONDS if group.world_size > 1 and not self.is_supervised else 0
+        with errors.record_signals(echo) as received:
+            if self.pipe is not None:
+                self.pipe.send(None)
+            yield lambda: next(iter([*received, *self.forwarded]), 0)

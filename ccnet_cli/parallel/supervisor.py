@@ -3,10 +3,10 @@
 import multiprocessing
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
@@ -14,20 +14,10 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
-from ccnet_cli import files, parts
-from ccnet_cli.errors import (
-    ECHO_SECONDS,
-    SIGNALS,
-    EnvironmentFailure,
-    Interrupted,
-    PeerLost,
-    exit_at_once,
-    mend_streams,
-    notice,
-    record_signals,
-)
+from ccnet_cli import errors, files, parts
+from ccnet_cli.errors import SIGNALS, EnvironmentFailure, Interrupted, PeerLost, notice
 from ccnet_cli.parallel import group as groups
-from ccnet_cli.parallel.group import Group, Limits
+from ccnet_cli.parallel.group import Limits, Worker
 
 # after the first failure the other workers have this many seconds to report theirs, which may be the cause
 GRACE_SECONDS = 3.0
@@ -41,16 +31,16 @@ class Outcome(NamedTuple):
     failure: Exception | None = None
 
 
+@dataclass(eq=False)
 class _Process:
     """A worker as the supervisor sees it; ready once it has sent a message."""
 
-    def __init__(self, rank: int, pipe: Connection, process: BaseProcess) -> None:
-        self.rank = rank
-        self.pipe = pipe
-        self.process = process
-        self.ready = False
-        self.outcome: Outcome | None = None
-        self.error: Exception | None = None
+    rank: int
+    pipe: Connection
+    process: BaseProcess
+    ready: bool = False
+    outcome: Outcome | None = None
+    error: Exception | None = None
 
     def receive(self) -> None:
         """Read the messages that have arrived."""
@@ -92,7 +82,7 @@ def run(
     limits = limits or Limits()
     files.reserve_handles(48 + 8 * processes)
     payload = bytes(ForkingPickler.dumps((work, arguments)))
-    with record_signals() as received:
+    with errors.record_signals() as received:
         store = groups.open_store("127.0.0.1", 0, True, limits.join)
         start = partial(_start, payload, processes, store.port)
         try:
@@ -118,8 +108,8 @@ def _start(payload: bytes, processes: int, port: int, rank: int, attempt: int) -
     # torchrun's variables, which `read_launch` reads
     ranks = dict.fromkeys(("RANK", "LOCAL_RANK"), rank) | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), processes)
     store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
-    level = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
-    environment = ranks | store | {"TORCH_CPP_LOG_LEVEL": level, "TORCHELASTIC_RESTART_COUNT": attempt}
+    store |= {"TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}
+    environment = ranks | store | {"TORCHELASTIC_RESTART_COUNT": attempt}
     # children inherit the mask, so early signals stay pending
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -172,8 +162,8 @@ def _watch(
             stopping = any(isinstance(worker.error, Interrupted) for worker in workers)
             # of a process that is gone without a word no other knows more
             gone = any(worker.outcome is None and not worker.alive for worker in workers)
-            grace = GRACE_SECONDS / 3 if gone else GRACE_SECONDS
-            deadline = min(deadline, time.monotonic() + (limits.shutdown if stopping else grace))
+            grace = limits.shutdown if stopping else GRACE_SECONDS / 3 if gone else GRACE_SECONDS
+            deadline = min(deadline, time.monotonic() + grace)
         elif not received:
             # whoever failed has been replaced; where those that came are done, one that did not is waited for no longer
             idle = independent and any(w.is_done for w in workers) and not any(w.ready and w.alive for w in workers)
@@ -189,8 +179,8 @@ def _watch(
 
 def _cause(workers: list[_Process], silent: list[_Process], received: list[int], limits: Limits) -> Exception:
     """The error to raise for failed workers: the first one; that a peer was lost is only a consequence."""
-    reported = sorted((w.outcome.time, w.rank, w.error) for w in workers if w.outcome and w.error)
-    failures = [error for *_, error in reported]
+    failed = [(w.outcome.time, w.rank, w.error) for w in workers if w.outcome and w.error]
+    failures = [error for *_, error in sorted(failed)]
     if stops := [error for error in failures if isinstance(error, Interrupted)]:
         return stops[0]
     if received and not failures:
@@ -211,49 +201,16 @@ def _cause(workers: list[_Process], silent: list[_Process], received: list[int],
         if worker.outcome is None and (timed_out or worker not in silent):
             why = "does not answer" if worker in silent else "ended without a word"
             return EnvironmentFailure(f"process {worker.rank} of this run", why, "see what held it up, and resume")
-    if failures:
-        return failures[0]
-    return EnvironmentFailure(f"process {silent[0].rank} of this run", "did not start", "see what held it up")
-
-
-class Worker:
-    """This process as its supervisor's worker; without a pipe it has no supervisor, and tells nobody."""
-
-    def __init__(self, pipe: Connection | None = None) -> None:
-        self.pipe = pipe
-        self.forwarded: list[int] = []
-        if pipe is not None:
-            threading.Thread(target=self._receive, args=(pipe,), daemon=True).start()
-
-    def _receive(self, pipe: Connection) -> None:
-        try:
-            while True:
-                self.forwarded.append(pipe.recv())
-        except (EOFError, OSError):
-            # the supervisor is gone
-            os._exit(1)
-
-    @property
-    def is_supervised(self) -> bool:
-        """Whether a supervisor waits for this process."""
-        return self.pipe is not None
-
-    @contextmanager
-    def signals(self, group: Group) -> Iterator[Callable[[], int]]:
-        """Record SIGNALS instead of dying of them; yields a function: the first one's number, or 0.
-
-        The supervisor learns that this process is ready. A second signal ends it at once.
-        """
-        with record_signals(ECHO_SECONDS if group.world_size > 1 and not self.is_supervised else 0) as received:
-            if self.pipe is not None:
-                self.pipe.send(None)
-            yield lambda: next(iter([*received, *self.forwarded]), 0)
+    fix = "see what held it up"
+    return (
+        failures[0] if failures else EnvironmentFailure(f"process {silent[0].rank} of this run", "did not start", fix)
+    )
 
 
 def _run_worker(pipe: Connection, environment: Mapping[str, object], payload: bytes) -> None:
     """Entry of a worker: run the work and report its outcome."""
     os.environ.update({name: str(value) for name, value in environment.items()})
-    mend_streams()
+    errors.mend_streams()
     worker = Worker(pipe)
     try:
         parts.extend_from_environment()
@@ -264,4 +221,4 @@ def _run_worker(pipe: Connection, environment: Mapping[str, object], payload: by
     # a supervisor that was killed wants no answer
     with suppress(OSError):
         pipe.send(outcome._replace(time=time.time()))
-    exit_at_once(1 if outcome.failure else 0)
+    errors.exit_at_once(1 if outcome.failure else 0)

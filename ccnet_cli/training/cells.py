@@ -15,8 +15,7 @@ from ccnet_cli import config, files
 from ccnet_cli.datasets import classes_of
 from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.models import network as models
-from ccnet_cli.parallel.group import Group
-from ccnet_cli.parallel.supervisor import Worker
+from ccnet_cli.parallel.group import Group, Worker
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs.lease import hold
 from ccnet_cli.training import process

@@ -14,8 +14,7 @@ from ccnet_cli.datasets.report import count_pixels, warn_of_dead_labels
 from ccnet_cli.datasets.source import Source, open_source
 from ccnet_cli.datasets.training import watch_workers
 from ccnet_cli.errors import InputError, notice
-from ccnet_cli.parallel.group import Group, join_group
-from ccnet_cli.parallel.supervisor import Worker
+from ccnet_cli.parallel.group import Group, Worker, join_group
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs import folder as runfolder
 from ccnet_cli.runs.fields import DamagedError, check_resumable

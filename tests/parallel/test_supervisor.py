@@ -18,8 +18,8 @@ from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFin
 from ccnet_cli.models import network as models
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel import supervisor
-from ccnet_cli.parallel.group import CPU, Group, Limits, join_group, share_store
-from ccnet_cli.parallel.supervisor import Outcome, Worker
+from ccnet_cli.parallel.group import CPU, Group, Limits, Worker, join_group, share_store
+from ccnet_cli.parallel.supervisor import Outcome
 
 pytestmark = pytest.mark.usefixtures("forked_workers")
 
