@@ -5,6 +5,7 @@ import torch
 from renderings import RENDERINGS
 from torch.utils.flop_counter import FlopCounterMode
 
+from ccnet_cli import config
 from ccnet_cli.bench.meter import peak_bytes
 from ccnet_cli.losses import LOSSES
 from ccnet_cli.losses.presence import presence
@@ -12,12 +13,14 @@ from ccnet_cli.models.attention import attention_map
 from ccnet_cli.models.backbones import BACKBONES
 from ccnet_cli.models.blocks import NonLocal, PositionAttention
 from ccnet_cli.models.heads import HEADS
+from ccnet_cli.models.network import build
 from ccnet_cli.parts import Outputs
 
 # odd, small and wide
 SIZES = [(11, 9), (5, 6), (7, 26)]
 MAPS, STRIDES, CLASSES = (6, 8, 10, 12), (4, 2, 1, 1), 3
 SMALL = {"channels": 8}
+TINY = ("model.backbone.width=4", "model.head={kind: psp, channels: 8}", "model.auxiliary={kind: psp, channels: 8}")
 # name: settings that differ from the defaults
 CASES = {
     "rcca, R=0": ("rcca", {**SMALL, "recurrence": 0}),
@@ -201,6 +204,41 @@ def test_a_block_that_starts_as_the_identity_does(case):
     head = make(kind, **settings).eval()
     reduced = head.conva(features((5, 6))[-1].float())
     assert torch.equal(getattr(head, head.name)(reduced), reduced)
+
+
+def test_weights_begin_where_the_authors_put_them():
+    torch.manual_seed(0)
+    block = NonLocal(64, 32)
+    for conv in (block.query, block.key, block.value):
+        assert conv.weight.std() == pytest.approx(0.01, rel=0.1) and not conv.bias.any()
+    mask = make("gc", channels=256).block.mask
+    # kaiming normal, fan in, as mmcv has it
+    assert mask.weight.std() == pytest.approx((2 / 256) ** 0.5, rel=0.15) and not mask.bias.any()
+    encoding = make("encnet", channels=64, codewords=16).encode.encoding
+    bound = (16 * 64) ** -0.5
+    assert (
+        0.9 * bound < encoding.codewords.abs().max() <= bound and -1 <= encoding.scale.min() < encoding.scale.max() < 0
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["wrapped, cam", "encnet"])
+def test_sums_over_all_positions_stay_out_of_half_precision(case):
+    """Under autocast, what such a sum decides is as in float32 on the same, rounded, map."""
+    head = drawn(case).float()
+    module = head.block if case == "wrapped, cam" else head.encode.encoding
+    x = torch.randn(1, 8, 40, 40).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = module(x)
+    wanted = module(x.float())
+    assert (got.float() - wanted).abs().max() <= (2**-7 if case == "wrapped, cam" else 1e-5) * wanted.abs().max()
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_heads_resize_as_the_network_does(align_corners):
+    preset = config.load("cityscapes-r2", [f"model.align_corners={align_corners}".lower(), *TINY])
+    network = build(preset.model, 3)
+    assert network.head.align_corners == network.auxiliary.align_corners == align_corners
 
 
 def test_the_context_of_an_untrained_ocnet_is_zero():
