@@ -37,13 +37,18 @@ app = typer.Typer()
         "ccnet train --preset quickstart -s model.recurrence=1 -s schedule.steps=200",
         "ccnet train --preset quickstart -o runs/first --resume",
         "ccnet train --preset mmseg-psp-r101-cityscapes-769-80k --dry-run",
+        "ccnet train --resume runs/first",
     )
 )
 def train(
     preset: Annotated[
-        str,
-        typer.Option(metavar="NAME|FILE", help="What to run; see ccnet presets list.", autocompletion=preset_names),
-    ],
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="What to run; see ccnet presets list. A run that is resumed has its own.",
+            autocompletion=preset_names,
+        ),
+    ] = None,
     overrides: Overrides = None,
     data: DataFolder = None,
     run: Annotated[
@@ -51,7 +56,9 @@ def train(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="[FILE]", help="Continue from FILE, or from the newest sound checkpoint of the run."),
+        typer.Option(
+            metavar="[RUN|FILE]", help="Continue a run's folder, from FILE or from its newest sound checkpoint."
+        ),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict-resume", help="Refuse to resume under other settings, data or threads.")
@@ -126,6 +133,8 @@ def train(
     """Train a model; one folder holds all that belongs to the run."""
     from ccnet_cli import config
 
+    run, resume = _find_run(run, resume)
+    preset = preset or _preset_of(run, resume)
     named = {"seed": seed, "train.tf32": None if tf32 is None else str(tf32).lower()}
     given = [f"{key}={value}" for key, value in named.items() if value is not None]
     settings = config.load(preset, [*(overrides or ()), *path_override("data.root", data), *given])
@@ -188,3 +197,24 @@ def _with_epochs(settings: "Preset", epochs: float, overrides: Sequence[str]) ->
     schedule |= {"steps": steps, "warmup": schedule["warmup"] * steps // schedule["steps"]}
     notice(f"{epochs:g} epochs of {images} images: {steps} steps, {schedule['warmup']} of them warm-up")
     return config.from_mapping(mapping)
+
+
+def _find_run(run: Path | None, resume: str | None) -> tuple[Path | None, str | None]:
+    """The run folder and what to resume there: --resume may name the folder of a run."""
+    if resume is None or not Path(resume).is_dir():
+        return run, resume
+    if run is not None and run.resolve() != Path(resume).resolve():
+        raise InputError(f"option --run {run}", f"--resume names another run, {resume}", "leave one of them out")
+    return Path(resume), "auto"
+
+
+def _preset_of(run: Path | None, resume: str | None) -> str:
+    """The preset that the folder of a resumed run holds."""
+    parents = [] if resume in (None, "auto") else [*Path(resume).absolute().parents][:2]
+    folders = [] if resume is None else [*([] if run is None else [run]), *parents]
+    for folder in folders:
+        if (folder / "preset.yaml").is_file():
+            return str(folder / "preset.yaml")
+    if folders:
+        raise InputError(f"folder {folders[0]}", "holds no preset.yaml of a run", "name the run, or give --preset NAME")
+    raise InputError("option --preset", "missing", "see ccnet train --help")

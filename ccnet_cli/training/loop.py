@@ -1,6 +1,7 @@
 """The training loop: steps, and what is logged, scored and saved after them."""
 
 import math
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -253,7 +254,9 @@ class Loop:
 
     def _interruption(self, number: int) -> Interrupted:
         why = f"stopped by {signal.Signals(number).name} at step {self.trainer.step}, checkpoint written"
-        return Interrupted(self.plan.run, why, f"continue with --run {self.plan.run} --resume", number)
+        return Interrupted(
+            self.plan.run, why, f"continue with ccnet train --resume {shlex.quote(str(self.plan.run))}", number
+        )
 
 
 def score_due(plan: Plan, step: int) -> bool:

@@ -45,13 +45,15 @@ def find_artifact(explicit: Path | None = None) -> Path:
 
 
 def find_weights(path: Path) -> Path:
-    """A file, or for a name of the catalogue its file in the cache, verified; InputError where it is not there.
+    """A file, of a run folder its best, or for a name of the catalogue its file in the cache, verified.
 
-    Of two in one path, FILE,FILE, each is looked for.
+    Of two in one path, FILE,FILE, each is looked for. InputError for a name whose file is not there.
     """
     first, comma, second = str(path).partition(",")
     if comma and not path.exists():
         return Path(f"{find_weights(Path(first))},{find_weights(Path(second))}")
+    if path.is_dir():
+        return find_artifact(path)
     if path.exists() or len(path.parts) != 1:
         return path
     if len(names := catalogue.expand(path.name)) > 1:

@@ -695,6 +695,35 @@ def test_train_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: 
     )
 
 
+def test_a_run_is_resumed_by_its_folder_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from ccnet_cli import config
+    from ccnet_cli.commands import train
+    from ccnet_cli.training.request import TrainRequest
+
+    requests: list[TrainRequest] = []
+    monkeypatch.setattr(train, "train", lambda request: requests.append(request))
+    (folder / "runs/my run/checkpoints").mkdir(parents=True)
+    assert "holds no preset.yaml" in refused(capsys, "train", "--resume", "runs/my run")
+    preset = config.load("camvid", ["schedule.steps=77", "schedule.warmup=3"])
+    (folder / "runs/my run/preset.yaml").write_text(config.dump(preset))
+    for words, resume in (
+        (("--resume", "runs/my run"), "auto"),
+        (("--resume", "-o", "runs/my run"), "auto"),
+        (("--resume", "runs/my run", "-o", str(folder / "runs/my run")), "auto"),
+    ):
+        assert call("train", *words) == 0
+        assert requests[-1] == TrainRequest(preset, run=Path("runs/my run"), resume=resume)
+    for file in ("runs/my run/last.pt", "runs/my run/checkpoints/step_00000003.pt"):
+        assert call("train", "--resume", file, "-s", "schedule.steps=99") == 0
+        assert requests[-1].resume == file and requests[-1].preset.schedule.steps == 99
+    assert call("train", "--resume", "runs/my run", "--preset", "quickstart") == 0
+    assert requests[-1].preset.name == "quickstart"
+    assert "--resume names another run" in refused(capsys, "train", "--resume", "runs/my run", "-o", "runs/other")
+    assert refused(capsys, "train", "--resume") == "option --preset: missing; see ccnet train --help"
+
+
 def test_the_built_in_data_is_made_and_passes_its_check(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert call("data", "make", "toyscapes", "toys", "--train", "1", "--val", "2") == 0
     assert capsys.readouterr().out == f"{folder / 'toys'}\n"

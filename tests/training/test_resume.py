@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -112,10 +113,18 @@ def test_a_signal_at_step_ten_changes_nothing(data, tmp_path, number, processes)
     with start(arguments(data, cut, *options)) as process:
         wait_until(lambda: steps(cut)[:1] >= [10], process)
         process.send_signal(number) if number == signal.SIGTERM else os.killpg(process.pid, number)
-        process.communicate(timeout=60)
+        printed = process.communicate(timeout=60)[1]
         assert process.returncode in (-number, 128 + number)
     assert steps(cut)[0] < 20
-    with start([*arguments(data, cut, *options), "--resume"]) as process:
+    # a stopped run prints the line that continues it
+    line = re.search(r"continue with ccnet (train .*)", printed)
+    assert (line is None) == (number == signal.SIGKILL)
+    words = (
+        [*shlex.split(line[1]), "--processes", str(processes)]
+        if line
+        else [*arguments(data, cut, *options), "--resume"]
+    )
+    with start(words) as process:
         told = process.communicate(timeout=300)[1]
         assert process.returncode == 0, told
     assert outcome(cut) == outcome(tmp_path / "whole")
