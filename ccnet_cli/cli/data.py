@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,6 +25,9 @@ from ccnet_cli.cli.options import (
 from ccnet_cli.cli.output import print_names, table, write, write_json
 from ccnet_cli.errors import InputError, detail
 
+if TYPE_CHECKING:
+    from ccnet_cli.config import Preset
+
 DATA_EXAMPLES = examples(
     "ccnet data make toyscapes toys",
     "ccnet data check toys",
@@ -33,6 +36,15 @@ DATA_EXAMPLES = examples(
 )
 
 
+DataPreset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME|FILE",
+        help="Preset that describes the data (classes, lists).",
+        autocompletion=preset_names,
+    ),
+]
 ValFraction = Annotated[
     float, typer.Option("--val-fraction", min=0.01, max=0.9, metavar="F", help="Part of the images to validate on.")
 ]
@@ -118,12 +130,7 @@ def data_check(
             help="cityscapes, camvid, ade20k, voc, lip, cocostuff; recognised by its folders if left out.",
         ),
     ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE", help="Preset that describes the data (classes, lists).", autocompletion=preset_names
-        ),
-    ] = None,
+    preset: DataPreset = None,
     split: Annotated[list[str] | None, typer.Option(metavar="NAME", help="train or val; both if left out.")] = None,
     tolerate_damage: TolerateDamage = False,
     overrides: Overrides = None,
@@ -134,16 +141,10 @@ def data_check(
     Every pair must exist, sizes must match, and labels be in range.
     """
     refuse_outputs(json_file, inputs=[preset_file(preset)])
-    from ccnet_cli import config
-    from ccnet_cli.datasets import recognise
     from ccnet_cli.datasets.report import check_all
     from ccnet_cli.datasets.source import open_source
 
-    if dataset is None and preset is None:
-        dataset = recognise(folder)
-        detail(f"{folder}: the folders of {dataset}")
-    named = [] if dataset is None else [f"data.dataset={dataset}"]
-    settings = config.load(preset or "quickstart", [*named, *(overrides or ()), *path_override("data.root", folder)])
+    settings = _settings(folder, dataset, preset, overrides)
     sources = {
         name: open_source(settings.data, name, labels_required=False, verify=False)
         for name in split or ("train", "val")
@@ -210,6 +211,72 @@ def data_convert(
     if not write_json(converted.to_mapping(), json_file):
         counts = ", ".join(f"{count} {split}" for split, count in converted.images.items())
         print_names(f"{counts}; classes: {', '.join(converted.classes)}", converted.folder)
+
+
+@app.command(
+    "split",
+    epilog=examples(
+        "ccnet data split mine",
+        "ccnet data split mine --labels . --label-suffix _mask.png --val-fraction 0.25",
+        "ccnet data split mine --group '^(patient[0-9]+)_' --seed 1",
+    ),
+)
+def data_split(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images/ and labels/, or of both together.")],
+    images: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the images in it.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the labels in it.")] = None,
+    suffix: Annotated[
+        str | None, typer.Option("--label-suffix", metavar="TEXT", help="How labels end, such as _mask.png.")
+    ] = None,
+    fraction: ValFraction = 0.2,
+    seed: SplitSeed = 0,
+    group: Group = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Part images into train.lst and val.lst, for data.train_list and data.val_list."""
+    from ccnet_cli.commands.data import SplitRequest, split
+
+    request = SplitRequest(folder, images, labels, suffix, fraction, seed, _pattern(group), overwrite)
+    print_names(*(f"{path}: {count} images" for path, count in split(request).items()))
+
+
+@app.command(
+    "show",
+    epilog=examples(
+        "ccnet data show mine --preset mine/preset.yaml -o sheet.png",
+        "ccnet data show CamVid --split val --images 24 -o sheet.png",
+    ),
+)
+def data_show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the data set.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="PNG", help="The picture to write.")],
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The data set; recognised by its folders if left out.")
+    ] = None,
+    preset: DataPreset = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="train, val or another.")] = "train",
+    images: Annotated[int, typer.Option(min=1, max=200, metavar="N", help="Images to draw, evenly chosen.")] = 12,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw images with their labels over them, and how many pixels each class has."""
+    refuse_outputs(output, inputs=[preset_file(preset)], overwrite=overwrite)
+    from ccnet_cli.commands.data import ShowRequest, show
+
+    settings = _settings(folder, dataset, preset, overrides)
+    print_names(show(ShowRequest(settings, split, output, images)))
+
+
+def _settings(folder: Path, dataset: str | None, preset: str | None, overrides: list[str] | None) -> "Preset":
+    """The preset of a folder of data, of the data set that is named or that its folders show."""
+    from ccnet_cli import config
+    from ccnet_cli.datasets import recognise
+
+    if dataset is None and preset is None:
+        dataset = recognise(folder)
+        detail(f"{folder}: the folders of {dataset}")
+    named = [] if dataset is None else [f"data.dataset={dataset}"]
+    return config.load(preset or "quickstart", [*named, *(overrides or ()), *path_override("data.root", folder)])
 
 
 def _table(text: str | None) -> dict[str, str | None] | None:
