@@ -157,7 +157,7 @@ def broken_images() -> dict[str, tuple[bytes, str]]:
         "truncated.bmp": (cv2.imencode(".bmp", photograph())[1].tobytes()[:2000], "damaged"),
         "huge.bmp": (b"BM" + bytes(12) + (40).to_bytes(4, "little") + (100_000).to_bytes(4, "little") * 2, "limit"),
         "picture.gif": (cv2.imencode(".gif", photograph())[1].tobytes(), "GIF"),
-        "picture.tiff": (cv2.imencode(".tiff", photograph())[1].tobytes(), "TIFF"),
+        "picture.tiff": (cv2.imencode(".tiff", photograph().astype(np.float32))[1].tobytes(), "TIFF"),
     }
 
 

@@ -11,7 +11,7 @@ from ccnet_cli.datasets.dataset import DataSet
 from ccnet_cli.datasets.listing import Sample, Samples
 from ccnet_cli.datasets.settings import Clip, Data
 from ccnet_cli.errors import InputError, notice
-from ccnet_cli.media import IMAGE_SUFFIXES, images
+from ccnet_cli.media import READ_SUFFIXES, images
 from ccnet_cli.media.images import Pixels
 
 # of a frame's name without suffix: what comes before its number, the number, and Cityscapes' word behind it
@@ -102,7 +102,7 @@ def _neighbours(image: Path, own: Path, known: dict[Frame, Path], clip: Clip) ->
 def _list(folder: Path) -> dict[Frame, Path]:
     """The frames in a folder."""
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    named = ((_read_name(path), path) for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
+    named = ((_read_name(path), path) for path in paths if path.suffix.lower() in READ_SUFFIXES)
     return {name: path for name, path in named if name is not None}
 
 

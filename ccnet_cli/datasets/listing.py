@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import overload
 
 from ccnet_cli.errors import InputError
-from ccnet_cli.media import IMAGE_SUFFIXES
+from ccnet_cli.media import READ_SUFFIXES
 
 # IMAGE, LABEL or None, NAME, LINE; paths relative to the root
 Row = tuple[str, str | None, str, int]
@@ -185,7 +185,7 @@ def _relative_to_root(entry: str, top: str, where: str) -> str:
     return path[len(top) :]
 
 
-def scan(top: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[str]:
+def scan(top: Path, suffixes: Sequence[str] = READ_SUFFIXES) -> list[str]:
     """Sorted relative paths of the files below a folder that end in a suffix, in any case, without hidden files."""
     endings = tuple(suffix.lower() for suffix in suffixes)
     paths: list[str] = []
@@ -253,7 +253,7 @@ def make_samples(images: Path, pairs: Iterable[tuple[Path, Path | None]]) -> Sam
             raise InputError(f"image {image}", why, "rename or remove one")
         rows.append((path, None if label is None else os.fspath(label.absolute()), name, 0))
     if not rows:
-        raise InputError(f"folder {images}", "holds no image", f"put {' '.join(IMAGE_SUFFIXES)} files there")
+        raise InputError(f"folder {images}", "holds no image", f"put {' '.join(READ_SUFFIXES)} files there")
     return Samples(Path("/"), rows)
 
 

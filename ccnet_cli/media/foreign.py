@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ccnet_cli import files
 from ccnet_cli.errors import InputError, notice
-from ccnet_cli.media import IMAGE_SUFFIXES, video
+from ccnet_cli.media import READ_SUFFIXES, video
 
-SUFFIXES = (*IMAGE_SUFFIXES, *video.SUFFIXES)
+SUFFIXES = (*READ_SUFFIXES, *video.SUFFIXES)
 # what Windows, macOS and network stores leave in folders, in lower case
 SYSTEM = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"}
 SYSTEM |= {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}

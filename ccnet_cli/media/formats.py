@@ -1,9 +1,11 @@
 """What an image file's bytes say of it before it is decoded: its size, and whether something of it is missing."""
 
+import itertools
 import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # inside entropy-coded data 0xFF is followed by 0 (a stuffed byte) or a restart marker, unless a marker ends it
@@ -16,11 +18,18 @@ PNG_PARTS = (b"PLTE", b"tRNS", b"IDAT")
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 OTHER_FORMATS = {
     b"GIF8": "GIF",
-    b"II*\x00": "TIFF",
-    b"MM\x00*": "TIFF",
+    b"II+\x00": "BigTIFF",
+    b"MM\x00+": "BigTIFF",
     b"\x00\x00\x00\x0cjP": "JPEG 2000",
     b"version https://git-lfs": "a Git LFS pointer (run git lfs pull)",
 }
+
+TIFF_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\x00": "little", b"MM\x00*": "big"}
+TIFF_SIZES = {1: 1, 3: 2, 4: 4}
+# of a TIFF's tags: where its strips or tiles are, and how many bytes each has
+TIFF_STRIPS = ((273, 279), (324, 325))
+# width, height, bits of a sample
+TIFF_TAGS = {256, 257, 258, *itertools.chain(*TIFF_STRIPS)}
 
 Chunks = list[tuple[bytes, memoryview]]
 
@@ -40,7 +49,7 @@ class Inspection:
 
 
 def inspect(content: bytes) -> Inspection:
-    """Inspect a PNG, JPEG, WebP or BMP file; UnreadableError where it is none, or has no size."""
+    """Inspect a PNG, JPEG, WebP, BMP or TIFF file; UnreadableError where it is none, or has no size."""
     found = _inspect(content)
     if not found.height or not found.width:
         raise UnreadableError(f"its header says {found.height} x {found.width} pixels")
@@ -56,8 +65,10 @@ def _inspect(content: bytes) -> Inspection:
         return _inspect_webp(content)
     if content.startswith(b"BM") and len(content) >= 26:
         return _inspect_bmp(content)
+    if content[:4] in TIFF_ORDERS:
+        return _inspect_tiff(content)
     other = next((name for start, name in OTHER_FORMATS.items() if content.startswith(start)), "another kind of file")
-    raise UnreadableError(f"not a PNG, JPEG, WebP or BMP image but {other}")
+    raise UnreadableError(f"not a PNG, JPEG, WebP, BMP or TIFF image but {other}")
 
 
 def make_png(*chunks: tuple[bytes, bytes]) -> bytes:
@@ -206,6 +217,32 @@ def _inspect_bmp(content: bytes) -> Inspection:
     size = 0 if compression in (1, 2) else height * (-(-width * depth // 32) * 4)
     short = len(content) < int.from_bytes(content[10:14], "little") + size
     return Inspection(height, width, content, "damaged: the BMP ends early" if short else None)
+
+
+def _inspect_tiff(content: bytes) -> Inspection:
+    """The first picture of a TIFF: its size by its tags, and whether the file holds all its strips or tiles."""
+    order = TIFF_ORDERS[content[:4]]
+
+    def number(offset: int, size: int) -> int:
+        return int.from_bytes(content[offset : offset + size], order)
+
+    start = number(4, 4)
+    tags: dict[int, list[int]] = {}
+    for entry in range(start + 2, start + 2 + 12 * number(start, 2), 12):
+        if number(entry, 2) not in TIFF_TAGS:
+            continue
+        size, count = TIFF_SIZES.get(number(entry + 2, 2), 0), number(entry + 4, 4)
+        place = entry + 8 if size * count <= 4 else number(entry + 8, 4)
+        if size and place + size * count <= len(content):
+            tags[number(entry, 2)] = [number(offset, size) for offset in range(place, place + size * count, size)]
+    offsets, lengths = next((tags.get(a, []), tags.get(b, [])) for a, b in TIFF_STRIPS if a in tags or a == 324)
+    if not (tags.get(256) and tags.get(257) and offsets and len(offsets) == len(lengths)):
+        raise UnreadableError("damaged or truncated: the TIFF says no size, or not where its pixels are")
+    if max(tags.get(258) or [1]) > 16:
+        raise UnreadableError(f"a TIFF of {max(tags[258])} bits a sample, where 8 or 16 can be read")
+    end = max(offset + length for offset, length in zip(offsets, lengths, strict=True))
+    damage = "truncated: the TIFF ends early" if end > len(content) else None
+    return Inspection(tags[257][0], tags[256][0], content, damage)
 
 
 def _numbers(content: bytes, offsets: Sequence[int], length: int, signed: bool = False) -> list[int]:

@@ -7,12 +7,13 @@ from pathlib import Path, PurePosixPath
 
 from ccnet_cli import files
 from ccnet_cli.errors import InputError
-from ccnet_cli.media import outputs, sources, video
+from ccnet_cli.media import IMAGE_SUFFIXES, outputs, sources, video
 
 NPZ = "npz"
 MAX_FAN_OUT = 3
 # kinds of files that nobody means as a folder
 PICTURES = ("image/", "video/")
+WRITTEN = (*IMAGE_SUFFIXES, *video.SUFFIXES)
 
 # the file of each format
 Targets = dict[str, Path]
@@ -45,7 +46,7 @@ class Layout:
     @property
     def is_file(self) -> bool:
         """Whether the output is the file of one source."""
-        named = self.output.suffix.lower() in sources.SUFFIXES and not self.output.is_dir()
+        named = self.output.suffix.lower() in WRITTEN and not self.output.is_dir()
         return named or files.is_stream(self.output)
 
     def targets(self, source: Path, name: str) -> Targets:

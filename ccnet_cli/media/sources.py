@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ccnet_cli.errors import EnvironmentFailure, InputError
-from ccnet_cli.media import images, video
+from ccnet_cli.media import READ_SUFFIXES, video
 from ccnet_cli.media.foreign import SUFFIXES as SUFFIXES
 from ccnet_cli.media.foreign import Skipped
 
@@ -178,7 +178,7 @@ def _matches(name: str, output: str | None, skipped: Skipped) -> Iterator[Source
         is_empty = False
         yield each if isinstance(each, Source) else Source(each, each.relative_to(root).with_suffix("").as_posix())
     if is_empty:
-        fix = f"images end in {', '.join(sorted(images.IMAGE_SUFFIXES))}"
+        fix = f"images end in {', '.join(sorted(READ_SUFFIXES))}"
         yield Source(path, name, InputError(name, why, fix))
 
 

@@ -450,3 +450,29 @@ def test_random_damage_never_passes_for_a_whole_file_or_crashes(tmp_path, capfd)
         assert image.dtype == np.uint8
         assert not damaged.startswith(images.PNG_SIGNATURE)  # there, checksums tell every damage
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("options", [[], [cv2.IMWRITE_TIFF_COMPRESSION, 1], [cv2.IMWRITE_TIFF_COMPRESSION, 8]])
+@pytest.mark.parametrize("kind", ["colour", "grey", "16 bits", "transparent"])
+def test_a_tiff_is_read_as_its_pixels_are(tmp_path, kind, options):
+    photo = bad_inputs.photograph(33, 20)
+    grey = photo[..., 0]
+    stored, expected = {
+        "colour": (photo, photo),
+        "grey": (grey, grey[..., None].repeat(3, 2)),
+        "16 bits": (photo.astype(np.uint16) * 257, photo),
+        "transparent": (np.dstack([photo, np.full((33, 20), 255, np.uint8)]), photo),
+    }[kind]
+    content = cv2.imencode(".tiff", stored, options)[1].tobytes()
+    path = written(tmp_path, "a.tif", content)
+    np.testing.assert_array_equal(images.read_image(path), expected)
+    assert images.read_size(path) == (33, 20)
+    for length in (6, 9, 40, len(content) * 2 // 3):
+        with pytest.raises(InputError, match="TIFF"):
+            images.read_image(written(tmp_path, "b.tif", content[:length]))
+
+
+def test_a_tiff_of_floats_is_refused(tmp_path):
+    content = cv2.imencode(".tiff", bad_inputs.photograph(9, 9).astype(np.float32))[1].tobytes()
+    with pytest.raises(InputError, match="a TIFF of 32 bits a sample"):
+        images.read_size(written(tmp_path, "a.tif", content))

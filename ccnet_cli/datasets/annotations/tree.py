@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ccnet_cli.datasets.annotations.shapes import Paint
 from ccnet_cli.datasets.listing import scan
 from ccnet_cli.errors import InputError
-from ccnet_cli.media import IMAGE_SUFFIXES
+from ccnet_cli.media import READ_SUFFIXES
 from ccnet_cli.media.images import Pixels, read_bytes
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -71,7 +71,7 @@ class Tree:
         self.top = top
         self.labels = labels
         self.files = scan(top, ("",))
-        self.images = [name for name in self.files if name.lower().endswith(IMAGE_SUFFIXES)]
+        self.images = [name for name in self.files if name.lower().endswith(READ_SUFFIXES)]
         self._known = set(self.images)
         self._names: dict[str, list[str]] = {}
         for name in self.images:
