@@ -87,7 +87,7 @@ def read_bytes(path: Path, kind: str = "image") -> bytes:
 
 
 def read_image(path: Path, exif: bool = False, tolerate: bool = False) -> Pixels:
-    """A PNG, JPEG, WebP, BMP or TIFF file as BGR (H, W, 3): grey repeated, alpha dropped, 16 bits cut to 8, CMYK converted.
+    """A PNG, JPEG, WebP, BMP or TIFF file as BGR (H, W, 3): grey repeated, alpha dropped, 16 bits cut to 8, no CMYK.
 
     exif applies the EXIF rotation; without it the picture stays as the sensor, and a label map, has it. tolerate reads
     what it can of a damaged file, with a notice, where it would be an InputError.
