@@ -37,6 +37,7 @@ from ccnet_cli.errors import InputError
 
 app = typer.Typer()
 MAX_IMAGES = 1_000_000_000
+TITLES = {"dice": "Dice %", "precision": "precision %", "recall": "recall %", "boundary_iou": "boundary IoU %"}
 
 
 @app.command(
@@ -81,6 +82,11 @@ def evaluate(
     ] = None,
     json_file: Json = None,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the IoU of each class.")] = None,
+    per_image: Annotated[
+        Path | None,
+        typer.Option("--per-image", metavar="CSV", help="Write the figures of each image, also into --json."),
+    ] = None,
+    boundary: Annotated[bool, typer.Option("--boundary", help="Measure outlines: boundary IoU of each class.")] = False,
     confusion: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the confusion matrix.")] = None,
     save: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the label maps here.")] = None,
     formats: Formats = None,
@@ -92,7 +98,7 @@ def evaluate(
     """
     if checkpoint and option:
         raise InputError(f"checkpoint {option}", f"{checkpoint} is given too", "give one of them")
-    refuse_outputs(json_file, csv, confusion, inputs=[checkpoint or option, listing, preset_file(preset)])
+    refuse_outputs(json_file, csv, per_image, confusion, inputs=[checkpoint or option, listing, preset_file(preset)])
     chosen = [
         *(overrides or ()),
         *path_override(f"data.{split}_list", listing),
@@ -112,31 +118,42 @@ def evaluate(
         split=split,
         limit=limit,
         tolerate_damage=tolerate_damage,
+        per_image=per_image is not None,
+        boundary=boundary,
         confusion=confusion,
         save=save,
         formats=tuple(map(str, formats or [Format.COLOR])),
         overwrite=overwrite,
-        others=tuple(path for path in (json_file, csv) if path is not None and str(path) != "-"),
+        others=tuple(path for path in (json_file, csv, per_image) if path is not None and str(path) != "-"),
     )
     scored = score(request)
     # of several processes one prints
     if scored is not None:
-        _show(scored.to_mapping(), json_file, csv)
+        _show(scored.to_mapping(), json_file, csv, per_image)
 
 
-def _show(result: dict[str, Any], json_file: Path | None, csv: Path | None) -> None:
+def _show(result: dict[str, Any], json_file: Path | None, csv: Path | None, per_image: Path | None) -> None:
     """Write a result to the files asked for, and print it as JSON or as a table."""
     if csv:
         rows = [*result["classes"].items(), ("mIoU", result["miou"])]
         content = "class,iou\n" + "".join(f"{quote_field(name)},{'' if v is None else v}\n" for name, v in rows)
         write(csv, content.encode())
+    if per_image:
+        rows = [[quote_field(name), *figures] for name, *figures in (row.values() for row in result["per_image"])]
+        lines = (",".join("" if cell is None else str(cell) for cell in row) for row in rows)
+        write(per_image, "\n".join(["image,miou,pixel_accuracy,mean_dice", *lines, ""]).encode())
     if write_json(result, json_file):
         return
     title = f"{result['images']} images, {result['checkpoint']}"
     if result["miou"] is None:
         print_names(f"{title}: not scored")
         return
-    rows = [(name, percent(value)) for name, value in result["classes"].items()]
+    measures = result["measures"]
+    columns = ("IoU %", *(TITLES[name] for name in measures))
+    rows = [
+        (name, percent(value), *(percent(figures[name]) for figures in measures.values()))
+        for name, value in result["classes"].items()
+    ]
     summary = [("mIoU", "miou"), ("pixel accuracy", "pixel_accuracy"), ("mean accuracy", "mean_accuracy")]
-    rows += [(label, percent(result[key])) for label, key in summary]
-    table(title, ("class", "IoU %"), rows, sections=[len(rows) - 4])
+    rows += [(label, percent(result[key]), *[""] * len(measures)) for label, key in summary]
+    table(title, ("class", *columns), rows, sections=[len(rows) - 4])

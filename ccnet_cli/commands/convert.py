@@ -4,7 +4,7 @@ import os
 import posixpath
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +26,13 @@ from ccnet_cli.media.images import Pixels, read_size, write_label
 
 # pictures that show whether everything is outlined, and the part of their pixels that may be left out then
 PROBES, COMPLETE = 24, 0.1
+# ways to part images that are tried, so that every class is in both parts
+DRAWS = 64
 SPLITS = ("train", "val", "test")
 # the preset: its network and optimiser are those of BASE, crops and steps follow the images
 BASE = "camvid"
 MAX_SIDE = 384
-STEPS_PER_IMAGE, MIN_STEPS, MAX_STEPS = 8, 150, 800
+STEPS_PER_IMAGE, MIN_STEPS, MAX_STEPS = 6, 150, 800
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,15 @@ def convert(request: ConvertRequest) -> Converted:
         raise InputError(f"folder {request.source}", "its annotations name no image", "export it again")
     names = _name(tree, annotations.pictures)
     drawing = _plan(annotations, request.unlabelled)
-    palette, splits = _palette(annotations, drawing.names), _part(names, annotations.pictures, request)
+    palette, present = _palette(annotations, drawing.names), dict[str, set[int]]()
     with _new_folder(request.output) as folder:
         for index, (picture, own) in enumerate(zip(annotations.pictures, names, strict=True)):
             image, label = folder / "images" / own, folder / "labels" / f"{posixpath.splitext(own)[0]}.png"
-            write_label(label, _draw(annotations, index, drawing), palette)
+            ids = _draw(annotations, index, drawing)
+            present[own] = set(np.flatnonzero(np.bincount(ids.ravel(), minlength=256)[:IGNORED]).tolist())
+            write_label(label, ids, palette)
             _copy(picture.image, image)
+        splits = _part(names, annotations.pictures, request, present)
         _write_lists(folder, splits)
         files.write_bytes(folder / "preset.yaml", _preset(request.output, drawing.names, palette, annotations).encode())
     for count, what in ((annotations.skipped, "shapes that outline nothing"), (annotations.others, "other images")):
@@ -221,8 +226,13 @@ def _write_lists(folder: Path, splits: dict[str, list[str]]) -> None:
         files.write_bytes(folder / f"{split}.lst", "".join(lines).encode("utf-8", "surrogateescape"))
 
 
-def _part(names: Sequence[str], pictures: Sequence[Picture], request: ConvertRequest) -> dict[str, list[str]]:
-    """The images of each split; what has none is to train on or, where nothing is to validate on, is parted."""
+def _part(
+    names: Sequence[str], pictures: Sequence[Picture], request: ConvertRequest, present: Mapping[str, set[int]]
+) -> dict[str, list[str]]:
+    """The images of each split; what has none is to train on or, where nothing is to validate on, is parted.
+
+    Of several draws, the first by which fewest classes (present, by image) are missing in a part.
+    """
     splits: dict[str | None, list[str]] = {split: [] for split in (*SPLITS, None)}
     for name, picture in zip(names, pictures, strict=True):
         splits[picture.split].append(name)
@@ -232,9 +242,14 @@ def _part(names: Sequence[str], pictures: Sequence[Picture], request: ConvertReq
     else:
         # an export may have one split alone, whatever it is called
         rest = free + splits["train"] or splits.pop("test")
-        rows = [(name, None, name, 0) for name in rest]
-        parted = part(Samples(Path(), rows), request.fraction, request.seed, request.group)
-        splits["train"], splits["val"] = ([row[2] for row in samples.rows] for samples in parted)
+        samples = Samples(Path(), [(name, None, name, 0) for name in rest])
+        draws = (part(samples, request.fraction, request.seed + DRAWS * draw, request.group) for draw in range(DRAWS))
+        drawn = [tuple([row[2] for row in own.rows] for own in parts) for parts in draws]
+
+        def missing(parts: Sequence[Sequence[str]]) -> int:
+            return -sum(len(set[int]().union(*(present[name] for name in own))) for own in parts)
+
+        splits["train"], splits["val"] = min(drawn, key=missing)
     if not splits["train"]:
         raise InputError(f"folder {request.source}", "has no image to train on", "export the training split too")
     return {split: own for split, own in splits.items() if split is not None and own}

@@ -17,6 +17,7 @@ from ccnet_cli.datasets.source import Source
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.figures import charts
 from ccnet_cli.inference.artifact import Artifact, Network, default_device, open_artifact
+from ccnet_cli.inference.details import Details
 from ccnet_cli.inference.dispatch import read_launch_alone
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.runtime import CALIBRATION_IMAGES, Runtime
@@ -42,7 +43,8 @@ class EvaluateRequest:
     checkpoint may be anybody's (see find_artifact); preset (a name or file) replaces the one that it holds or suggests,
     overrides ("key=value") its keys. limit scores the first images only. confusion draws the matrix as a PNG; save
     writes one PNG per image and format into a folder, where existing files are refused unless overwrite.
-    tolerate_damage reads what is left of damaged images. others are files that the caller is going to write.
+    tolerate_damage reads what is left of damaged images. others are files that the caller is going to write. per_image
+    asks for the figures of each image, boundary for those of outlines.
     """
 
     checkpoint: Path | None = None
@@ -59,6 +61,8 @@ class EvaluateRequest:
     overwrite: bool = False
     tolerate_damage: bool = False
     others: tuple[Path, ...] = ()
+    per_image: bool = False
+    boundary: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,10 @@ class Result:
     pixels: int
     checkpoint: str
     settings: dict[str, Any]
+    # by class: dice (F1), precision, recall and, where it was asked for, boundary_iou
+    measures: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    # a row for each image, where they were asked for
+    per_image: tuple[dict[str, Any], ...] = ()
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, fit for JSON."""
@@ -124,13 +132,16 @@ def evaluate_in_group(request: EvaluateRequest, group: Group) -> Result:
     runtime = runtime.calibrate(source.samples[row].image for row in rows)
     network = runtime.prepare(artifact, len(source.samples))
     views = Views.of(artifact.preset.eval, source.classes)
-    with _save_and_report(plan, source, group) as on_image:
+    details = Details(len(source.classes), source.ignore_index, request.boundary)
+    wanted = details if request.per_image or request.boundary else None
+    with _save_and_report(plan, source, group, wanted) as on_image:
         confusion = score_network(network, source, views, group, on_image)
     if labelled and not confusion.matrix.any():
         notice(f"the labels of split {request.split} are all void: there is no score")
     if request.confusion is not None and group.rank == 0:
         images.write_image(request.confusion, charts.confusion_matrix(confusion.matrix.numpy(), source.classes.names))
-    return _result(confusion, source, path, _settings(request, artifact.preset, runtime, source))
+    details.merge(group.gather(details))
+    return _result(confusion, source, path, _settings(request, artifact.preset, runtime, source), details)
 
 
 def _open_split(request: EvaluateRequest, artifact: Artifact[Network]) -> tuple[Source, bool]:
@@ -187,8 +198,10 @@ def _refuse_outputs(request: EvaluateRequest, plan: dict[str, dict[str, Path]], 
 
 
 @contextmanager
-def _save_and_report(plan: dict[str, dict[str, Path]], source: Source, group: Group) -> Iterator[OnImage]:
-    """Yield a function that writes an image's prediction in the background and prints a line of progress."""
+def _save_and_report(
+    plan: dict[str, dict[str, Path]], source: Source, group: Group, details: Details | None
+) -> Iterator[OnImage]:
+    """Yield a function that writes an image's prediction in the background, and prints a line of progress."""
     done, total = 0, len(group.shard(len(source.samples)))
 
     def write(sample: Sample, image: np.ndarray, prediction: np.ndarray) -> None:
@@ -197,9 +210,11 @@ def _save_and_report(plan: dict[str, dict[str, Path]], source: Source, group: Gr
 
     with background_writer() as submit:
 
-        def on_image(sample: Sample, image: np.ndarray, prediction: np.ndarray, _: np.ndarray | None) -> None:
+        def on_image(sample: Sample, image: np.ndarray, prediction: np.ndarray, label: np.ndarray | None) -> None:
             nonlocal done
             done += 1
+            if details is not None and label is not None:
+                details.add(sample.name, prediction, label)
             if plan:
                 submit(write, sample, image, prediction)
             if done % PROGRESS_IMAGES == 0 and done < total:
@@ -221,17 +236,32 @@ def _settings(request: EvaluateRequest, preset: config.Preset, runtime: Runtime,
     }
 
 
-def _result(confusion: Confusion, source: Source, checkpoint: Path, settings: dict[str, Any]) -> Result:
+def _result(
+    confusion: Confusion, source: Source, checkpoint: Path, settings: dict[str, Any], details: Details
+) -> Result:
+    def by_class(figures: list[float]) -> dict[str, float | None]:
+        return {name: _finite(figure) for name, figure in zip(source.classes.names, figures, strict=True)}
+
+    measures = {name: getattr(confusion, name)().tolist() for name in ("dice", "precision", "recall")}
+    if details.outlines:
+        measures["boundary_iou"] = details.boundary_iou()
+    rows = ({key: _plain(value) for key, value in row._asdict().items()} for row in details.images)
     return Result(
         miou=_finite(confusion.miou()),
         pixel_accuracy=_finite(confusion.pixel_accuracy()),
         mean_accuracy=_finite(confusion.mean_accuracy()),
-        classes={name: _finite(iou) for name, iou in zip(source.classes.names, confusion.iou().tolist(), strict=True)},
+        classes=by_class(confusion.iou().tolist()),
         images=len(source.samples),
         pixels=int(confusion.matrix.sum()),
         checkpoint=str(checkpoint),
         settings=settings,
+        measures={name: by_class(figures) for name, figures in measures.items()},
+        per_image=tuple(rows),
     )
+
+
+def _plain(value: str | float) -> str | float | None:
+    return value if isinstance(value, str) else _finite(value)
 
 
 def _finite(value: float) -> float | None:

@@ -35,6 +35,18 @@ class Confusion:
         hits = self.matrix.diagonal()
         return _ratio(hits, self.matrix.sum(0) + self.matrix.sum(1) - hits)
 
+    def dice(self) -> Tensor:
+        """Dice coefficient, which is F1, of each class, (K,) float64; nan where iou is."""
+        return _ratio(2 * self.matrix.diagonal(), self.matrix.sum(0) + self.matrix.sum(1))
+
+    def precision(self) -> Tensor:
+        """The share of each class's predicted pixels that are right, (K,) float64; nan where it is not predicted."""
+        return _ratio(self.matrix.diagonal(), self.matrix.sum(0))
+
+    def recall(self) -> Tensor:
+        """The share of each class's pixels that are predicted so, (K,) float64; nan where it is not present."""
+        return _ratio(self.matrix.diagonal(), self.matrix.sum(1))
+
     def miou(self) -> float:
         """Mean IoU over the classes that are present or predicted (the Cityscapes rule); nan without any."""
         return float(self.iou().nanmean())

@@ -182,3 +182,13 @@ def test_groups_stay_together_and_nothing_is_replaced(tmp_path):
     with pytest.raises(InputError, match="exists and is not an empty folder"):
         convert(ConvertRequest(tmp_path / "export", tmp_path / "new"))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_rare_class_is_in_both_parts(tmp_path):
+    plain = np.where(LABELS["a"] == 3, 1, LABELS["a"])
+    labels = {f"{index:02}": LABELS["a"] if index in (3, 7) else plain for index in range(20)}
+    exports.labelme(tmp_path / "export", labels)
+    for seed in range(4):
+        convert(ConvertRequest(tmp_path / "export", tmp_path / f"new{seed}", seed=seed))
+        names = [line[7:9] for line in (tmp_path / f"new{seed}/val.lst").read_text().splitlines()]
+        assert len(names) == 4 and len({"03", "07"} & set(names)) == 1

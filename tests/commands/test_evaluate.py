@@ -86,7 +86,8 @@ def test_the_mapping_is_json_without_nan(saved, data):
     mapping = evaluate(saved, data, mode="sliding", scales=[0.5, 1.0], flip=True).to_mapping()
     assert json.loads(json.dumps(mapping, allow_nan=False)) == mapping
     assert set(mapping) == {
-        *("miou", "pixel_accuracy", "mean_accuracy", "classes", "images", "pixels", "checkpoint", "settings")
+        *("miou", "pixel_accuracy", "mean_accuracy", "classes", "images", "pixels", "checkpoint", "settings"),
+        *("measures", "per_image"),
     }
     settings = mapping["settings"]
     assert (settings["mode"], settings["tile"], settings["scales"], settings["flip"]) == (
