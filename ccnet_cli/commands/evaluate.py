@@ -80,7 +80,7 @@ class Result:
     # by class: dice (F1), precision, recall and, where it was asked for, boundary_iou
     measures: dict[str, dict[str, float | None]] = field(default_factory=dict)
     # a row for each image, where they were asked for
-    per_image: tuple[dict[str, Any], ...] = ()
+    per_image: list[dict[str, Any]] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, fit for JSON."""
@@ -140,7 +140,8 @@ def evaluate_in_group(request: EvaluateRequest, group: Group) -> Result:
         notice(f"the labels of split {request.split} are all void: there is no score")
     if request.confusion is not None and group.rank == 0:
         images.write_image(request.confusion, charts.confusion_matrix(confusion.matrix.numpy(), source.classes.names))
-    details.merge(group.gather(details))
+    if wanted:
+        wanted.merge(group.gather(wanted))
     return _result(confusion, source, path, _settings(request, artifact.preset, runtime, source), details)
 
 
@@ -256,7 +257,7 @@ def _result(
         checkpoint=str(checkpoint),
         settings=settings,
         measures={name: by_class(figures) for name, figures in measures.items()},
-        per_image=tuple(rows),
+        per_image=[*rows],
     )
 
 
