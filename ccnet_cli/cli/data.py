@@ -198,7 +198,7 @@ def data_convert(
     group: Group = None,
     json_file: Json = None,
 ) -> None:
-    """Make label PNGs, lists and a preset of what an annotation tool exports.
+    """Make label PNGs and a preset of an export.
 
     Reads COCO (polygons, run lengths, crowds), LabelMe, CVAT for images, Supervisely, Label Studio, and masks of values
     or colours (Pascal, Roboflow). Nothing in DIR changes.
@@ -233,7 +233,7 @@ def data_split(
     group: Group = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Part images into train.lst and val.lst, for data.train_list and data.val_list."""
+    """Part images into train.lst and val.lst."""
     from ccnet_cli.commands.data import SplitRequest, split
 
     request = SplitRequest(folder, images, labels, suffix, fraction, seed, _pattern(group), overwrite)
@@ -259,7 +259,7 @@ def data_show(
     overrides: Overrides = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw images with their labels over them, and how many pixels each class has."""
+    """Draw images with labels over them, and counts."""
     refuse_outputs(output, inputs=[preset_file(preset)], overwrite=overwrite)
     from ccnet_cli.commands.data import ShowRequest, show
 
