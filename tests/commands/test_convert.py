@@ -13,11 +13,17 @@ from ccnet_cli.cli.entry import main
 from ccnet_cli.commands.convert import ConvertRequest, convert
 from ccnet_cli.datasets.report import check_all
 from ccnet_cli.datasets.source import load_pair, open_source
-from ccnet_cli.errors import InputError
+from ccnet_cli.errors import VERBOSITY, InputError
 
 LABELS = {name: exports.scene(index) for index, name in enumerate(("a", "b", "c"))}
 SPREAD = {"0": "sky", "9000": "road", "18000": "tree", "27000": "car", "36000": "pole", "rest": None}
 CASES = [(name, writer) for name, writers in exports.FORMATS.items() for writer in writers]
+
+
+@pytest.fixture(autouse=True)
+def verbosity(monkeypatch):
+    """The command line sets it for its process, which here is that of other tests too."""
+    monkeypatch.setenv(VERBOSITY, "")
 
 
 @pytest.mark.parametrize(("name", "writer"), CASES, ids=[writer.__name__ for _, writer in CASES])

@@ -9,8 +9,14 @@ from ccnet_cli import config
 from ccnet_cli.cli.entry import main
 from ccnet_cli.commands.data import ShowRequest, SplitRequest, show, split
 from ccnet_cli.datasets.source import open_source
-from ccnet_cli.errors import InputError
+from ccnet_cli.errors import VERBOSITY, InputError
 from ccnet_cli.media import images
+
+
+@pytest.fixture(autouse=True)
+def verbosity(monkeypatch):
+    """The command line sets it for its process, which here is that of other tests too."""
+    monkeypatch.setenv(VERBOSITY, "")
 
 
 def test_lists_hold_every_image_once_and_are_read_back(tmp_path):
