@@ -1,13 +1,11 @@
 """What a training sample may go through beyond scaling, cropping, colours and mirroring; off unless a preset asks."""
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field
 
-from ccnet_cli.media.images import cv2
-from ccnet_cli.parts import Section
+from ccnet_cli.datasets.settings import Augment
+from ccnet_cli.media.images import cv2, recompress
 
 # H, W a sample
 
@@ -19,49 +17,32 @@ GREY = 114
 Frames = list[np.ndarray]
 
 
-class Augment(Section):
-    """Each change happens with the probability `chance`; at its default it never does.
+def stretch(recipe: Augment, size: tuple[int, int], random: np.random.Generator) -> tuple[int, int]:
+    """A size (H, W) of about the same area, wider or narrower."""
+    if recipe.aspect == 1 or not _happens(recipe, random):
+        return size
+    factor = recipe.aspect ** random.uniform(-0.5, 0.5)
+    return max(1, round(size[0] / factor)), max(1, round(size[1] * factor))
 
-    rotate is degrees either way; aspect how much wider or narrower; blur the largest sigma in pixels; noise the largest
-    standard deviation in grey levels; jpeg the lowest quality; erase hides a rectangle, whose label stays.
-    """
 
-    chance: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.5
-    rotate: Annotated[float, Field(strict=True, ge=0, le=180, allow_inf_nan=False)] = 0.0
-    aspect: Annotated[float, Field(strict=True, ge=1, le=4, allow_inf_nan=False)] = 1.0
-    blur: Annotated[float, Field(strict=True, ge=0, le=32, allow_inf_nan=False)] = 0.0
-    noise: Annotated[float, Field(strict=True, ge=0, le=128, allow_inf_nan=False)] = 0.0
-    jpeg: Annotated[int, Field(strict=True, ge=1, le=100)] = 100
-    erase: Annotated[bool, Field(strict=True)] = False
-
-    def stretch(self, size: tuple[int, int], random: np.random.Generator) -> tuple[int, int]:
-        """A size (H, W) of about the same area, wider or narrower."""
-        if self.aspect == 1 or not self._happens(random):
-            return size
-        factor = self.aspect ** random.uniform(-0.5, 0.5)
-        return max(1, round(size[0] / factor)), max(1, round(size[1] * factor))
-
-    def apply(
-        self, frames: Frames, label_HW: np.ndarray, ignored: int, random: np.random.Generator
-    ) -> tuple[Frames, np.ndarray]:
-        """Frames (H, W, 3) and the label of one, changed alike; corners that a rotation uncovers are ignored."""
-        if self.rotate and self._happens(random):
-            frames, label_HW = rotate(frames, label_HW, random.uniform(-self.rotate, self.rotate), ignored)
-        if self.blur and self._happens(random):
-            sigma = random.uniform(0, self.blur)
-            frames = [cv2.GaussianBlur(frame, (0, 0), sigma) for frame in frames] if sigma > 0.1 else frames
-        if self.noise and self._happens(random):
-            spread = random.uniform(0, self.noise)
-            frames = [_add(frame, random.normal(0, spread, frame.shape)) for frame in frames]
-        if self.jpeg < 100 and self._happens(random):
-            quality = int(random.integers(self.jpeg, 101))
-            frames = [_compress(frame, quality) for frame in frames]
-        if self.erase and self._happens(random):
-            frames = erase(frames, random)
-        return frames, label_HW
-
-    def _happens(self, random: np.random.Generator) -> bool:
-        return bool(random.random() < self.chance)
+def apply(
+    recipe: Augment, frames: Frames, label_HW: np.ndarray, ignored: int, random: np.random.Generator
+) -> tuple[Frames, np.ndarray]:
+    """Frames (H, W, 3) and the label of one, changed alike; corners that a rotation uncovers are ignored."""
+    if recipe.rotate and _happens(recipe, random):
+        frames, label_HW = rotate(frames, label_HW, random.uniform(-recipe.rotate, recipe.rotate), ignored)
+    if recipe.blur and _happens(recipe, random):
+        sigma = random.uniform(0, recipe.blur)
+        frames = [cv2.GaussianBlur(frame, (0, 0), sigma) for frame in frames] if sigma > 0.1 else frames
+    if recipe.noise and _happens(recipe, random):
+        spread = random.uniform(0, recipe.noise)
+        frames = [_add(frame, random.normal(0, spread, frame.shape)) for frame in frames]
+    if recipe.jpeg < 100 and _happens(recipe, random):
+        quality = int(random.integers(recipe.jpeg, 101))
+        frames = [recompress(frame, quality) for frame in frames]
+    if recipe.erase and _happens(recipe, random):
+        frames = erase(frames, random)
+    return frames, label_HW
 
 
 def rotate(
@@ -90,11 +71,10 @@ def erase(frames: Sequence[np.ndarray], random: np.random.Generator) -> Frames:
     return hidden
 
 
+def _happens(recipe: Augment, random: np.random.Generator) -> bool:
+    return bool(random.random() < recipe.chance)
+
+
 def _add(frame: np.ndarray, noise: np.ndarray) -> np.ndarray:
     noisy: np.ndarray = np.rint(frame + noise).clip(0, 255).astype(np.uint8)
     return noisy
-
-
-def _compress(frame: np.ndarray, quality: int) -> np.ndarray:
-    _, content = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR))

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ccnet_cli.datasets.augment import Augment
 from ccnet_cli.datasets.tables import Table, parse_table
 from ccnet_cli.parts import Byte, Fit, Flag, Int, Pair, Scale, Section, Text, UnknownPart
 
@@ -46,6 +45,22 @@ class Clip(Section):
     def place(self) -> int:
         """The labelled frame's place, 0 the first."""
         return self.frames - 1 if self.labelled is None else self.labelled
+
+
+class Augment(Section):
+    """Each change happens with the probability `chance`; at its default it never does.
+
+    rotate is degrees either way; aspect how much wider or narrower; blur the largest sigma in pixels; noise the largest
+    standard deviation in grey levels; jpeg the lowest quality; erase hides a rectangle, whose label stays.
+    """
+
+    chance: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.5
+    rotate: Annotated[float, Field(strict=True, ge=0, le=180, allow_inf_nan=False)] = 0.0
+    aspect: Annotated[float, Field(strict=True, ge=1, le=4, allow_inf_nan=False)] = 1.0
+    blur: Annotated[float, Field(strict=True, ge=0, le=32, allow_inf_nan=False)] = 0.0
+    noise: Annotated[float, Field(strict=True, ge=0, le=128, allow_inf_nan=False)] = 0.0
+    jpeg: Annotated[int, Field(strict=True, ge=1, le=100)] = 100
+    erase: Annotated[bool, Field(strict=True)] = False
 
 
 class Data(Section):

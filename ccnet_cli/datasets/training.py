@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from ccnet_cli.datasets import transforms
-from ccnet_cli.datasets.augment import Augment
-from ccnet_cli.datasets.settings import Data
+from ccnet_cli.datasets import augment, transforms
+from ccnet_cli.datasets.settings import Augment, Data
 from ccnet_cli.datasets.source import Source, load_frames, load_pair
 from ccnet_cli.errors import CCNetError, EnvironmentFailure
 from ccnet_cli.media.images import Pixels, cv2
@@ -95,13 +94,13 @@ class TrainingSet:
         random = transforms.generator(self.seed, epoch, index)
         size = scaled_size((label.shape[0], label.shape[1]), recipe.random_scale(random), recipe.fit)
         if recipe.augment is not None:
-            size = recipe.augment.stretch(size, random)
+            size = augment.stretch(recipe.augment, size, random)
         *window, label = transforms.place(label, size, recipe.crop, random, recipe.category_ratio, ignored)
         frames = [transforms.image_part(frame, size, *window) for frame in frames]
         if recipe.photometric:
             frames = transforms.distort_alike(frames, random)
         if recipe.augment is not None:
-            frames, label = recipe.augment.apply(frames, label, ignored, random)
+            frames, label = augment.apply(recipe.augment, frames, label, ignored, random)
         if self.channel_order == "rgb":
             frames = [np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8) for frame in frames]
         height, width = label.shape

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -143,6 +145,15 @@ def read(path: Path) -> tuple[dict[str, Any], bytes]:
         why = "holds image in and classes out, for other programs"
         raise InputError(path, why, "export it without --with-processing to run it here")
     return facts, content
+
+
+def classify(content: bytes, image_NHW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The classes (N, H, W) that a file with processing, of ours alone, answers for RGB images."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (classes,) = session.run(None, {"image": image_NHW3})
+    return np.asarray(classes, np.uint8)
 
 
 def offers_cuda() -> bool:

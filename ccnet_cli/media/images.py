@@ -224,6 +224,12 @@ def encode_jpeg(image_bgr: Pixels, quality: int = 88) -> bytes:
     return _encode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
 
 
+def recompress(image_bgr: Pixels, quality: int) -> Pixels:
+    """BGR (H, W, 3) as a JPEG of that quality shows it."""
+    content = np.frombuffer(encode_jpeg(image_bgr, quality), np.uint8)
+    return np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR), np.uint8)
+
+
 def colorize(ids: Pixels, palette: Palette) -> Pixels:
     """Ids (H, W) in the palette's RGB colours, as BGR (H, W, 3); ids past the palette, such as 255, are black."""
     return np.ascontiguousarray(_table(palette)[:, ::-1][ids])

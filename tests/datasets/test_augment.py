@@ -5,7 +5,8 @@ import pytest
 import tiny
 
 from ccnet_cli import config
-from ccnet_cli.datasets.augment import GREY, Augment, erase, rotate
+from ccnet_cli.datasets.augment import GREY, apply, erase, rotate, stretch
+from ccnet_cli.datasets.settings import Augment
 from ccnet_cli.datasets.source import open_source
 from ccnet_cli.datasets.training import Augmentation, TrainingSet
 
@@ -45,22 +46,22 @@ def test_a_rotation_turns_image_and_label_alike(degrees):
 
 
 def test_a_stretch_keeps_the_area_and_stays_within_the_factor():
-    sizes = [always(aspect=2.0).stretch((100, 200), generator(seed)) for seed in range(50)]
+    sizes = [stretch(always(aspect=2.0), (100, 200), generator(seed)) for seed in range(50)]
     ratios = [width / height / 2 for height, width in sizes]
     assert all(0.49 <= ratio <= 2.02 for ratio in ratios) and max(ratios) > 1.5 and min(ratios) < 0.7
     assert all(abs(height * width / 20000 - 1) < 0.03 for height, width in sizes)
-    assert always().stretch((100, 200), generator()) == (100, 200)
+    assert stretch(always(), (100, 200), generator()) == (100, 200)
 
 
 @pytest.mark.parametrize("values", [{"blur": 3.0}, {"noise": 20.0}, {"jpeg": 10}, {"erase": True}], ids=str)
 def test_what_changes_the_image_alone_leaves_the_label(values):
     image, label = picture()
     before = image.copy()
-    frames, after = always(**values).apply([image], label, IGNORED, generator(3))
+    frames, after = apply(always(**values), [image], label, IGNORED, generator(3))
     assert after is label and np.array_equal(image, before)
     assert frames[0].shape == image.shape and frames[0].dtype == np.uint8
     assert not np.array_equal(frames[0], image)
-    never = Augment(chance=0.0, **values).apply([image], label, IGNORED, generator(3))
+    never = apply(Augment(chance=0.0, **values), [image], label, IGNORED, generator(3))
     assert never[0][0] is image
 
 
