@@ -45,7 +45,7 @@ def test_the_paper_s_network_has_its_size():
 
 
 def test_every_preset_builds_its_network():
-    classes = {"cityscapes": 19, "toyscapes": 19, "camvid": 11, "ade20k": 150, "voc": 21}
+    classes = {"cityscapes": 19, "toyscapes": 19, "toyclips": 19, "camvid": 11, "ade20k": 150, "voc": 21, "folder": 2}
     presets = [config.load(path.stem) for path in config.folder().glob("*.yaml")]
     # many differ in their schedule alone
     networks = {preset.model.model_dump_json() + preset.data.dataset: preset for preset in presets}
