@@ -31,7 +31,10 @@ def _complete(incomplete: str) -> list[str]:
 
 @app.callback(invoke_without_command=True)
 def weights(context: typer.Context) -> None:
-    """List, download and describe public weights; only get downloads, and only what it is asked for."""
+    """List, download and describe public weights.
+
+    Only get downloads, and only what it is asked for.
+    """
     help_alone(context)
 
 

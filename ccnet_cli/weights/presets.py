@@ -70,6 +70,9 @@ def adopt_input(
     own = preset.model.model_dump(mode="json")
     if "head" in trained or not trained:
         return preset
+    if any(not key.startswith("model.backbone.stem=") for key in other_shapes(trained, preset.model)):
+        # of another network, it will be refused
+        return preset
     keys = [] if _INPUT & set(chosen) else [key for key in irreconcilable(trained, preset.model) if key in _INPUT]
     stem = _value(trained, "backbone.stem")
     if stem not in (None, _value(own, "backbone.stem")) and "stem" in own["backbone"] and not _STEM & set(chosen):

@@ -122,7 +122,7 @@ def test_onnx_runtime_runs_beside_where_asked(monkeypatch):
 
 
 def test_what_cannot_be_measured_is_refused_in_one_line():
-    for changes, word in (({"precisions": ["int8"]}, "int8"), ({"run": Run("tpu")}, "tpu")):
+    for changes, word in (({"precisions": ["int4"]}, "int4"), ({"run": Run("tpu")}, "tpu")):
         with pytest.raises(InputError, match=word) as caught:
             bench.measure(**ONE | changes)
         assert "\n" not in str(caught.value)
