@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ccnet_cli.config import Preset
 
 app = typer.Typer()
+# that a run was made of, in its folder
+PRESET = "preset.yaml"
 
 
 @app.command(
@@ -205,6 +207,9 @@ def _find_run(run: Path | None, resume: str | None) -> tuple[Path | None, str | 
         return run, resume
     if run is not None and run.resolve() != Path(resume).resolve():
         raise InputError(f"option --run {run}", f"--resume names another run, {resume}", "leave one of them out")
+    if not (Path(resume) / PRESET).is_file():
+        fix = "name the folder of a run or a checkpoint, or begin one with --run DIR"
+        raise InputError(f"option --resume {resume}", f"a folder without the {PRESET} of a run", fix)
     return Path(resume), "auto"
 
 
@@ -213,8 +218,8 @@ def _preset_of(run: Path | None, resume: str | None) -> str:
     parents = [] if resume in (None, "auto") else [*Path(resume).absolute().parents][:2]
     folders = [] if resume is None else [*([] if run is None else [run]), *parents]
     for folder in folders:
-        if (folder / "preset.yaml").is_file():
-            return str(folder / "preset.yaml")
+        if (folder / PRESET).is_file():
+            return str(folder / PRESET)
     if folders:
-        raise InputError(f"folder {folders[0]}", "holds no preset.yaml of a run", "name the run, or give --preset NAME")
+        raise InputError(f"folder {folders[0]}", f"holds no {PRESET} of a run", "name the run, or give --preset NAME")
     raise InputError("option --preset", "missing", "see ccnet train --help")
