@@ -211,7 +211,7 @@ def test_all_ranks_resume_from_rank_0_s_checkpoint_or_none_does(data, tmp_path):
 FAILED_LAUNCHES = [
     ({"RANK": "0"}, 2, "WORLD_SIZE: missing"),
     ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "TAKEN"}, 3, "Address already in use"),
-    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "FREE"}, 3, "no process 1 came within 1 s"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "FREE"}, 3, "no process 1 came"),
     ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "FREE"}, 3, "nobody answers"),
     ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"}, 2, "SLURM_NODELIST: missing"),
 ]
