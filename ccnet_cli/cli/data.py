@@ -261,10 +261,11 @@ def data_show(
 ) -> None:
     """Draw images with labels over them, and counts."""
     refuse_outputs(output, inputs=[preset_file(preset)], overwrite=overwrite)
-    from ccnet_cli.commands.data import ShowRequest, show
+    from ccnet_cli.commands.data import ShowRequest
+    from ccnet_cli.commands.data import show as draw
 
     settings = _settings(folder, dataset, preset, overrides)
-    print_names(show(ShowRequest(settings, split, output, images)))
+    print_names(draw(ShowRequest(settings, split, output, images)))
 
 
 def _settings(folder: Path, dataset: str | None, preset: str | None, overrides: list[str] | None) -> "Preset":

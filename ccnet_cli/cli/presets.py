@@ -51,8 +51,8 @@ def presets_list(
     from ccnet_cli import config
 
     names = [name for name in config.names() if all(word in name for word in words or ())]
-    if not names:
-        raise InputError(f"presets {' '.join(words or ())}", "none has these words in its name", "leave some out")
+    if words and not names:
+        raise InputError(f"presets {' '.join(words)}", "none has these words in its name", "leave some out")
     found = [config.load(name) for name in names]
     if write_json([config.to_mapping(preset) for preset in found], json_file):
         return
@@ -60,7 +60,7 @@ def presets_list(
         None,
         ("preset", "what", "published", "source"),
         [(p.name, p.description, p.published or "", p.source) for p in found],
-        widths=(max(len(p.name) for p in found), 24),
+        widths=(max((len(p.name) for p in found), default=0), 24),
     )
 
 

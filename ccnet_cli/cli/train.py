@@ -209,7 +209,7 @@ def _find_run(run: Path | None, resume: str | None) -> tuple[Path | None, str | 
         raise InputError(f"option --run {run}", f"--resume names another run, {resume}", "leave one of them out")
     if not (Path(resume) / PRESET).is_file():
         fix = "name the folder of a run or a checkpoint, or begin one with --run DIR"
-        raise InputError(f"option --resume {resume}", f"a folder without the {PRESET} of a run", fix)
+        raise InputError(resume, f"is a folder without the {PRESET} of a run", fix)
     return Path(resume), "auto"
 
 

@@ -72,7 +72,8 @@ def visualize(
         float, typer.Option(min=0, max=100, metavar="PERCENT", help="Percentile above which weights look alike.")
     ] = 99.0,
     frame: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Of a video, for a network of clips; the last if left out.")
+        int | None,
+        typer.Option(min=0, max=10**9, metavar="N", help="Of a video, for a network of clips; the last if left out."),
     ] = None,
     maps: Annotated[Path | None, typer.Option(metavar="NPZ", help="Write the maps as arrays.")] = None,
     json_file: Json = None,

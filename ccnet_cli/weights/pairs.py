@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ccnet_cli.errors import InputError
-from ccnet_cli.runs import checkpoint
-from ccnet_cli.weights.recognise import unwrap
 
 PARTS = ("encoder", "decoder")
 
@@ -29,11 +27,17 @@ def pair_at(path: Path) -> tuple[Path, Path] | None:
 
 def list_files(path: Path) -> list[Path]:
     """The files behind a path: a pair's two, or a checkpoint's file and its manifest."""
+    from ccnet_cli.runs import checkpoint
+
     return list(pair_at(path) or checkpoint.list_files(path))
 
 
 def read_any(path: Path) -> Any:
     """The content of anybody's file or pair of files, nothing of it run; a checkpoint of ours is verified."""
+    # torch, which finding files does without
+    from ccnet_cli.runs import checkpoint
+    from ccnet_cli.weights.recognise import unwrap
+
     pair = pair_at(path)
     if pair is None:
         return checkpoint.read_any(path)

@@ -8,6 +8,7 @@ import pytest
 
 COMMANDS = [
     "--version",
+    "presets show quickstart",
     "presets list",
     "data sample sample.png",
     "data check .",
@@ -21,7 +22,7 @@ COMMANDS = [
     "bench data",
 ]
 # what a small machine can do without torch
-LIGHT = {"--version", "presets list", "data sample sample.png"}
+LIGHT = {"--version", "presets show quickstart", "data sample sample.png"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

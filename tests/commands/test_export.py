@@ -160,7 +160,7 @@ def test_what_the_authors_network_is_not_cannot_be_written_as_theirs(change):
 @pytest.mark.parametrize(("worst", "written"), [(0.0, True), (1e-4, True), (1.1e-4, False), (math.nan, False)])
 def test_a_network_whose_scores_differ_is_not_written(tmp_path, monkeypatch, worst, written):
     """Of two shapes the worse counts; what is no number is no small one."""
-    monkeypatch.setattr(exporting.portable, "program", lambda model: model)
+    monkeypatch.setattr(exporting.portable, "program", lambda model, processed: model)
     monkeypatch.setattr(exporting.portable, "save", lambda traced, facts: b"graph")
     monkeypatch.setattr(exporting.portable, "load", lambda content: content)
     answers = iter([worst, 0.0])

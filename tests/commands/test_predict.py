@@ -259,7 +259,7 @@ def test_bad_sources_and_outputs_are_refused(saved, photos, tmp_path, monkeypatc
     [
         ({"formats": ["colour"]}, "format colour"),
         ({"formats": ["color", "overlay"]}, "2 formats"),
-        ({"precision": "int8"}, "precision int8"),
+        ({"precision": "int4"}, "precision int4"),
         ({"compile": "on"}, "option --compile on"),
         ({"mode": "slide"}, "eval.mode"),
         ({"scales": [-1.0]}, "eval.scales"),

@@ -146,7 +146,7 @@ def test_only_a_narrow_peak_is_shown_larger():
 
 def test_captions_say_what_the_fractions_are(monkeypatch):
     texts = []
-    monkeypatch.setattr(figures, "_write", lambda canvas, text, *_: texts.append(text))
+    monkeypatch.setattr(figures, "write_text", lambda canvas, text, *_: texts.append(text))
     passes = (Fractions(0.5, 1, 0), Fractions(own_class=0.25, on_cross=0.9, off_cross=0.1))
     map_hw = np.full((2, 3), 1 / 6)
     draw_figure(np.zeros((20, 30, 3), np.uint8), [ModelMaps([Point((4, 7), (0, 0), "car", passes)], [[map_hw] * 2])])

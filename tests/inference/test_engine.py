@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from pathlib import Path
 from typing import Any
 
 import peers
@@ -123,7 +124,7 @@ def test_maps_of_one_line_or_one_pixel_are_no_exception(H, W):
 def test_the_engine_is_the_authors_network():
     """An independent network over a state dict in the authors' layout."""
     state = peers.authors(width=4, channels=16, classes=5, depth=50)
-    found = recognise(state, "authors.pth")
+    found = recognise(state, Path("authors.pth"))
     changes = {"backbone": "resnet50", "width": 4, "channels": 16}
     model = build(variant(PAPER, **{**changes, "query_channels": None, "auxiliary_channels": 16}), 5)
     model.load_state_dict(model.state_dict() | dict(found.weights))
