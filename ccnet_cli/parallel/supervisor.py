@@ -150,7 +150,9 @@ def _watch(
         for worker in workers:
             worker.receive()
         if not received:
-            left = _replace(workers, start, left, limits)
+            before, left = left, _replace(workers, start, left, limits)
+            # the time of those that are replaced is not that of one that fails meanwhile
+            deadline = deadline if left == before else float("inf")
         if received and not forwarded:
             forwarded = True
             # until all are ready there is nothing to save

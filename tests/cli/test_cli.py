@@ -705,7 +705,7 @@ def test_a_run_is_resumed_by_its_folder_alone(
     requests: list[TrainRequest] = []
     monkeypatch.setattr(train, "train", lambda request: requests.append(request))
     (folder / "runs/my run/checkpoints").mkdir(parents=True)
-    assert "holds no preset.yaml" in refused(capsys, "train", "--resume", "runs/my run")
+    assert "without the preset.yaml" in refused(capsys, "train", "--resume", "runs/my run")
     preset = config.load("camvid", ["schedule.steps=77", "schedule.warmup=3"])
     (folder / "runs/my run/preset.yaml").write_text(config.dump(preset))
     for words, resume in (

@@ -436,3 +436,35 @@ def test_more_gpus_than_there_are_or_gpus_and_processes_are_refused(monkeypatch)
     assert models.share(1, 1, "cpu") == torch.device("cuda")
     # processes without --gpus are of the CPU, whatever else is here
     assert models.share(None, 2, "auto") == torch.device("cpu")
+
+
+def test_a_worker_that_dies_while_another_is_replaced_has_its_own_time(monkeypatch):
+    """The first one's grace is over when its successor has been started."""
+    workers = [SimpleNamespace(rank=rank, alive=True, has_failed=False, is_done=False, ready=True) for rank in (0, 1)]
+    for worker in workers:
+        worker.process, worker.outcome, worker.error = SimpleNamespace(sentinel=0), None, None
+        worker.receive = lambda: None
+    clock = iter(range(0, 1000))
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: 0.4 * next(clock))
+    monkeypatch.setattr(supervisor.connection, "wait", lambda *_, **__: None)
+    rounds = []
+
+    def replace(members, start, left, limits):
+        rounds.append([worker.rank for worker in members if worker.has_failed])
+        replaced = [worker for worker in members if worker.has_failed]
+        for worker in replaced:
+            worker.has_failed, worker.alive = False, True
+        # the other one dies as soon as this one is back
+        if len(rounds) < 6:
+            other = members[len(rounds) % 2]
+            other.has_failed, other.alive = True, False
+        else:
+            for worker in members:
+                worker.alive, worker.is_done = False, True
+        return left - len(replaced)
+
+    monkeypatch.setattr(supervisor, "_replace", replace)
+    for worker in workers:
+        worker.process.kill = worker.process.join = lambda: None
+    assert supervisor._watch(workers, [], Limits(), None, 100) is None
+    assert len(rounds) >= 6
