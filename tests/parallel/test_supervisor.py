@@ -446,6 +446,7 @@ def test_a_worker_that_dies_while_another_is_replaced_has_its_own_time(monkeypat
         worker.receive = lambda: None
     clock = iter(range(0, 1000))
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: 0.4 * next(clock))
+    monkeypatch.setattr(supervisor, "GRACE_SECONDS", 3.0)
     monkeypatch.setattr(supervisor.connection, "wait", lambda *_, **__: None)
     rounds = []
 
@@ -466,5 +467,6 @@ def test_a_worker_that_dies_while_another_is_replaced_has_its_own_time(monkeypat
     monkeypatch.setattr(supervisor, "_replace", replace)
     for worker in workers:
         worker.process.kill = worker.process.join = lambda: None
+    monkeypatch.setattr(supervisor, "_cause", lambda *_: "gave up")
     assert supervisor._watch(workers, [], Limits(), None, 100) is None
     assert len(rounds) >= 6
