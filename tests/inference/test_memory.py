@@ -128,10 +128,13 @@ SHORT = """
 import torch
 code = {}
 size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) << 10
-for room in ROOMS:
+# a library's own thread may crash where its stack finds no room, once in many runs: such a room is tried again
+for room in [*ROOMS, *ROOMS]:
+    if code.get(room, -1) >= 0:
+        continue
     child = os.fork()
     if not child:
-        os.dup2(os.open(f"said-{room}", os.O_CREAT | os.O_WRONLY, 0o644), 2)
+        os.dup2(os.open(f"said-{room}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644), 2)
         resource.setrlimit(resource.RLIMIT_AS, (size + (room << 20),) * 2)
         os._exit(run(*EVAL[:4], "--json", f"short-{room}.json", "--save", f"short-{room}"))
     code[room] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
