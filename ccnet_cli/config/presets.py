@@ -28,8 +28,8 @@ SYNONYMS = {
     "ignore_label": "data.ignore_index",
     "amp": "train.precision",
 }
-# a group that null takes away
-CLIP = "data.clip"
+# groups that null takes away
+OPTIONAL = ("data.clip", "data.augment", "train.early_stop")
 
 
 class UnknownKeyError(InputError):
@@ -102,13 +102,13 @@ def override(mapping: dict[str, Any], assignment: str) -> None:
     value = text.parse(word, f"--set {key}")
     if migration.translate(mapping, key, value, notice):
         return
-    removed = value is None and (key.startswith("loss.") or key == CLIP)
+    removed = value is None and (key.startswith("loss.") or key in OPTIONAL)
     if key in groups and key not in TABLES and not isinstance(value, Mapping) and not removed:
         raise _unknown(key, mapping)
     *sections, last = key.split(".")
-    for section in sections:
+    for count, section in enumerate(sections, start=1):
         if mapping.get(section) is None:
-            mapping[section] = {} if section == "clip" else mapping.get(section, {})
+            mapping[section] = {} if ".".join(sections[:count]) in OPTIONAL else mapping.get(section, {})
         inner = mapping[section]
         if not isinstance(inner, dict):
             raise InputError(f"preset key {section}", "a group of keys expected", "see ccnet presets show quickstart")

@@ -26,6 +26,17 @@ from ccnet_cli.parts import (
 )
 
 
+class EarlyStop(Section):
+    """Ends a run that no longer gets better on the validation split.
+
+    patience is how many evaluations in a row may lie within min_gain of the best figure of metric before them.
+    """
+
+    patience: Count
+    metric: Literal["miou", "pixel_accuracy", "mean_accuracy"] = "miou"
+    min_gain: Fraction = 0.0
+
+
 class Train(Section):
     """The optimiser; batch is global, micro_batch what one process computes at once (the rest is accumulated).
 
@@ -33,6 +44,7 @@ class Train(Section):
     precision auto is bf16 where the device computes in it, else fp32. tf32: products and convolutions of float32 round
     their inputs to TF32 on a GPU that has it. max_nonfinite steps in a row that are skipped for
     their loss or gradient end the run. weights is what the recipe begins with: a file, or a name of the catalogue.
+    early_stop needs eval.every.
     """
 
     batch: Annotated[int, Field(strict=True, ge=1, le=65536)]
@@ -50,6 +62,7 @@ class Train(Section):
     sync_bn: Flag = True
     max_nonfinite: Count = 10
     weights: Text | None = None
+    early_stop: EarlyStop | None = None
 
 
 class Schedule(Section):
@@ -154,6 +167,12 @@ class Preset(Section):
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
+
+    @model_validator(mode="after")
+    def _evaluate_to_stop(self) -> Self:
+        if self.train.early_stop and not self.eval.every:
+            raise ValueError("train.early_stop needs eval.every, the steps from one evaluation to the next")
+        return self
 
     @model_validator(mode="after")
     def _take_clips(self) -> Self:

@@ -133,6 +133,10 @@ TRAINING: Fields = {
         "cuda?": ("text or null", lambda value: value is None or isinstance(value, str)),
     },
     "objective?": GROUP,
+    "patience?": {
+        "best": ("a number from -1 to 1", lambda value: _is_number(value, -1, 1) and value == value),
+        **dict.fromkeys(("best_step", "waited", "last_step"), COUNT),
+    },
 }
 
 

@@ -21,6 +21,7 @@ from ccnet_cli.media import images
 from ccnet_cli.progress import Progress
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs.folder import forget_attempts
+from ccnet_cli.training.early_stop import Patience
 from ccnet_cli.training.loader import micro_batches
 from ccnet_cli.training.plan import Plan
 from ccnet_cli.training.record import Record, mosaic
@@ -78,7 +79,7 @@ class Loop:
             self.progress.close()
 
     def _at_end(self) -> bool:
-        return self.trainer.step >= self.preset.schedule.steps
+        return is_over(self.plan, self.trainer)
 
     def _asked_to_stop(self) -> int:
         """The signal that asks for the end on any rank, or 0; TakenOver on all where the folder is another run's."""
@@ -212,9 +213,10 @@ class Loop:
     def _evaluate(self) -> int:
         """Score the model on the validation split and keep its figures; the signal that cut it short, or 0."""
         started = time.monotonic()
-        trainer = self.trainer
+        trainer, patience = self.trainer, self.trainer.patience
         try:
-            scores = validate(trainer, self.val, self.stop_signal, examples=self._at_end())
+            may_be_last = self._at_end() or (patience is not None and patience.ends_next)
+            scores = validate(trainer, self.val, self.stop_signal, examples=may_be_last)
         except Interrupted as stop:
             return stop.number
         self._confirm()
@@ -225,10 +227,19 @@ class Loop:
             notice(f"step {trainer.step}: validation mIoU {miou:.4f} ({time.monotonic() - started:.0f} s)")
         if miou > trainer.best:
             trainer.best, trainer.best_step = miou, trainer.step
+        if patience:
+            patience.add(trainer.step, trainer.metrics)
+            self._report_early_end(patience)
         if self.record and self._at_end():
             self.record.draw()
             write_report(self.record, self.val, scores)
         return 0
+
+    def _report_early_end(self, patience: Patience) -> None:
+        step = self.trainer.step
+        if self.record and patience.is_over and step < self.preset.schedule.steps:
+            self.record.stop(step, patience.state())
+            notice(f"step {step}: {patience.describe()}")
 
     def _save(self, required: bool) -> bool:
         """Write a checkpoint; False if the disk refuses it, which is an error if required or too often in a row."""
@@ -257,6 +268,12 @@ class Loop:
         return Interrupted(
             self.plan.run, why, f"continue with ccnet train --resume {shlex.quote(str(self.plan.run))}", number
         )
+
+
+def is_over(plan: Plan, trainer: Trainer) -> bool:
+    """Whether the run has done its steps, or no longer gets better."""
+    early = trainer.patience is not None and trainer.patience.is_over
+    return early or trainer.step >= plan.preset.schedule.steps
 
 
 def score_due(plan: Plan, step: int) -> bool:

@@ -20,7 +20,7 @@ from ccnet_cli.runs import folder as runfolder
 from ccnet_cli.runs.fields import DamagedError, check_resumable
 from ccnet_cli.runs.lease import Lease, hold
 from ccnet_cli.training import trainer as trainers
-from ccnet_cli.training.loop import Loop, name_checkpoint, score_due
+from ccnet_cli.training.loop import Loop, is_over, name_checkpoint, score_due
 from ccnet_cli.training.plan import Plan, make_plan
 from ccnet_cli.training.record import Record, environment
 from ccnet_cli.training.request import TrainRequest
@@ -121,11 +121,13 @@ def _train(plan: Plan, inputs: Inputs, group: Group, stop_signal: Callable[[], i
         if group.rank == 0:
             record = Record(plan.run, trainer.step, trainer.loss_names, preset.log.tensorboard)
         score_first = group.broadcast(record is not None and _is_unscored(plan, trainer.step, record))
-        if trainer.step >= preset.schedule.steps and not score_first:
+        if is_over(plan, trainer) and not score_first:
             if record:
                 if plan.counted:
                     runfolder.forget_attempts(plan.counted)
-                notice(f"nothing to do: {plan.run} has done {trainer.step} of {preset.schedule.steps} steps")
+                early = trainer.step < preset.schedule.steps and trainer.patience
+                why = f", {early.describe()}" if early else ""
+                notice(f"nothing to do: {plan.run} has done {trainer.step} of {preset.schedule.steps} steps{why}")
             return
         if record:
             # not before the checkpoint is known to fit: a resume that is refused leaves the run as it was

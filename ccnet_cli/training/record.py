@@ -106,6 +106,10 @@ class Record:
         """Append the row of a step that was skipped, with the samples of its batch."""
         self._append({"step": step, "skipped": samples})
 
+    def stop(self, step: int, best: Mapping[str, float]) -> None:
+        """Append the row of the step after which a run ended early, with what it waited for."""
+        self._append({"step": step, "early_stop": dict(best)})
+
     def draw(self, at_once: bool = True) -> None:
         """Write curves.png from all rows so far; unless at_once, only if it was written some time ago."""
         if at_once or time.monotonic() >= self.next_drawing:
@@ -169,7 +173,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def _is_cell(cell: tuple[str, Any]) -> bool:
     """Whether a value of a row is of the type that its column has."""
     name, value = cell
-    return isinstance(value, {"classes": dict, "skipped": list}.get(name, int | float))
+    return isinstance(value, {"classes": dict, "skipped": list, "early_stop": dict}.get(name, int | float))
 
 
 def mosaic(

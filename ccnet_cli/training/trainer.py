@@ -21,6 +21,7 @@ from ccnet_cli.parallel.group import Group
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs.fields import DamagedError, UnsupportedError
 from ccnet_cli.training import state as states
+from ccnet_cli.training.early_stop import Patience
 from ccnet_cli.training.optimizer import check_optimizer, make_optimizer, rate_factors
 from ccnet_cli.weights.load import Start, initialize_from, load_weights, read_facts
 
@@ -49,7 +50,8 @@ class Trainer:
     step counts batches, skipped ones too; epoch and offset are where in the data the next batch begins. nonfinite
     counts the skipped steps in a row, failed_saves the checkpoints in a row that the disk refused. losses and norm (of
     the gradient) are those of the last step on this rank; losses are named as in loss_names. accumulation is the
-    plan's. unlogged are rank 0's losses of the steps since the last row of the log.
+    plan's. unlogged are rank 0's losses of the steps since the last row of the log. patience is that of
+    train.early_stop.
     """
 
     preset: config.Preset
@@ -73,6 +75,7 @@ class Trainer:
     best_step: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
     unlogged: list[dict[str, float]] = field(default_factory=list)
+    patience: Patience | None = None
     _buffers: list[Tensor] = field(default_factory=list)
 
     @property
@@ -176,6 +179,7 @@ class Trainer:
                 "random": self.group.gather(states.random_state(self.device)),
                 "circumstances": self._fingerprint(),
                 **({"objective": objective} if objective else {}),
+                **({"patience": self.patience.state()} if self.patience else {}),
             },
         }
 
@@ -228,6 +232,8 @@ class Trainer:
         position = divmod(self.step * content["preset"]["train"]["batch"], len(self.source.samples))
         self.epoch, self.offset = training.get("epoch", position[0]), training.get("offset", position[1])
         self.nonfinite, self.best_step = training.get("nonfinite", 0), training.get("best_step", -1)
+        if self.patience:
+            self.patience.load(training.get("patience", {}))
         # with other terms of the loss than before, a row begins anew
         names = set(self.loss_names)
         self.unlogged = [
@@ -293,7 +299,9 @@ def build(preset: config.Preset, source: Source, group: Group, start: Start | No
     network = LossNetwork(model, objective)
     averaged = copy.deepcopy(model).eval().requires_grad_(False) if train.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
-    return Trainer(preset, source, network, make_optimizer(network, preset), scaler, averaged, group, choices, origin)
+    patience = Patience(train.early_stop) if train.early_stop else None
+    optimizer = make_optimizer(network, preset)
+    return Trainer(preset, source, network, optimizer, scaler, averaged, group, choices, origin, patience=patience)
 
 
 def _choices(group: Group) -> ops.Choices:
