@@ -101,16 +101,15 @@ def visualize(
     }
     if html is not None:
         figures = (
-            *(("--output", output), ("--compare", compare), ("--maps", maps), ("--json", json_file)),
+            *(("--output", output), ("--maps", maps), ("--json", json_file)),
             ("--class", drawn_class),
-            ("--frame", frame),
         )
         for option, value in figures:
             if value is not None:
                 raise InputError(f"option {option}", "is for the figure, not for --html", "give one of them")
         from ccnet_cli.commands.explore import ExploreRequest, explore
 
-        print_names(*explore(ExploreRequest(given, html, pixels, label, **common)))
+        print_names(*explore(ExploreRequest(given, html, pixels, label, **common, compare=compare, frame=frame)))
         return
     if not pixels:
         raise InputError("option --point", "missing", "give a pixel, such as --point 300,400, or --html viewer.html")

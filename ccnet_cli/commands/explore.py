@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ccnet_cli import devices, files
-from ccnet_cli.commands.visualize import MAX_POINTS, check_clip, check_inside, find_sample, list_inputs
+from ccnet_cli.commands.visualize import MAX_POINTS, check_clip, check_inside, find_sample, list_inputs, read_clip
 from ccnet_cli.errors import InputError
 from ccnet_cli.figures import viewer
 from ccnet_cli.figures.attention import draw_figure
+from ccnet_cli.figures.clips import draw_clip_figure
 from ccnet_cli.figures.viewer import payload
 from ccnet_cli.inference.artifact import Artifact
-from ccnet_cli.inference.attention import ImageAttention, attend, load_attentive
+from ccnet_cli.inference.attention import ClipAttention, ImageAttention, attend, attend_clip, load_attentive
 from ccnet_cli.inference.views import upsample
 from ccnet_cli.media import images
 from ccnet_cli.media.classes import Classes
@@ -36,7 +38,9 @@ class ExploreRequest:
 
     output ends in .html for one image, else it is a folder that gets NAME.html for each image and index.html, which
     lists them. points are pinned at first. label is one image's label map, of the data set's own ids, or of train ids
-    where its name says so (TrainIds). preset and overrides are those of load_model, clip is that of clip_limit.
+    where its name says so (TrainIds). preset and overrides are those of load_model, clip is that of clip_limit. compare
+    is a second model, shown beside the first. Where the networks take clips, an image may be a video, and frame is the
+    labelled one (see VisualizeRequest).
     """
 
     images: tuple[Path, ...]
@@ -50,6 +54,8 @@ class ExploreRequest:
     clip: float = 99.0
     overwrite: bool = False
     tolerate_damage: bool = False
+    compare: Path | None = None
+    frame: int | None = None
 
 
 def explore(request: ExploreRequest) -> list[Path]:
@@ -57,29 +63,75 @@ def explore(request: ExploreRequest) -> list[Path]:
     check_clip(request.clip)
     plan, index = _plan(request)
     written = [*plan, *([] if index is None else [index])]
-    inputs = [*request.images, request.label, *list_inputs(request.checkpoint, None, request.preset)]
+    inputs = [*request.images, request.label, *list_inputs(request.checkpoint, request.compare, request.preset)]
     files.refuse_outputs(written, inputs, request.overwrite)
     device = devices.device(request.device)
-    artifact = load_attentive(request.checkpoint, request.preset, request.overrides)
-    if artifact.clip is not None:
-        why = "its network takes clips, of which a page shows none"
-        raise InputError(artifact.path, why, "draw it by ccnet visualize -o FILE.png")
+    artifacts = _load(request)
     entries = {}
     for path, image in plan.items():
         image = image or find_sample()
-        picture = images.read_image(image, exif=True, tolerate=request.tolerate_damage)
-        check_inside(request.points, picture)
-        size = (picture.shape[0], picture.shape[1])
-        label = None if request.label is None else _read_label(request.label, size, artifact.classes)
-        attention = attend(artifact, picture, device)
-        if len({isinstance(each, Tensor) for each in attention.passes}) > 1:
-            why = "some of its attention is over crosses and some is not, and a page holds one of the two"
-            raise InputError(artifact.path, why, "draw it by ccnet visualize -o FILE.png")
-        files.write_bytes(path, viewer.render_page(_content(request, attention, image, picture, label)).encode())
-        entries[path.name] = (image.name, picture)
+        frames, models, still = _explore_source(request, artifacts, image, device)
+        place = 0 if len(frames) == 1 else artifacts[0].network.labelled % len(frames)
+        size = (frames[0].shape[0], frames[0].shape[1])
+        content = viewer.PageContent(
+            name=image.name,
+            frames_bgr=frames,
+            place=place,
+            classes=artifacts[0].classes,
+            label=None if request.label is None else _read_label(request.label, size, artifacts[0].classes),
+            models=models,
+            points=request.points,
+            clip=request.clip,
+            still_bgr=np.asarray(_shrink(still), np.uint8),
+            source=_source(artifacts),
+        )
+        files.write_bytes(path, viewer.render_page(content).encode())
+        entries[path.name] = (image.name, frames[place])
     if index is not None:
-        files.write_bytes(index, viewer.render_index(entries, _source(artifact)).encode())
+        files.write_bytes(index, viewer.render_index(entries, _source(artifacts)).encode())
     return written
+
+
+def _load(request: ExploreRequest) -> list[Artifact[CCNet]]:
+    """The models, of the same classes and clips."""
+    artifacts = [load_attentive(request.checkpoint, request.preset, request.overrides)]
+    if request.compare is not None:
+        artifacts.append(load_attentive(request.compare))
+    first, last = artifacts[0], artifacts[-1]
+    for what, ours, theirs in (("classes", first.classes, last.classes), ("clips", first.clip, last.clip)):
+        if ours != theirs:
+            why = f"its {what} are not those of {first.path}, and a page holds one set of them"
+            raise InputError(last.path, why, "compare models of the same data, or draw them by -o FILE.png")
+    if request.frame is not None and first.clip is None:
+        raise InputError("option --frame", "the network takes images", "leave it out")
+    return artifacts
+
+
+def _explore_source(
+    request: ExploreRequest, artifacts: Sequence[Artifact[CCNet]], source: Path, device: torch.device
+) -> tuple[list[images.Pixels], list[viewer.ModelContent], images.Pixels]:
+    """The frames of an image or a clip, what each model makes of them, and the figure of the first point."""
+    clip = artifacts[0].clip
+    if clip is not None:
+        frames = read_clip(source, clip, request.frame, request.tolerate_damage)
+    else:
+        frames = [images.read_image(source, exif=True, tolerate=request.tolerate_damage)]
+    H, W = frames[0].shape[:2]
+    check_inside(request.points, frames[0])
+    points = request.points[:1] or [(W // 2, H // 2)]
+    if clip is not None:
+        clips = [attend_clip(artifact, frames, device) for artifact in artifacts]
+        first = clips[0]
+        align_corners = artifacts[0].network.align_corners
+        still = draw_clip_figure(frames, first.place, first.maps(points), align_corners, request.clip)
+        return frames, [_of_clip(each) for each in clips], still
+    seen = [attend(artifact, frames[0], device) for artifact in artifacts]
+    still = draw_figure(frames[0], [each.maps(points) for each in seen], request.clip)
+    return frames, [_of_image(each) for each in seen], still
+
+
+def _shrink(figure_bgr: images.Pixels) -> object:
+    return cv2.resize(figure_bgr, None, fx=STILL_SCALE, fy=STILL_SCALE, interpolation=cv2.INTER_AREA)
 
 
 def _plan(request: ExploreRequest) -> tuple[dict[Path, Path | None], Path | None]:
@@ -122,38 +174,48 @@ def _read_label(path: Path, size: tuple[int, int], classes: Classes) -> np.ndarr
     return np.asarray(table[values])
 
 
-def _content(
-    request: ExploreRequest, attention: ImageAttention, image: Path, picture: np.ndarray, label: np.ndarray | None
-) -> viewer.PageContent:
+def _of_clip(attention: ClipAttention) -> viewer.ModelContent:
+    """What a page shows of a clip: the network's scores of every frame, and query and key of each pass."""
+    network, scores = attention.artifact.network, attention.frame_scores
+    predictions = [upsample(each, attention.size, network.align_corners).predict() for each in scores]
+    return viewer.ModelContent(
+        cells=scores.argmax(dim=1).byte().cpu().numpy(),
+        prediction=np.stack(predictions),
+        recurrence=len(attention.passes),
+        gamma=network.gamma,
+        align_corners=network.align_corners,
+        title=_title(attention.artifact),
+        projections_CN=[(_flat(query), _flat(key)) for query, key in attention.projections],
+    )
+
+
+def _of_image(attention: ImageAttention) -> viewer.ModelContent:
     """What a page shows of an image."""
-    artifact, cells, (H, W) = attention.artifact, attention.cells, attention.size
+    artifact = attention.artifact
+    if len({isinstance(each, Tensor) for each in attention.passes}) > 1:
+        why = "some of its attention is over crosses and some is not, and a page holds one of the two"
+        raise InputError(artifact.path, why, "draw it by ccnet visualize -o FILE.png")
     weights = [_weights(each) for each in attention.passes if isinstance(each, Tensor)]
     pairs = attention.projections if weights and _projections_are_smaller(attention) else []
-    maps = attention.maps(request.points[:1] or [(W // 2, H // 2)])
-    figure = draw_figure(picture, [maps], request.clip)
-    still = cv2.resize(figure, None, fx=STILL_SCALE, fy=STILL_SCALE, interpolation=cv2.INTER_AREA)
     align_corners = artifact.network.align_corners
     prediction = upsample(attention.scores, attention.size, align_corners).predict()
-    return viewer.PageContent(
-        name=image.name,
-        image_bgr=picture,
-        classes=artifact.classes,
-        cells=cells.astype(np.uint8),
+    return viewer.ModelContent(
+        cells=attention.cells.astype(np.uint8),
         prediction=prediction,
-        label=label,
-        weights_NP=[] if pairs else weights,
-        projections_CN=[(_flat(query), _flat(key)) for query, key in pairs],
         recurrence=len(attention.passes),
         gamma=attention.gamma,
         align_corners=align_corners,
-        points=request.points,
-        clip=request.clip,
-        still_bgr=np.asarray(still, np.uint8),
-        source=_source(artifact),
+        title=_title(artifact),
+        weights_NP=[] if pairs else weights,
+        projections_CN=[(_flat(query), _flat(key)) for query, key in pairs],
         others=[_other(each, prediction) for each in attention.passes if not isinstance(each, Tensor)],
         names=attention.names,
         composed=attention.composed,
     )
+
+
+def _title(artifact: Artifact[CCNet]) -> str:
+    return "/".join(artifact.path.parts[-2:])
 
 
 def _other(attention: DensePass | ChannelPass, prediction: np.ndarray) -> payload.DensePass | payload.ClassMaps:
@@ -185,8 +247,9 @@ def _projections_are_smaller(attention: ImageAttention) -> bool:
     return large or 4 * channels <= sum(cells.shape)
 
 
-def _source(artifact: Artifact[CCNet]) -> str:
-    return f"model {artifact.path.name}"
+def _source(artifacts: Sequence[Artifact[CCNet]]) -> str:
+    names = [_title(each) if len(artifacts) > 1 else each.path.name for each in artifacts]
+    return f"model{'s' if len(names) > 1 else ''} {' and '.join(names)}"
 
 
 def _weights(attention_BPHW: Tensor) -> np.ndarray:

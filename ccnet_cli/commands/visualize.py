@@ -166,7 +166,8 @@ def _visualize_clip(
     image = request.image or find_sample()
     frames = read_clip(image, clip, request.frame, request.tolerate_damage)
     check_inside(request.points, frames[clip.place])
-    points, grid = attend_clip(artifact, frames, request.points, device)
+    attention = attend_clip(artifact, frames, device)
+    points = attention.maps(request.points)
     picture = draw_clip_figure(frames, clip.place, points, artifact.network.align_corners, request.clip)
     files.write_bytes(request.output, images.encode_png(picture, smallest=True))
     size = frames[0].shape[0], frames[0].shape[1]
@@ -174,7 +175,8 @@ def _visualize_clip(
         files.write_bytes(request.maps, _npz(request.points, [point.maps for point in points], size))
     head = artifact.network.head
     facts = str(artifact.path), int(head.recurrence), float(head.gamma)
-    return ClipSummary(str(request.output), str(image), *facts, size, grid, clip.frames, clip.place, tuple(points))
+    drawn = size, attention.grid, clip.frames, clip.place, tuple(points)
+    return ClipSummary(str(request.output), str(image), *facts, *drawn)
 
 
 def read_clip(source: Path, clip: Clip, number: int | None, tolerate: bool = False) -> list[images.Pixels]:

@@ -18,7 +18,7 @@ from ccnet_cli.inference.views import to_input
 from ccnet_cli.media.resampling import interpolation
 from ccnet_cli.models.attention import attention_map
 from ccnet_cli.models.dense import ChannelPass, DensePass
-from ccnet_cli.models.network import CCNet
+from ccnet_cli.models.network import CCNet, maps_of
 
 # H, W the image; h, w the grid of cells on which the network attends; points and cells are (x, y)
 
@@ -140,23 +140,62 @@ def attend(artifact: Artifact[CCNet], image_bgr: np.ndarray, device: torch.devic
     return ImageAttention(artifact, (height, width), scores[0], passes, projections)
 
 
-def attend_clip(
-    artifact: Artifact[CCNet], frames_bgr: Sequence[np.ndarray], points: Sequence[tuple[int, int]], device: torch.device
-) -> tuple[list[ClipPoint], tuple[int, int]]:
-    """The maps of points (x, y) of the labelled frame of a clip, and the grid (h, w) of cells."""
+@dataclass(frozen=True, eq=False)
+class ClipAttention:
+    """A model's run over a clip of frames of size (H, W): the labelled frame's scores (K, h, w) and the passes.
+
+    Each pass is the attention over each cell's cross in time and space, (1, T + h + w, T, h, w). features are the
+    backbone's maps.
+    """
+
+    artifact: Artifact[CCNet]
+    size: tuple[int, int]
+    place: int
+    scores: Tensor
+    passes: list[Tensor]
+    features: Sequence[Tensor]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Cells of a frame, (h, w)."""
+        return self.scores.shape[1], self.scores.shape[2]
+
+    @property
+    def projections(self) -> list[tuple[Tensor, Tensor]]:
+        """Query and key of each pass, (1, C', T, h, w)."""
+        with torch.inference_mode():
+            pairs: list[tuple[Tensor, Tensor]] = self.artifact.network.head.projections(self.features)
+        return pairs
+
+    @property
+    def frame_scores(self) -> Tensor:
+        """The scores of every frame, (T, K, h, w)."""
+        with torch.inference_mode():
+            scores: Tensor = self.artifact.network.head.score_frames(self.features)[0]
+        return scores
+
+    def maps(self, points: Sequence[tuple[int, int]]) -> list[ClipPoint]:
+        """The maps of points (x, y) of the labelled frame, and what they say."""
+        described, align_corners = [], self.artifact.network.align_corners
+        for point in points:
+            cell, own = locate(self.scores, point, self.size, align_corners)
+            chains = [self.passes[:r] for r in range(1, len(self.passes) + 1)]
+            maps = tuple(attention_map(each, self.place, cell[1], cell[0]).cpu().numpy() for each in chains)
+            shares = tuple(Shares.of(each, self.place, cell) for each in maps)
+            described.append(ClipPoint(point, cell, self.artifact.classes.names[own], maps, shares))
+        return described
+
+
+def attend_clip(artifact: Artifact[CCNet], frames_bgr: Sequence[np.ndarray], device: torch.device) -> ClipAttention:
+    """Run the model over a clip; NonFiniteError if its attention is not finite."""
     network = to_device(artifact, device)
     clip = torch.stack([to_input(frame, network.normalisation, device) for frame in frames_bgr], dim=1)
     with torch.inference_mode():
-        scores, passes = network.attend(clip)
+        features = maps_of(network.backbone, clip)
+        scores, passes = network.head.attend(features)
     _require_finite(artifact, passes)
-    described, place = [], network.labelled % len(frames_bgr)
     height, width = frames_bgr[0].shape[:2]
-    for point in points:
-        cell, own = locate(scores[0], point, (height, width), network.align_corners)
-        maps = [attention_map(passes[:r], place, cell[1], cell[0]).cpu().numpy() for r in range(1, len(passes) + 1)]
-        shares = tuple(Shares.of(each, place, cell) for each in maps)
-        described.append(ClipPoint(point, cell, artifact.classes.names[own], tuple(maps), shares))
-    return described, (scores.shape[2], scores.shape[3])
+    return ClipAttention(artifact, (height, width), network.labelled % len(frames_bgr), scores[0], passes, features)
 
 
 def _require_finite(artifact: Artifact[CCNet], passes: Sequence[Tensor | DensePass | ChannelPass]) -> None:

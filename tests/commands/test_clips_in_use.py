@@ -113,8 +113,8 @@ def test_attention_is_drawn_frame_by_frame(run, data, tmp_path):
     assert picture.shape[0] > 4 * 200 and picture.shape[1] > 3 * 300
     with pytest.raises(InputError, match="has 6 frames"):
         visualize(VisualizeRequest(source, ((3, 4),), tmp_path / "b.png", run, frame=6))
-    with pytest.raises(InputError, match="its network takes clips"):
-        explore(ExploreRequest((tmp_path / "a.png",), tmp_path / "a.html", checkpoint=run))
+    explore(ExploreRequest((source,), tmp_path / "a.html", checkpoint=run, frame=3))
+    assert '"frames": 3' in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
 def test_the_clip_of_an_image_is_of_the_frames_beside_it(run, data, tmp_path):

@@ -192,11 +192,11 @@ def test_a_finger_looks_and_pins(chromium, written):
 def test_the_keyboard_does_what_the_mouse_does(page, written):
     page.open(written)
     order = []
-    for _ in range(12):
+    for _ in range(13):
         page.key("Tab")
         order.append(page.value("document.activeElement.id || document.activeElement.textContent"))
     assert order[:2] == ["Skip to the picture", "How the maps are drawn"]
-    controls = ["colours", "clip", "opacity", "log", "residual", "theme", "save", "copy", "keys"]
+    controls = ["colours", "clip", "opacity", "log", "residual", "only", "theme", "save", "copy", "keys"]
     assert order[2:] == [*controls, "picture"]
 
     at = "ccnet.cell(...location.hash.match(/\\d+/g).map(Number))"
@@ -562,22 +562,26 @@ def test_queries_and_keys_are_as_fine_as_their_room_allows(monkeypatch, page, ph
 def test_a_grid_that_is_too_large_for_weights_has_queries_and_keys(monkeypatch, photograph, tmp_path):
     monkeypatch.setattr(viewer, "CELLS", 15 * 23 - 1)
     explore([photograph], tmp_path / "a.html", checkpoint=saved(tmp_path / "run", **WIDE))
-    assert "query1" in held(tmp_path / "a.html")
+    assert "0/query1" in held(tmp_path / "a.html")
 
 
 def noise(image: np.ndarray, size: tuple[int, int], **attention: object) -> viewer.PageContent:
     """What a page shows of an image and of an attention given in one of the two ways."""
-    return viewer.PageContent(
-        name="noise.png",
-        image_bgr=image,
-        classes=CLASSES,
+    model = viewer.ModelContent(
         cells=np.zeros(size, np.uint8),
         prediction=np.zeros(image.shape[:2], np.uint8),
-        label=None,
-        **{"weights_NP": [], "projections_CN": [], **attention},
         recurrence=2,
         gamma=0.5,
         align_corners=True,
+        **attention,
+    )
+    return viewer.PageContent(
+        name="noise.png",
+        frames_bgr=[image],
+        place=0,
+        classes=CLASSES,
+        label=None,
+        models=[model],
         points=[],
         clip=99.0,
         still_bgr=cv2.resize(image, (640, 220)),
@@ -623,6 +627,6 @@ def test_the_finer_codes_give_way_where_they_would_be_too_large(monkeypatch, pho
     explore([photograph], tmp_path / "a.html", checkpoint=checkpoint)
     monkeypatch.setattr(viewer, "PAGE_BYTES", 0)
     explore([photograph], tmp_path / "b.html", checkpoint=checkpoint)
-    fine, coarse = (held(tmp_path / name)["codes1"] for name in ("a.html", "b.html"))
+    fine, coarse = (held(tmp_path / name)["0/codes1"] for name in ("a.html", "b.html"))
     assert fine.dtype == np.uint16 and coarse.dtype == np.uint8
     assert "in 255 steps" in (tmp_path / "b.html").read_text(encoding="utf-8")

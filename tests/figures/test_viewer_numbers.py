@@ -209,18 +209,15 @@ def test_classes_of_a_large_picture_stay_classes_when_it_is_made_smaller():
     prediction = random.choice(np.array([0, 2], np.uint8), (3, 3000))
     classes = Classes(("a", "b", "c"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)), (0, 1, 2))
     small = np.zeros((2, 2), np.uint8)
-    content = viewer.PageContent(
-        **{"name": "a.png", "image_bgr": np.zeros((3, 3000, 3), np.uint8), "classes": classes, "cells": small},
-        **{"prediction": prediction, "label": 2 - prediction, "weights_NP": [np.full((4, 4), 0.25)]},
-        **{"projections_CN": [], "recurrence": 1, "gamma": 0.5, "align_corners": True, "points": [], "clip": 99.0},
-        **{"still_bgr": np.zeros((9, 9, 3), np.uint8), "source": "a test"},
-    )
+    model = viewer.ModelContent(small, prediction, 1, 0.5, True, weights_NP=[np.full((4, 4), 0.25)])
+    image, still = np.zeros((3, 3000, 3), np.uint8), np.zeros((9, 9, 3), np.uint8)
+    content = viewer.PageContent("a.png", [image], 0, classes, 2 - prediction, [model], [], 99.0, still, "a test")
     text = viewer.render_page(content)
     facts = json.loads(html.unescape(re.search(r'id="page">(.*?)</script>', text)[1]))
     packed = zlib.decompress(base64.b64decode(re.search(r'id="payload">(.*?)</script>', text)[1]))
     held = {}
     for name in ("prediction", "label"):
-        _, offset, count = facts["arrays"][name]
+        _, offset, count = facts["arrays"]["0/prediction" if name == "prediction" else name]
         held[name] = np.frombuffer(packed, np.uint8, count, offset)
         assert count == 2 * 2048 and set(held[name].tolist()) == {0, 2}
     assert (held["label"] == 2 - held["prediction"]).all()

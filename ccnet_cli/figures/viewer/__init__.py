@@ -20,7 +20,7 @@ from ccnet_cli.media.images import Pixels, cv2
 # H, W the image; h, w the grid of cells on which the network attends; points are (x, y) of the image
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("attention.js", "drawing.js", "viewer.js")
+SCRIPTS = ("attention.js", "drawing.js", "view.js", "page.js", "viewer.js")
 # the page begins with the first; each grows lighter from end to end, so that no colour blindness confuses it
 COLOURS = {
     "viridis": cv2.COLORMAP_VIRIDIS,
@@ -35,92 +35,139 @@ PAGE_BYTES, LARGE_PAGE_BYTES = 4_900_000, 7_900_000
 COMPARED_PIXELS = 16
 # the longer side of the picture in the page, and of a thumbnail
 LONGEST_SIDE, THUMBNAIL = 2048, 320
+# of a frame of a clip, of whose frames the whole has about the pixels of one picture
+LEAST_SIDE = 640
 
 
 @dataclass(frozen=True)
-class PageContent:
-    """An image, what the network computed for it, and how the page first draws the maps.
+class ModelContent:
+    """What one model computed for a page's image or clip.
 
     The attention is either weights_NP, (h w, h + w) of each pass, or projections_CN, query and key of each pass,
-    (C', h w), which is required for more than CELLS cells, or others, where it is not over crosses. composed says
-    whether a pass works on what the one before it made. prediction and label are classes (H, W), cells those of the
-    grid (h, w).
+    (C', h w), of a clip (C', T h w), which is required for more than CELLS cells and for clips, or others, where it is
+    not over crosses. composed says whether a pass works on what the one before it made. prediction are classes (H, W) or
+    (T, H, W), cells those of the grid (h, w) or (T, h, w).
     """
 
-    name: str
-    image_bgr: Pixels
-    classes: Classes
     cells: Pixels
     prediction: Pixels
-    label: Pixels | None
-    weights_NP: Sequence[npt.NDArray[Any]]
-    projections_CN: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
     recurrence: int
     gamma: float | None
     align_corners: bool
-    points: Sequence[tuple[int, int]]
-    clip: float
-    still_bgr: Pixels
-    source: str
+    title: str = ""
+    weights_NP: Sequence[npt.NDArray[Any]] = ()
+    projections_CN: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = ()
     others: Sequence[payload.DensePass | payload.ClassMaps] = ()
     names: Sequence[str] = ()
     composed: bool = True
 
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Frames, height and width in cells."""
+        T, h, w = self.cells.reshape(-1, *self.cells.shape[-2:]).shape
+        return T, h, w
+
+    @property
+    def summary(self) -> str:
+        """Grid, passes and gamma."""
+        T, h, w = self.grid
+        frames = f"{T} frames of " if T > 1 else ""
+        passes = f"R = {self.recurrence}" if self.composed else f"attention over {' and '.join(self.names)}"
+        gamma = "" if self.gamma is None else f", gamma {self.gamma:.3g}"
+        return f"{frames}{w}x{h} cells, {passes}{gamma}"
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """An image or a clip, what models of the same classes computed for it, and how the page first draws the maps.
+
+    place is that of the clip's labelled frame, from which points look. label holds this frame's classes (H, W).
+    """
+
+    name: str
+    frames_bgr: Sequence[Pixels]
+    place: int
+    classes: Classes
+    label: Pixels | None
+    models: Sequence[ModelContent]
+    points: Sequence[tuple[int, int]]
+    clip: float
+    still_bgr: Pixels
+    source: str
+
 
 def render_page(content: PageContent) -> str:
     """The HTML of one image's viewer, which states how exactly it holds the attention."""
-    H, W = content.image_bgr.shape[:2]
-    h, w = content.cells.shape
-    picture = pages.shrink(content.image_bgr, LONGEST_SIDE)
-    size = picture.shape[1], picture.shape[0]
-    class_maps = {"prediction": content.prediction} | ({} if content.label is None else {"label": content.label})
-    shared = {
-        "cells": content.cells,
-        **{name: cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST) for name, ids in class_maps.items()},
-        "tables": np.concatenate([_colour_table(number) for number in COLOURS.values()]),
-    }
+    H, W = content.frames_bgr[0].shape[:2]
+    longest = max(round(LONGEST_SIDE / len(content.frames_bgr) ** 0.5), LEAST_SIDE)
+    pictures = [pages.shrink(frame, longest) for frame in content.frames_bgr]
+    size = pictures[0].shape[1], pictures[0].shape[0]
+    shared = {"tables": np.concatenate([_colour_table(number) for number in COLOURS.values()])}
+    if content.label is not None:
+        shared["label"] = _resize(content.label, size)
+    for number, model in enumerate(content.models):
+        shared |= {f"{number}/cells": model.cells, f"{number}/prediction": _resize(model.prediction, size)}
     point = content.points[0] if content.points else (W // 2, H // 2)
-    still, photograph = pages.png(content.still_bgr, smallest=True), pages.jpeg(picture)
+    still, photographs = pages.png(content.still_bgr, smallest=True), [pages.jpeg(each) for each in pictures]
     style, script = _read("viewer.css"), "(() => {\n" + "\n".join(map(_read, SCRIPTS)) + "})();\n"
-    limit = PAGE_BYTES if h * w <= CELLS else LARGE_PAGE_BYTES
-    room = limit - sum(map(len, (still, photograph, payload.pack(shared)[1], style, script)))
-    form, arrays, precision = _encode_attention(content, (h, w), room)
-    directory, packed = payload.pack(shared | arrays)
+    limit = PAGE_BYTES if sum(model.cells.size for model in content.models) <= CELLS else LARGE_PAGE_BYTES
+    room = limit - sum(map(len, (still, *photographs, payload.pack(shared)[1], style, script)))
+    models, notes = [], []
+    for number, model in enumerate(content.models):
+        form, arrays, precision = _encode_attention(model, room // len(content.models))
+        shared |= {f"{number}/{name}": array for name, array in arrays.items()}
+        models.append(_model_facts(model) | form)
+        title = f"{one_line(model.title)}: " if len(content.models) > 1 else ""
+        notes.append(f"{title}{model.summary}. This file holds {precision}.")
+    directory, packed = payload.pack(shared)
     facts = {
         "name": one_line(content.name),
         "image": {"width": W, "height": H},
-        "grid": {"width": w, "height": h},
+        "frames": len(pictures),
+        "place": content.place,
         "classes_size": {"width": size[0], "height": size[1]},
-        "align": content.align_corners,
-        "recurrence": content.recurrence,
-        "titles": list(content.names) or [f"R = {r + 1}" for r in range(content.recurrence)],
-        "composed": content.composed,
-        "gamma": content.gamma,
         "names": [one_line(name) for name in content.classes.names],
         "palette": [list(colour) for colour in content.classes.palette],
         "point": dict(zip("xy", point, strict=True)),
         "pins": [dict(zip("xy", pin, strict=True)) for pin in content.points],
         "clip": max(content.clip, 50.0),
         "colours": list(COLOURS),
-        "picture": photograph,
+        "pictures": photographs,
         "arrays": directory,
-        **form,
+        "models": models,
     }
-    passes = f"R = {content.recurrence}" if content.composed else f"attention over {' and '.join(content.names)}"
-    gamma = "" if content.gamma is None else f", gamma {content.gamma:.3g}"
-    about = f"{W}x{H} pixels, {w}x{h} cells, {passes}{gamma}; {content.source}. This file holds {precision}."
     return pages.render(
         "viewer/viewer.html",
         style,
         script,
         name=one_line(content.name),
-        about=about,
+        summary=content.source,
+        about=f"{W}x{H} pixels; {' '.join(notes)}",
         x=point[0],
         y=point[1],
         still=still,
         page=facts,
         payload=packed,
     )
+
+
+def _model_facts(model: ModelContent) -> dict[str, Any]:
+    T, h, w = model.grid
+    return {
+        "title": one_line(model.title),
+        "grid": {"frames": T, "height": h, "width": w},
+        "align": model.align_corners,
+        "recurrence": model.recurrence,
+        "titles": list(model.names) or [f"R = {r + 1}" for r in range(model.recurrence)],
+        "composed": model.composed,
+        "gamma": model.gamma,
+    }
+
+
+def _resize(ids: Pixels, size: tuple[int, int]) -> Pixels:
+    """Classes (H, W), or (T, H, W), at the size (width, height) of the page's pictures."""
+    frames = ids.reshape(-1, *ids.shape[-2:])
+    return np.stack([np.asarray(cv2.resize(each, size, interpolation=cv2.INTER_NEAREST), np.uint8) for each in frames])
 
 
 def render_index(entries: Mapping[str, tuple[str, Pixels]], source: str) -> str:
@@ -133,11 +180,10 @@ def render_index(entries: Mapping[str, tuple[str, Pixels]], source: str) -> str:
     return pages.render("viewer/index.html", _read("viewer.css"), about=source, links=links)
 
 
-def _encode_attention(
-    content: PageContent, size: tuple[int, int], room: int
-) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], str]:
+def _encode_attention(content: ModelContent, room: int) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], str]:
     """The attention in `room` characters of base64: keys for the script, arrays, and their precision in words."""
-    pixels = np.random.default_rng(0).integers(size[0] * size[1], size=COMPARED_PIXELS).tolist()
+    pixels = np.random.default_rng(0).integers(content.cells.size, size=COMPARED_PIXELS).tolist()
+    size = content.cells.shape
     if content.others:
         return _encode_others(content, pixels, room)
     if content.projections_CN:
@@ -158,7 +204,7 @@ def _encode_attention(
 
 
 def _encode_others(
-    content: PageContent, pixels: Sequence[int], room: int
+    content: ModelContent, pixels: Sequence[int], room: int
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], str]:
     """The same of attention over all positions and over channels."""
     passes = [each.reduce() if isinstance(each, payload.DensePass) else each for each in content.others]

@@ -2,8 +2,9 @@
 
 // The numbers: from the embedded arrays to attention maps. Nothing here touches the page.
 //
-// A grid is {height, width}; a pixel of it is numbered y * width + x. A row holds a pixel's weights over its cross:
-// first its column (height entries, 0 where the pixel itself lies), then its row (width entries).
+// A grid is {height, width}, of a clip {frames, height, width}; a pixel of it is numbered (t * height + y) * width + x.
+// A row holds a pixel's weights over its cross: of a clip first the line through its frames, then its column, then its
+// row. The pixel itself lies on each of these lines and counts in the last.
 //
 // A pass is {add(out, pixel, weight)}, which adds a pixel's weights times `weight` to a map, or {ofClass(id)}, whose map
 // is that of a class wherever the pixel lies.
@@ -41,18 +42,33 @@ function joinPlanes(buffer, offset, length, type) {
   return values;
 }
 
+const cellsOf = ({ frames = 1, height, width }) => frames * height * width;
+
+/** The lines of a cross in the order of a row: how many cells each has, and how far apart their numbers are. */
+function linesOf({ frames = 1, height, width }) {
+  const plane = [
+    { length: height, step: width },
+    { length: width, step: 1 },
+  ];
+  return frames > 1 ? [{ length: frames, step: height * width }, ...plane] : plane;
+}
+
+const placeOn = ({ length, step }, pixel) => Math.floor(pixel / step) % length;
+
 /** A pass from embedded weights: code c of a pixel means the weight scale * (c / levels)^2 * gain of its target. */
 function passOfWeights(grid, { codes, scale, gain }, levels) {
-  const { height, width } = grid;
-  const size = height + width;
+  const lines = linesOf(grid);
+  const size = lines.reduce((sum, { length }) => sum + length, 0);
   return crossPass(grid, (pixel) => {
     const row = new Float32Array(size);
-    const x = pixel % width;
     const factor = scale[pixel] / (levels * levels);
-    for (let i = 0; i < size; i++) {
-      const code = codes[pixel * size + i];
-      const target = i < height ? i * width + x : pixel - x + i - height;
-      row[i] = code * code * factor * gain[target];
+    let i = 0;
+    for (const line of lines) {
+      let target = pixel - placeOn(line, pixel) * line.step;
+      for (let j = 0; j < line.length; j++, i++, target += line.step) {
+        const code = codes[pixel * size + i];
+        row[i] = code * code * factor * gain[target];
+      }
     }
     return row;
   });
@@ -60,23 +76,25 @@ function passOfWeights(grid, { codes, scale, gain }, levels) {
 
 /** A pass from embedded queries and keys, channel by channel: the softmax over the cross is computed here. */
 function passOfProjections(grid, { query, key }, step) {
-  const { height, width } = grid;
-  const count = height * width;
+  const count = cellsOf(grid);
+  const lines = linesOf(grid);
+  const size = lines.reduce((sum, { length }) => sum + length, 0);
   const channels = query.length / count;
   const queries = pixelMajor(query, count, channels, step);
   const keys = pixelMajor(key, count, channels, step);
-  const energy = (from, to) => {
-    let sum = 0;
-    for (let c = 0; c < channels; c++) sum += queries[from * channels + c] * keys[to * channels + c];
-    return sum;
-  };
   return crossPass(grid, (pixel) => {
-    const energies = new Float64Array(height + width);
-    const x = pixel % width;
-    for (let i = 0; i < height; i++) energies[i] = energy(pixel, i * width + x);
-    for (let j = 0; j < width; j++) energies[height + j] = energy(pixel, pixel - x + j);
-    // the pixel lies on both arms: count it once, in its row
-    energies[(pixel - x) / width] = -Infinity;
+    const energies = new Float64Array(size);
+    const from = pixel * channels;
+    let i = 0;
+    lines.forEach((line, number) => {
+      const own = placeOn(line, pixel);
+      for (let j = 0, to = (pixel - own * line.step) * channels; j < line.length; j++, to += line.step * channels) {
+        let sum = 0;
+        for (let c = 0; c < channels; c++) sum += queries[from + c] * keys[to + c];
+        // the pixel lies on all lines: count it once, in the last
+        energies[i++] = j === own && number < lines.length - 1 ? -Infinity : sum;
+      }
+    });
     return softmax(energies);
   });
 }
@@ -101,19 +119,21 @@ function softmax(energies) {
 }
 
 /** Compute each row on first use: while the pointer moves, few rows are needed, and those again and again. */
-function memoize({ height, width }, compute) {
-  const rows = new Array(height * width);
+function memoize(grid, compute) {
+  const rows = new Array(cellsOf(grid));
   return (pixel) => (rows[pixel] ??= compute(pixel));
 }
 
 function crossPass(grid, compute) {
-  const { height, width } = grid;
+  const lines = linesOf(grid);
   const rowOf = memoize(grid, compute);
   const add = (out, pixel, weight) => {
     const row = rowOf(pixel);
-    const x = pixel % width;
-    for (let i = 0; i < height; i++) out[i * width + x] += weight * row[i];
-    for (let j = 0; j < width; j++) out[pixel - x + j] += weight * row[height + j];
+    let i = 0;
+    for (const line of lines) {
+      let target = pixel - placeOn(line, pixel) * line.step;
+      for (let j = 0; j < line.length; j++, target += line.step) out[target] += weight * row[i++];
+    }
   };
   return { add };
 }
@@ -175,7 +195,7 @@ function spread({ add }, map) {
  * The last pass comes first. With residual > 0 each pass is (I + residual A), scaled so that its weights sum to 1.
  */
 function compose(passes, grid, pixel, residual = 0) {
-  let map = new Float64Array(grid.height * grid.width);
+  let map = new Float64Array(cellsOf(grid));
   map[pixel] = 1;
   for (const pass of [...passes].reverse()) {
     const next = spread(pass, map);
@@ -204,24 +224,35 @@ function extent(cell, pixels, cells, alignCorners) {
   return cells === 1 ? [0, pixels] : [inside(position(cell - 0.5)), inside(position(cell + 0.5))];
 }
 
-const onCross = (index, pixel, width) =>
-  index % width === pixel % width || Math.floor(index / width) === Math.floor(pixel / width);
+/** 1 for the pixels on a pixel's cross, else 0. */
+function crossOf(pixel, grid) {
+  const cross = new Uint8Array(cellsOf(grid));
+  for (const line of linesOf(grid)) {
+    let target = pixel - placeOn(line, pixel) * line.step;
+    for (let j = 0; j < line.length; j++, target += line.step) cross[target] = 1;
+  }
+  return cross;
+}
 
-/** Statistics of a map: weights on and off the cross and per class, entropy in bits, index of the largest weight. */
-function describe(map, { width }, pixel, classes, classCount) {
+/** Statistics of a map: weights on and off the cross, per class and frame, entropy in bits, index of the largest. */
+function describe(map, grid, pixel, classes, classCount) {
   const byClass = new Float64Array(classCount);
+  const byFrame = new Float64Array(grid.frames ?? 1);
+  const plane = grid.height * grid.width;
+  const cross = crossOf(pixel, grid);
   let on = 0;
   let off = 0;
   let entropy = 0;
   let peak = 0;
   map.forEach((weight, index) => {
     byClass[classes[index]] += weight;
-    if (onCross(index, pixel, width)) on += weight;
+    byFrame[Math.floor(index / plane)] += weight;
+    if (cross[index]) on += weight;
     else off += weight;
     if (weight > 0) entropy -= weight * Math.log2(weight);
     if (weight > map[peak]) peak = index;
   });
-  return { on, off, byClass, entropy, peak };
+  return { on, off, byClass, byFrame, entropy, peak };
 }
 
 function percentile(values, percent) {
@@ -236,9 +267,10 @@ function percentile(values, percent) {
  * The weight that gets the brightest colour: a percentile of the weights off the cross or, if those are 0, of those on
  * it. After two passes half of the weight may still lie on the cross: scaled by it, the rest would be black.
  */
-function clipLimit(map, { width }, pixel, percent) {
-  const off = map.filter((_, index) => !onCross(index, pixel, width));
-  const on = map.filter((_, index) => onCross(index, pixel, width));
+function clipLimit(map, grid, pixel, percent) {
+  const cross = crossOf(pixel, grid);
+  const off = map.filter((_, index) => !cross[index]);
+  const on = map.filter((_, index) => cross[index]);
   const limits = [off, on].filter((part) => part.length).map((part) => percentile(part, percent));
   const most = map.reduce((a, b) => Math.max(a, b), 0);
   // with all weight in a few cells, the percentile is close to 0 and the map would show noise

@@ -6,18 +6,23 @@
 const DECADES = 4;
 const RING = "#78ff3c";
 
-/** The two cells that each of `pixels` pixels mixes, and how, when the network enlarges its scores. */
-function neighbours(pixels, cells, alignCorners) {
+/**
+ * The two cells that each of `pixels` pixels mixes, and how, when the network enlarges its scores.
+ *
+ * With zoom > 1 the pixels show a part of the whole that begins at `from`, in pixels of the whole.
+ */
+function neighbours(pixels, cells, alignCorners, from = 0, zoom = 1) {
   const low = new Int32Array(pixels);
   const high = new Int32Array(pixels);
   const fraction = new Float32Array(pixels);
-  for (let pixel = 0; pixel < pixels; pixel++) {
+  for (let index = 0; index < pixels; index++) {
+    const pixel = Math.min(Math.max(from + (index + 0.5) / zoom - 0.5, 0), pixels - 1);
     const exact = alignCorners
       ? (pixel * (cells - 1)) / Math.max(pixels - 1, 1)
       : Math.min(Math.max(((pixel + 0.5) * cells) / pixels - 0.5, 0), cells - 1);
-    low[pixel] = Math.min(Math.floor(exact), cells - 1);
-    high[pixel] = Math.min(low[pixel] + 1, cells - 1);
-    fraction[pixel] = exact - low[pixel];
+    low[index] = Math.min(Math.floor(exact), cells - 1);
+    high[index] = Math.min(low[index] + 1, cells - 1);
+    fraction[index] = exact - low[index];
   }
   return { low, high, fraction };
 }
@@ -61,28 +66,81 @@ function paintShades(pixels, grey, shades, table, opacity) {
   }
 }
 
-/** Class numbers (size) as colours over a panel's grey picture; those past the palette are black. */
-function paintClasses(image, grey, ids, size, palette) {
+const WHOLE = { x: 0, y: 0, zoom: 1 };
+
+/**
+ * Class numbers (size) as colours over a panel's grey picture; those past the palette are black, and those whose colour
+ * is null stay grey. The part that is shown begins at (x, y), in pixels of the panel.
+ */
+function paintClasses(image, grey, ids, size, palette, part = WHOLE) {
   const { width, height, data } = image;
+  const indexOf = (pixel, from, cells, pixels) => Math.min(Math.floor(((from + (pixel + 0.5) / part.zoom) * cells) / pixels), cells - 1);
+  const columns = Int32Array.from({ length: width }, (_, x) => indexOf(x, part.x, size.width, width));
   for (let y = 0, i = 0; y < height; y++) {
-    const row = Math.floor(((y + 0.5) * size.height) / height) * size.width;
+    const row = indexOf(y, part.y, size.height, height) * size.width;
     for (let x = 0; x < width; x++, i++) {
-      const colour = palette[ids[row + Math.floor(((x + 0.5) * size.width) / width)]] ?? [0, 0, 0];
-      for (let c = 0; c < 3; c++) data[4 * i + c] = 0.7 * colour[c] + 0.3 * grey[i];
+      const id = ids[row + columns[x]];
+      const colour = id < palette.length ? palette[id] : [0, 0, 0];
+      for (let c = 0; c < 3; c++) data[4 * i + c] = colour ? 0.7 * colour[c] + 0.3 * grey[i] : grey[i];
       data[4 * i + 3] = 255;
     }
   }
 }
 
-/** The picture's lightness in a panel, dimmed so that colours stand out from it. */
-function greyOf(context, picture, { width, height }) {
-  context.drawImage(picture, 0, 0, width, height);
+/** Draw the part of a picture that a panel shows. */
+function drawPart(context, picture, { width, height }, part = WHOLE) {
+  const [across, down] = [picture.naturalWidth / width, picture.naturalHeight / height];
+  const [w, h] = [width / part.zoom, height / part.zoom];
+  context.drawImage(picture, part.x * across, part.y * down, w * across, h * down, 0, 0, width, height);
+}
+
+/** The lightness of what a panel shows of the picture, dimmed so that colours stand out from it. */
+function greyOf(context, picture, size, part = WHOLE) {
+  const { width, height } = size;
+  drawPart(context, picture, size, part);
   const { data } = context.getImageData(0, 0, width, height);
   const grey = new Uint8ClampedArray(width * height);
   for (let i = 0; i < grey.length; i++) {
     grey[i] = 0.5 * (0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2]);
   }
   return grey;
+}
+
+// cells around the largest weight that an inset shows, how much larger, and its distance from the edges
+const INSET = { cells: 4, zoom: 3, edge: 16 };
+
+/** Whether the surroundings of a map's largest weight hold half of it: then they are worth an inset. */
+function isPeaked(map, { height, width }, peak) {
+  const plane = height * width;
+  const [x, y] = [peak % width, Math.floor(peak / width) % height];
+  let near = 0;
+  for (let row = Math.max(y - INSET.cells, 0); row <= Math.min(y + INSET.cells, height - 1); row++) {
+    for (let column = Math.max(x - INSET.cells, 0); column <= Math.min(x + INSET.cells, width - 1); column++) {
+      near += map[peak - (peak % plane) + row * width + column];
+    }
+  }
+  return near >= 0.5 * map.reduce((sum, weight) => sum + weight, 0);
+}
+
+/** Enlarge the surroundings of (x, y) in the corner that is farthest from them and from the point, if there is room. */
+function drawInset(context, [x, y], point, grid, { width, height }) {
+  const reach = Math.round((INSET.cells + 0.5) * Math.max(height / grid.height, width / grid.width));
+  const side = 2 * reach * INSET.zoom;
+  if (side > Math.min(width, height) / 2) return;
+  const left = Math.min(Math.max(x, reach), width - reach) - reach;
+  const top = Math.min(Math.max(y, reach), height - reach) - reach;
+  const corners = [INSET.edge, height - side - INSET.edge].flatMap((down) => [INSET.edge, width - side - INSET.edge].map((across) => [across, down]));
+  const distance = ([across, down]) =>
+    Math.min(...[[x, y], point].map((target) => Math.hypot(across + side / 2 - target[0], down + side / 2 - target[1])));
+  const [across, down] = corners.reduce((best, corner) => (distance(corner) > distance(best) ? corner : best));
+  context.drawImage(context.canvas, left, top, 2 * reach, 2 * reach, across, down, side, side);
+  context.lineWidth = 2;
+  context.strokeStyle = "white";
+  context.strokeRect(across + 1, down + 1, side - 2, side - 2);
+  [context.font, context.textAlign, context.textBaseline] = ["600 15px system-ui, sans-serif", "left", "alphabetic"];
+  [context.lineWidth, context.strokeStyle, context.fillStyle] = [3, "black", "white"];
+  context.strokeText(`${INSET.zoom}×`, across + 8, down + side - 9);
+  context.fillText(`${INSET.zoom}×`, across + 8, down + side - 9);
 }
 
 function ring(context, x, y, radius, colour, width) {
@@ -93,10 +151,12 @@ function ring(context, x, y, radius, colour, width) {
   context.stroke();
 }
 
-/** The point looked from, seen on any background. */
-function markPoint(context, x, y) {
+/** The point looked from, seen on any background; dashed where it lies in another frame. */
+function markPoint(context, x, y, elsewhere = false) {
+  context.setLineDash(elsewhere ? [4, 4] : []);
   ring(context, x, y, 9, "black", 5);
   ring(context, x, y, 9, RING, 2.5);
+  context.setLineDash([]);
 }
 
 /** Lines [fromX, fromY, toX, toY], seen on any background. */

@@ -1,6 +1,7 @@
 """The attention in a viewer page: typed arrays, quantised and compressed."""
 
 import base64
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# N = h w pixels of the grid, P = h + w positions on a pixel's cross, M keys, C' channels of query and key, K classes
+# N pixels of the grid, whose size is (h, w) or of a clip (T, h, w); P = h + w or T + h + w positions on a pixel's cross,
+# M keys, C' channels of query and key, K classes
 
 # steps of a weight's square root: the finer first, the coarser if that is too large
 LEVELS = (1023, 255)
@@ -124,7 +126,7 @@ def _through(passes: Sequence[DensePass], pixel: int) -> Array:
     return map_N
 
 
-def weights(passes_NP: Sequence[Array], size: tuple[int, int], levels: int) -> dict[str, Array]:
+def weights(passes_NP: Sequence[Array], size: tuple[int, ...], levels: int) -> dict[str, Array]:
     """Each pass's weights as codes: weight = scale (code / levels)^2 gain of the target pixel; names end in the pass.
 
     Through the passes before it, a target of a later pass can get weights up to its `reach`. Codes quantise the product
@@ -169,7 +171,7 @@ def map_error(
     passes_CN: Sequence[tuple[Array, Array]],
     arrays: Mapping[str, Array],
     step_sizes: Sequence[float],
-    size: tuple[int, int],
+    size: tuple[int, ...],
     pixels: Sequence[int],
 ) -> float:
     """The largest error of some pixels' maps through all passes, as a fraction of each map's largest weight."""
@@ -206,31 +208,34 @@ def pack(arrays: Mapping[str, Array]) -> tuple[dict[str, tuple[str, int, int]], 
     return directory, base64.b64encode(zlib.compress(b"".join(parts), 6)).decode()
 
 
-def _targets(size: tuple[int, int]) -> Array:
+def _targets(size: tuple[int, ...]) -> Array:
     """The pixel at each position of each pixel's cross, (N, P)."""
-    h, w = size
-    rows, columns = np.divmod(np.arange(h * w), w)
-    column = np.arange(h)[None] * w + columns[:, None]
-    row = rows[:, None] * w + np.arange(w)[None]
-    return np.concatenate([column, row], axis=1)
+    numbers: Array = np.arange(math.prod(size)).reshape(size)
+    lines = []
+    for axis, length in enumerate(size):
+        along = np.moveaxis(numbers, axis, -1)
+        lines.append(np.broadcast_to(np.moveaxis(along[..., None, :], -2, axis), (*size, length)).reshape(-1, length))
+    return np.concatenate(lines, axis=1)
 
 
-def _attention(query_CN: Array, key_CN: Array, size: tuple[int, int]) -> Array:
+def _attention(query_CN: Array, key_CN: Array, size: tuple[int, ...]) -> Array:
     """Each pixel's weights over its cross, (N, P)."""
-    h, w = size
-    query, key = (part.astype(np.float64).reshape(-1, h, w) for part in (query_CN, key_CN))
-    column = (query.transpose(2, 1, 0) @ key.transpose(2, 0, 1)).transpose(1, 0, 2)
-    # the pixel lies on both arms: count it once, in its row
-    column[np.arange(h), :, np.arange(h)] = -np.inf
-    row = query.transpose(1, 2, 0) @ key.transpose(1, 0, 2)
-    energies = np.concatenate([column, row], axis=2).reshape(h * w, h + w)
+    query, key = (part.astype(np.float64).reshape(-1, *size) for part in (query_CN, key_CN))
+    lines = []
+    for axis, length in enumerate(size):
+        rows = np.moveaxis(query, (axis + 1, 0), (-2, -1)) @ np.moveaxis(key, (0, axis + 1), (-2, -1))
+        if axis < len(size) - 1:
+            # the pixel lies on all lines: count it once, in its row
+            rows[..., np.arange(length), np.arange(length)] = -np.inf
+        lines.append(np.moveaxis(rows, -2, axis).reshape(-1, length))
+    energies = np.concatenate(lines, axis=1)
     weights = np.exp(energies - energies.max(axis=1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
-def _compose(passes_NP: Sequence[Array], size: tuple[int, int], pixel: int) -> Array:
+def _compose(passes_NP: Sequence[Array], size: tuple[int, ...], pixel: int) -> Array:
     """The map of a pixel through all passes, (N,)."""
-    targets, count = _targets(size), size[0] * size[1]
+    targets, count = _targets(size), math.prod(size)
     map_N: Array = np.zeros(count)
     map_N[pixel] = 1
     for weights_NP in reversed(passes_NP):

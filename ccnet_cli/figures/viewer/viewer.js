@@ -4,71 +4,25 @@
 //
 // For scripts and tests, window.ccnet offers
 //   ready                      a promise that resolves once everything can be called
-//   map(x, y, number)          the network's weights as Float32Array (h * w), which sum to 1: from the image's pixel
-//                              (x, y) through passes 1 to `number`, or through that one alone where passes stand side
-//                              by side; independent of the controls
+//   map(x, y, number, model)   the network's weights as Float32Array, which sum to 1, of each cell (of a clip, of all its
+//                              frames): from the image's pixel (x, y) through passes 1 to `number`, or through that one
+//                              alone where passes stand side by side; of the first model unless another's number is
+//                              given; independent of the controls
 //   cell(x, y)                 the feature cell [x, y] of a pixel
 //   look(x, y)                 show a pixel at once; returns the milliseconds that it took
 
-// a panel's pixels, whatever the picture's size: enough for a sharp map, few enough to redraw while the pointer moves
-const PANEL_AREA = 260_000;
-const LISTED_CLASSES = 8;
-
-const byId = (id) => document.getElementById(id);
-
-function element(tag, properties = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children);
-  return node;
-}
-
-// more of them in a row would make the panels too small
-const COLUMNS = 3;
-
-const percent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
-
-function short(weight) {
-  return weight === 0 ? "0" : weight < 0.001 ? weight.toExponential(1) : weight.toPrecision(2);
-}
-
-/** The point of a link #x=..&y=.. that lies in an image, or null. */
-function pointOf(hash, { width, height }) {
-  const values = new URLSearchParams(hash.replace(/^#/, ""));
-  const [x, y] = ["x", "y"].map((name) => (/^\d{1,9}$/.test(values.get(name) ?? "") ? Number(values.get(name)) : NaN));
-  return x < width && y < height ? { x, y } : null;
-}
-
-async function load(page) {
-  const arrays = unpack(page.arrays, await inflate(bytesOf(byId("payload").textContent)));
-  const passes = Array.from({ length: page.recurrence }, (_, index) => {
-    const own = (name) => arrays[`${name}${index + 1}`];
-    if (page.form === "others") {
-      const all = (...names) => Object.fromEntries(names.map((name) => [name, own(name)]));
-      return page.steps[index] === null
-        ? passOfClasses(page.grid, { ...all("codes", "scale", "channel"), classes: own("class") })
-        : passOfGroups(page.grid, all("query", "key", "own", "group", "keygroup"), page.steps[index]);
-    }
-    return page.form === "weights"
-      ? passOfWeights(page.grid, { codes: own("codes"), scale: own("scale"), gain: own("gain") }, page.levels)
-      : passOfProjections(page.grid, { query: own("query"), key: own("key") }, page.steps[index]);
-  });
-  const tables = Object.fromEntries(page.colours.map((name, i) => [name, arrays.tables.subarray(768 * i, 768 * (i + 1))]));
-  const picture = new Image();
-  picture.src = page.picture;
-  await picture.decode();
-  return { passes, tables, picture, cells: arrays.cells, prediction: arrays.prediction, label: arrays.label };
-}
-
 function start(page, data) {
-  const { image, grid, align } = page;
-  const zoom = Math.sqrt(PANEL_AREA / (image.width * image.height));
+  const { image, frames, place } = page;
+  const fit = Math.sqrt(PANEL_AREA / (image.width * image.height));
   const size = {
-    width: Math.min(Math.max(Math.round(image.width * zoom), 1), 4096),
-    height: Math.min(Math.max(Math.round(image.height * zoom), 1), 4096),
+    width: clamp(Math.round(image.width * fit), 1, 4096),
+    height: clamp(Math.round(image.height * fit), 1, 4096),
   };
-  const rows = neighbours(size.height, grid.height, align);
-  const columns = neighbours(size.width, grid.width, align);
-  const passes = Array.from({ length: page.recurrence }, (_, index) => index + 1);
+  const several = data.models.length > 1;
+  // a column of the read-out for each map
+  const columns = data.models.flatMap((model) =>
+    model.titles.map((title, index) => ({ model, number: index + 1, title: several ? `${model.title}, ${title}` : title })),
+  );
 
   const state = {
     point: page.point,
@@ -79,55 +33,85 @@ function start(page, data) {
     opacity: 0.25,
     log: false,
     residual: false,
+    only: null,
+    frame: place,
     colours: page.colours[0],
   };
 
-  const cellAt = ({ x, y }) => ({
+  const cellAt = ({ grid, align }, { x, y }) => ({
     x: cellOf(x, image.width, grid.width, align),
     y: cellOf(y, image.height, grid.height, align),
   });
-  const pixelAt = (cell) => ({
+  const pixelAt = ({ grid, align }, cell) => ({
     x: pixelOf(cell.x, image.width, grid.width, align),
     y: pixelOf(cell.y, image.height, grid.height, align),
   });
-  const indexOf = (cell) => cell.y * grid.width + cell.x;
-  const classAt = (ids, { x, y }) => {
+  const indexOf = ({ grid }, cell, frame) => (frame * grid.height + cell.y) * grid.width + cell.x;
+  const placeOf = ({ grid }, index) => ({
+    x: index % grid.width,
+    y: Math.floor(index / grid.width) % grid.height,
+    frame: Math.floor(index / (grid.width * grid.height)),
+  });
+  const area = page.classes_size.width * page.classes_size.height;
+  const classAt = (ids, { x, y }, frame = 0) => {
     const [column, row] = [
       Math.floor(((x + 0.5) * page.classes_size.width) / image.width),
       Math.floor(((y + 0.5) * page.classes_size.height) / image.height),
     ];
-    return ids[row * page.classes_size.width + column];
+    return ids[frame * area + row * page.classes_size.width + column];
   };
   const nameOf = (id) => page.names[id] ?? "void";
-  const onPanel = ({ x, y }) => [((x + 0.5) * size.width) / image.width, ((y + 0.5) * size.height) / image.height];
+  const frameName = (frame) => (frame === place ? "labelled frame" : `frame ${signed(frame - place)}`);
+  const ownClass = (point) => classAt(data.models[0].prediction, point, place);
 
-  const mapOf = (point, number, residual = 0) => {
-    const { ofClass } = data.passes[number - 1];
-    if (ofClass) return ofClass(classAt(data.prediction, point));
-    const chain = data.passes.slice(page.composed ? 0 : number - 1, number);
-    return compose(chain, grid, indexOf(cellAt(point)), residual);
+  const mapOf = (model, point, number, residual = 0) => {
+    const { ofClass } = model.passes[number - 1];
+    if (ofClass) return ofClass(classAt(model.prediction, point, place));
+    const chain = model.passes.slice(model.composed ? 0 : number - 1, number);
+    return compose(chain, model.grid, indexOf(model, cellAt(model, point), place), residual);
   };
 
   // what a point's maps say; the residual is the one control that changes numbers
-  const look = (point) => {
-    const cell = cellAt(point);
-    const residual = state.residual ? Math.abs(page.gamma) : 0;
-    return passes.map((number) => {
-      const map = mapOf(point, number, residual);
-      const statistics = describe(map, grid, indexOf(cell), data.cells, page.names.length);
-      const { channelOf } = data.passes[number - 1];
+  const look = (point) =>
+    columns.map(({ model, number }) => {
+      const own = indexOf(model, cellAt(model, point), place);
+      const residual = state.residual && model.composed ? Math.abs(model.gamma ?? 0) : 0;
+      const map = mapOf(model, point, number, residual);
+      const statistics = describe(map, model.grid, own, model.cells, page.names.length);
+      const { channelOf } = model.passes[number - 1];
+      const id = channelOf && classAt(model.prediction, point, place);
       // a channel has no cross
-      const own = channelOf && { on: null, off: null, class: classAt(data.prediction, point) };
-      return { map, ...statistics, ...own, limit: clipLimit(map, grid, indexOf(cell), state.clip) };
+      const ofChannel = channelOf && { on: null, off: null, class: id, channel: channelOf(id) };
+      return { map, ...statistics, ...ofChannel, limit: clipLimit(map, model.grid, own, state.clip) };
     });
-  };
   // a map's figures in a line
-  const summary = (one, index) =>
-    one.class === undefined
-      ? `on cross ${percent(one.on)}, off ${percent(one.off)}`
-      : `channel ${data.passes[index].channelOf(one.class)}, adds most to ${nameOf(one.class)}; on it ${percent(one.byClass[one.class])}`;
+  const summary = (one) => {
+    if (one.class !== undefined) return `channel ${one.channel}, adds most to ${nameOf(one.class)}; on it ${percent(one.byClass[one.class])}`;
+    const here = frames > 1 ? `; ${frameName(state.frame)} ${percent(one.byFrame[state.frame])}` : "";
+    return `on cross ${percent(one.on)}, off ${percent(one.off)}${here}`;
+  };
 
   // ---- panels
+
+  let request = 0;
+  const redraw = () => {
+    request ||= requestAnimationFrame(() => {
+      request = 0;
+      show();
+    });
+  };
+  // of the part and the frame that are shown
+  let ground = null;
+  const replaced = () => {
+    ground = null;
+    redraw();
+  };
+  const view = newView(image, replaced);
+  const part = () => ({ x: (view.left * size.width) / image.width, y: (view.top * size.height) / image.height, zoom: view.zoom });
+  const onPanel = ({ x, y }) => [
+    ((x + 0.5 - view.left) * size.width * view.zoom) / image.width,
+    ((y + 0.5 - view.top) * size.height * view.zoom) / image.height,
+  ];
 
   const newPanel = (title, note) => {
     const canvas = element("canvas", { width: size.width, height: size.height });
@@ -137,69 +121,107 @@ function start(page, data) {
     byId("panels").insertBefore(figure, byId("reading"));
     return { title, figure, canvas, context: canvas.getContext("2d") };
   };
-  const picture = { canvas: byId("picture"), context: byId("picture").getContext("2d", { willReadFrequently: true }) };
+  const picture = { canvas: byId("picture"), context: byId("picture").getContext("2d") };
   Object.assign(picture.canvas, size);
-  const grey = greyOf(picture.context, data.picture, size);
+  const scratch = element("canvas", size).getContext("2d", { willReadFrequently: true });
 
-  const notes = (recurrence) => {
-    if (!page.composed) return data.passes[recurrence - 1].ofClass ? "what one channel gathers, by class" : "";
-    if (page.form === "others") return recurrence === 1 ? "one pass" : `${recurrence} passes`;
-    return recurrence === 1 ? "one pass: its row and column" : `${recurrence} passes: everywhere`;
+  const reach = frames > 1 ? ["one pass: its cross in space and time", "everywhere"] : ["one pass: its row and column", "everywhere"];
+  const notes = ({ model, number }) => {
+    if (!model.composed) return model.passes[number - 1].ofClass ? "what one channel gathers, by class" : "";
+    if (model.form === "others") return number === 1 ? "one pass" : `${number} passes`;
+    return number === 1 ? reach[0] : frames > 1 && number === 2 ? "2 passes: beyond it" : `${number} passes: ${reach[1]}`;
   };
-  const mapPanels = passes.map((recurrence) => {
-    const panel = newPanel(page.titles[recurrence - 1], notes(recurrence));
-    panel.canvas.id = `map-${recurrence}`;
+  const mapPanels = columns.map((column, index) => {
+    const panel = newPanel(column.title, notes(column));
+    panel.canvas.id = `map-${index + 1}`;
     const bar = element("canvas", { width: 256, height: 1 });
     bar.setAttribute("aria-hidden", "true");
     const [low, high, fractions] = ["low", "high", "fractions"].map((className) => element("span", { className }));
     panel.figure.append(element("div", { className: "scale" }, low, bar, high, fractions));
-    return { ...panel, bar: bar.getContext("2d"), low, high, fractions, pixels: new ImageData(size.width, size.height) };
+    return { ...panel, model: column.model, bar: bar.getContext("2d"), low, high, fractions, pixels: new ImageData(size.width, size.height) };
   });
+  // on a telephone it stays beside the picture
+  mapPanels[data.models[0].recurrence - 1].figure.classList.add("last");
   const classPanels = [
-    ["Prediction", "prediction", data.prediction],
-    ["Label", "label", data.label],
+    ...data.models.map((model, index) => ["Prediction", several ? `prediction-${index + 1}` : "prediction", model.prediction, model]),
+    ["Label", "label", data.label, null],
   ]
     .filter(([, , ids]) => ids)
-    .map(([title, id, ids]) => {
+    .map(([name, id, ids, model]) => {
+      const title = several && model ? `${name}, ${model.title}` : name;
       const panel = newPanel(title, "");
       panel.canvas.id = id;
-      const pixels = new ImageData(size.width, size.height);
-      paintClasses(pixels, grey, ids, page.classes_size, page.palette);
-      return { ...panel, ids, pixels, note: panel.figure.querySelector("span") };
+      // a label is that of one frame
+      const frameShown = () => (model ? state.frame : 0);
+      return { ...panel, ids, frameShown, pixels: new ImageData(size.width, size.height), note: panel.figure.querySelector("span") };
     });
 
+  /** What is the same for every point: the grey picture, which cells a pixel mixes, the coloured classes. */
+  const prepare = () => {
+    if (ground) return;
+    const shown = part();
+    const grey = greyOf(scratch, data.pictures[state.frame], size, shown);
+    const mixed = new Map(
+      data.models.map((model) => [
+        model,
+        [
+          neighbours(size.height, model.grid.height, model.align, shown.y, shown.zoom),
+          neighbours(size.width, model.grid.width, model.align, shown.x, shown.zoom),
+        ],
+      ]),
+    );
+    ground = { grey, mixed };
+    const palette = page.palette.map((colour, id) => (state.only === null || id === state.only ? colour : null));
+    classPanels.forEach(({ ids, pixels, frameShown }) => {
+      const own = ids.subarray(frameShown() * area, (frameShown() + 1) * area);
+      paintClasses(pixels, grey, own, page.classes_size, palette, shown);
+    });
+  };
+
   const drawPicture = (context, point, pins) => {
-    context.drawImage(data.picture, 0, 0, size.width, size.height);
+    drawPart(context, data.pictures[state.frame], size, part());
     const [x, y] = onPanel(point);
-    const cell = cellAt(point);
-    const [left, right] = extent(cell.x, image.width, grid.width, align).map((edge) => (edge * size.width) / image.width);
-    const [top, bottom] = extent(cell.y, image.height, grid.height, align).map((edge) => (edge * size.height) / image.height);
-    markCross(context, x, y, size);
-    markPoint(context, x, y);
-    markCell(context, [left, top, right, bottom]);
+    const model = data.models[0];
+    const cell = cellAt(model, point);
+    const [left, right] = extent(cell.x, image.width, model.grid.width, model.align);
+    const [top, bottom] = extent(cell.y, image.height, model.grid.height, model.align);
+    const elsewhere = state.frame !== place;
+    if (!elsewhere) markCross(context, x, y, size);
+    markPoint(context, x, y, elsewhere);
+    markCell(context, [...onPanel({ x: left - 0.5, y: top - 0.5 }), ...onPanel({ x: right - 0.5, y: bottom - 0.5 })]);
     pins.forEach((pin, i) => markPin(context, ...onPanel(pin), i + 1, i === state.chosen));
   };
 
-  const drawMap = ({ context, pixels }, point, { map, limit, peak }) => {
-    const shades = enlarge(map.map((weight) => shade(weight, limit, state.log)), grid.width, rows, columns);
-    paintShades(pixels.data, grey, shades, data.tables[state.colours], state.opacity);
+  const drawMap = ({ context, pixels, model }, point, { map, limit, peak }) => {
+    const { grid } = model;
+    const plane = grid.height * grid.width;
+    const begin = state.frame * plane;
+    const shades = Float32Array.from(map.subarray(begin, begin + plane), (weight, index) =>
+      state.only === null || model.cells[begin + index] === state.only ? shade(weight, limit, state.log) : 0,
+    );
+    const large = enlarge(shades, grid.width, ...ground.mixed.get(model));
+    paintShades(pixels.data, ground.grey, large, data.tables[state.colours], state.opacity);
     context.putImageData(pixels, 0, 0);
     const [x, y] = onPanel(point);
-    markTicks(context, x, y, size);
-    markPoint(context, x, y);
-    ring(context, ...onPanel(pixelAt({ x: peak % grid.width, y: Math.floor(peak / grid.width) })), 15, "white", 1.5);
+    const most = placeOf(model, peak);
+    const at = onPanel(pixelAt(model, most));
+    if (most.frame === state.frame && view.zoom === 1 && isPeaked(map, grid, peak)) drawInset(context, at, [x, y], grid, size);
+    if (state.frame === place) markTicks(context, x, y, size);
+    markPoint(context, x, y, state.frame !== place);
+    if (most.frame === state.frame) ring(context, ...at, 15, "white", 1.5);
   };
 
-  const drawClasses = ({ context, pixels }, point) => {
+  const drawClasses = ({ context, pixels, frameShown, ids }, point) => {
     context.putImageData(pixels, 0, 0);
-    markCross(context, ...onPanel(point), size);
-    markPoint(context, ...onPanel(point));
+    const elsewhere = frameShown() !== place && ids !== data.label;
+    if (!elsewhere) markCross(context, ...onPanel(point), size);
+    markPoint(context, ...onPanel(point), elsewhere);
   };
 
   // ---- the read-out
 
-  const line = (title, cells) =>
-    element("tr", {}, element("th", { scope: "row" }, ...title), ...cells.map((content) => element("td", {}, ...content)));
+  const line = (title, cells, className = "") =>
+    element("tr", { className }, element("th", { scope: "row" }, ...title), ...cells.map((content) => element("td", {}, ...content)));
 
   const fractionCell = (fraction) => {
     if (fraction === null) return ["–"];
@@ -220,34 +242,42 @@ function start(page, data) {
     const head = byId("reading").querySelector("thead");
     const body = byId("reading").querySelector("tbody");
     head.replaceChildren(
-      element("tr", {}, element("td"), ...page.titles.map((title) => element("th", { scope: "col", textContent: title }))),
+      element("tr", {}, element("td"), ...columns.map(({ title }) => element("th", { scope: "col", textContent: title }))),
     );
-    const read = state.read ?? cellAt(state.point);
-    const pixel = state.read ? pixelAt(read) : state.point;
+    const pixel = state.read ?? state.point;
+    // under the pointer in the frame that is shown; the point itself lies in the labelled one
+    const read = maps.map(({ map }, i) => map[indexOf(columns[i].model, cellAt(columns[i].model, pixel), state.read ? state.frame : place)]);
     const classes = page.names
       .map((_, id) => id)
-      .filter((id) => maps.some(({ byClass }) => byClass[id] >= 0.0005))
+      .filter((id) => id === state.only || maps.some(({ byClass }) => byClass[id] >= 0.0005))
       .sort((a, b) => maps.at(-1).byClass[b] - maps.at(-1).byClass[a])
       .slice(0, LISTED_CLASSES);
-    const peakText = ({ map, peak }) => {
-      const pixel = pixelAt({ x: peak % grid.width, y: Math.floor(peak / grid.width) });
-      return [`${short(map[peak])} at (${pixel.x}, ${pixel.y})`];
+    const peakText = ({ map, peak }, i) => {
+      const most = placeOf(columns[i].model, peak);
+      const { x, y } = pixelAt(columns[i].model, most);
+      return [`${short(map[peak])} at (${x}, ${y})${frames > 1 ? `, ${frameName(most.frame)}` : ""}`];
     };
+    const times = frames > 1 ? Array.from({ length: frames }, (_, frame) => frame) : [];
     body.replaceChildren(
-      line([`weight ${state.read ? "under the pointer" : "of the point itself"}, (${pixel.x}, ${pixel.y})`], maps.map(({ map }) => [short(map[indexOf(read)])])),
+      line([`weight ${state.read ? "under the pointer" : "of the point itself"}, (${pixel.x}, ${pixel.y})`], read.map((weight) => [short(weight)])),
       line(["largest weight"], maps.map(peakText)),
       line(["entropy"], maps.map(({ entropy }) => [`${entropy.toFixed(2)} bits, like ${(2 ** entropy).toFixed(1)} equal cells`])),
       line(["on the cross"], maps.map(({ on }) => fractionCell(on))),
       line(["off the cross"], maps.map(({ off }) => fractionCell(off))),
+      ...times.map((frame) =>
+        line([`in the ${frameName(frame)}`], maps.map(({ byFrame }) => fractionCell(byFrame[frame])), frame === state.frame ? "shown" : ""),
+      ),
       ...classes.map((id) => line(classTitle(id), maps.map(({ byClass }) => fractionCell(byClass[id])))),
     );
   };
 
   const spoken = ({ on, off }) => `${percent(on)} on the cross, ${percent(off)} off it`;
+  const described = (one) => (one.class === undefined ? spoken(one) : summary(one));
   const announcement = (maps) => {
     const { x, y } = state.point;
-    const lines = maps.map((one, i) => `${page.titles[i]}: ${one.class === undefined ? spoken(one) : summary(one, i)}.`);
-    return `Point ${x}, ${y}: ${nameOf(classAt(data.prediction, state.point))}. ${lines.join(" ")}`;
+    const lines = maps.map((one, i) => `${columns[i].title}: ${described(one)}.`);
+    const shown = frames > 1 ? ` The ${frameName(state.frame)} is shown.` : "";
+    return `Point ${x}, ${y}: ${nameOf(ownClass(state.point))}. ${lines.join(" ")}${shown}`;
   };
 
   // ---- drawing everything
@@ -256,22 +286,25 @@ function start(page, data) {
 
   let timer = 0;
   const show = () => {
+    prepare();
     const maps = look(state.point);
     const table = data.tables[state.colours];
-    const cell = cellAt(state.point);
+    const cell = cellAt(data.models[0], state.point);
     drawPicture(picture.context, state.point, state.pins);
     mapPanels.forEach((panel, i) => {
       drawMap(panel, state.point, maps[i]);
       paintBar(panel.bar, table, 0, 0, 256, 1);
       panel.low.textContent = lowest(maps[i].limit);
       panel.high.textContent = `≥ ${short(maps[i].limit)}`;
-      panel.fractions.textContent = summary(maps[i], i);
+      panel.fractions.textContent = summary(maps[i]);
     });
     classPanels.forEach((panel) => {
       drawClasses(panel, state.point);
-      panel.note.textContent = nameOf(classAt(panel.ids, state.point));
+      panel.note.textContent = nameOf(classAt(panel.ids, state.point, panel.frameShown()));
     });
-    byId("where").textContent = `(${state.point.x}, ${state.point.y}), cell (${cell.x}, ${cell.y}), ${nameOf(classAt(data.prediction, state.point))}`;
+    byId("where").textContent = `(${state.point.x}, ${state.point.y}), cell (${cell.x}, ${cell.y}), ${nameOf(ownClass(state.point))}`;
+    byId("frame-value").textContent = `${frameName(state.frame)}, ${state.frame + 1} of ${frames}`;
+    byId("zoom-value").textContent = `${view.zoom.toFixed(1)}×`;
     showReading(maps);
     // the link and what is read aloud follow once the point rests
     clearTimeout(timer);
@@ -279,33 +312,18 @@ function start(page, data) {
   };
 
   const settle = (maps) => {
-    const text = announcement(maps);
-    byId("status").textContent = text;
+    byId("status").textContent = announcement(maps);
     picture.canvas.setAttribute("aria-label", `${page.name}, looking from point ${state.point.x}, ${state.point.y}`);
-    mapPanels.forEach(({ canvas }, i) => {
-      const text = maps[i].class === undefined ? spoken(maps[i]) : summary(maps[i], i);
-      canvas.setAttribute("aria-label", `Attention map, ${page.titles[i]}: ${text}`);
-    });
-    classPanels.forEach(({ canvas, title, ids }) =>
-      canvas.setAttribute("aria-label", `${title}: ${nameOf(classAt(ids, state.point))} at the point`),
+    mapPanels.forEach(({ canvas }, i) => canvas.setAttribute("aria-label", `Attention map, ${columns[i].title}: ${described(maps[i])}`));
+    classPanels.forEach(({ canvas, title, ids, frameShown }) =>
+      canvas.setAttribute("aria-label", `${title}: ${nameOf(classAt(ids, state.point, frameShown()))} at the point`),
     );
-    const link = `#x=${state.point.x}&y=${state.point.y}`;
-    if (location.hash !== link) history.replaceState(null, "", link);
+    if (location.hash !== link()) history.replaceState(null, "", link());
   };
-
-  let request = 0;
-  const redraw = () => {
-    request ||= requestAnimationFrame(() => {
-      request = 0;
-      show();
-    });
-  };
+  const link = () => `#x=${state.point.x}&y=${state.point.y}${state.frame === place ? "" : `&frame=${state.frame}`}`;
 
   const go = (point) => {
-    state.point = {
-      x: Math.min(Math.max(point.x, 0), image.width - 1),
-      y: Math.min(Math.max(point.y, 0), image.height - 1),
-    };
+    state.point = { x: clamp(point.x, 0, image.width - 1), y: clamp(point.y, 0, image.height - 1) };
     redraw();
   };
 
@@ -334,8 +352,7 @@ function start(page, data) {
   const showPins = () => {
     byId("pins").replaceChildren(
       ...state.pins.map((point, index) => {
-        const name = nameOf(classAt(data.prediction, point));
-        const select = element("button", { type: "button", textContent: `${index + 1}: (${point.x}, ${point.y}) ${name}` });
+        const select = element("button", { type: "button", textContent: `${index + 1}: (${point.x}, ${point.y}) ${nameOf(ownClass(point))}` });
         select.setAttribute("aria-pressed", String(index === state.chosen));
         select.addEventListener("click", () => choose(index));
         const remove = element("button", { type: "button", textContent: "×" });
@@ -353,23 +370,21 @@ function start(page, data) {
   // ---- pointer
 
   const pointUnder = (event) => {
-    const box = event.currentTarget.getBoundingClientRect();
-    const inside = (value, pixels) => Math.min(Math.max(Math.floor(value * pixels), 0), pixels - 1);
-    return {
-      x: inside((event.clientX - box.left) / box.width, image.width),
-      y: inside((event.clientY - box.top) / box.height, image.height),
-    };
+    const { x, y } = view.under(event, event.currentTarget);
+    return { x: clamp(Math.floor(x), 0, image.width - 1), y: clamp(Math.floor(y), 0, image.height - 1) };
   };
 
   const followed = (canvas) => {
+    const dragged = zoomable(canvas, view);
     // a finger looks around while it is down, a mouse always
     canvas.addEventListener("pointermove", (event) => {
-      if (event.pointerType !== "touch" || event.buttons) go(pointUnder(event));
+      if ((event.pointerType !== "touch" || event.buttons) && !(event.buttons && dragged())) go(pointUnder(event));
     });
     canvas.addEventListener("pointerleave", (event) => {
       if (event.pointerType !== "touch" && state.chosen !== null) go(state.pins[state.chosen]);
     });
     canvas.addEventListener("click", (event) => {
+      if (dragged()) return;
       go(pointUnder(event));
       pin();
     });
@@ -377,8 +392,9 @@ function start(page, data) {
   followed(picture.canvas);
   classPanels.forEach(({ canvas }) => followed(canvas));
   mapPanels.forEach(({ canvas }) => {
+    const dragged = zoomable(canvas, view);
     canvas.addEventListener("pointermove", (event) => {
-      state.read = cellAt(pointUnder(event));
+      state.read = pointUnder(event);
       redraw();
     });
     canvas.addEventListener("pointerleave", () => {
@@ -386,6 +402,7 @@ function start(page, data) {
       redraw();
     });
     canvas.addEventListener("click", (event) => {
+      if (dragged()) return;
       choose(null);
       go(pointUnder(event));
     });
@@ -399,7 +416,9 @@ function start(page, data) {
     opacity: (value) => (state.opacity = Number(value)),
     log: (value) => (state.log = value),
     residual: (value) => (state.residual = value),
+    only: (value) => (state.only = value === "" ? null : Number(value)),
     theme: (value) => (document.documentElement.dataset.theme = value),
+    frame: (value) => (state.frame = Number(value)),
   };
   const set = (name, value) => {
     const field = byId(name);
@@ -409,18 +428,21 @@ function start(page, data) {
     byId("clip-value").textContent = `${state.clip.toFixed(1)} %`;
     byId("opacity-value").textContent = `${Math.round(100 * state.opacity)} %`;
     byId("residual-note").hidden = !state.residual;
-    redraw();
+    replaced();
   };
   const nextOf = (list, current) => list[(list.indexOf(current) + 1) % list.length];
 
   byId("colours").append(...page.colours.map((name) => element("option", { value: name, textContent: name })));
+  byId("only").append(element("option", { value: "", textContent: "all" }), ...page.names.map((name, id) => element("option", { value: id, textContent: name })));
+  byId("time").hidden = frames === 1;
+  Object.assign(byId("frame"), { max: frames - 1, value: place });
   // what a head adds by a weight of its own, or not at all, is no sum of passes
-  const gamma = page.composed ? page.gamma : null;
-  byId("residual-label").hidden = gamma === null;
-  byId("gamma").textContent = `γ = ${(gamma ?? 0).toPrecision(3).replace("-", "−")}`;
+  const gammas = data.models.filter(({ composed, gamma }) => composed && gamma !== null).map(({ gamma }) => gamma);
+  byId("residual-label").hidden = !gammas.length;
+  byId("gamma").textContent = `γ = ${gammas.map((gamma) => gamma.toPrecision(3).replace("-", "−")).join(", ")}`;
   byId("residual-note").textContent =
     `Each pass adds γ times what it gathers to what is there, so the maps are those of I + |γ| A` +
-    `${page.gamma < 0 ? " (γ is negative here, its size is taken)" : ""}, scaled to sum to 1.`;
+    `${gammas.some((gamma) => gamma < 0) ? " (where γ is negative, its size is taken)" : ""}, scaled to sum to 1.`;
   for (const name of Object.keys(setters)) {
     byId(name).addEventListener("input", ({ target }) => set(name, target.type === "checkbox" ? target.checked : target.value));
   }
@@ -428,27 +450,37 @@ function start(page, data) {
 
   const figure = () => {
     const points = state.pins.length ? state.pins : [state.point];
-    const figureRows = points.map((point) => {
-      const copy = (draw) => {
-        const canvas = element("canvas", size);
-        draw(canvas.getContext("2d"));
-        return canvas;
-      };
-      const maps = look(point);
-      const name = nameOf(classAt(data.prediction, point));
-      return {
-        panels: [
-          { title: "input", note: `(${point.x}, ${point.y})  ${name}`, canvas: copy((context) => drawPicture(context, point, [])) },
-          ...maps.map((one, i) => ({
-            title: page.titles[i],
-            note: summary(one, i),
-            scale: [lowest(one.limit), `≥ ${short(one.limit)}`],
-            canvas: copy((context) => drawMap({ context, pixels: mapPanels[i].pixels }, point, one)),
-          })),
-        ],
-      };
+    const shown = state.frame;
+    const copy = (draw) => {
+      const canvas = element("canvas", size);
+      draw(canvas.getContext("2d"));
+      return canvas;
+    };
+    const mapPanel = (one, i, point, title, note) => ({
+      title,
+      note,
+      scale: [lowest(one.limit), `≥ ${short(one.limit)}`],
+      canvas: copy((context) => drawMap({ ...mapPanels[i], context }, point, one)),
     });
-    return figureOf(figureRows, data.tables[state.colours], size);
+    const rowOfMaps = (point) => {
+      const input = { title: "input", note: `(${point.x}, ${point.y})  ${nameOf(ownClass(point))}`, canvas: copy((context) => drawPicture(context, point, [])) };
+      return [[input, ...look(point).map((one, i) => mapPanel(one, i, point, columns[i].title, summary(one)))]];
+    };
+    // a row of the frames for each pass
+    const rowsOfFrames = (point) =>
+      look(point).map((one, i) =>
+        Array.from({ length: frames }, (_, frame) => {
+          [state.frame, ground] = [frame, null];
+          prepare();
+          const own = frame === place ? `, (${point.x}, ${point.y})  ${nameOf(ownClass(point))}` : "";
+          return mapPanel(one, i, point, frameName(frame), `${columns[i].title}: ${percent(one.byFrame[frame])}${own}`);
+        }),
+      );
+    prepare();
+    const rows = points.flatMap(frames > 1 ? rowsOfFrames : rowOfMaps).map((panels) => ({ panels }));
+    state.frame = shown;
+    replaced();
+    return figureOf(rows, data.tables[state.colours], size);
   };
 
   const save = () =>
@@ -459,36 +491,51 @@ function start(page, data) {
     });
 
   const copyLink = async () => {
-    const link = new URL(`#x=${state.point.x}&y=${state.point.y}`, location.href).href;
+    const address = new URL(link(), location.href).href;
     try {
-      await navigator.clipboard.writeText(link);
+      await navigator.clipboard.writeText(address);
       byId("status").textContent = "The link is copied.";
       byId("copy").textContent = "Copied";
     } catch {
       // a page from a file may not write to the clipboard: the address bar has the link
-      history.replaceState(null, "", link);
+      history.replaceState(null, "", address);
       byId("copy").textContent = "See the address bar";
     }
     setTimeout(() => (byId("copy").textContent = "Copy link"), 2000);
   };
 
+  const zoom = (factor) => () => view.by(factor, state.point);
   byId("save").addEventListener("click", save);
   byId("copy").addEventListener("click", copyLink);
   byId("keys").addEventListener("click", () => byId("help").showModal());
+  byId("zoom-in").addEventListener("click", zoom(1.5));
+  byId("zoom-out").addEventListener("click", zoom(1 / 1.5));
+  byId("zoom-all").addEventListener("click", () => view.reset());
 
   const move = (across, down) => (event) => {
-    if (event.shiftKey) return go({ x: state.point.x + across, y: state.point.y + down });
-    const cell = cellAt(state.point);
-    const inside = (value, cells) => Math.min(Math.max(value, 0), cells - 1);
-    const next = pixelAt({ x: inside(cell.x + across, grid.width), y: inside(cell.y + down, grid.height) });
-    // the other coordinate stays where it is
-    return go({ x: across ? next.x : state.point.x, y: down ? next.y : state.point.y });
+    const step = () => {
+      if (event.shiftKey) return { x: state.point.x + across, y: state.point.y + down };
+      const [model] = data.models;
+      const cell = cellAt(model, state.point);
+      const next = pixelAt(model, {
+        x: clamp(cell.x + across, 0, model.grid.width - 1),
+        y: clamp(cell.y + down, 0, model.grid.height - 1),
+      });
+      // the other coordinate stays where it is
+      return { x: across ? next.x : state.point.x, y: down ? next.y : state.point.y };
+    };
+    go(step());
+    view.reveal(state.point);
   };
   const brightest = () => {
-    const { peak } = look(state.point).at(-1);
-    go(pixelAt({ x: peak % grid.width, y: Math.floor(peak / grid.width) }));
+    const { model } = columns.at(-1);
+    const most = placeOf(model, look(state.point).at(-1).peak);
+    set("frame", most.frame);
+    go(pixelAt(model, most));
+    view.reveal(state.point);
   };
-  const fade = (by) => () => set("opacity", Math.min(Math.max(state.opacity + by, 0), 1).toFixed(2));
+  const step = (by) => () => set("frame", clamp(state.frame + by, 0, frames - 1));
+  const fade = (by) => () => set("opacity", clamp(state.opacity + by, 0, 1).toFixed(2));
   const keys = {
     ArrowLeft: move(-1, 0),
     ArrowRight: move(1, 0),
@@ -501,10 +548,16 @@ function start(page, data) {
     m: brightest,
     c: () => set("colours", nextOf(page.colours, state.colours)),
     l: () => set("log", !state.log),
-    r: () => gamma !== null && set("residual", !state.residual),
-    "+": fade(0.05),
-    "=": fade(0.05),
-    "-": fade(-0.05),
+    r: () => gammas.length && set("residual", !state.residual),
+    f: () => set("only", nextOf(["", ...page.names.map((_, id) => String(id))], String(state.only ?? ""))),
+    ",": step(-1),
+    ".": step(1),
+    "+": zoom(1.5),
+    "=": zoom(1.5),
+    "-": zoom(1 / 1.5),
+    0: () => view.reset(),
+    "[": fade(-0.05),
+    "]": fade(0.05),
     s: save,
     "?": () => byId("help").showModal(),
   };
@@ -518,26 +571,30 @@ function start(page, data) {
     act(event);
   });
 
-  window.addEventListener("hashchange", () => {
+  const follow = () => {
     const point = pointOf(location.hash, image);
-    if (point) go(point);
-  });
+    if (!point) return;
+    set("frame", frameOf(location.hash, frames) ?? place);
+    go(point);
+  };
+  window.addEventListener("hashchange", follow);
 
   page.pins.forEach((point) => state.pins.push(point));
   if (state.pins.length) state.chosen = 0;
-  const linked = pointOf(location.hash, image);
-  if (linked) Object.assign(state, { point: linked, chosen: null });
+  if (pointOf(location.hash, image)) state.chosen = null;
   byId("reading").classList.toggle("beside", byId("panels").querySelectorAll(".panel").length % COLUMNS === 1);
+  byId("panels").classList.toggle("wide", image.width >= WIDE * image.height);
   // on a telephone the controls would push the maps out of sight
   byId("options").open = matchMedia("(min-width: 40rem)").matches;
   byId("viewer").hidden = false;
   set("clip", page.clip);
+  follow();
   showPins();
   show();
 
   return {
-    map: (x, y, number) => mapOf({ x, y }, number),
-    cell: (x, y) => Object.values(cellAt({ x, y })),
+    map: (x, y, number, model = 0) => mapOf(data.models[model], { x, y }, number),
+    cell: (x, y) => Object.values(cellAt(data.models[0], { x, y })),
     look: (x, y) => {
       const began = performance.now();
       state.point = { x, y };

@@ -73,11 +73,11 @@ class ClipHead(RCCAHead):
         return scores, [each[:, 1:, 0] for each in maps] if T == 1 else maps
 
     def projections(self, features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Query and key of each pass, each (B, C', h, w); of single frames alone."""
+        """Query and key of each pass, each (B, C', T, h, w), of one frame (B, C', h, w)."""
         x, pairs = self._reduce(clip_of(features[-1])), []
         for _ in range(self.recurrence):
             query, key, _ = self.attention.project(x)
-            pairs.append((query[:, :, 0], key[:, :, 0]))
+            pairs.append((query, key) if x.shape[2] > 1 else (query[:, :, 0], key[:, :, 0]))
             x = self.attention(x)
         return pairs
 
