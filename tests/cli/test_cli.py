@@ -182,7 +182,7 @@ def test_the_version_is_told_before_torch_is_loaded():
         (("visualize", "--point", "1,1", "--label", "a.png"), "option --label: only with --html; add --html FILE"),
         (("visualize", "--html", "a.html", "-o", "a.png"), "option --output: is for the figure, not for --html"),
         (("visualize", "--html", "a.html", "--maps", "a.npz"), "option --maps: is for the figure"),
-        (("visualize", "--html", "a.html", "--maps", "b.npz"), "option --maps: is for the figure"),
+        (("visualize", "--html", "a.html", "--class", "b"), "option --class: is for the figure"),
         (("eval", "--scales", "1,,2"), "option --scales 1,,2: not a list of at most 32 scales"),
         (("eval", "--mode", "tiles"), "option --mode: 'tiles' is not one of 'whole', 'sliding'; "),
         (("predict", "a.png", "-o", "b.png", "--format", "gif"), "option --format: "),

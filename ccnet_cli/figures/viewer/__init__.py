@@ -45,8 +45,8 @@ class ModelContent:
 
     The attention is either weights_NP, (h w, h + w) of each pass, or projections_CN, query and key of each pass,
     (C', h w), of a clip (C', T h w), which is required for more than CELLS cells and for clips, or others, where it is
-    not over crosses. composed says whether a pass works on what the one before it made. prediction are classes (H, W) or
-    (T, H, W), cells those of the grid (h, w) or (T, h, w).
+    not over crosses. composed says whether a pass works on what the one before it made. prediction are classes (H, W)
+    or (T, H, W), cells those of the grid (h, w) or (T, h, w).
     """
 
     cells: Pixels

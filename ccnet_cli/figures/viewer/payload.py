@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# N pixels of the grid, whose size is (h, w) or of a clip (T, h, w); P = h + w or T + h + w positions on a pixel's cross,
-# M keys, C' channels of query and key, K classes
+# N pixels of the grid, whose size is (h, w) or of a clip (T, h, w); P, their sum, positions on a pixel's cross, M keys,
+# C' channels of query and key, K classes
 
 # steps of a weight's square root: the finer first, the coarser if that is too large
 LEVELS = (1023, 255)
