@@ -175,8 +175,8 @@ def _visualize_clip(
         files.write_bytes(request.maps, _npz(request.points, [point.maps for point in points], size))
     head = artifact.network.head
     facts = str(artifact.path), int(head.recurrence), float(head.gamma)
-    files_named, place = (str(request.output), str(image)), clip.place
-    return ClipSummary(*files_named, *facts, size, attention.grid, clip.frames, place, tuple(points))
+    grid, place = attention.grid, clip.place
+    return ClipSummary(str(request.output), str(image), *facts, size, grid, clip.frames, place, tuple(points))
 
 
 def read_clip(source: Path, clip: Clip, number: int | None, tolerate: bool = False) -> list[images.Pixels]:
