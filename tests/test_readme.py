@@ -48,8 +48,8 @@ def parse(line: str) -> tuple[str, dict[str, object]]:
 def test_a_command_of_the_manual_exists(line: str):
     name, values = parse(line)
     if name == "train" and values and values["preset"] is None:
-        # what a run was made of lies in its folder
-        assert values["resume"]
+        # what a run was made of lies in its folder, and for data one is proposed
+        assert values["resume"] or values["data"]
     elif name == "train" and values and not str(values["preset"]).endswith(".yaml"):
         assert config.load(str(values["preset"]), values["overrides"] or ())
 

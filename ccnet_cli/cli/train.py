@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,6 +34,7 @@ PRESET = "preset.yaml"
 @app.command(
     epilog=examples(
         "ccnet train --preset quickstart",
+        "ccnet train --data mine",
         "ccnet train --preset camvid --data CamVid -o runs/camvid",
         "ccnet train --preset cityscapes-r2-ohem --data Cityscapes --gpus 4 --weights mit-resnet101-imagenet",
         "ccnet train --preset quickstart -s model.recurrence=1 -s schedule.steps=200",
@@ -47,7 +48,7 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="What to run; see ccnet presets list. A run that is resumed has its own.",
+            help="What to run; see ccnet presets list. Proposed for --data DIR without one; a resumed run has its own.",
             autocompletion=preset_names,
         ),
     ] = None,
@@ -136,13 +137,17 @@ def train(
     from ccnet_cli import config
 
     run, resume = _find_run(run, resume)
-    preset = preset or _preset_of(run, resume)
+    chosen: str | dict[str, Any] | None = None
+    if preset is None and resume is None and data is not None:
+        chosen = _propose(data, None if dry_run else Path(), (gpus, processes, device), nodes)
+    chosen = chosen or preset or _preset_of(run, resume)
     named = {"seed": seed, "train.tf32": None if tf32 is None else str(tf32).lower()}
     given = [f"{key}={value}" for key, value in named.items() if value is not None]
-    settings = config.load(preset, [*(overrides or ()), *path_override("data.root", data), *given])
+    settings = config.load(chosen, [*(overrides or ()), *path_override("data.root", data), *given])
     if epochs is not None:
         settings = _with_epochs(settings, epochs, overrides or ())
-    detail(f"preset {settings.name} of {config.find(preset)}")
+    if isinstance(chosen, str):
+        detail(f"preset {settings.name} of {config.find(chosen)}")
     from ccnet_cli.commands.train import train as start
     from ccnet_cli.parallel.elastic import Nodes
     from ccnet_cli.parallel.group import Limits
@@ -183,6 +188,28 @@ def train(
     # one of several processes prints it
     if folder is not None:
         print_names(folder)
+
+
+def _propose(
+    data: Path, output: Path | None, where: tuple[int | None, int, str], nodes: str | None
+) -> "str | dict[str, Any]":
+    """The file of a preset for a folder of data, in the output folder or, for None, its keys."""
+    from ccnet_cli.commands import propose
+    from ccnet_cli.devices import local_device, read_launch
+
+    if nodes is not None or read_launch() is not None:
+        fix = "give one with --preset; ccnet train --data DIR --dry-run without a launcher proposes one"
+        raise InputError("option --preset", "missing, and several machines or processes would each write one", fix)
+    ready = data / PRESET
+    if ready.is_file():
+        notice(f"{data}: trained by {ready}")
+        return str(ready)
+    gpus, processes, _ = where
+    proposal = propose.propose(data, local_device(*where), gpus or processes)
+    if output is None:
+        notice(f"{proposal.line}; not written")
+        return proposal.mapping
+    return str(propose.write(proposal, output))
 
 
 def _with_epochs(settings: "Preset", epochs: float, overrides: Sequence[str]) -> "Preset":

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ccnet_cli import config, files
+from ccnet_cli.commands.propose import SMALL, frame
 from ccnet_cli.config.text import dump
 from ccnet_cli.datasets.annotations import FORMATS, recognise
 from ccnet_cli.datasets.annotations.shapes import paint
@@ -29,10 +30,6 @@ PROBES, COMPLETE = 24, 0.1
 # ways to part images that are tried, so that every class is in both parts
 DRAWS = 64
 SPLITS = ("train", "val", "test")
-# the preset: its network and optimiser are those of BASE, crops and steps follow the images
-BASE = "camvid"
-MAX_SIDE = 384
-STEPS_PER_IMAGE, MIN_STEPS, MAX_STEPS = 6, 150, 800
 
 
 @dataclass(frozen=True)
@@ -259,9 +256,7 @@ def _preset(output: Path, classes: Sequence[str], palette: Sequence[Sequence[int
     """A preset for the new folder: a small network from scratch, which a CPU trains in minutes."""
     count, sizes = len(annotations.pictures), [_size(picture) for picture in annotations.pictures]
     height, width = (int(np.median(side)) for side in zip(*sizes, strict=True))
-    scale = min(1, MAX_SIDE / max(height, width))
-    crop = [max(8 * round(side * scale / 8), 8) for side in (height, width)]
-    steps = min(max(STEPS_PER_IMAGE * count, MIN_STEPS), MAX_STEPS)
+    framing, steps = frame((height, width), SMALL.side), SMALL.steps(count)
     data: dict[str, Any] = {
         "dataset": "folder",
         "root": str(output.absolute()),
@@ -269,16 +264,14 @@ def _preset(output: Path, classes: Sequence[str], palette: Sequence[Sequence[int
         "val_list": "val.lst",
         "classes": list(classes),
         "palette": [list(colour) for colour in palette],
-        "crop": crop,
+        **framing,
         "scale_max": 1.5,
     }
-    if scale < 1:
-        data["fit"] = [max(crop), min(crop)]
-    mapping = config.to_mapping(config.load(BASE))
+    mapping = config.to_mapping(config.load(SMALL.base))
     own = {key: mapping[key] for key in ("model", "train", "loss", "log")}
     own |= {"schedule": {"steps": steps, "lr": 0.002, "warmup": min(50, steps // 10)}, "checkpoint": {"every": 100}}
     title = f"{count} images of your own, {len(classes)} classes"
     named = {"name": output.absolute().name, "description": title, "source": "ccnet data convert"}
-    whole = {**named, **own, "data": data, "eval": {"fit": [*data["fit"]]} if scale < 1 else {}}
+    whole = {**named, **own, "data": data, "eval": {"fit": [*framing["fit"]]} if "fit" in framing else {}}
     config.from_mapping(whole)
     return dump(whole)

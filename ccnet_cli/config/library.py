@@ -63,6 +63,12 @@ def read(name_or_path: str, based: tuple[str, ...] = ()) -> dict[str, Any]:
     path, mapping = _row(name_or_path) or (find(name_or_path), None)
     if mapping is None:
         mapping = _parse(path)
+    return add_base(mapping, path, (*based, name_or_path))
+
+
+def add_base(mapping: Mapping[str, Any], path: Path = Path(), based: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys of a preset in the file of this path, those of its base among them."""
+    mapping = dict(mapping)
     base = mapping.pop("base", None)
     if base is None:
         return mapping
@@ -72,7 +78,7 @@ def read(name_or_path: str, based: tuple[str, ...] = ()) -> dict[str, Any]:
         base = str(path.parent / base)
     if base in based or len(based) > MAX_BASES:
         raise InputError(f"preset {path}", f"its base {base} is based on it", "name another base")
-    below = migration.migrate(read(base, (*based, name_or_path, base)))
+    below = migration.migrate(read(base, based))
     return merge({key: value for key, value in below.items() if key not in OWN_KEYS}, mapping)
 
 

@@ -36,9 +36,12 @@ class UnknownKeyError(InputError):
     """A preset has a key that this version does not know."""
 
 
-def load(name_or_path: str, overrides: Sequence[str] = ()) -> Preset:
-    """Read a preset by name, or a file by path, and apply overrides, each "key=value"; InputError if any is wrong."""
-    mapping = library.read(name_or_path)
+def load(preset: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> Preset:
+    """Read a preset by name, a file by path, or the keys of one, and apply overrides, each "key=value".
+
+    InputError if any is wrong.
+    """
+    mapping = library.read(preset) if isinstance(preset, str) else library.add_base(preset)
     before = migration.migrate(mapping).get("schedule")
     # parts are chosen before their settings are set, in whatever order they come
     for assignment in sorted(overrides, key=lambda assignment: not _chooses_part(assignment)):

@@ -41,9 +41,9 @@ def read(tree: Tree) -> Annotations:
     if not masks:
         fix = "name masks as the images, in a folder masks or labels or with an ending such as _mask"
         raise InputError(f"folder {tree.top}", "holds no image with a mask", fix)
-    labels, source = (tree.labels, "--labels") if tree.labels else _read_table(tree)
+    labels, source = (tree.labels, "--labels") if tree.labels else read_table(tree)
     if labels is None:
-        labels, source = _discover([tree.top / mask for mask in masks.values()]), "what the other masks hold"
+        labels, source = discover_table([tree.top / mask for mask in masks.values()]), "what the other masks hold"
     try:
         table = parse_table(labels)
     except ValueError as error:
@@ -92,7 +92,7 @@ def _read_splits(tree: Tree) -> dict[str, str]:
     return splits
 
 
-def _read_table(tree: Tree) -> tuple[dict[str, str | None] | None, str]:
+def read_table(tree: Tree) -> tuple[dict[str, str | None] | None, str]:
     """The meaning of values or colours in the first text file that says it; files in several folders must agree."""
     tables: dict[str, dict[str, str | None]] = {}
     for path in tree.ending(".txt", ".csv", ".names"):
@@ -133,7 +133,7 @@ def _meaning(name: str) -> str | None:
     return None if name.lower() in VOID else name
 
 
-def _discover(masks: Sequence[Path]) -> dict[str, str | None]:
+def discover_table(masks: Sequence[Path]) -> dict[str, str | None]:
     """A table of the values or colours that occur, each a class named after it; 255 is ignored beside others."""
     values: set[int] = set()
     colours: set[int] = set()
