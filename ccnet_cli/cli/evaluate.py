@@ -87,6 +87,10 @@ def evaluate(
         typer.Option("--per-image", metavar="CSV", help="Write the figures of each image, also into --json."),
     ] = None,
     boundary: Annotated[bool, typer.Option("--boundary", help="Measure outlines: boundary IoU of each class.")] = False,
+    calibration_error: Annotated[
+        bool,
+        typer.Option("--calibration-error", help="Measure how far probabilities are from the share of right pixels."),
+    ] = False,
     confusion: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the confusion matrix.")] = None,
     save: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the label maps here.")] = None,
     formats: Formats = None,
@@ -120,6 +124,7 @@ def evaluate(
         tolerate_damage=tolerate_damage,
         per_image=per_image is not None,
         boundary=boundary,
+        calibration_error=calibration_error,
         confusion=confusion,
         save=save,
         formats=tuple(map(str, formats or [Format.COLOR])),
@@ -155,5 +160,7 @@ def _show(result: dict[str, Any], json_file: Path | None, csv: Path | None, per_
         for name, value in result["classes"].items()
     ]
     summary = [("mIoU", "miou"), ("pixel accuracy", "pixel_accuracy"), ("mean accuracy", "mean_accuracy")]
+    if result["calibration_error"] is not None:
+        summary.append(("calibration error", "calibration_error"))
     rows += [(label, percent(result[key]), *[""] * len(measures)) for label, key in summary]
-    table(title, ("class", *columns), rows, sections=[len(rows) - 4])
+    table(title, ("class", *columns), rows, sections=[len(rows) - len(summary) - 1])

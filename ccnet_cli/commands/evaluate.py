@@ -19,7 +19,7 @@ from ccnet_cli.figures import charts
 from ccnet_cli.inference.artifact import Artifact, Network, default_device, open_artifact
 from ccnet_cli.inference.details import Details
 from ccnet_cli.inference.dispatch import read_launch_alone
-from ccnet_cli.inference.metrics import Confusion
+from ccnet_cli.inference.metrics import Calibration, Confusion
 from ccnet_cli.inference.runtime import CALIBRATION_IMAGES, Runtime
 from ccnet_cli.inference.scoring import OnImage, score_network
 from ccnet_cli.inference.views import Views
@@ -44,7 +44,8 @@ class EvaluateRequest:
     overrides ("key=value") its keys. limit scores the first images only. confusion draws the matrix as a PNG; save
     writes one PNG per image and format into a folder, where existing files are refused unless overwrite.
     tolerate_damage reads what is left of damaged images. others are files that the caller is going to write. per_image
-    asks for the figures of each image, boundary for those of outlines.
+    asks for the figures of each image, boundary for those of outlines, calibration_error for whether the probabilities
+    are right.
     """
 
     checkpoint: Path | None = None
@@ -63,6 +64,7 @@ class EvaluateRequest:
     others: tuple[Path, ...] = ()
     per_image: bool = False
     boundary: bool = False
+    calibration_error: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Result:
     measures: dict[str, dict[str, float | None]] = field(default_factory=dict)
     # a row for each image, where they were asked for
     per_image: list[dict[str, Any]] = field(default_factory=list)
+    # expected calibration error, where it was asked for
+    calibration_error: float | None = None
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, fit for JSON."""
@@ -134,15 +138,17 @@ def evaluate_in_group(request: EvaluateRequest, group: Group) -> Result:
     views = Views.of(artifact.preset.eval, source.classes)
     details = Details(len(source.classes), source.ignore_index, request.boundary)
     wanted = details if request.per_image or request.boundary else None
+    calibration = Calibration() if request.calibration_error and labelled else None
     with _save_and_report(plan, source, group, wanted) as on_image:
-        confusion = score_network(network, source, views, group, on_image)
+        confusion = score_network(network, source, views, group, on_image, calibration=calibration)
     if labelled and not confusion.matrix.any():
         notice(f"the labels of split {request.split} are all void: there is no score")
     if request.confusion is not None and group.rank == 0:
         images.write_image(request.confusion, charts.confusion_matrix(confusion.matrix.numpy(), source.classes.names))
     if wanted:
         wanted.merge(group.gather(wanted))
-    return _result(confusion, source, path, _settings(request, artifact.preset, runtime, source), details)
+    result = _result(confusion, source, path, _settings(request, artifact.preset, runtime, source), details)
+    return replace(result, calibration_error=_finite(calibration.error())) if calibration else result
 
 
 def _open_split(request: EvaluateRequest, artifact: Artifact[Network]) -> tuple[Source, bool]:

@@ -1,4 +1,4 @@
-"""How well predictions agree with the truth: one confusion matrix, and the figures read from it."""
+"""How well predictions agree with the truth: one confusion matrix, and whether the confidence is right."""
 
 import torch
 from torch import Tensor
@@ -58,6 +58,40 @@ class Confusion:
     def mean_accuracy(self) -> float:
         """Mean over the classes present of the share of their pixels found; nan without any."""
         return float(_ratio(self.matrix.diagonal(), self.matrix.sum(1)).nanmean())
+
+
+class Calibration:
+    """Expected calibration error (Guo et al., ICML 2017): sum over bins of |right - confidence| / all pixels.
+
+    A pixel's confidence is the largest probability of its softmax; bin m of 15 takes those above (m - 1) / 15 and up to
+    m / 15. Sums are whole numbers, of UNIT for the confidence, so that no order of the pixels changes a bit: counts
+    (3, 15) int64 are pixels, right ones, and confidence.
+    """
+
+    BINS = 15
+    # float32 has no finer steps at 1; a sum over 2**38 pixels does not overflow
+    UNIT = 1 << 24
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.counts = torch.zeros(3, self.BINS, dtype=torch.int64, device=device)
+
+    def update(self, scores_KHW: Tensor, label_HW: Tensor, ignore_index: int = 255) -> None:
+        """Count every pixel whose label is not ignore_index."""
+        best, prediction = scores_KHW.max(dim=0)
+        # float64, so that what a vector's end rounds otherwise is far below a UNIT
+        confidence = 1 / (scores_KHW.double() - best).exp().sum(dim=0)
+        label = label_HW.to(best.device)
+        valid = label != ignore_index
+        steps = (confidence[valid] * self.UNIT).round().long()
+        right = (prediction[valid] == label[valid]).long()
+        bins = (steps * self.BINS - 1) // self.UNIT
+        for row, values in zip(self.counts, (torch.ones_like(right), right, steps), strict=True):
+            row.index_add_(0, bins.to(row.device), values.to(row.device))
+
+    def error(self) -> float:
+        """The error, 0..1; nan without a pixel."""
+        pixels, right, confidence = self.counts.double()
+        return float((right - confidence / self.UNIT).abs().sum() / pixels.sum())
 
 
 def _ratio(part: Tensor, total: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from ccnet_cli.datasets.listing import Sample
 from ccnet_cli.datasets.source import Source, load_frames, load_image, load_pair
 from ccnet_cli.errors import Interrupted
 from ccnet_cli.inference.artifact import Network
-from ccnet_cli.inference.metrics import Confusion
-from ccnet_cli.inference.scores import Predictor
+from ccnet_cli.inference.metrics import Calibration, Confusion
+from ccnet_cli.inference.scores import Predictor, Scores
 from ccnet_cli.inference.views import Views, batch_scores, host_input
 from ccnet_cli.media.background import prefetch
 from ccnet_cli.parallel.group import Group
@@ -45,12 +45,14 @@ def score_network(
     on_image: OnImage | None = None,
     stop_signal: Callable[[], int] = int,
     predictor: Predictor | None = None,
+    calibration: Calibration | None = None,
 ) -> Confusion:
     """The confusion matrix over every image that has a label, on every process, each image counted once.
 
     Neither the images that the network sees together nor the number of processes change a bit of the answer. The
     network's modes stay as they are. Where stop_signal gives a signal's number on one process, Interrupted is raised on
-    all. A predictor that scored other images before may have loaded its kernel already.
+    all. A predictor that scored other images before may have loaded its kernel already. calibration counts the same
+    pixels.
     """
     confusion = Confusion(len(source.classes))
     predictor = predictor or Predictor()
@@ -73,6 +75,8 @@ def score_network(
                 else:
                     prediction, counts = predictor.compare(scores, loaded.label, source.ignore_index)
                     confusion.merge(counts)
+                    if calibration is not None:
+                        _calibrate(calibration, scores, loaded.label, source.ignore_index)
                     pixels += int(np.count_nonzero(loaded.label != source.ignore_index))
                 if on_image is not None:
                     on_image(loaded.sample, loaded.image, prediction, loaded.label)
@@ -84,9 +88,17 @@ def score_network(
         raise Interrupted(f"data set {source.dataset}", "not scored to the end", "start again", number)
     # on the device: NCCL sums on GPUs only
     confusion.matrix = group.all_reduce_sum(confusion.matrix.to(device)).cpu()
+    if calibration is not None:
+        calibration.counts = group.all_reduce_sum(calibration.counts.to(device)).cpu()
     counted = torch.tensor([images, pixels], device=device)
     _check_counts(source, confusion, *group.all_reduce_sum(counted).tolist())
     return confusion
+
+
+def _calibrate(calibration: Calibration, scores: Scores, label: np.ndarray, ignore_index: int) -> None:
+    truth = torch.from_numpy(label)
+    for top, band in scores.bands():
+        calibration.update(band, truth[top : top + band.shape[1]], ignore_index)
 
 
 @contextmanager

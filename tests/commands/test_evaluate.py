@@ -87,7 +87,7 @@ def test_the_mapping_is_json_without_nan(saved, data):
     assert json.loads(json.dumps(mapping, allow_nan=False)) == mapping
     assert set(mapping) == {
         *("miou", "pixel_accuracy", "mean_accuracy", "classes", "images", "pixels", "checkpoint", "settings"),
-        *("measures", "per_image"),
+        *("measures", "per_image", "calibration_error"),
     }
     settings = mapping["settings"]
     assert (settings["mode"], settings["tile"], settings["scales"], settings["flip"]) == (
