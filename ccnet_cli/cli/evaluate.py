@@ -45,6 +45,7 @@ TITLES = {"dice": "Dice %", "precision": "precision %", "recall": "recall %", "b
     epilog=examples(
         "ccnet eval",
         "ccnet eval runs/camvid/best.pt --data CamVid --json scores.json",
+        "ccnet eval runs/camvid --report camvid.html",
         "ccnet eval CS_scenes_60000.pth --data Cityscapes",
         "ccnet eval ckpt.pt --data Cityscapes --mode sliding --scales 0.75,1,1.25 --flip",
         "ccnet eval ckpt.pt --data Cityscapes --precision bf16",
@@ -92,6 +93,9 @@ def evaluate(
         typer.Option("--calibration-error", help="Measure how far probabilities are from the share of right pixels."),
     ] = False,
     confusion: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the confusion matrix.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="HTML", help="Write all figures and the hardest images as a page.")
+    ] = None,
     save: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the label maps here.")] = None,
     formats: Formats = None,
     overwrite: Overwrite = False,
@@ -102,7 +106,9 @@ def evaluate(
     """
     if checkpoint and option:
         raise InputError(f"checkpoint {option}", f"{checkpoint} is given too", "give one of them")
-    refuse_outputs(json_file, csv, per_image, confusion, inputs=[checkpoint or option, listing, preset_file(preset)])
+    refuse_outputs(
+        json_file, csv, per_image, confusion, report, inputs=[checkpoint or option, listing, preset_file(preset)]
+    )
     chosen = [
         *(overrides or ()),
         *path_override(f"data.{split}_list", listing),
@@ -126,6 +132,7 @@ def evaluate(
         boundary=boundary,
         calibration_error=calibration_error,
         confusion=confusion,
+        report=report,
         save=save,
         formats=tuple(map(str, formats or [Format.COLOR])),
         overwrite=overwrite,

@@ -16,8 +16,9 @@ from ccnet_cli.datasets.report import warn_of_dead_labels
 from ccnet_cli.datasets.source import Source
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.figures import charts
+from ccnet_cli.figures.report import MAX_EXAMPLES, WorstImages, merge_worst, write_evaluation
 from ccnet_cli.inference.artifact import Artifact, Network, default_device, open_artifact
-from ccnet_cli.inference.details import Details
+from ccnet_cli.inference.details import Details, find_hardest
 from ccnet_cli.inference.dispatch import read_launch_alone
 from ccnet_cli.inference.metrics import Calibration, Confusion
 from ccnet_cli.inference.runtime import CALIBRATION_IMAGES, Runtime
@@ -27,6 +28,7 @@ from ccnet_cli.media import images, outputs
 from ccnet_cli.media.background import background_writer
 from ccnet_cli.parallel import supervisor
 from ccnet_cli.parallel.group import Group, Worker, join_group
+from ccnet_cli.training.record import environment
 from ccnet_cli.weights.find import find_artifact
 from ccnet_cli.weights.pairs import list_files
 
@@ -41,8 +43,9 @@ class EvaluateRequest:
     """What to score, on which images, and what to write.
 
     checkpoint may be anybody's (see find_artifact); preset (a name or file) replaces the one that it holds or suggests,
-    overrides ("key=value") its keys. limit scores the first images only. confusion draws the matrix as a PNG; save
-    writes one PNG per image and format into a folder, where existing files are refused unless overwrite.
+    overrides ("key=value") its keys. limit scores the first images only. confusion draws the matrix as a PNG, report
+    writes all figures as an HTML page; save writes one PNG per image and format into a folder, where existing files are
+    refused unless overwrite.
     tolerate_damage reads what is left of damaged images. others are files that the caller is going to write. per_image
     asks for the figures of each image, boundary for those of outlines, calibration_error for whether the probabilities
     are right.
@@ -57,6 +60,7 @@ class EvaluateRequest:
     split: str = "val"
     limit: int | None = None
     confusion: Path | None = None
+    report: Path | None = None
     save: Path | None = None
     formats: tuple[str, ...] = ("color",)
     overwrite: bool = False
@@ -119,9 +123,12 @@ def evaluate_in_group(request: EvaluateRequest, group: Group) -> Result:
     path = find_artifact(request.checkpoint)
     runtime = replace(request.runtime, device=str(group.device)).resolve(path)
     request = replace(request, formats=outputs.check_formats(request.formats))
-    drawn = request.confusion
-    if drawn is not None and drawn.suffix.lower() != ".png" and not files.is_stream(drawn):
-        raise InputError(drawn, "the confusion matrix is drawn as a PNG", "end the name in .png")
+    for path_asked, suffix, what in (
+        (request.confusion, ".png", "the confusion matrix is drawn as a PNG"),
+        (request.report, ".html", "the report is an HTML page"),
+    ):
+        if path_asked is not None and path_asked.suffix.lower() != suffix and not files.is_stream(path_asked):
+            raise InputError(path_asked, what, f"end the name in {suffix}")
     artifact = open_artifact(path, request.preset, request.overrides)
     source, labelled = _open_split(request, artifact)
     plan = {} if request.save is None else _plan(request, request.save, source, group)
@@ -139,16 +146,33 @@ def evaluate_in_group(request: EvaluateRequest, group: Group) -> Result:
     details = Details(len(source.classes), source.ignore_index, request.boundary)
     wanted = details if request.per_image or request.boundary else None
     calibration = Calibration() if request.calibration_error and labelled else None
-    with _save_and_report(plan, source, group, wanted) as on_image:
+    worst = WorstImages(MAX_EXAMPLES if request.report else 0, source.classes.palette, source.ignore_index)
+    with _save_and_report(plan, source, group, wanted, worst) as on_image:
         confusion = score_network(network, source, views, group, on_image, calibration=calibration)
     if labelled and not confusion.matrix.any():
         notice(f"the labels of split {request.split} are all void: there is no score")
-    if request.confusion is not None and group.rank == 0:
-        images.write_image(request.confusion, charts.confusion_matrix(confusion.matrix.numpy(), source.classes.names))
     if wanted:
         wanted.merge(group.gather(wanted))
     result = _result(confusion, source, path, _settings(request, artifact.preset, runtime, source), details)
-    return replace(result, calibration_error=_finite(calibration.error())) if calibration else result
+    result = replace(result, calibration_error=_finite(calibration.error())) if calibration else result
+    _draw(request, result, confusion, source, group, worst)
+    return result
+
+
+def _draw(
+    request: EvaluateRequest, result: Result, confusion: Confusion, source: Source, group: Group, worst: WorstImages
+) -> None:
+    """Write the confusion matrix and the report that were asked for, on one process; worst are each process's own."""
+    examples = merge_worst(group.gather(worst), MAX_EXAMPLES) if request.report else []
+    if group.rank or not (request.confusion or request.report):
+        return
+    matrix = charts.confusion_matrix(confusion.matrix.numpy(), source.classes.names)
+    if request.confusion is not None:
+        images.write_image(request.confusion, matrix)
+    if request.report is not None:
+        around, figures = environment(group.device, group.world_size), result.to_mapping()
+        name = Path(result.checkpoint).name
+        write_evaluation(request.report, name, figures, around, source.classes, (matrix, examples))
 
 
 def _open_split(request: EvaluateRequest, artifact: Artifact[Network]) -> tuple[Source, bool]:
@@ -198,7 +222,7 @@ def _plan(request: EvaluateRequest, folder: Path, source: Source, group: Group) 
 def _refuse_outputs(request: EvaluateRequest, plan: dict[str, dict[str, Path]], read: Iterable[Path]) -> None:
     """InputError for a file to be written that is read, exists or is another one; result files replace others."""
     saved = [path for paths in plan.values() for path in paths.values()]
-    results = [path for path in (request.confusion, *request.others) if path is not None]
+    results = [path for path in (request.confusion, request.report, *request.others) if path is not None]
     inputs = [*read, *([] if request.preset is None else [config.find(request.preset)])]
     files.refuse_outputs([*results, *saved], inputs)
     files.refuse_outputs(saved, overwrite=request.overwrite)
@@ -206,10 +230,11 @@ def _refuse_outputs(request: EvaluateRequest, plan: dict[str, dict[str, Path]], 
 
 @contextmanager
 def _save_and_report(
-    plan: dict[str, dict[str, Path]], source: Source, group: Group, details: Details | None
+    plan: dict[str, dict[str, Path]], source: Source, group: Group, details: Details | None, worst: WorstImages
 ) -> Iterator[OnImage]:
     """Yield a function that writes an image's prediction in the background, and prints a line of progress."""
     done, total = 0, len(group.shard(len(source.samples)))
+    see = find_hardest(worst, len(source.classes))
 
     def write(sample: Sample, image: np.ndarray, prediction: np.ndarray) -> None:
         for format, path in plan[sample.name].items():
@@ -222,6 +247,8 @@ def _save_and_report(
             done += 1
             if details is not None and label is not None:
                 details.add(sample.name, prediction, label)
+            if worst.count and label is not None:
+                see(sample.name, image, prediction, label)
             if plan:
                 submit(write, sample, image, prediction)
             if done % PROGRESS_IMAGES == 0 and done < total:

@@ -111,10 +111,17 @@ class Checkpoint(Section):
 
 
 class Log(Section):
-    """How often, in steps, a line is logged."""
+    """How often, in steps, a line is logged, and which programs get numbers and pictures too; each is an extra."""
 
     every: Count = 10
     tensorboard: Flag = False
+    wandb: Flag = False
+    mlflow: Flag = False
+
+    @property
+    def trackers(self) -> list[str]:
+        """The programs by name."""
+        return [name for name in ("tensorboard", "wandb", "mlflow") if getattr(self, name)]
 
 
 def _data(value: object) -> Data:

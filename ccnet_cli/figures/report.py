@@ -1,7 +1,10 @@
-"""The report of a finished run: its results, curves, classes and worst images on one HTML page."""
+"""The report of a finished run, or of an evaluation: results, curves, classes and hardest images on one HTML page."""
 
 import heapq
+import itertools
 import math
+import shlex
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +15,19 @@ import numpy as np
 from ccnet_cli import files
 from ccnet_cli.errors import one_line
 from ccnet_cli.figures import pages
+from ccnet_cli.figures.curves import Plot
 from ccnet_cli.media import images
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.images import Pixels, cv2
 
 # pixels of an example's longer side, and between its pictures
 SIDE, GAP = 420, 4
+# images that a report shows
+MAX_EXAMPLES = 8
 # pixels of the line of a class
 LINE_WIDTH, LINE_HEIGHT = 260, 26
+
+MEASURES = {"dice": "Dice", "precision": "precision", "recall": "recall", "boundary_iou": "boundary IoU"}
 
 Row = Mapping[str, Any]
 
@@ -31,6 +39,14 @@ class Example:
     miou: float
     name: str
     picture: Pixels
+
+
+@dataclass(frozen=True)
+class Table:
+    """The classes: headings beside their names, and for each its name, colour, numbers and, of a run, line."""
+
+    headings: Sequence[str]
+    rows: Sequence[Mapping[str, Any]]
 
 
 class WorstImages:
@@ -74,19 +90,69 @@ def write_report(
 ) -> None:
     """Write the page of a run: preset is YAML, rows those of the log, matrix_bgr the chart of the confusion matrix.
 
-    Rows of evaluations have `miou` and `classes`, a mapping from class names. curves.png beside path is put in.
+    Rows of evaluations have `miou` and `classes`, a mapping from class names.
     """
     scored = [row for row in rows if "miou" in row]
-    curves = path.with_name("curves.png")
+    table = Table(
+        ("IoU %", "best %", "over the steps"),
+        [_class_row(scored, *entry) for entry in zip(classes.names, classes.palette, strict=True)],
+    )
+    curves = [plot.render() for plot in _plots(rows)]
+    _write(path, environment, _facts(rows, scored), table, (matrix_bgr, examples), curves=curves, preset=preset)
+
+
+def write_evaluation(
+    path: Path,
+    title: str,
+    result: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    classes: Classes,
+    pictures: tuple[Pixels, Sequence[Example]],
+) -> None:
+    """Write the page of an evaluation: result is what `ccnet eval --json` writes, pictures those of write_report."""
+    facts = {
+        "mIoU": _percent(result["miou"], " %"),
+        "pixel accuracy": _percent(result["pixel_accuracy"], " %"),
+        "mean accuracy": _percent(result["mean_accuracy"], " %"),
+        "images": f"{result['images']:,}",
+        "pixels": f"{result['pixels']:,}",
+    }
+    measures = result["measures"]
+    rows = [
+        {
+            "name": name,
+            "colour": _colour(colour),
+            "numbers": [_percent(result["classes"][name]), *(_percent(each[name]) for each in measures.values())],
+        }
+        for name, colour in zip(classes.names, classes.palette, strict=True)
+    ]
+    table = Table(("IoU %", *(f"{MEASURES[name]} %" for name in measures)), rows)
+    settings = files.to_json(result["settings"], 1)
+    _write(path, environment, facts, table, pictures, title=title, preset=settings)
+
+
+def _write(
+    path: Path,
+    environment: Mapping[str, Any],
+    facts: Mapping[str, str],
+    table: Table,
+    pictures: tuple[Pixels, Sequence[Example]],
+    title: str | None = None,
+    curves: Sequence[str] = (),
+    preset: str = "",
+) -> None:
+    matrix_bgr, examples = pictures
     page = pages.render(
         "report.html",
         style=(pages.FOLDER / "report.css").read_text(encoding="utf-8"),
-        title=one_line(path.parent.name),
+        title=one_line(path.parent.name if title is None else title),
         started=environment.get("started", ""),
         device=environment.get("device", ""),
-        facts=_facts(rows, scored),
-        curves=pages.png_bytes(curves.read_bytes()) if curves.is_file() else None,
-        classes=[_class_row(scored, *entry) for entry in zip(classes.names, classes.palette, strict=True)],
+        command=_command_line([*map(str, environment.get("command", []))]),
+        facts=facts,
+        curves=curves,
+        headings=table.headings,
+        classes=table.rows,
         width=LINE_WIDTH,
         height=LINE_HEIGHT,
         matrix=pages.png(matrix_bgr),
@@ -95,6 +161,38 @@ def write_report(
         environment=files.to_json(dict(environment), 1),
     )
     files.write_bytes(path, page.encode())
+
+
+def _command_line(words: Sequence[str]) -> str:
+    """The command as it is typed, wherever its program lies."""
+    program = ["ccnet" if Path(word).name in ("ccnet", "__main__.py") else word for word in words[:1]]
+    return shlex.join([*program, *words[1:]])
+
+
+def _plots(rows: Sequence[Row]) -> list[Plot]:
+    """Scores first, then what was logged while training."""
+
+    def line(key: str, factor: float = 1) -> list[tuple[float, float]]:
+        return [(row["step"], factor * row[key]) for row in rows if key in row]
+
+    names = dict.fromkeys(key for row in rows for key in row if key == "loss" or key.startswith("loss/"))
+    # one term is the loss itself
+    terms = ["loss"] if len(names) == 2 else sorted(names)
+    percent = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
+    return [
+        Plot("Validation, %", {name: line(key, 100) for key, name in percent.items()}, marked=True),
+        Plot("Training loss", {name: line(name) for name in terms}),
+        Plot("Learning rate", {"learning rate": line("lr")}),
+        Plot("Gamma", {"gamma": line("gamma")}),
+        Plot("Step time, ms", {"step time": [(step, 1000 * seconds) for step, seconds in _step_times(rows)]}),
+    ]
+
+
+def _step_times(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """Step and mean seconds of the steps since the row before; a resumed run counts its seconds anew."""
+    timed = [(row["step"], row["seconds"]) for row in rows if "seconds" in row]
+    pairs = itertools.pairwise(timed)
+    return [(s, (late - early) / (s - first)) for (first, early), (s, late) in pairs if late > early and s > first]
 
 
 def _facts(rows: Sequence[Row], scored: Sequence[Row]) -> dict[str, str]:
@@ -108,28 +206,29 @@ def _facts(rows: Sequence[Row], scored: Sequence[Row]) -> dict[str, str]:
             "pixel accuracy": f"{100 * scored[-1].get('pixel_accuracy', math.nan):.2f} %",
         }
     losses = [row["loss"] for row in rows if "loss" in row]
-    return facts | ({"last loss": f"{losses[-1]:.4f}"} if losses else {})
+    facts |= {"last loss": f"{losses[-1]:.4f}"} if losses else {}
+    times = [seconds for _, seconds in _step_times(rows)]
+    return facts | ({"median step": f"{1000 * statistics.median(times):.0f} ms"} if times else {})
 
 
-def _class_row(scored: Sequence[Row], name: str, colour: tuple[int, int, int]) -> dict[str, str]:
+def _class_row(scored: Sequence[Row], name: str, colour: tuple[int, int, int]) -> dict[str, Any]:
     """A class in the table: its last and its best IoU, and its line over the steps."""
     history = [(row["step"], row.get("classes", {}).get(name)) for row in scored]
     points = [(step, value) for step, value in history if value is not None]
-    row = {
-        "name": name,
-        "colour": "#{:02x}{:02x}{:02x}".format(*colour),
-        "last": _percent(history[-1][1] if history else None),
-        "best": _percent(max((value for _, value in points), default=None)),
-        "line": _line(points),
-    }
+    last, best = history[-1][1] if history else None, max((value for _, value in points), default=None)
+    row = {"name": name, "colour": _colour(colour), "numbers": [_percent(last), _percent(best)], "line": _line(points)}
     if points:
-        first, last = points[0][1], points[-1][1]
-        row["label"] = f"IoU of {name} from {100 * first:.1f} to {100 * last:.1f} percent"
+        begin, end = points[0][1], points[-1][1]
+        row["label"] = f"IoU of {name} from {100 * begin:.1f} to {100 * end:.1f} percent"
     return row
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
+def _colour(rgb: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*rgb)
+
+
+def _percent(value: float | None, unit: str = "") -> str:
+    return "-" if value is None else f"{100 * value:.2f}{unit}"
 
 
 def _line(points: Sequence[tuple[int, float]]) -> str:

@@ -1,12 +1,13 @@
 """Figures beside the confusion matrix of all images: one row for each image, and how well outlines agree."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ccnet_cli.figures.report import WorstImages
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.media.images import Pixels, cv2
 
@@ -21,6 +22,17 @@ class ImageFigures(NamedTuple):
     miou: float
     pixel_accuracy: float
     mean_dice: float
+
+
+def find_hardest(worst: WorstImages, classes: int) -> Callable[[str, Pixels, Pixels, Pixels], None]:
+    """What shows `worst` each image: its name, BGR pixels, prediction and label, both train ids (H, W)."""
+
+    def add(name: str, image_bgr: Pixels, prediction: Pixels, label: Pixels) -> None:
+        own = Confusion(classes)
+        own.update(torch.from_numpy(prediction), torch.from_numpy(label), worst.ignore_index)
+        worst.add(name, own.miou(), image_bgr, label, prediction)
+
+    return add
 
 
 class Details:

@@ -27,7 +27,7 @@ from ccnet_cli.training.plan import Plan
 from ccnet_cli.training.record import Record, mosaic
 from ccnet_cli.training.schedule import learning_rate
 from ccnet_cli.training.trainer import Trainer
-from ccnet_cli.training.validation import validate, write_report
+from ccnet_cli.training.validation import show_pictures, validate, write_report
 
 # in place of a signal's number: the run folder is another run's
 LOST = 1 << 16
@@ -77,6 +77,8 @@ class Loop:
                 self._finish_step(number)
         finally:
             self.progress.close()
+            if self.record:
+                self.record.trackers.close()
 
     def _at_end(self) -> bool:
         return is_over(self.plan, self.trainer)
@@ -154,7 +156,9 @@ class Loop:
             normalisation, palette = self.trainer.model.normalisation, self.trainer.source.classes.palette
             if image_BCHW.dim() == 5:
                 image_BCHW = image_BCHW[:, self.trainer.model.labelled]
-            images.write_image(self.plan.run / "batch.jpg", mosaic(image_BCHW, label_BHW, normalisation, palette))
+            picture = mosaic(image_BCHW, label_BHW, normalisation, palette)
+            images.write_image(self.plan.run / "batch.jpg", picture)
+            self.record.trackers.picture(0, "first batch", picture)
 
     def _skip(self, samples: list[str]) -> None:
         """Report a skipped step; NonFiniteError if there are too many in a row, or the run would end on several."""
@@ -188,6 +192,8 @@ class Loop:
         means = mean_losses(trainer.unlogged, trainer.loss_names)
         lr = trainer.optimizer.param_groups[0]["lr"]
         row = {"step": trainer.step, "epoch": trainer.epoch, **means, "lr": lr, "seconds": self.seconds}
+        gamma = getattr(trainer.model.head, "gamma", None)
+        row |= {} if gamma is None else {"gamma": float(gamma)}
         self.record.add(row | {"images_per_second": rate, "stall": stall})
         text = f"loss {means['loss']:.4f}  lr {lr:.2e}  {rate:.1f} images/s, {stall:.0%} of it waiting for data"
         self.progress.show(trainer.step, text)
@@ -216,7 +222,8 @@ class Loop:
         trainer, patience = self.trainer, self.trainer.patience
         try:
             may_be_last = self._at_end() or (patience is not None and patience.ends_next)
-            scores = validate(trainer, self.val, self.stop_signal, examples=may_be_last)
+            shown = may_be_last or bool(self.preset.log.trackers)
+            scores = validate(trainer, self.val, self.stop_signal, examples=shown)
         except Interrupted as stop:
             return stop.number
         self._confirm()
@@ -224,6 +231,7 @@ class Loop:
         miou = trainer.metrics["miou"]
         if self.record:
             self.record.add({"step": trainer.step} | trainer.metrics, scores.class_ious(self.val.classes.names))
+            show_pictures(self.record, self.val, scores, trainer.step)
             notice(f"step {trainer.step}: validation mIoU {miou:.4f} ({time.monotonic() - started:.0f} s)")
         if miou > trainer.best:
             trainer.best, trainer.best_step = miou, trainer.step

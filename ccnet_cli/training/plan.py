@@ -143,8 +143,9 @@ def _check(request: TrainRequest, preset: config.Preset, device: torch.device) -
         raise InputError("preset key train.precision: fp16", "needs a GPU", "use bf16 or fp32")
     if preset.train.batch == 1:
         raise InputError("preset key train.batch: 1", "batch normalisation needs 2 images or more", "use 2 or more")
-    if preset.log.tensorboard and find_spec("tensorboard") is None:
-        raise InputError("preset key log.tensorboard", "not installed", "run pip install 'ccnet-cli[tensorboard]'")
+    for name in preset.log.trackers:
+        if find_spec(name) is None:
+            raise InputError(f"preset key log.{name}", "not installed", f"run pip install 'ccnet-cli[{name}]'")
     if request.weights and request.resume:
         raise InputError("option --weights", "--resume is given too", "give one of them")
     if request.strict and not request.resume:

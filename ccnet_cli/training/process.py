@@ -26,6 +26,7 @@ from ccnet_cli.training.record import Record, environment
 from ccnet_cli.training.request import TrainRequest
 from ccnet_cli.training.start import begin
 from ccnet_cli.training.state import seed_rank
+from ccnet_cli.training.trackers import Trackers
 from ccnet_cli.weights.load import Start, read_start
 
 
@@ -119,7 +120,7 @@ def _train(plan: Plan, inputs: Inputs, group: Group, stop_signal: Callable[[], i
     with _uncount_refusal(plan, group):
         record = None
         if group.rank == 0:
-            record = Record(plan.run, trainer.step, trainer.loss_names, preset.log.tensorboard)
+            record = Record(plan.run, trainer.step, trainer.loss_names)
         score_first = group.broadcast(record is not None and _is_unscored(plan, trainer.step, record))
         if is_over(plan, trainer) and not score_first:
             if record:
@@ -134,6 +135,7 @@ def _train(plan: Plan, inputs: Inputs, group: Group, stop_signal: Callable[[], i
             files.write_bytes(plan.run / "preset.yaml", config.dump(preset).encode())
             text = files.to_json(environment(group.device, plan.processes), 1)
             files.write_bytes(plan.run / "environment.json", text.encode())
+            record.trackers = Trackers(plan.run, preset.log.trackers, config.dump(preset))
         with watch_workers():
             Loop(plan, trainer, record, stop_signal).run(score_first)
         files.failpoint("at_exit")

@@ -23,12 +23,13 @@ from ccnet_cli.errors import EnvironmentFailure, notice
 from ccnet_cli.figures.charts import training_curves
 from ccnet_cli.media import images
 from ccnet_cli.models.network import Normalisation
+from ccnet_cli.training.trackers import Trackers
 
 COLUMNS = (
     *("step", "epoch", "loss", "lr", "images_per_second", "stall", "seconds"),
     *("miou", "pixel_accuracy", "mean_accuracy"),
 )
-# of a row, what TensorBoard does not plot
+# of a row, what trackers do not plot
 NOT_PLOTTED = {"step", "epoch", "seconds", "classes"}
 PACKAGES = (
     "ccnet-cli",
@@ -75,19 +76,16 @@ class Record:
     full disk is reported once and stops no run: what could not be written follows when there is space again.
     """
 
-    def __init__(self, folder: Path, step: int = 0, losses: Sequence[str] = (), tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, step: int = 0, losses: Sequence[str] = ()) -> None:
         self.folder = folder
+        # none until a run gives it some
+        self.trackers = Trackers(folder)
         self.rows = [row for row in read_log(folder / "log.jsonl") if row["step"] <= step]
         earlier = [key for row in self.rows for key in row if key.startswith("loss/")]
         self.columns = tuple(dict.fromkeys([*COLUMNS, *earlier, *losses]))
         self.incomplete = False
         self.next_drawing = 0.0
         self._rewrite()
-        self.tensorboard: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.tensorboard = SummaryWriter(str(folder / "tensorboard"))
 
     def add(self, numbers: Mapping[str, float], classes: Mapping[str, float | None] | None = None) -> None:
         """Append one row of numbers by their columns; every row has its step, and what is not finite is left out.
@@ -98,9 +96,7 @@ class Record:
         if classes is not None:
             row["classes"] = dict(classes)
         self._append(row)
-        if self.tensorboard is not None:
-            for column in row.keys() - NOT_PLOTTED:
-                self.tensorboard.add_scalar(column, row[column], row["step"])
+        self.trackers.numbers(row["step"], {name: row[name] for name in row if name not in NOT_PLOTTED})
 
     def skip(self, step: int, samples: list[str]) -> None:
         """Append the row of a step that was skipped, with the samples of its batch."""

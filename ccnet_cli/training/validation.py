@@ -6,22 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ccnet_cli.datasets.listing import Sample
 from ccnet_cli.datasets.source import Source
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 from ccnet_cli.figures import report
 from ccnet_cli.figures.charts import confusion_matrix
-from ccnet_cli.figures.report import Example, WorstImages, merge_worst
+from ccnet_cli.figures.report import MAX_EXAMPLES, Example, WorstImages, merge_worst
+from ccnet_cli.inference.details import find_hardest
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.scoring import score_network
 from ccnet_cli.inference.views import Views
 from ccnet_cli.training.record import Record
 from ccnet_cli.training.trainer import Trainer
-
-# validation images that the report shows
-MAX_EXAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -51,17 +47,25 @@ def validate(trainer: Trainer, source: Source, stop_signal: Callable[[], int], e
     """Score the model on all ranks; Interrupted on each once stop_signal gives a number on one."""
     trainer.group.share_buffers(trainer.inference_model)
     worst = WorstImages(MAX_EXAMPLES, source.classes.palette, source.ignore_index)
+    see = find_hardest(worst, len(source.classes))
 
     def add(sample: Sample, image: Any, prediction: Any, label: Any) -> None:
         if label is not None:
-            own = Confusion(len(source.classes))
-            own.update(torch.from_numpy(prediction), torch.from_numpy(label), source.ignore_index)
-            worst.add(sample.name, own.miou(), image, label, prediction)
+            see(sample.name, image, prediction, label)
 
     views = Views.of(trainer.preset.eval, source.classes)
     on_image = add if examples else None
     confusion = score_network(trainer.inference_model, source, views, trainer.group, on_image, stop_signal)
     return Scores(confusion, merge_worst(trainer.group.gather(worst), MAX_EXAMPLES) if examples else [])
+
+
+def show_pictures(record: Record, source: Source, scores: Scores, step: int) -> None:
+    """Give the trackers, where there are any, the confusion matrix and the hardest images."""
+    if not record.trackers.active:
+        return
+    record.trackers.picture(step, "confusion", confusion_matrix(scores.confusion.matrix.numpy(), source.classes.names))
+    for number, example in enumerate(scores.examples, start=1):
+        record.trackers.picture(step, f"hardest {number}", example.picture)
 
 
 def write_report(record: Record, source: Source, scores: Scores) -> None:

@@ -438,6 +438,17 @@ def test_scores_that_are_not_finite_are_refused(data, tmp_path):
         evaluate(tiny.save_checkpoint(tmp_path, spoil=True), data)
 
 
+def test_a_report_is_written_by_the_process_that_has_all_figures(saved, data, tmp_path):
+    result = evaluate(saved, data, report=tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"{100 * result.miou:.2f} %" in text and "Hardest images" in text and "ccnet" in text
+    assert text.count("<figure>") == len(SIZES)
+    # figures of single images are asked for by other means
+    assert not result.per_image
+    with pytest.raises(InputError, match=r"end the name in \.html"):
+        evaluate(saved, data, report=tmp_path / "report.pdf")
+
+
 def test_the_confusion_matrix_is_drawn(saved, data, tmp_path):
     evaluate(saved, data, confusion=tmp_path / "matrix.png")
     drawn = cv2.imdecode(np.frombuffer((tmp_path / "matrix.png").read_bytes(), np.uint8), cv2.IMREAD_COLOR)

@@ -7,8 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from ccnet_cli.figures.report import WorstImages, merge_worst, write_report
-from ccnet_cli.media import images
+from ccnet_cli.figures.report import WorstImages, merge_worst, write_evaluation, write_report
 from ccnet_cli.media.classes import Classes
 
 PALETTE = ((128, 64, 128), (70, 130, 180), (0, 0, 142))
@@ -78,7 +77,6 @@ class Page(HTMLParser):
 
 
 def page(folder, rows, examples=()):
-    images.write_image(folder / "curves.png", np.zeros((30, 40, 3), np.uint8))
     matrix = np.zeros((50, 60, 3), np.uint8)
     environment = {"device": "cpu", "started": "2026-01-01", "command": ["<script>alert(1)</script>"]}
     write_report(folder / "report.html", "name: <mine>\n", environment, rows, CLASSES, matrix, examples)
@@ -101,7 +99,7 @@ def test_the_page_tells_the_run_and_needs_nothing_else(tmp_path):
     assert text.count("<polyline") == 2
     # nothing is loaded, nothing runs, what others wrote stays text
     assert told.links and all(link.startswith("data:image/png;base64,") for link in told.links)
-    assert "script" not in told.tags and told.tags.count("img") == 3 and all(told.alts)
+    assert "script" not in told.tags and told.tags.count("img") == 2 and all(told.alts)
     assert "default-src 'none'" in text and "<img src=x>: mIoU" in told.text and "name: <mine>" in told.text
 
 
@@ -116,6 +114,56 @@ def test_a_class_has_its_colour_and_a_line_that_falls_as_its_score_does(tmp_path
     assert all(colour in text for colour in ("#804080", "#4682b4", "#00008e"))
     # the last and the best score of each class: 0 is one, none is not
     assert re.findall(r">(\d+\.\d\d|-)</td>", text) == ["0.00", "100.00", "-", "25.00", "-", "-"]
+
+
+ROWS = [
+    {"step": 10, "loss": 1.5, "loss/ohem": 1.0, "loss/auxiliary": 0.5, "lr": 0.1, "gamma": -0.25, "seconds": 1.0},
+    {"step": 20, "loss": 1.25, "loss/ohem": 1.0, "loss/auxiliary": 0.25, "lr": 0.05, "gamma": 0.5, "seconds": 3.0},
+    {"step": 20, "miou": 0.4, "pixel_accuracy": 0.5},
+    # resumed: its seconds begin anew
+    {"step": 30, "loss": 1.0, "loss/ohem": 0.75, "loss/auxiliary": 0.25, "lr": 0.0, "gamma": 0.5, "seconds": 1.0},
+    {"step": 40, "loss": 1.0, "loss/ohem": 0.75, "loss/auxiliary": 0.25, "lr": 0.0, "gamma": 0.5, "seconds": 5.0},
+]
+
+
+def test_a_run_has_a_curve_for_all_that_it_logs_and_a_number_for_one_evaluation(tmp_path):
+    text = page(tmp_path, ROWS)
+    titles = re.findall(r"<h3>(.*?)</h3>", text)
+    assert titles == ["Validation, %", "Training loss", "Learning rate", "Gamma", "Step time, ms"]
+    assert '<span class="number">40</span> mIoU, at step 20' in text
+    drawings = re.findall(r'aria-label="([^"]*: [^"]*)"', text)
+    assert len(drawings) == 4 and "loss/auxiliary from 0.5 at step 10 to 0.25 at step 40" in drawings[0]
+    assert drawings[2] == "Gamma: gamma from −0.25 at step 10 to 0.5 at step 40"
+    # between the first two rows 0.2 s a step, in the resumed part 0.4
+    assert drawings[3].startswith("Step time, ms: step time from 200 at step 20 to 400 at step 40")
+    assert "median step" in text and "300 ms" in text
+    told = Page(text)
+    assert told.tags.count("h1") == 1 and "'<script>alert(1)</script>'" in told.text
+
+
+def test_one_evaluation_of_many_is_a_marked_point_each(tmp_path):
+    rows = [*ROWS, {"step": 40, "miou": 0.5, "pixel_accuracy": 0.75}]
+    text = page(tmp_path, rows)
+    assert text.count("<circle") == 4 and 'class="number">40<' not in text
+
+
+def test_an_evaluation_has_a_page_of_its_measures(tmp_path):
+    numbers = dict(zip(NAMES, (0.5, None, 0.25), strict=True))
+    result = {
+        **{"miou": 0.375, "pixel_accuracy": 0.5, "mean_accuracy": None, "images": 3, "pixels": 12345},
+        **{"classes": numbers, "measures": {"dice": numbers, "recall": numbers}, "settings": {"split": "val"}},
+    }
+    around = {"command": ["/somewhere/bin/ccnet", "eval", "a b"], "device": "cpu", "started": "2026"}
+    worst = WorstImages(1, PALETTE, 255)
+    worst.add("hard", *scene(0.5))
+    matrix = np.zeros((50, 60, 3), np.uint8)
+    write_evaluation(tmp_path / "e.html", "best.pt", result, around, CLASSES, (matrix, merge_worst([worst], 1)))
+    text = (tmp_path / "e.html").read_text(encoding="utf-8")
+    told = Page(text)
+    assert "ccnet eval 'a b'" in told.text and "/somewhere" not in told.text.partition("Environment")[0]
+    assert re.findall(r'<th scope="col">(.*?)</th>', text) == ["class", "IoU %", "Dice %", "recall %"]
+    assert re.findall(r">(\d+\.\d\d|-)</td>", text) == ["50.00"] * 3 + ["-"] * 3 + ["25.00"] * 3
+    assert "37.50 %" in told.text and "12,345" in told.text and "hard: mIoU" in told.text and "<h2>Curves" not in text
 
 
 def test_a_run_that_was_never_scored_has_a_page_too(tmp_path):

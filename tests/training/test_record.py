@@ -3,9 +3,7 @@
 import errno
 import json
 import math
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,19 +91,6 @@ def test_the_mosaic_shows_eight_images_at_most():
         images, labels = torch.zeros(count, 3, 4, 5), torch.zeros(count, 4, 5, dtype=torch.long)
         picture = mosaic(images, labels, Normalisation("bgr", (1, 2, 3), (1, 1, 1)), [(1, 2, 3)])
         assert picture.shape == (8, 5 * columns, 3)
-
-
-def test_tensorboard_gets_the_numbers_over_the_steps(tmp_path, monkeypatch):
-    """But for the step itself, the epoch and the seconds."""
-    plotted = []
-    writer = SimpleNamespace(add_scalar=lambda *scalar: plotted.append(scalar))
-    board = SimpleNamespace(SummaryWriter=lambda folder: writer)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
-    record = Record(tmp_path, tensorboard=True)
-    record.add({"step": 3, "epoch": 1, "seconds": 9.0, "loss": 0.5, "lr": 0.1, "stall": math.nan})
-    record.add({"step": 4, "miou": 0.25}, {"road": 0.25})
-    record.skip(5, ["a"])
-    assert sorted(plotted) == [("loss", 0.5, 3), ("lr", 0.1, 3), ("miou", 0.25, 4)]
 
 
 def test_curves_are_drawn_now_and_then(tmp_path, monkeypatch):
