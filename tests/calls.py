@@ -71,7 +71,7 @@ def explore(images, output, points=(), checkpoint=None, **fields):
 
 def _fields(options, overrides=()):
     """Options as a request's fields: a runtime, and overrides as the command line makes them."""
-    own = {key: options.pop(key) for key in ("device", "precision", "compile") if key in options}
+    own = {key: options.pop(key) for key in ("device", "precision", "compile", "memory", "firm") if key in options}
     views = view_overrides(*(options.pop(key, None) for key in ("mode", "scales", "flip")))
     if "tile" in options:
         views += ["eval.tile={},{}".format(*options.pop("tile"))]

@@ -161,6 +161,15 @@ Precision = Annotated[
 ]
 
 
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="What a process may take, such as 2G; larger images are seen in tiles. By default what is left.",
+    ),
+]
+
+
 Compile = Annotated[
     Literal["off", "auto", "on"],
     typer.Option(
@@ -250,12 +259,26 @@ def preset_file(name: str | None) -> Path | None:
     return path if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 else None
 
 
-def runtime_of(device: str, precision: str, compiled: str, calibration: Sequence[str] | None) -> "Runtime":
+def bytes_of(text: str | None) -> int:
+    """A number of bytes with K, M, G or T (of 1024), at least 1M; 0 for None."""
+    if text is None:
+        return 0
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1)) if match else 0
+    if size < 1 << 20:
+        raise InputError(f"option --memory {text[:40]}", "not an amount of memory", "write for example 2G or 512M")
+    return size
+
+
+def runtime_of(
+    device: str, precision: str, compiled: str, calibration: Sequence[str] | None, memory: str | None = None
+) -> "Runtime":
     """What runs the network; InputError for calibration images that are not there, or not needed."""
     from ccnet_cli.inference.int8 import INT8
     from ccnet_cli.inference.runtime import Runtime
 
-    runtime = Runtime(device, precision, compiled)
+    limit = bytes_of(memory)
+    runtime = Runtime(device, precision, compiled, memory=limit, firm=limit > 0)
     if not calibration:
         return runtime
     if precision != INT8:

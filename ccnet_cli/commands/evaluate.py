@@ -121,7 +121,9 @@ def _evaluate_in_worker(worker: Worker, request: EvaluateRequest) -> Result:
 def evaluate_in_group(request: EvaluateRequest, group: Group) -> Result:
     """Score this process's share of the images; every process returns the figures of all."""
     path = find_artifact(request.checkpoint)
-    runtime = replace(request.runtime, device=str(group.device)).resolve(path)
+    runtime = replace(request.runtime, device=str(group.device)).resolve(path, group.world_size)
+    # the same on all, as it decides how an image is seen
+    runtime = replace(runtime, memory=-group.largest(-runtime.memory))
     request = replace(request, formats=outputs.check_formats(request.formats))
     for path_asked, suffix, what in (
         (request.confusion, ".png", "the confusion matrix is drawn as a PNG"),
@@ -142,7 +144,7 @@ def evaluate_in_group(request: EvaluateRequest, group: Group) -> Result:
     rows = range(0, len(source.samples), max(1, len(source.samples) // CALIBRATION_IMAGES))
     runtime = runtime.calibrate(source.samples[row].image for row in rows)
     network = runtime.prepare(artifact, len(source.samples))
-    views = Views.of(artifact.preset.eval, source.classes)
+    views = Views.of(artifact.preset.eval, source.classes, runtime.budget(artifact, network).fit)
     details = Details(len(source.classes), source.ignore_index, request.boundary)
     wanted = details if request.per_image or request.boundary else None
     calibration = Calibration() if request.calibration_error and labelled else None

@@ -156,7 +156,7 @@ def predict(request: PredictRequest, on_outcome: OnOutcome = lambda *_: None) ->
             return None
 
         def lead(stream: _Stream, collector: Collector) -> int:
-            recipe, artifact, tasks = stream.recipe, stream.artifact, stream.tasks(collector)
+            recipe, artifact, tasks = stream.recipe, stream.artifacts.pop(), stream.tasks(collector)
             return sharing.lead_launch(recipe, artifact, tasks, collector, group)
 
         try:
@@ -168,7 +168,7 @@ def predict(request: PredictRequest, on_outcome: OnOutcome = lambda *_: None) ->
 
 def _run(request: PredictRequest, on_outcome: OnOutcome, segment: Callable[["_Stream", Collector], int]) -> Prediction:
     stream = _open_stream(request)
-    prediction = Prediction(stream.recipe.checkpoint, stream.artifact.classes)
+    prediction = Prediction(stream.recipe.checkpoint, stream.classes)
 
     def deliver(outcome: Outcome) -> None:
         prediction.count(outcome)
@@ -210,7 +210,8 @@ class _Stream:
     """The sources of a request, of which the first are checked, and what they are segmented with.
 
     The recipe is the same for every shard; total counts this shard's sources, once it is known. listing holds all
-    sources where a file that exists may be replaced, and not all are checked.
+    sources where a file that exists may be replaced, and not all are checked. artifacts holds one, to be taken: its
+    weights are not needed beside those of the network that is made of them.
     """
 
     request: PredictRequest
@@ -219,13 +220,14 @@ class _Stream:
     rest: Iterator[Source]
     total: int | None
     recipe: Recipe
-    artifact: Artifact[Network]
+    classes: Classes
+    artifacts: list[Artifact[Network]]
     listing: Listing | None = None
 
     def segment(self, collector: Collector, processes: int) -> int:
         """Segment all in this process, or in others; the number of the signal that stopped it, or 0."""
         if processes == 1 and not self.request.gpus:
-            return sharing.segment_here(self.recipe, self.artifact, self.tasks(collector), collector)
+            return sharing.segment_here(self.recipe, self.artifacts.pop(), self.tasks(collector), collector)
         return sharing.segment_in_processes(self.recipe, self.tasks(collector), collector, processes)
 
     def tasks(self, collector: Collector) -> Iterator[Task | None]:
@@ -304,13 +306,15 @@ def _open_stream(request: PredictRequest) -> _Stream:
     name = device.type if request.gpus else str(device)
     pictures = (source.path for source in first if source.error is None and not sources.is_video(source.path))
     runtime = replace(request.runtime, device=name).calibrate(pictures)
-    recipe = request.recipe(path, runtime.resolve(path), min(count, WINDOW))
+    launch = devices.read_launch()
+    processes = launch.local_world_size if launch else request.gpus or request.processes
+    recipe = request.recipe(path, runtime.resolve(path, processes), min(count, WINDOW))
     artifact = recipe.open()
     if artifact.clip and not all(sources.is_video(source.path) for source in own):
         notice(f"the network takes clips: an image is seen as {artifact.clip.frames} equal frames, a video as itself")
     listing = Listing(first, stream) if request.overwrite and not is_all else None
     total, rest = len(own) if is_all else None, stream if listing is None else iter(listing)
-    return _Stream(request, layout, first, rest, total, recipe, artifact, listing)
+    return _Stream(request, layout, first, rest, total, recipe, artifact.classes, [artifact], listing)
 
 
 def _check_first(request: PredictRequest, layout: Layout, first: list[Source]) -> list[Path]:

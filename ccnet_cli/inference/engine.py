@@ -8,7 +8,7 @@ there is much to do, Winograd's minimal filtering takes the place of the 3x3 con
 import copy
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from importlib.util import find_spec
 from typing import Any, cast
@@ -70,13 +70,16 @@ class Convolution(nn.Module):
         suits = convolution.supports(conv) and all(kernels.supports(width, len(weight)) for width in widths)
         # multiply-adds of a pixel where the kernels could take it
         self.worth = weight.numel() if suits and convolution.is_faster(dtype, *widths, len(weight)) else 0
-        self.widths, self.quick = list(widths), False
+        self.widths, self.quick, self.keeps_filters = list(widths), False, True
 
     @cached_property
     def filters(self) -> list[kernels.Filters]:
-        """Winograd's, of each input."""
+        """Winograd's, of each input, made once."""
+        return list(self._transform())
+
+    def _transform(self) -> Iterator[kernels.Filters]:
         whole = torch.cat(list(self.weights), dim=1)
-        return [kernels.transform_filters(own) for own in whole.split(self.widths, dim=1)]
+        return (kernels.transform_filters(own) for own in whole.split(self.widths, dim=1))
 
     def forward(self, *inputs: Tensor, onto: Tensor | None = None) -> Tensor:
         """(B, C, H, W) of each input -> (B, outputs, h, w), added to `onto` in place where that is given."""
@@ -92,7 +95,8 @@ class Convolution(nn.Module):
 
     def _convolve_transformed(self, *inputs: Tensor, onto: Tensor | None) -> Tensor:
         last, after = len(inputs) - 1, 1.0 if self.slope is None else self.slope
-        for index, (x, own) in enumerate(zip(inputs, self.filters, strict=True)):
+        filters = self.filters if self.keeps_filters else self._transform()
+        for index, (x, own) in enumerate(zip(inputs, filters, strict=True)):
             bias = self.bias.float() if index == 0 else None
             onto = kernels.convolve_transformed(x, own, self.dilation[0], bias, onto, after if index == last else 1.0)
         assert onto is not None
@@ -172,6 +176,16 @@ class Engine(nn.Module):
         quick = self.images * pixels * sum(conv.worth for conv in self.convolutions) >= MIN_MACS_FOR_WINOGRAD
         for conv in self.convolutions:
             conv.quick = quick and conv.worth > 0
+
+    def count_filters(self) -> int:
+        """The numbers in transformed filters: of all that are kept or, where none are, of the largest."""
+        counts = [kernels.FILTER_GROWTH * conv.worth for conv in self.convolutions]
+        return sum(counts) if all(conv.keeps_filters for conv in self.convolutions) else max(counts, default=0)
+
+    def save_memory(self) -> None:
+        """Transform Winograd's filters anew for each image, which takes little time beside a large one."""
+        for conv in self.convolutions:
+            conv.keeps_filters = False
 
     @cached_property
     def convolutions(self) -> list[Convolution]:

@@ -206,7 +206,10 @@ class Segmenter:
         if self._prepared is None or self._prepared[0] != state:
             a = self.artifact
             network = self.runtime.prepare(a, count)
-            views, device = Views.of(a.preset.eval, a.classes), torch.device(self.runtime.device)
+            views, device = (
+                Views.of(a.preset.eval, a.classes, self.runtime.budget(a, network).fit),
+                torch.device(self.runtime.device),
+            )
             self._prepared = state, segmenter.Segmenter(network, views, device, a.clip)
         return self._prepared[1]
 

@@ -13,10 +13,11 @@ from ccnet_cli import devices
 from ccnet_cli.errors import InputError, detail
 from ccnet_cli.inference import engine, int8
 from ccnet_cli.inference.artifact import Artifact, Network, default_device, default_precision
+from ccnet_cli.inference.budget import Budget, machine_memory
 from ccnet_cli.inference.int8 import INT8
 from ccnet_cli.inference.views import host_input
 from ccnet_cli.media import images
-from ccnet_cli.models.network import CCNet, Normalisation
+from ccnet_cli.models.network import CCNet, Normalisation, build
 
 # images whose ranges are measured for int8, and the pixels of a side, around the middle, that are looked at
 CALIBRATION_IMAGES, CALIBRATION_SIDE = 8, 1025
@@ -26,16 +27,22 @@ CALIBRATION_IMAGES, CALIBRATION_SIDE = 8, 1025
 class Runtime:
     """Device, precision (auto, fp32, bf16, fp16, int8) and whether to compile (off, auto, on), as named by the user.
 
-    int8 measures its ranges on the first images of calibration that can be read.
+    int8 measures its ranges on the first images of calibration that can be read. memory is what a process may take, in
+    bytes; where it is not firm, that is what the machine has left, see Budget.
     """
 
     device: str = "auto"
     precision: str = "fp32"
     compile: str = "off"
     calibration: tuple[Path, ...] = ()
+    memory: int = 0
+    firm: bool = False
 
-    def resolve(self, path: Path) -> "Runtime":
-        """With the device and precision that auto means for an artifact; InputError for what cannot be had here."""
+    def resolve(self, path: Path, processes: int = 1) -> "Runtime":
+        """With the device and precision that auto means for an artifact; InputError for what cannot be had here.
+
+        The memory that the machine has left is for that many processes.
+        """
         device = devices.device(default_device(self.device, path))
         if self.precision == INT8:
             int8.check_support(device)
@@ -43,7 +50,15 @@ class Runtime:
         else:
             precision = devices.precision(default_precision(self.precision, path), device)
         engine.compiles(self.compile, device, 0)
-        return replace(self, device=str(device), precision=precision)
+        memory = self.memory or machine_memory(device) // processes
+        return replace(self, device=str(device), precision=precision, memory=memory)
+
+    def budget(self, artifact: Artifact[Network], network: Network) -> Budget:
+        """What the images that the artifact's network, as prepared, sees may take."""
+        model, classes = artifact.preset.model, len(artifact.classes)
+        # the kernels answer in float32 before they round
+        width = 3 if self.precision in ("bf16", "fp16") else 4
+        return Budget(self.memory, self.firm, network, lambda: build(model, classes), width)
 
     def prepare(self, artifact: Artifact[Network], count: int) -> Network:
         """The engine of the artifact's network for N images, or ONNX Runtime, which takes float32 alone."""

@@ -56,6 +56,12 @@ class Taps:
     def __len__(self) -> int:
         return len(self.first)
 
+    def cut(self, begin: int, end: int) -> "Taps":
+        """The taps of the axis from pixel `begin` to `end` alone."""
+        low = max(self.start, begin)
+        part = slice(low - self.start, max(low, min(self.start + len(self), end)) - self.start)
+        return Taps(low - begin, self.first[part], self.weights[:, part])
+
     def scale(self, weight: float) -> "Taps":
         """The same with every weight multiplied."""
         return Taps(self.start, self.first, self.weights * weight)

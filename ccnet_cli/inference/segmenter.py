@@ -8,9 +8,13 @@ from torch import Tensor
 
 from ccnet_cli.datasets.settings import Clip
 from ccnet_cli.inference.artifact import Network
+from ccnet_cli.inference.bands import Read, Region, score_bands, suits
 from ccnet_cli.inference.clips import Frame, VideoNetwork, score_video
 from ccnet_cli.inference.scores import Predictor, Scores
 from ccnet_cli.inference.views import Views, batch_scores, host_input
+
+# smaller ones are read ahead and scored at once
+MIN_PIXELS_OF_BANDS = 1 << 22
 
 
 class Segmenter:
@@ -39,6 +43,17 @@ class Segmenter:
         if self.clip is not None:
             return VideoNetwork(self.network, self.clip).score(input_1CHW, self.views, self.device)
         return batch_scores(self.network, input_1CHW, self.views, self.device)[0]
+
+    def sees_bands(self, size: tuple[int, int]) -> bool:
+        """Whether a picture is so large that it is better seen band by band, where that gives the same."""
+        whole = self.views.fit_to(size).grid(size, size, True).is_whole
+        return self.clip is None and size[0] * size[1] >= MIN_PIXELS_OF_BANDS and not whole and suits(self.views)
+
+    def predict_bands(self, size: tuple[int, int], read: Read) -> Iterator[tuple[Region, np.ndarray]]:
+        """The bands of a picture in order, and the best class of each of their pixels, 0 where none counts."""
+        for band in score_bands(self.network, read, size, self.views.fit_to(size), self.device):
+            blank = np.zeros(band.region.image.shape[:2], np.uint8)
+            yield band.region, blank if band.scores is None else self.predict(band.scores)
 
     def score_video(self, frames: Iterable[tuple[Frame, Tensor]]) -> Iterator[tuple[Frame, Scores]]:
         """What came with each frame's input, and the frame's scores, in order."""

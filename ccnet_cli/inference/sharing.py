@@ -52,7 +52,8 @@ class Recipe:
     def prepare(self, artifact: Artifact[Network]) -> Segmenter:
         """The checkpoint's network, as it runs."""
         network = self.runtime.prepare(artifact, self.images)
-        views = Views.of(artifact.preset.eval, artifact.classes)
+        budget = self.runtime.budget(artifact, network)
+        views = Views.of(artifact.preset.eval, artifact.classes, budget.fit)
         return Segmenter(network, views, torch.device(self.runtime.device), artifact.clip)
 
 
@@ -65,9 +66,11 @@ def segment_here(recipe: Recipe, artifact: Artifact[Network], tasks: Tasks, coll
         return Progress(count, unit="frame", every=PROGRESS_IMAGES)
 
     with _record_signals() as received:
-        segmenter = recipe.prepare(artifact)
+        segmenter, classes = recipe.prepare(artifact), artifact.classes
+        # the weights that it was made of go
+        del artifact
         work = StreamSegmenter(
-            segmenter, artifact.classes, recipe.keep, collector.add, lambda: next(iter(received), 0), show_frames
+            segmenter, classes, recipe.keep, collector.add, lambda: next(iter(received), 0), show_frames
         )
         work.run(tasks)
     return next(iter(received), 0)
@@ -88,6 +91,7 @@ def lead_launch(recipe: Recipe, artifact: Artifact[Network], tasks: Tasks, colle
         address = (os.environ.get("MASTER_ADDR", "127.0.0.1"), dispatcher.address[1])
         runtime: dict[str, Any] = {"precision": recipe.runtime.precision, "compile": recipe.runtime.compile}
         runtime["calibration"] = [str(path) for path in recipe.runtime.calibration]
+        runtime |= {"memory": recipe.runtime.memory, "firm": recipe.runtime.firm}
         invitation = {"address": address, "key": dispatcher.key.hex(), "images": recipe.images, "runtime": runtime}
         group.store.set(_key(group), json.dumps(invitation))
         queue = TaskQueue(("127.0.0.1", address[1]), dispatcher.key, name_process(0))
@@ -165,13 +169,14 @@ def _segment_queue(
         # the first process has said what there is to say of them
         with hush(artifact is None):
             artifact = artifact or recipe.open()
-            segmenter = recipe.prepare(artifact)
+            segmenter, classes = recipe.prepare(artifact), artifact.classes
+            del artifact
         with worker.signals(group) as received:
 
             def stop_signal() -> int:
                 return received() or (signal.SIGTERM if queue.stopped else 0)
 
-            work = StreamSegmenter(segmenter, artifact.classes, recipe.keep, report, stop_signal, working=queue.working)
+            work = StreamSegmenter(segmenter, classes, recipe.keep, report, stop_signal, working=queue.working)
             for run in queue.runs(received):
                 work.run(map(_read_task, run), ahead=1)
             return received()

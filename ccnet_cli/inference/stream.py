@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ccnet_cli import files
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, notice
+from ccnet_cli.inference.bands import Region
 from ccnet_cli.inference.scores import Scores
 from ccnet_cli.inference.segmenter import Segmenter
 from ccnet_cli.media import images, outputs, sources, video
@@ -73,7 +74,10 @@ class Keep:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A task with its image and the network's input, or with its video; or its outcome, and nothing is to be done."""
+    """A task with its image and the network's input, or with its video; or its outcome, and nothing is to be done.
+
+    A large image comes without either, and is read when its turn comes.
+    """
 
     task: Task
     image: np.ndarray | None = None
@@ -116,16 +120,15 @@ class StreamSegmenter:
                     self.report(item.outcome)
                 elif item.film is not None:
                     self._attempt(task, self._segment_video, item.film)
-                elif item.image is not None and item.input is not None:
+                else:
                     try:
                         with self.working(task.index):
-                            scores = self.segmenter.score(item.input)
-                            ids = self.segmenter.predict(scores)
-                    except EnvironmentFailure as error:
+                            image, ids, scores = self._segment(item)
+                    except (InputError, EnvironmentFailure) as error:
                         # too large for the memory, where another may not be
                         self.report(Outcome(task.index, task.source, error=error))
                         continue
-                    submit(self._attempt, task, self._write, item.image, ids, scores)
+                    submit(self._attempt, task, self._write, image, ids, scores)
 
     def _load(self, task: Task) -> _Loaded:
         with self.working(task.index):
@@ -138,10 +141,31 @@ class StreamSegmenter:
                 return _Loaded(task, outcome=outcome)
             if sources.is_video(task.source):
                 return _Loaded(task, film=_inspect(task.source))
-            image = images.read_image(task.source, exif=True, tolerate=self.keep.tolerate_damage)
+            image = self._read_image(task)
+            if self._sees_bands(task, image):
+                return _Loaded(task)
             return _Loaded(task, image, self.segmenter.load(image))
         except (InputError, EnvironmentFailure) as error:
             return _Loaded(task, outcome=Outcome(task.index, task.source, error=error))
+
+    def _read_image(self, task: Task) -> np.ndarray:
+        return images.read_image(task.source, exif=True, tolerate=self.keep.tolerate_damage)
+
+    def _sees_bands(self, task: Task, image: np.ndarray) -> bool:
+        return NPZ not in task.targets and self.segmenter.sees_bands((image.shape[0], image.shape[1]))
+
+    def _segment(self, item: _Loaded) -> tuple[np.ndarray, np.ndarray, Scores | None]:
+        """The image, the class of each pixel and, unless it is seen in bands, the scores."""
+        if item.image is not None and item.input is not None:
+            scores = self.segmenter.score(item.input)
+            return item.image, self.segmenter.predict(scores), scores
+        image = self._read_image(item.task)
+        size = (image.shape[0], image.shape[1])
+        ids, top = np.empty(size, np.uint8), 0
+        for region, part in self.segmenter.predict_bands(size, lambda top, end: Region(image[top:end])):
+            ids[top : top + len(part)] = part
+            top += len(region.image)
+        return image, ids, None
 
     def _look(self, task: Task) -> Outcome | None:
         """The outcome of a task whose files are complete; InputError for files that must stay as they are."""
@@ -166,9 +190,10 @@ class StreamSegmenter:
             return
         self.report(outcome)
 
-    def _write(self, task: Task, image: np.ndarray, ids: np.ndarray, scores: Scores) -> Area:
+    def _write(self, task: Task, image: np.ndarray, ids: np.ndarray, scores: Scores | None) -> Area:
         for format, path in task.targets.items():
             if format == NPZ:
+                assert scores is not None
                 outputs.write_probabilities(path, scores.probabilities(), self.classes)
             else:
                 outputs.write(path, format, ids, image, self.classes)

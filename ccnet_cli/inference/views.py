@@ -5,7 +5,9 @@ resizing a scaled picture back. So an image keeps only each tile's logits and, f
 below the tile: no upsampled copy of the logits and no map of counts ever exists.
 """
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -28,6 +30,10 @@ from ccnet_cli.models.network import Normalisation
 MODES = ("whole", "sliding")
 # as many as an image file may have
 MAX_SCALED_PIXELS = 1 << 27
+# pixels by which the tiles of a picture overlap that is too large to be seen as a whole
+OVERLAP = 128
+
+Limit = Callable[["Views", tuple[int, int]], "Views"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Views:
 
     whole: each scaled picture as it is; sliding: tiles (height, width) of it, which overlap by a third. The sizes are
     round(scale * size), at least 1, of the image or of what fits into `fit` (longer side, shorter side). mirrored holds
-    the pairs of classes that swap places in a flipped view.
+    the pairs of classes that swap places in a flipped view. The network sees at most max_pixels at once, or one tile: a
+    larger picture is cut into a few large tiles in whole mode too. limit gives the views of an image of one size.
     """
 
     mode: str = "whole"
@@ -46,16 +53,39 @@ class Views:
     fit: tuple[int, int] | None = None
     batch: int = 1
     mirrored: tuple[tuple[int, int], ...] = ()
+    max_pixels: int | None = None
+    limit: Limit | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode must be whole or sliding, not {self.mode}")
 
     @classmethod
-    def of(cls, settings: config.Eval, classes: Classes) -> "Views":
+    def of(cls, settings: config.Eval, classes: Classes, limit: Limit | None = None) -> "Views":
         """The views of a preset's eval section."""
         s = settings
-        return cls(s.mode, s.tile, tuple(s.scales), s.flip, s.fit, s.batch, classes.mirrored)
+        return cls(s.mode, s.tile, tuple(s.scales), s.flip, s.fit, s.batch, classes.mirrored, limit=limit)
+
+    def fit_to(self, size: tuple[int, int]) -> "Views":
+        """The views of an image of size (H, W)."""
+        return self if self.limit is None else self.limit(self, size)
+
+    def grid(self, size: tuple[int, int], scaled: tuple[int, int], align_corners: bool) -> "Grid":
+        """How the picture of an image of that size is cut."""
+        tile = scaled
+        strides: tuple[int | None, int | None] = (None, None)
+        if self.mode == "sliding":
+            tile, strides = self.tile, (tile_stride(self.tile[0]), tile_stride(self.tile[1]))
+        elif self.max_pixels is not None and scaled[0] * scaled[1] > self.max_pixels:
+            tile, overlap = plan_tile(scaled, self.max_pixels)
+            strides = tile[0] - overlap, tile[1] - overlap
+        rows, columns = map(Axis, size, scaled, tile, strides)
+        return Grid(rows, columns, align_corners, 1 / (len(self.scales) * (1 + self.flip)), self.mirrored)
+
+    def batch_of(self, grid: "Grid") -> int:
+        """How many tiles the network sees at once."""
+        most = self.batch if self.max_pixels is None else self.max_pixels // (grid.rows.tile * grid.columns.tile)
+        return max(1, min(self.batch, most))
 
 
 def to_input(image_bgr: np.ndarray, normalisation: Normalisation, device: torch.device | str) -> Tensor:
@@ -78,6 +108,7 @@ def batch_scores(network: Network, images_BCHW: Tensor, views: Views, device: to
     Short of memory, the cache is emptied, then the network sees one view at a time, then logits are kept on the CPU;
     EnvironmentFailure if all that is not enough. The mode and the tile never change by themselves.
     """
+    views = views.fit_to((images_BCHW.shape[-2], images_BCHW.shape[-1]))
     one = replace(views, batch=1)
     # twice on the device, the second time with its cache emptied
     attempts = [(views, device)] * 2 + [(one, device)] * (views.batch > 1)
@@ -116,6 +147,28 @@ def tile_starts(length: int, tile: int, stride: int) -> list[int]:
 def tile_stride(tile: int) -> int:
     """The distance between tiles that overlap by a third: two thirds of the tile, rounded up."""
     return -(-2 * tile // 3)
+
+
+def plan_tile(size: tuple[int, int], max_pixels: int) -> tuple[tuple[int, int], int]:
+    """The tiles of at most max_pixels that cover a picture with the fewest pixels in all, and their overlap."""
+    overlap = min(OVERLAP, max(1, math.isqrt(max_pixels) // 3))
+    best, fewest = size, math.inf
+    for down in itertools.count(1):
+        rows = _divide(size[0], down, overlap)
+        if down > 1 and rows <= 2 * overlap:
+            return best, overlap
+        most = max_pixels // rows
+        if most > min(2 * overlap, size[1] - 1):
+            across = 1 if most >= size[1] else -(-(size[1] - overlap) // (most - overlap))
+            columns = _divide(size[1], across, overlap)
+            if down * across * rows * columns < fewest:
+                best, fewest = (rows, columns), down * across * rows * columns
+    raise AssertionError
+
+
+def _divide(length: int, count: int, overlap: int) -> int:
+    """The length of so many tiles that overlap and cover an axis."""
+    return min(length, -(-(length + (count - 1) * overlap) // count))
 
 
 @dataclass(frozen=True)
@@ -159,24 +212,49 @@ def tile_taps(axis: Axis, start: int, logits: int, align_corners: bool) -> Taps:
 
 
 @dataclass(frozen=True)
-class _Pictures:
-    """Some images at one scale, (B, 3, h, w), or clips, and both axes of each for its (H, W) pixels."""
+class Grid:
+    """How a picture is cut, and what its tiles make of the image; the scores of all its views weigh `weight` each."""
 
-    images_BChw: Tensor
     rows: Axis
     columns: Axis
+    align_corners: bool
+    weight: float
+    mirrored: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the picture is its only tile."""
+        return self.rows.stride is None
+
+    def place(self, logits: Tensor, flipped: bool, y: int, x: int) -> Tile:
+        """The tile at (y, x) of the picture, or of its mirror image, from its logits (K, h, w)."""
+        rows = tile_taps(self.rows, y, logits.shape[1], self.align_corners).scale(self.weight)
+        columns = tile_taps(self.columns, x, logits.shape[2], self.align_corners)
+        if flipped:
+            columns = columns.mirror(self.columns.length)
+            if self.mirrored:
+                logits = logits[swap_pairs(len(logits), self.mirrored).tolist()]
+        return Tile(logits, rows, columns)
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Some images at one scale, (B, 3, h, w), or clips, and how each is cut."""
+
+    images_BChw: Tensor
+    grid: Grid
 
     def tiles(self, flip: bool) -> Iterator[tuple[int, bool, int, int]]:
         """Image, whether flipped, top and left of every tile, image by image: no sum depends on the others."""
         for number in range(len(self.images_BChw)):
             for flipped in (False, True)[: 1 + flip]:
-                for y in self.rows.starts:
-                    for x in self.columns.starts:
+                for y in self.grid.rows.starts:
+                    for x in self.grid.columns.starts:
                         yield number, flipped, y, x
 
     def cut(self, number: int, flipped: bool, y: int, x: int) -> Tensor:
         """A tile of an image or of its mirror image, (3, tile height, tile width), with zeros past the edges."""
-        picture, height, width = self.images_BChw[number], self.rows.tile, self.columns.tile
+        picture, height, width = self.images_BChw[number], self.grid.rows.tile, self.grid.columns.tile
         if flipped:
             # cut out before it is flipped, so that only the tile is copied
             right = picture.shape[-1] - x
@@ -191,25 +269,18 @@ class _Pictures:
 def _score_views(network: Network, images_BCHW: Tensor, views: Views, store: torch.device) -> list[Scores]:
     """batch_scores in one attempt, with the logits kept on the device `store`."""
     height, width = images_BCHW.shape[-2:]
-    align_corners = bool(network.align_corners)
-    weight = 1 / (len(views.scales) * (1 + views.flip))
     kept: list[list[Tile]] = [[] for _ in images_BCHW]
     for scale in views.scales:
-        pictures = _scale(images_BCHW, scale, views, align_corners)
+        pictures = _scale(images_BCHW, scale, views, bool(network.align_corners))
         tiles = list(pictures.tiles(views.flip))
-        for begin in range(0, len(tiles), views.batch):
-            several = tiles[begin : begin + views.batch]
+        batch = views.batch_of(pictures.grid)
+        for begin in range(0, len(tiles), batch):
+            several = tiles[begin : begin + batch]
             parts = [pictures.cut(*tile) for tile in several]
             answer = network(torch.stack(parts) if len(parts) > 1 else parts[0][None])
             # autocast, where the caller wants it, is for the network alone
             for (number, flipped, y, x), logits in zip(several, answer.float().to(store), strict=True):
-                rows = tile_taps(pictures.rows, y, logits.shape[1], align_corners).scale(weight)
-                columns = tile_taps(pictures.columns, x, logits.shape[2], align_corners)
-                if flipped:
-                    columns = columns.mirror(width)
-                    if views.mirrored:
-                        logits = logits[swap_pairs(len(logits), views.mirrored).tolist()]
-                kept[number].append(Tile(logits, rows, columns))
+                kept[number].append(pictures.grid.place(logits, flipped, y, x))
     return [Scores((height, width), tiles) for tiles in kept]
 
 
@@ -224,11 +295,4 @@ def _scale(images_BCHW: Tensor, scale: float, views: Views, align_corners: bool)
         pictures = images_BCHW.flatten(0, -4)
         pictures = F.interpolate(pictures, size=size, mode="bilinear", align_corners=align_corners)
         images_BCHW = pictures.view(*images_BCHW.shape[:-2], *size)
-    if views.mode == "whole":
-        return _Pictures(images_BCHW, Axis(height, rows, rows, None), Axis(width, columns, columns, None))
-    down, across = views.tile
-    return _Pictures(
-        images_BCHW,
-        Axis(height, rows, down, tile_stride(down)),
-        Axis(width, columns, across, tile_stride(across)),
-    )
+    return _Pictures(images_BCHW, views.grid((height, width), size, align_corners))

@@ -96,4 +96,5 @@ def write(path: Path, format: str, ids: Pixels, image_bgr: Pixels, classes: Clas
 def draw(format: str, ids: Pixels, image_bgr: Pixels, classes: Classes) -> Pixels:
     """The class colours, or with format overlay their mean with the image, BGR (H, W, 3)."""
     colors = images.colorize(ids, classes.palette)
-    return colors if format == "color" else ((image_bgr.astype(np.uint16) + colors) // 2).astype(np.uint8)
+    # the mean, rounded down, without wider numbers
+    return colors if format == "color" else (image_bgr & colors) + ((image_bgr ^ colors) >> 1)

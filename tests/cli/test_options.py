@@ -40,3 +40,12 @@ def test_presets_are_completed_from_their_beginning():
     assert options.preset_names("quick") == ["quickstart"]
     assert options.preset_names("r2") == []
     assert set(options.preset_names("cityscapes-r")) >= {"cityscapes-r1", "cityscapes-r2", "cityscapes-r2-ohem"}
+
+
+def test_memory_has_a_unit():
+    assert options.bytes_of(None) == 0
+    assert options.bytes_of("2G") == options.bytes_of("2048m") == options.bytes_of("2 GiB".replace(" ", "")) == 2 << 30
+    assert options.bytes_of("1.5g") == 3 << 29
+    for text in ("2", "0G", "512K", "-1G", "G", "1e3G", "2X", ""):
+        with pytest.raises(InputError, match=r"^option --memory .*: not an amount of memory; write"):
+            options.bytes_of(text)

@@ -48,6 +48,10 @@ def supports(inputs: int, outputs: int) -> bool:
     return inputs % PANEL == 0 and outputs % PANEL == 0
 
 
+# how many numbers each one becomes in a transformed filter
+FILTER_GROWTH = 4
+
+
 def transform_filters(weight_KCYX: Tensor) -> Filters:
     """Filters for any number of convolutions; they take four times the weights' memory."""
     K, C = weight_KCYX.shape[:2]

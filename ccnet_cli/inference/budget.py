@@ -1,0 +1,153 @@
+"""How many pixels of an image the network may see at once, so that a process stays within its memory."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree
+
+from ccnet_cli.errors import InputError, notice
+from ccnet_cli.inference.artifact import Network
+from ccnet_cli.inference.engine import Engine
+from ccnet_cli.inference.views import Views
+from ccnet_cli.media.pixels import scaled_size
+
+# what Python, torch and OpenCV take without a network, and what they do not give back
+PROGRAM_BYTES = 600 << 20
+# of an image's pixel: itself, its class, and the logits of the tiles above it
+IMAGE_BYTES = 5
+# of the memory, what transformed filters may take that could be made anew
+FILTER_PART = 8
+# by how much the largest module's input and output are exceeded by what else is there at that time
+SLACK = 1.35
+# a side of the picture that a network's need is measured with
+PROBE = 256
+# as many the network must be able to see
+MIN_PIXELS, MIN_PIXELS_UNLESS_FIRM = 1 << 16, 769 * 769
+# of a pixel, more than any network is known to take: an image that fits by this is not measured
+MOST_BYTES = 2048
+# of the memory that the machine has left, what one may take
+PART = 0.8
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The memory of a process, in bytes, and the network that takes it, as it runs and as built without weights.
+
+    Memory that is not firm may be exceeded where nothing fits into it.
+    """
+
+    memory: int
+    firm: bool
+    network: Network
+    build: Callable[[], nn.Module] = field(repr=False)
+    itemsize: int = 4
+    # the first size that was cut
+    _cut: list[tuple[int, int]] = field(default_factory=list)
+
+    def fit(self, views: Views, size: tuple[int, int]) -> Views:
+        """The views of an image within the budget; InputError where it must fit and nothing does."""
+        pixels = max(height * width for height, width in (scaled_size(size, s, views.fit) for s in views.scales))
+        own = IMAGE_BYTES * size[0] * size[1]
+        if self._room - own > views.batch * pixels * MOST_BYTES:
+            return views
+        most = int((self._room - own) // self.pixel_bytes)
+        if most < MIN_PIXELS and not self.firm:
+            most = MIN_PIXELS_UNLESS_FIRM
+        if most < MIN_PIXELS:
+            needed = (self.memory - self._room + own + MIN_PIXELS * self.pixel_bytes) / (1 << 30)
+            why = f"the network and an image of {size[1]}x{size[0]} pixels take {needed:.1f} GiB"
+            raise InputError(f"memory of {self.memory / (1 << 30):.1f} GiB", why, "give --memory more of it")
+        fitting = replace(views, max_pixels=most, limit=None)
+        self._announce(size, fitting)
+        return fitting
+
+    def _announce(self, size: tuple[int, int], views: Views) -> None:
+        """Say, once, that an image is seen in tiles that was to be seen as a whole."""
+        grid = views.grid(size, size, True)
+        if views.mode == "whole" and not grid.is_whole and not self._cut:
+            self._cut.append(size)
+            tiles = f"{len(grid.rows.starts) * len(grid.columns.starts)} tiles of {grid.columns.tile}x{grid.rows.tile}"
+            why = f"too large for whole mode in {self.memory / (1 << 30):.1f} GiB (--memory)"
+            notice(f"an image of {size[1]}x{size[0]} pixels is {why}: it is seen in {tiles}")
+
+    @cached_property
+    def _room(self) -> int:
+        """What is left for images; the engine may have to save memory for it."""
+        module: Any = self.network
+        weights = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+        if isinstance(module, Engine):
+            if self.firm and 4 * module.count_filters() > self.memory / FILTER_PART:
+                module.save_memory()
+            weights += 4 * module.count_filters()
+        return int(self.memory - PROGRAM_BYTES - weights)
+
+    @cached_property
+    def pixel_bytes(self) -> float:
+        """What the network takes for each pixel that it sees."""
+        return SLACK * self.itemsize * count_numbers(self.build) / PROBE**2
+
+
+def count_numbers(build: Callable[[], nn.Module]) -> int:
+    """The numbers in input and output of the module that has most of them, of a network that sees PROBE x PROBE pixels.
+
+    Nothing is computed.
+    """
+    largest = 0
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal largest
+        leaves = _pytree.tree_leaves((inputs, output))
+        largest = max(largest, sum(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor)))
+
+    with torch.device("meta"), torch.no_grad():
+        network = build().eval()
+        for module in network.modules():
+            if not list(module.children()):
+                module.register_forward_hook(note)
+        network(torch.empty(1, 3, PROBE, PROBE))
+    return largest
+
+
+def machine_memory(device: torch.device) -> int:
+    """The bytes that the GPU, or this machine or the container, has left for a process that begins."""
+    if device.type == "cuda":
+        return int(PART * torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        left = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        left = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return int(PART * min([left, *_container_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]))
+
+
+def _container_limits(membership: Path, root: Path) -> list[int]:
+    """What the process's control groups, of either version, and those above them have left."""
+    limits = []
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        second = not controllers
+        if not second and "memory" not in controllers.split(","):
+            continue
+        names = ("memory.max", "memory.current") if second else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        folder = root / ("" if second else "memory")
+        for path in (folder / own.lstrip("/"), *(folder / own.lstrip("/")).parents):
+            if not path.is_relative_to(folder):
+                break
+            try:
+                limit, used = (int((path / name).read_text()) for name in names)
+                # the cache of files is given back where memory is short
+                stat = dict(entry.split() for entry in (path / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):
+                continue
+            limits.append(limit - used + int(stat.get("inactive_file", 0)))
+    return limits

@@ -1,0 +1,237 @@
+"""Large images: the bands of a picture have the bits of the whole, and the plan of its tiles keeps to a budget."""
+
+import itertools
+
+import calls
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from ccnet_cli import config
+from ccnet_cli.errors import InputError
+from ccnet_cli.inference import bands, budget, engine, segmenter, views
+from ccnet_cli.inference.artifact import open_artifact
+from ccnet_cli.inference.bands import Region, score_bands
+from ccnet_cli.inference.budget import Budget, machine_memory
+from ccnet_cli.inference.runtime import Runtime
+from ccnet_cli.inference.views import Views, batch_scores, plan_tile, to_input
+from ccnet_cli.media import images
+from ccnet_cli.models.network import build
+from ccnet_cli.ops import convolution
+
+CPU = torch.device("cpu")
+MIRRORED = ((0, 1), (3, 7))
+LOOKS = {
+    "tiles": Views("sliding", (24, 32)),
+    "tiles larger than the picture": Views("sliding", (90, 40), flip=True),
+    "flipped, several at once": Views("sliding", (24, 33), flip=True, batch=3, mirrored=MIRRORED),
+    "whole, but too large": Views(max_pixels=1500, flip=True, batch=4),
+    "whole": Views(),
+}
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    return open_artifact(tiny.save_checkpoint(tmp_path_factory.mktemp("run"), stirred=True))
+
+
+def reader(image, valid=None):
+    """What score_bands reads from; it asserts that rows come once, in order."""
+    end = 0
+
+    def read(top, bottom):
+        nonlocal end
+        assert top == end < bottom
+        end = bottom
+        return Region(image, valid).rows(top, bottom)
+
+    return read
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("size", [(61, 83), (7, 150), (100, 20)])
+def test_bands_have_the_bits_of_the_whole(artifact, look, size):
+    image, seen = tiny.picture(*size, 1), LOOKS[look]
+    network = Runtime().resolve(artifact.path).prepare(artifact, 1)
+    (whole,) = batch_scores(network, to_input(image, network.normalisation, CPU), seen, CPU)
+    top = 0
+    for band in score_bands(network, reader(image), size, seen, CPU):
+        rows = slice(top, top + len(band.region.image))
+        assert band.top == top and np.array_equal(band.region.image, image[rows])
+        assert torch.equal(band.scores.dense(), whole.dense()[:, rows])
+        for implementation in ("torch", "numba"):
+            assert np.array_equal(band.scores.predict(implementation), whole.predict()[rows])
+        top = rows.stop
+    assert top == size[0]
+
+
+def test_rows_that_are_final_are_not_held(artifact):
+    """However high the picture, tiles of two rows at most are held."""
+    network = Runtime().resolve(artifact.path).prepare(artifact, 1)
+    image, seen = tiny.picture(400, 70, 1), Views("sliding", (24, 32))
+    held = [len(band.scores.tiles) for band in score_bands(network, reader(image), (400, 70), seen, CPU)]
+    across = len(seen.grid((400, 70), (400, 70), True).columns.starts)
+    assert len(held) > 20 and max(held) <= 2 * across
+
+
+def test_where_no_pixel_counts_the_network_does_not_look(artifact):
+    seen, size = Views("sliding", (24, 24), flip=True), (120, 150)
+    image, valid = tiny.picture(*size, 1), np.zeros(size, bool)
+    valid[70:76, 30:90] = True
+    network = Runtime().resolve(artifact.path).prepare(artifact, 1)
+    (whole,) = batch_scores(network, to_input(image, network.normalisation, CPU), seen, CPU)
+    looked = []
+
+    def count(x):
+        looked.append(len(x))
+        return network(x)
+
+    count.normalisation, count.align_corners = network.normalisation, network.align_corners
+    found = np.zeros(size, np.uint8)
+    without = 0
+    for band in score_bands(count, reader(image, valid), size, seen, CPU):
+        without += band.scores is None
+        if band.scores is not None:
+            found[band.top : band.top + len(band.region.image)] = band.scores.predict()
+    assert np.array_equal(found[valid], whole.predict()[valid])
+    assert without >= 2 and sum(looked) < len(whole.tiles) / 3
+
+
+@pytest.mark.parametrize("size", [(4000, 6000), (61, 83), (5, 100_000), (31_000, 32_000), (300, 300), (1, 7)])
+@pytest.mark.parametrize("most", [70, 5000, 769 * 769, 3_000_000])
+def test_a_plan_covers_the_picture_within_the_budget(size, most):
+    tile, overlap = plan_tile(size, most)
+    grid = Views(max_pixels=most).grid(size, size, True)
+    if size[0] * size[1] <= most:
+        assert grid.is_whole
+        return
+    assert tile[0] * tile[1] <= most and 0 < overlap <= views.OVERLAP
+    for axis, length in zip((grid.rows, grid.columns), size, strict=True):
+        assert axis.starts[0] == 0 and axis.starts[-1] + axis.tile == length
+        for one, other in itertools.pairwise(axis.starts):
+            assert one < other and one + axis.tile - other >= min(overlap, axis.tile - 1)
+
+
+def test_a_plan_sees_few_pixels_twice():
+    """24 megapixels: a quarter more than there are, where tiles of 769 x 769 that overlap by a third see 2.2 times."""
+    grid = Views(max_pixels=1_800_000).grid((4000, 6000), (4000, 6000), True)
+    assert len(grid.rows.starts) * len(grid.columns.starts) * grid.rows.tile * grid.columns.tile < 1.25 * 24e6
+
+
+def limited(artifact, memory, firm=True):
+    network = Runtime().resolve(artifact.path).prepare(artifact, 1)
+    return Budget(memory, firm, network, lambda: build(artifact.preset.model, len(artifact.classes)))
+
+
+def test_a_budget_cuts_what_is_too_large_and_says_so_once(artifact, capsys):
+    own = limited(artifact, 1 << 30)
+    assert own.fit(Views(), (500, 800)).grid((500, 800), (500, 800), True).is_whole
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        assert not own.fit(Views(), (6000, 8000)).grid((6000, 8000), (6000, 8000), True).is_whole
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "8000x6000 pixels is too large for whole mode in 1.0 GiB" in said
+    # a tile that was chosen stays
+    assert own.fit(Views("sliding"), (6000, 8000)).tile == (769, 769)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_budget_that_nothing_fits_into_is_refused_where_it_was_asked_for(artifact, capsys):
+    with pytest.raises(InputError, match=r"memory of 0\.2 GiB: the network and an image of 800x500 pixels take"):
+        limited(artifact, 200 << 20).fit(Views(), (500, 800))
+    assert limited(artifact, 200 << 20, firm=False).fit(Views(), (500, 800)).max_pixels == 769 * 769
+
+
+def test_a_tight_budget_keeps_no_transformed_filters_and_the_same_bits(monkeypatch):
+    if not convolution.is_faster(torch.float32, 64):
+        pytest.skip("the kernels are not used on this processor")
+    monkeypatch.setattr(engine, "MIN_MACS_FOR_WINOGRAD", 1)
+    monkeypatch.setattr(budget, "PROGRAM_BYTES", 0)
+    preset = config.load("camvid", ["model.backbone=tiny", "model.width=64", "model.channels=64"])
+    model = build(preset.model, 5).eval()
+    image, answers, rooms = torch.randn(1, 3, 65, 81), [], []
+    for memory in (1 << 30, 1 << 24):
+        network = engine.prepare(model, CPU)
+        rooms.append(memory - Budget(memory, True, network, lambda: model)._room)
+        answers.append(network(image))
+        assert any(conv.quick for conv in network.convolutions)
+        kept = [conv for conv in network.convolutions if "filters" in vars(conv)]
+        assert bool(kept) is (memory == 1 << 30)
+    assert torch.equal(*answers) and rooms[0] > rooms[1]
+
+
+def test_what_a_network_takes_is_measured_by_its_largest_module():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.Conv2d(8, 20, 1), torch.nn.Conv2d(20, 2, 1))
+    assert budget.count_numbers(lambda: network) == (8 + 20) * (budget.PROBE // 2) ** 2
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_container_has_what_its_tightest_group_leaves(tmp_path, version):
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
+    root = tmp_path / "memory" if version == 1 else tmp_path
+    for folder, limit, used in (("", "max", "9"), ("jobs", 4000, 1000), ("jobs/one", 9000, 500)):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for name, value in zip(names, (limit, used), strict=True):
+            (root / folder / name).write_text(f"{value}\n")
+        (root / folder / "memory.stat").write_text("anon 5\ninactive_file 300\n")
+    membership = tmp_path / "cgroup"
+    membership.write_text("3:cpu:/x\n" + ("7:memory:/jobs/one\n" if version == 1 else "0::/jobs/one\n"))
+    assert min(budget._container_limits(membership, tmp_path)) == 4000 - 1000 + 300
+    assert budget._container_limits(tmp_path / "none", tmp_path) == []
+    assert 0 < machine_memory(CPU)
+
+
+def test_memory_that_runs_out_in_a_band_is_an_error_of_the_picture(artifact):
+    def fail(x):
+        raise MemoryError
+
+    fail.normalisation, fail.align_corners = artifact.network.normalisation, True
+    with pytest.raises(bands.OutOfMemory, match="an image of 90x60 pixels: not enough memory"):
+        next(score_bands(fail, reader(tiny.picture(60, 90, 1)), (60, 90), Views("sliding", (24, 24)), CPU))
+
+
+@pytest.mark.parametrize("formats", [("color",), ("overlay", "train-id")])
+@pytest.mark.parametrize("options", [{}, {"overrides": ("eval.mode=sliding", "eval.flip=true")}])
+def test_large_images_become_the_same_files(artifact, tmp_path, monkeypatch, options, formats):
+    tiny.write(tmp_path / "photos/a.png", tiny.picture(90, 130, 1))
+    tiny.write(tmp_path / "photos/b.jpg", tiny.picture(60, 110, 2))
+    photos = sorted(tmp_path.glob("photos/*"))
+    memory = 1 << 30
+    if not options:
+        # room for some 3,000 pixels, of whole mode as well
+        monkeypatch.setattr(budget, "PROGRAM_BYTES", memory - 153_000)
+        monkeypatch.setattr(budget, "MIN_PIXELS", 100)
+    options = options | {"formats": formats, "device": "cpu", "memory": memory, "firm": True}
+    at_once = calls.predict(photos, tmp_path / "one", artifact.path, **dict(options))
+    seen = []
+    monkeypatch.setattr(segmenter, "MIN_PIXELS_OF_BANDS", 1)
+    monkeypatch.setattr(segmenter, "score_bands", lambda *rest: seen.append(rest[2]) or score_bands(*rest))
+    in_bands = calls.predict(photos, tmp_path / "two", artifact.path, **options)
+    assert seen == [(90, 130), (60, 110)]
+    for one, two in zip(at_once.files, in_bands.files, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_whole_mode_within_a_budget_is_that_tiling(artifact, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(budget, "PROGRAM_BYTES", (1 << 30) - 153_000)
+    monkeypatch.setattr(budget, "MIN_PIXELS", 100)
+    image = tiny.picture(90, 130, 1)
+    photo = tiny.write(tmp_path / "a.png", image)
+    calls.predict([photo], tmp_path / "ids.png", artifact.path, formats=["train-id"], memory=1 << 30, firm=True)
+    assert "is too large for whole mode in 1.0 GiB (--memory): it is seen in" in capsys.readouterr().err
+    runtime = Runtime("cpu", memory=1 << 30, firm=True).resolve(artifact.path)
+    network = runtime.prepare(artifact, 1)
+    seen = runtime.budget(artifact, network).fit(Views(), (90, 130))
+    assert 1000 < seen.max_pixels < 90 * 130 / 2
+    (scores,) = batch_scores(network, to_input(image, network.normalisation, CPU), seen, CPU)
+    assert np.array_equal(images.read_label(tmp_path / "ids.png"), scores.predict())
+    (whole,) = batch_scores(network, to_input(image, network.normalisation, CPU), Views(), CPU)
+    assert not np.array_equal(whole.predict(), scores.predict())
+    # an evaluation sees the same
+    data = tiny.make_camvid(tmp_path / "data", [(90, 130)])
+    calls.evaluate(artifact.path, data, save=tmp_path / "out", formats=["train-id"], memory=1 << 30, firm=True)
+    (ours,) = (tmp_path / "out").glob("*.png")
+    picture = images.read_image(data / "val/000.png")
+    (scores,) = batch_scores(network, to_input(picture, network.normalisation, CPU), seen, CPU)
+    assert np.array_equal(images.read_label(ours), scores.predict())
