@@ -13,8 +13,10 @@ from ccnet_cli.inference.views import Views, batch_scores
 from ccnet_cli.models.network import Normalisation
 
 Frame = TypeVar("Frame")
+# a little below the most that glibc takes into account
+KEPT_BYTES = (1 << 25) - (1 << 16)
 # of a view of a frame: its deepest map, until the frame is scored, and what the attention sees of it
-Kept = tuple[Tensor | None, Tensor]
+Kept = tuple[Tensor | None, tuple[Tensor, ...]]
 
 
 class VideoNetwork:
@@ -38,6 +40,8 @@ class VideoNetwork:
         self.views: list[deque[Kept]] = []
         # views of the newest frame that are kept already, and the next one to come
         self.done = self.next = 0
+        # glibc takes the largest block that was freed for the memory worth keeping, and would return a clip's each time
+        torch.empty(KEPT_BYTES, dtype=torch.uint8)
 
     def score(self, input_1CHW: Tensor, views: Views, device: torch.device, repeat: bool = False) -> Scores:
         """The scores of the frame that is due, once the newest has come; repeat takes the last for the newest again."""
@@ -55,10 +59,10 @@ class VideoNetwork:
         """Views (B, 3, h, w) of the newest frame -> the scores of the same views of the frame that is due."""
         first, self.next = self.next, self.next + len(x)
         if self.next > self.done:
-            deepest, encoded = self.engine.encode(x)
+            encoded = self.engine.encode(x)
             for offset in range(max(self.done - first, 0), len(x)):
-                one = slice(offset, offset + 1)
-                self._keep(first + offset, (deepest[one], encoded[one]))
+                deepest, *rest = (each[offset : offset + 1] for each in encoded)
+                self._keep(first + offset, (deepest, tuple(rest)))
             self.done = self.next
         return torch.cat([self._decode(self.views[index]) for index in range(first, self.next)])
 
@@ -75,9 +79,7 @@ class VideoNetwork:
         clip = [kept[index] for index in range(0, self.length, self.step)]
         deepest = clip[self.place][0]
         assert deepest is not None
-        # frame by frame in memory, channels innermost
-        encoded_1CThw = torch.cat([encoded for _, encoded in clip])[None].transpose(1, 2)
-        scores: Tensor = self.engine.decode(deepest, encoded_1CThw, self.place)
+        scores: Tensor = self.engine.decode(deepest, [encoded for _, encoded in clip], self.place)
         return scores
 
 

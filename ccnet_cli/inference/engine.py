@@ -155,16 +155,16 @@ class Engine(nn.Module):
         return scores.float()
 
     @torch.no_grad()
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What a frame gives to every clip that it is in: its deepest map, and what the attention sees of it."""
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Of each of B frames its deepest map, and what it gives to the attention in every clip that it is in."""
         self._choose(x)
         features = self._backbone(x.to(self.dtype))
-        return features[-1], cast(FoldedClipHead, self.head).encode(features)
+        return features[-1], *cast(FoldedClipHead, self.head).encode(features)
 
     @torch.no_grad()
-    def decode(self, deepest_BChw: Tensor, encoded_BCThw: Tensor, frame: int) -> Tensor:
-        """The main scores of a frame of a clip, from its own deepest map and what all frames were encoded to."""
-        return cast(FoldedClipHead, self.head).decode(deepest_BChw, encoded_BCThw, frame).float()
+    def decode(self, deepest_BChw: Tensor, frames: Sequence[tuple[Tensor, ...]], place: int) -> Tensor:
+        """The main scores of a frame of a clip, from its own deepest map and what each frame was encoded to."""
+        return cast(FoldedClipHead, self.head).decode(deepest_BChw, frames, place).float()
 
     def _backbone(self, x: Tensor) -> Sequence[Tensor]:
         maps: Sequence[Tensor] = self.backbone(x.contiguous(memory_format=torch.channels_last))

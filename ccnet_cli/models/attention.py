@@ -93,22 +93,32 @@ class PlainCrissCross(nn.Module):
     def forward(self, x_BCS: Tensor) -> Tensor:
         """Gamma times what the cross holds, plus the input."""
         query, key, value = on_planes(self.project, x_BCS).split(self.channels, dim=1)
-        last = x_BCS.dim() - 3
-        arms = [_plain_energies(query, key, axis, axis < last) for axis in range(last + 1)]
-        attention_BSP = torch.cat(arms, dim=-1).softmax(dim=-1)
-        total, start = None, 0
-        for axis, length in enumerate(x_BCS.shape[2:]):
-            stop = start + length if axis < last else None
-            weight = attention_BSP[..., start:stop].movedim(axis + 1, -2)
-            gathered_BSC = (weight @ value.permute(*_order(value, axis), axis + 2, 1)).movedim(-2, axis + 1)
-            total = gathered_BSC if total is None else total + gathered_BSC
-            start += length
-        assert total is not None
-        out_BCS: Tensor = total.movedim(-1, 1) + x_BCS
+        attention_BSP = plain_energies(query, key).softmax(dim=-1)
+        out_BCS: Tensor = plain_sums(attention_BSP, value).movedim(-1, 1) + x_BCS
         return out_BCS
 
 
-def _plain_energies(query_BCS: Tensor, key_BCS: Tensor, axis: int, mask: bool) -> Tensor:
+def plain_energies(query_BCS: Tensor, key_BCS: Tensor) -> Tensor:
+    """Energies of each position over its cross, (B, *S, P), in torch's own products."""
+    last = query_BCS.dim() - 3
+    return torch.cat([_plain_arm(query_BCS, key_BCS, axis, axis < last) for axis in range(last + 1)], dim=-1)
+
+
+def plain_sums(attention_BSP: Tensor, value_BCS: Tensor) -> Tensor:
+    """What each position gathers from its cross, (B, *S, C), in torch's own products."""
+    last = value_BCS.dim() - 3
+    total, start = None, 0
+    for axis, length in enumerate(value_BCS.shape[2:]):
+        stop = start + length if axis < last else None
+        weight = attention_BSP[..., start:stop].movedim(axis + 1, -2)
+        gathered_BSC = (weight @ value_BCS.permute(*_order(value_BCS, axis), axis + 2, 1)).movedim(-2, axis + 1)
+        total = gathered_BSC if total is None else total + gathered_BSC
+        start += length
+    assert total is not None
+    return total
+
+
+def _plain_arm(query_BCS: Tensor, key_BCS: Tensor, axis: int, mask: bool) -> Tensor:
     """Energies along the lines of an axis, (B, *S, L)."""
     order = _order(query_BCS, axis)
     energy = query_BCS.permute(*order, axis + 2, 1) @ key_BCS.permute(*order, 1, axis + 2)

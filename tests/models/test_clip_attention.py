@@ -5,6 +5,7 @@ import torch
 
 from ccnet_cli import config
 from ccnet_cli.inference import engine
+from ccnet_cli.models import clips
 from ccnet_cli.models.attention import CrissCrossAttention
 from ccnet_cli.models.clips import RecurrentClips
 from ccnet_cli.models.heads.rcca3d import Settings, build, first
@@ -116,11 +117,24 @@ def test_the_engine_answers_as_the_network_does(overrides):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("limits", [{"MAX_NUMBERS": 0}, {"MIN_MACS": 0}, {"MAX_NUMBERS": 0, "MIN_MACS": 0}])
+@pytest.mark.parametrize("implementation", ["auto", "gemm", "flash"])
+def test_every_way_to_pass_over_a_clip_gives_the_same(limits, implementation, monkeypatch):
+    network = clip_network("model.head.recurrence=3", f"model.head.implementation={implementation}")
+    clip = 50 * torch.randn(2, 4, 3, 33, 41)
+    wanted = network(clip)
+    for name, value in limits.items():
+        monkeypatch.setattr(clips, name, value)
+    got = engine.prepare(network, torch.device("cpu"))(clip)
+    assert (got - wanted).abs().max() <= 1e-5 * (wanted.max() - wanted.min())
+
+
+@torch.no_grad()
 def test_a_clip_of_one_frame_is_an_image_of_the_network_for_images():
     images = clip_network("model.head.kind=rcca", "data.clip=null")
-    clips = clip_network()
-    clips.load_state_dict(images.state_dict())
-    images.recurrence = clips.recurrence
+    network = clip_network()
+    network.load_state_dict(images.state_dict())
+    images.recurrence = network.recurrence
     x = 50 * torch.randn(2, 3, 33, 41)
     for given in (x, x[:, None]):
-        assert (clips(given) - images(x)).abs().max() <= 1e-5 * images(x).abs().max()
+        assert (network(given) - images(x)).abs().max() <= 1e-5 * images(x).abs().max()

@@ -6,7 +6,6 @@ Its weights have the names and shapes of `rcca`: a CCNet for images is a start f
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -105,21 +104,18 @@ class FoldedClipHead(FoldedWrapped):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """The labelled frame's scores, float32."""
         deepest_BTChw = clip_of(features[-1])
-        T = deepest_BTChw.shape[1]
-        encoded = self.encode([deepest_BTChw.flatten(0, 1)]).unflatten(0, (-1, T))
-        frame = self.labelled % T
-        return self.decode(deepest_BTChw[:, frame], encoded.transpose(1, 2), frame)
+        encoded, T = self.encode([deepest_BTChw.flatten(0, 1)]), deepest_BTChw.shape[1]
+        frames = [tuple(each[frame::T] for each in encoded) for frame in range(T)]
+        place = self.labelled % T
+        return self.decode(deepest_BTChw[:, place], frames, place)
 
-    def encode(self, features: Sequence[Tensor]) -> Tensor:
-        """What the attention sees of a frame, its reduced map and the first pass's projection of it, (B, C, h, w)."""
-        reduced = self.conva(features[-1])
-        return torch.cat([reduced, self.rcca.project(reduced)], dim=1)
+    def encode(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What the attention sees of each of B frames, whatever clip it is in."""
+        return self.rcca.encode(self.conva(features[-1]))
 
-    def decode(self, deepest_BChw: Tensor, encoded_BCThw: Tensor, frame: int) -> Tensor:
-        """The scores of a frame of a clip, from its own deepest map and what all frames were encoded to."""
-        projected = sum(self.rcca.widths)
-        reduced, first = encoded_BCThw.split([encoded_BCThw.shape[1] - projected, projected], dim=1)
-        gathered = self.rcca.at(reduced, first, frame)
+    def decode(self, deepest_BChw: Tensor, frames: Sequence[tuple[Tensor, ...]], place: int) -> Tensor:
+        """The scores of a frame of a clip, from its own deepest map and what each frame was encoded to."""
+        gathered = self.rcca.at(frames, place)
         scores: Tensor = self.classify(self.bottleneck(deepest_BChw, self.convb(gathered)).float())
         return scores
 
