@@ -131,9 +131,10 @@ def fastest(query: Tensor, key: Tensor, value: Tensor, choices: Choices | None) 
     if choices is None or torch.compiler.is_compiling() or not plain or unsupported:
         return "gemm"
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    case = describe(
-        (_full(query.to("meta")), value), choices.device or torch.cuda.get_device_name(query.device), gradients
-    )
+    device = choices.device or torch.cuda.get_device_name(query.device)
+    if value.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        device += " in TF32"
+    case = describe((_full(query.to("meta")), value), device, gradients)
     if case in choices.known:
         return choices.known[case]
     unshared = choices.share is not None and not gradients

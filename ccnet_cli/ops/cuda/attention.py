@@ -9,12 +9,17 @@ from ccnet_cli.ops.cuda import launch, plan
 from ccnet_cli.ops.cuda.steps import Buffer, Grid
 from ccnet_cli.ops.layout import pixel_step, pixels
 
-DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
 def fits(value: Tensor) -> bool:
-    """Whether the kernels are for a tensor: two axes, 16 bits, on a GPU whose tensor cores take bfloat16."""
+    """Whether the kernels are for a tensor: two axes, on a GPU whose tensor cores take bfloat16 and TF32.
+
+    float32 only where torch lets its products be rounded to TF32.
+    """
     if not value.is_cuda or value.dtype not in DTYPES or value.dim() != 4:
+        return False
+    if value.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         return False
     return torch.cuda.get_device_capability(value.device) >= (8, 0)
 
@@ -41,7 +46,8 @@ def attend_backward(
     made = {f"d_{name}": tensors[name].new_empty(tensors[name].shape) for name in ("query", "key", "value")}
     if value.numel():
         launches = _backward(_grid(value), query.shape[-1], value.shape[-1], *_buffers(tensors))
-        rows = {f"{x}_rows": tensors[x].new_empty(tensors[x].shape, dtype=torch.float32) for x in ("query", "key")}
+        width = plan.scratch_width(query.shape[-1])
+        rows = {f"{x}_rows": log_BHW.new_empty(*log_BHW.shape, width) for x in ("query", "key")}
         launch.run(launches, tensors | made | rows | {"log": log_BHW, "delta": torch.empty_like(log_BHW)})
     else:
         made = {name: x.zero_() for name, x in made.items()}
@@ -60,8 +66,9 @@ def _grid(x_BHWC: Tensor) -> Grid:
 
 
 def _buffers(tensors: dict[str, Tensor]) -> list[Buffer]:
-    """Each tensor with its pixels' distance, and whether eight numbers of it are one access of 16 bytes."""
-    steps = ((name, x, pixel_step(x)) for name, x in tensors.items())
+    """Each tensor with its pixels' distance, and whether 16 bytes of numbers of it are one access."""
+    steps = ((name, x, pixel_step(x), 16 // x.element_size()) for name, x in tensors.items())
     return [
-        Buffer(name, step, x.shape[-1] % 8 == 0 and step % 8 == 0 and x.data_ptr() % 16 == 0) for name, x, step in steps
+        Buffer(name, step, x.shape[-1] % numbers == 0 and step % numbers == 0 and x.data_ptr() % 16 == 0)
+        for name, x, step, numbers in steps
     ]

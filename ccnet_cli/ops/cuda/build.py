@@ -51,7 +51,7 @@ def signature(kernel: Kernel) -> Any:
     """Pointers, then int32, some of them as tuples, which are single numbers in PTX."""
     stored, full, number = types.CPointer(STORED[kernel.dtype]), types.CPointer(types.float32), types.int32
     if kernel.form in plan.FORMS:
-        return _fused_signature(kernel.form)
+        return _fused_signature(kernel)
     if "softmax" in kernel.form:
         return types.void(*[full] * (1 if kernel.form == "softmax" else 2), number, types.UniTuple(number, 6), number)
     pointers = (stored, stored, full) if kernel.form == "nt" else (full, stored, stored)
@@ -59,13 +59,15 @@ def signature(kernel: Kernel) -> Any:
     return types.void(*pointers, *(types.UniTuple(number, count) for count in (3, 9, 2)))
 
 
-def _fused_signature(form: str) -> Any:
-    """Pointers and numbers in tuples; halves as they lie in memory."""
+def _fused_signature(kernel: Kernel) -> Any:
+    """Pointers and numbers in tuples; numbers of 16 bits as they lie in memory."""
+    form = kernel.form
 
     def several(kind: Any, count: int) -> Any:
         return types.UniTuple(kind, count)
 
-    half, full, number = types.CPointer(types.uint16), types.CPointer(types.float32), types.int32
+    full, number = types.CPointer(types.float32), types.int32
+    half = full if kernel.dtype == "float32" else types.CPointer(types.uint16)
     if form == "fused_delta":
         return types.void(half, half, full, several(number, 2), number, number)
     pointers = [several(half, 4)] if form == "fused" else [several(half, 4), several(half, 3)]

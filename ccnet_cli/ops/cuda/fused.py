@@ -1,18 +1,21 @@
-"""Criss-cross attention whose energies stay on chip: products on tensor cores in bfloat16 or float16, sums in float32.
+"""Criss-cross attention whose energies stay on chip: products on tensor cores, sums in float32.
 
-A block takes up to 128 pixels of a row or a column, 16 in each warp, and all of the line's in blocks of 8 `tiles`. Two
-launches make a pass. The rows' leaves the logarithm of each pixel's sum of weights, and the output for these; the
-columns' adds its own sum, knows every weight then, and adds to the output scaled to the whole.
+Numbers of 16 bits are multiplied as they are, and float32 rounded to TF32. A block takes up to 128 pixels of a row or a
+column, 16 in each warp, and all of the line's in blocks of 8 `tiles`. Two launches make a pass. The rows' leaves the
+logarithm of each pixel's sum of weights, and the output for these; the columns' adds its own sum, knows every weight
+then, and adds to the output scaled to the whole.
 
 The gradients need these logarithms, and for each pixel `delta`, the sum of the output times its gradient: weights are
-computed again, and again the columns add to what the rows wrote. Three jobs share a launch, one to a block:
+computed again, and again the columns add to what the rows wrote:
 
     value   weights^T grad
     query   pulls key       where pulls = weights (grad value^T - delta)
     key     pulls^T query
 
-What a line longer than a block makes of its pixels is computed anew for every CUT channels, from the same numbers in
-the same order. No sum depends on the order in which blocks run.
+A line of one block makes weights^T and pulls^T once for all three, and exchanges rows and columns of the pulls in
+shared memory. Of a longer line three blocks make one each, and what a block makes of its pixels is computed anew for
+every cut of channels, from the same numbers in the same order. Pulls of 16 bits are two numbers each, the second what
+rounding left of the first. No sum depends on the order in which blocks run.
 """
 
 import math
@@ -24,10 +27,17 @@ from numpy import float32, int32, uint32
 
 from ccnet_cli.ops.cuda import words as tuples
 from ccnet_cli.ops.cuda.memory import inline
-from ccnet_cli.ops.cuda.plan import CUT, PITCH, STEP, shared_words
+from ccnet_cli.ops.cuda.plan import (
+    CUT,
+    STEP,
+    cut_channels,
+    numbers_per_word,
+    shared_words,
+    turned_words,
+)
 
 INFINITE = float32(math.inf)
-# float16 holds numbers up to 65504: the pulls of a warp are scaled below this
+# float16 holds numbers up to 65504: pulls are scaled below this
 LARGE = float32(16384)
 ALL = 0xFFFFFFFF
 
@@ -86,8 +96,8 @@ def _device(function):
 
 
 def _energies(tiles, warps, dtype, fetch):
-    KEYS, THREADS, ROUNDS = 8 * tiles, 32 * warps, -(-tiles // warps)
-    BUFFER = KEYS * STEP
+    KEYS, THREADS, ROUNDS, PER = 8 * tiles, 32 * warps, -(-tiles // warps), numbers_per_word(dtype)
+    BUFFER, VECTOR, CHANNELS = KEYS * STEP, 4 * PER, PER * STEP
     zeros, dot = tuples.zeros(tiles), tuples.dot(dtype, tiles)
 
     @_device
@@ -97,9 +107,9 @@ def _energies(tiles, warps, dtype, fetch):
         t = int32(cuda.threadIdx.x)
         member, key = int32(t & 3), int32(t >> 2)
         far_hop, right_hop = int32(8 * hop * strides[0]), int32(8 * warps * hop * strides[1])
-        left_at = int32((first + m * hop) * strides[0] + member * 8)
-        right_at = int32((first + (block + key) * hop) * strides[1] + member * 8)
-        rest = int32(depth - member * 8)
+        left_at = int32((first + m * hop) * strides[0] + member * VECTOR)
+        right_at = int32((first + (block + key) * hop) * strides[1] + member * VECTOR)
+        rest = int32(depth - member * VECTOR)
         near_rest = rest if m < L else int32(0)
         far_rest = rest if m + 8 < L else int32(0)
         one_rest = rest if block + key < L and key < KEYS else int32(0)
@@ -110,10 +120,10 @@ def _energies(tiles, warps, dtype, fetch):
         far = (zero, zero, zero, zero)
         total = zeros()
         base = int32(0)
-        k0 = int32(-2 * STEP)
+        k0 = int32(-CHANNELS)
         while k0 < depth:
             # load the next channels while multiplying these; the first round has none to multiply
-            k1 = int32(k0 + 2 * STEP)
+            k1 = int32(k0 + CHANNELS)
             next_near = fetch(left, int32(left_at + k1), int32(near_rest - k1))
             next_far = fetch(left, int32(left_at + far_hop + k1), int32(far_rest - k1))
             one = fetch(right, int32(right_at + k1), int32(one_rest - k1))
@@ -135,29 +145,41 @@ def _energies(tiles, warps, dtype, fetch):
     return energies
 
 
+def _load_numbers(parts):
+    """A function that copies numbers of a block's pixels to shared memory, from word COLUMNS on."""
+    KEYS = 8 * parts.tiles
+
+    @_device
+    def load(shared, at, source, line, block, other):
+        L, hop, first = line
+        t = int32(cuda.threadIdx.x)
+        if t < KEYS:
+            i, inside = int32(first + (block + t) * hop), block + t < L
+            tuples.write_float(shared, int32(at + t), _number(source, i, inside, other))
+
+    return load
+
+
 def _weights(parts, turned, pulled):
     """A function for a block's words: weights or, pulled, pulls; turned, rows are keys and columns queries."""
-    TURNED, PULLED, KEYS, COLUMNS, SCALED = turned, pulled, 8 * parts.tiles, parts.columns, parts.dtype == "float16"
+    TURNED, PULLED, KEYS, COLUMNS = turned, pulled, 8 * parts.tiles, parts.columns
+    SCALED = parts.dtype == "float16"
     energies, mask, powers = parts.energies, tuples.mask(parts.tiles), tuples.powers(parts.tiles)
     columns, minus, pull = tuples.columns(parts.tiles), tuples.minus(parts.tiles), tuples.pull(parts.tiles)
-    words, largest, times = (
-        tuples.words(parts.dtype, parts.tiles),
-        tuples.largest(parts.tiles),
-        tuples.times(parts.tiles),
-    )
+    largest, times, load = tuples.largest(parts.tiles), tuples.times(parts.tiles), _load_numbers(parts)
+    split = parts.split if pulled else parts.whole
 
     @_device
     def weights(shared, arguments, block):
         """The words of rows m and m + 8, and what they are to be multiplied with."""
         sources, strides, sizes, line, column, m, sums = arguments
         left, right, left_pull, right_pull, log, delta = sources
-        L, hop, first = line
+        L = line[0]
         t = int32(cuda.threadIdx.x)
-        if TURNED and t < KEYS:
-            i, inside = int32(first + (block + t) * hop), block + t < L
-            tuples.write_float(shared, int32(COLUMNS + t), _number(log, i, inside, INFINITE))
+        if TURNED:
+            load(shared, int32(COLUMNS), log, line, block, INFINITE)
             if PULLED:
-                tuples.write_float(shared, int32(COLUMNS + KEYS + t), _number(delta, i, inside, float32(0)))
+                load(shared, int32(COLUMNS + KEYS), delta, line, block, float32(0))
         member = int32(t & 3)
         at = int32(COLUMNS + 2 * member)
         total = energies(shared, (left, right), strides[:2], sizes[2], line, m, block)
@@ -177,36 +199,69 @@ def _weights(parts, turned, pulled):
             else:
                 total = pull(total, other, sums[2], sums[3])
             if SCALED:
-                most = _quad_max(largest(total))
-                most = _greater(most, cuda.shfl_xor_sync(ALL, most, 4))
-                most = _greater(most, cuda.shfl_xor_sync(ALL, most, 8))
-                most = _greater(most, cuda.shfl_xor_sync(ALL, most, 16))
+                most = _warp_max(largest(total))
                 if most > float32(1e-30) and most < INFINITE:
                     total = times(total, float32(LARGE / most))
                     scale = float32(most / LARGE)
-        return words(total), scale
+        return split(total), scale
 
     return weights
 
 
-def _first(parts, weights):
-    """A function for the words of a line's only block; 0 where there are more, which are made one by one."""
-    LONG, words, zeros = parts.long, tuples.words(parts.dtype, parts.tiles), tuples.zeros(parts.tiles)
+@inline
+def _warp_max(x):
+    x = _quad_max(x)
+    x = _greater(x, cuda.shfl_xor_sync(ALL, x, 4))
+    x = _greater(x, cuda.shfl_xor_sync(ALL, x, 8))
+    return _greater(x, cuda.shfl_xor_sync(ALL, x, 16))
+
+
+def _turn(parts):
+    """A function for a block's words with its rows and columns exchanged, through shared memory."""
+    TILES, WARPS, WORDS = parts.tiles, parts.warps, turned_words(parts.dtype, parts.warps)
+    # between rows, in numbers
+    PITCH = WORDS * numbers_per_word(parts.dtype)
+    # so many warps' rows at once as fit
+    HALF = WARPS if parts.dtype != "float32" else -(-WARPS // 2)
+    FIRST = min(2 * HALF, TILES)
+    TWICE, SECOND, WIDE = FIRST < TILES, TILES - FIRST, parts.dtype == "float32"
+    write_first = tuples.write_turned(parts.dtype, WARPS, TILES, 0, FIRST)
+    write_second = tuples.write_turned(parts.dtype, WARPS, TILES, FIRST, SECOND)
+    read, none = tuples.read_turned(parts.dtype, TILES), tuples.no_words(parts.dtype, TILES)
 
     @_device
-    def first(shared, arguments):
-        made, scale = words(zeros()), float32(1)
-        if not LONG:
-            made, scale = weights(shared, arguments, int32(0))
-        return made, scale
+    def turn(shared, words):
+        t = int32(cuda.threadIdx.x)
+        warp, group, member = int32(t >> 5), int32(t >> 2 & 7), int32(t & 3)
+        # in TF32 even rows, then odd ones, as a thread has its columns
+        at = int32(2 * member * PITCH + 16 * warp + (4 * (group & 1) + (group >> 1) if WIDE else group))
+        # the last warp's rows may be more than the line has
+        row = int32(16 * (warp if warp < HALF else warp - HALF) + group)
+        last = int32(8 * (FIRST if warp < HALF else SECOND) - 1)
+        near = int32(min(row, last) * WORDS + member)
+        far = int32(min(int32(row + 8), last) * WORDS + member)
+        write_first(shared, at, words)
+        cuda.syncthreads()
+        turned = none()
+        if not TWICE or warp < HALF:
+            turned = read(shared, near, far)
+        cuda.syncthreads()
+        if TWICE:
+            write_second(shared, at, words)
+            cuda.syncthreads()
+            if warp >= HALF:
+                turned = read(shared, near, far)
+            cuda.syncthreads()
+        return turned
 
-    return first
+    return turn
 
 
 def _stages(parts):
-    """Functions that load 64 channels of a block's pixels, in pairs, and write them to shared memory."""
+    """Functions that load channels of a block's pixels, in pairs, and write them to shared memory."""
     WARPS, ROUNDS, KEYS, PAIRS = parts.warps, -(-parts.tiles // parts.warps), 8 * parts.tiles, 4 * parts.tiles
-    fetch, interleave = parts.fetch, tuples.interleave
+    PER, PITCH, WIDE = numbers_per_word(parts.dtype), cut_channels(parts.dtype)[1], parts.dtype == "float32"
+    fetch, interleave, VECTOR = parts.fetch, tuples.interleave(parts.dtype), 4 * PER
 
     @_device
     def pair(source, at, hop, rest, pixels):
@@ -215,12 +270,12 @@ def _stages(parts):
 
     @_device
     def load(source, channels, line, block, c0):
-        """A thread's eight channels of one pair of pixels, and of a second if the block has more than its threads."""
+        """A thread's channels of one pair of pixels, and of a second if the block has more than its threads."""
         (pointer, stride), (L, hop, first) = source, line
         t = int32(cuda.threadIdx.x)
         pixel, vector, hop = int32(t >> 3 << 1), int32(t & 7), int32(hop * stride)
-        rest, pixels = int32(channels - c0 - vector * 8), int32(min(L - block, KEYS) - pixel)
-        at = int32(first * stride + (block + pixel) * hop + vector * 8 + c0)
+        rest, pixels = int32(channels - c0 - vector * VECTOR), int32(min(L - block, KEYS) - pixel)
+        at = int32(first * stride + (block + pixel) * hop + vector * VECTOR + c0)
         one = pair(pointer, at, hop, rest, pixels)
         two = one
         if ROUNDS > 1:
@@ -228,136 +283,142 @@ def _stages(parts):
         return one, two
 
     @_device
-    def write(shared, at, odd, eight):
-        """Write eight words; half of the threads begin with the upper four, so that all use different banks."""
+    def write(shared, base, row, vector, eight):
+        """Write eight words, so that all threads use different banks: in 16 bits half begin with the upper four."""
         low, high = eight[:4], eight[4:]
-        one, two = (high, low) if odd else (low, high)
-        tuples.write_words(shared, int32(at + (4 if odd else 0)), one)
-        tuples.write_words(shared, int32(at + (0 if odd else 4)), two)
+        if WIDE:
+            at = int32(base + (8 * (row >> 2) + (row & 3)) * PITCH + vector * 4)
+            tuples.write_words(shared, at, low)
+            tuples.write_words(shared, int32(at + 4 * PITCH), high)
+        else:
+            at = int32(base + row * PITCH + vector * 8)
+            one, two = (high, low) if vector > 3 else (low, high)
+            tuples.write_words(shared, int32(at + (4 if vector > 3 else 0)), one)
+            tuples.write_words(shared, int32(at + (0 if vector > 3 else 4)), two)
 
     @_device
     def save(shared, base, both):
         t = int32(cuda.threadIdx.x)
         row, vector = int32(t >> 3), int32(t & 7)
-        at = int32(base + row * PITCH + vector * 8)
         if row < PAIRS:
-            write(shared, at, vector > 3, both[0])
+            write(shared, base, row, vector, both[0])
         if ROUNDS > 1 and row + 4 * WARPS < PAIRS:
-            write(shared, int32(at + 4 * WARPS * PITCH), vector > 3, both[1])
+            write(shared, base, int32(row + 4 * WARPS), vector, both[1])
 
     return load, save
 
 
-@inline
-def _locate_outputs(place, c0):
-    """Where a thread's channels from c0 on lie, how far its other row's, and how many there are of each."""
-    (L, hop, first), m, channels, _ = place
-    c0 = int32(c0 + (cuda.threadIdx.x & 3) * 8)
-    at, rest = int32((first + m * hop) * channels + c0), int32(channels - c0)
-    return at, int32(8 * hop * channels), rest if m < L else int32(0), rest if m + 8 < L else int32(0)
-
-
 def _outputs(parts):
-    """Functions for a thread's 16 channels of each of its two rows: what is there, and what is written."""
-    fetch, put, blend = parts.fetch, parts.put, tuples.blend(parts.dtype)
-    near_one, far_one, near_two, far_two = (tuples.octet(part, row) for part in (0, 1) for row in (0, 1))
+    """Functions for a thread's channels of each of its two rows: what is there, and what is written."""
+    fetch, put, blend = parts.exact, parts.put, tuples.blend(parts.dtype)
+    near_one, far_one, near_two, far_two = parts.pieces
+    VECTOR = 4 * numbers_per_word(parts.dtype)
+    PART = 4 * VECTOR
+
+    @_device
+    def locate(place, c0):
+        """Where a thread's channels from c0 on lie, how far its other row's, and how many there are of each."""
+        (L, hop, first), m, channels, _ = place
+        c0 = int32(c0 + (cuda.threadIdx.x & 3) * VECTOR)
+        at, rest = int32((first + m * hop) * channels + c0), int32(channels - c0)
+        return at, int32(8 * hop * channels), rest if m < L else int32(0), rest if m + 8 < L else int32(0)
 
     @_device
     def read(target, place, c0):
         out = target[0]
-        at, hop, near, far = _locate_outputs(place, c0)
+        at, hop, near, far = locate(place, c0)
         if not place[3]:
             near = far = int32(0)
-        first, third = fetch(out, at, near), fetch(out, int32(at + 32), int32(near - 32))
-        return first, fetch(out, int32(at + hop), far), third, fetch(out, int32(at + hop + 32), int32(far - 32))
+        first, third = fetch(out, at, near), fetch(out, int32(at + PART), int32(near - PART))
+        return first, fetch(out, int32(at + hop), far), third, fetch(out, int32(at + hop + PART), int32(far - PART))
 
     @_device
     def write(target, place, c0, total, scale, before):
         """Write a total times a scale, and what was there times each row's weight."""
         out, weight = target
-        at, hop, near, far = _locate_outputs(place, c0)
+        at, hop, near, far = locate(place, c0)
         put(out, at, near, blend(near_one(total), scale, before[0], weight[0]))
         put(out, int32(at + hop), far, blend(far_one(total), scale, before[1], weight[1]))
-        put(out, int32(at + 32), int32(near - 32), blend(near_two(total), scale, before[2], weight[0]))
-        put(out, int32(at + hop + 32), int32(far - 32), blend(far_two(total), scale, before[3], weight[1]))
+        put(out, int32(at + PART), int32(near - PART), blend(near_two(total), scale, before[2], weight[0]))
+        put(out, int32(at + hop + PART), int32(far - PART), blend(far_two(total), scale, before[3], weight[1]))
 
     return read, write
 
 
 def _narrow_outputs(parts):
-    """The same for the gradients of query and key: the rows leave float32, which the columns add to and round."""
-    fetch, put, put_floats = tuples.fetch_floats(parts.aligned), parts.put, tuples.put_floats(parts.aligned)
-    add, octets = tuples.add_floats(parts.dtype), [tuples.octet(part, row) for part in (0, 1) for row in (0, 1)]
-    near_one, far_one, near_two, far_two = octets
+    """The same for the gradients of query and key in 16 bits: the rows leave float32, which the columns add to.
+
+    They read it when they write, since registers are short.
+    """
+    fetch, put, put_floats, add = tuples.fetch_floats, parts.put, tuples.put_floats, tuples.add_floats(parts.dtype)
+    near_one, far_one, near_two, far_two = parts.pieces
 
     @_device
     def read(target, place, c0):
-        rows = target[1]
-        at, hop, near, far = _locate_outputs(place, c0)
-        if not place[3]:
-            near = far = int32(0)
-        first, third = fetch(rows, at, near), fetch(rows, int32(at + 32), int32(near - 32))
-        return first, fetch(rows, int32(at + hop), far), third, fetch(rows, int32(at + hop + 32), int32(far - 32))
+        return int32(0)
 
     @_device
     def write(target, place, c0, total, scale, before):
         out, rows = target
-        at, hop, near, far = _locate_outputs(place, c0)
-        if place[3]:
-            put(out, at, near, add(near_one(total), scale, before[0]))
-            put(out, int32(at + hop), far, add(far_one(total), scale, before[1]))
-            put(out, int32(at + 32), int32(near - 32), add(near_two(total), scale, before[2]))
-            put(out, int32(at + hop + 32), int32(far - 32), add(far_two(total), scale, before[3]))
+        (L, hop, first), m, channels, column = place
+        member, width = int32(cuda.threadIdx.x & 3), int32(channels + CUT - 1 & -CUT)
+        pixel, near, far = int32(first + m * hop), m < L, m + 8 < L
+        # what the rows leave has pixels of its own width, in whose order of channels four threads fill sectors
+        row, jump = int32(pixel * width + c0 + 4 * member), int32(8 * hop * width)
+        if column:
+            at, skip = int32(pixel * channels + c0 + 8 * member), int32(8 * hop * channels)
+            rest = int32(channels - c0 - 8 * member)
+            near_rest, far_rest = rest if near else int32(0), rest if far else int32(0)
+            put(out, at, near_rest, add(near_one(total), scale, fetch(rows, row, near)))
+            put(out, int32(at + skip), far_rest, add(far_one(total), scale, fetch(rows, int32(row + jump), far)))
+            at, row, near_rest, far_rest = int32(at + 32), int32(row + 32), int32(near_rest - 32), int32(far_rest - 32)
+            put(out, at, near_rest, add(near_two(total), scale, fetch(rows, row, near)))
+            put(out, int32(at + skip), far_rest, add(far_two(total), scale, fetch(rows, int32(row + jump), far)))
         else:
-            put_floats(rows, at, near, near_one(total), scale)
-            put_floats(rows, int32(at + hop), far, far_one(total), scale)
-            put_floats(rows, int32(at + 32), int32(near - 32), near_two(total), scale)
-            put_floats(rows, int32(at + hop + 32), int32(far - 32), far_two(total), scale)
+            put_floats(rows, row, near, near_one(total), scale)
+            put_floats(rows, int32(row + jump), far, far_one(total), scale)
+            put_floats(rows, int32(row + 32), near, near_two(total), scale)
+            put_floats(rows, int32(row + jump + 32), far, far_two(total), scale)
 
     return read, write
 
 
-def _product(parts, weights, outputs=_outputs):
+def _products(parts, gather, read, write):
     """A function that adds a thread's rows of words, by pixels, times the line's pixels to its rows of an output."""
-    return (_long_product if parts.long else _short_product)(parts, weights, *outputs(parts))
-
-
-def _short_product(parts, weights, read, write):
-    gather, zeros = tuples.gather(parts.dtype, parts.tiles), tuples.zeros(CUT // 8)
-    (load, save), BUFFER = _stages(parts), 4 * parts.tiles * PITCH
+    (CUT_CHANNELS, PITCH), BUFFER = cut_channels(parts.dtype), 4 * parts.tiles * (CUT + 8)
+    (load, save), zeros = _stages(parts), tuples.zeros(CUT_CHANNELS // 8)
+    find = _reader(parts.dtype, PITCH)
 
     @_device
-    def product(shared, place, source, made, target, arguments):
+    def product(shared, place, source, made, target):
         line, _, channels, _ = place
-        t = int32(cuda.threadIdx.x)
-        at = int32((t & 3) * PITCH + (t >> 2 & 7) * 4)
-        base, c0 = int32(0), int32(0)
+        at, base, c0 = find(), int32(0), int32(0)
         save(shared, base, load(source, channels, line, int32(0), c0))
         while c0 < channels:
             # what is added, and the next channels, load while these are multiplied
             before = read(target, place, c0)
             cuda.syncthreads()
-            ahead = load(source, channels, line, int32(0), int32(c0 + CUT))
+            ahead = load(source, channels, line, int32(0), int32(c0 + CUT_CHANNELS))
             total = gather(zeros(), made[0], shared, int32(base + at))
             write(target, place, c0, total, made[1], before)
             base = int32(BUFFER - base)
-            c0 = int32(c0 + CUT)
+            c0 = int32(c0 + CUT_CHANNELS)
             if c0 < channels:
                 save(shared, base, ahead)
 
     return product
 
 
-def _long_product(parts, weights, read, write):
-    gather, zeros, plus = tuples.gather(parts.dtype, parts.tiles), tuples.zeros(CUT // 8), tuples.plus(CUT // 8)
-    (load, save), KEYS = _stages(parts), 8 * parts.tiles
+def _long_products(parts, weights, gather, read, write):
+    """The same from words that are made for one block of pixels after another."""
+    (CUT_CHANNELS, PITCH), KEYS = cut_channels(parts.dtype), 8 * parts.tiles
+    (load, save), zeros, plus = _stages(parts), tuples.zeros(CUT_CHANNELS // 8), tuples.plus(CUT_CHANNELS // 8)
+    find = _reader(parts.dtype, PITCH)
 
     @_device
-    def product(shared, place, source, made, target, arguments):
+    def product(shared, place, source, arguments, target):
         line, _, channels, _ = place
-        t = int32(cuda.threadIdx.x)
-        at = int32((t & 3) * PITCH + (t >> 2 & 7) * 4)
-        c0 = int32(0)
+        at, c0 = find(), int32(0)
         while c0 < channels:
             before = read(target, place, c0)
             total = zeros()
@@ -370,18 +431,70 @@ def _long_product(parts, weights, read, write):
                 cuda.syncthreads()
                 block = int32(block + KEYS)
             write(target, place, c0, total, float32(1), before)
-            c0 = int32(c0 + CUT)
+            c0 = int32(c0 + CUT_CHANNELS)
 
     return product
 
 
+def _reader(dtype, PITCH):
+    """A function for the word from which a thread reads pixels; in TF32 two channels of a quad lie 16 apart."""
+    WIDE = dtype == "float32"
+
+    @_device
+    def find():
+        t = int32(cuda.threadIdx.x)
+        group = int32(t >> 2 & 7)
+        if WIDE:
+            group = int32((group >> 1) + 4 * (group & 1))
+        return int32((t & 3) * PITCH + group * 4)
+
+    return find
+
+
+def _splits(dtype, tiles):
+    """How words of a block are made and multiplied: whole, and as two numbers each, which TF32 does not need."""
+    words, remainders, gather = tuples.words(dtype, tiles), tuples.remainders(dtype, tiles), tuples.gather(dtype, tiles)
+
+    @_device
+    def whole(total):
+        return (words(total),)
+
+    @_device
+    def gather_whole(total, made, shared, at):
+        return gather(total, made[0], shared, at)
+
+    if dtype == "float32":
+        return (whole, gather_whole) * 2
+
+    @_device
+    def split(total):
+        made = words(total)
+        return made, remainders(total, made)
+
+    @_device
+    def gather_split(total, made, shared, at):
+        return gather(gather(total, made[0], shared, at), made[1], shared, at)
+
+    return whole, gather_whole, split, gather_split
+
+
 def _parts(dtype, tiles, warps, long, aligned):
     """The functions that the kernels share, for one size of tile."""
-    fetch = tuples.fetch(aligned)
+    fetch, exact = tuples.fetch(dtype, aligned, rounded=True), tuples.fetch(dtype, aligned)
     energies = _energies(tiles, warps, dtype, fetch)
     columns = shared_words(tiles) - 16 * tiles
+    whole, gather, split, gather_split = _splits(dtype, tiles)
     names = {"dtype": dtype, "tiles": tiles, "warps": warps, "long": long, "columns": columns, "aligned": aligned}
-    return SimpleNamespace(fetch=fetch, put=tuples.put(aligned), energies=energies, **names)
+    names |= {"whole": whole, "gather": gather, "split": split, "gather_split": gather_split}
+    names |= {"put": tuples.put(dtype, aligned), "fetch": fetch, "exact": exact, "energies": energies}
+    # near one, far one, near two, far two
+    pieces = [tuples.piece(dtype, part, row) for part in (0, 1) for row in (0, 1)]
+    return SimpleNamespace(pieces=pieces, **names)
+
+
+def _outputs_of(parts, narrow):
+    """The outputs of wide or narrow gradients: a narrow one of float32 needs none of its own."""
+    return (_narrow_outputs if narrow and parts.dtype != "float32" else _outputs)(parts)
 
 
 def _sums(parts):
@@ -424,8 +537,13 @@ def attend(dtype: str, tiles: int, warps: int, long: bool, aligned: bool) -> Cal
     """
     parts = _parts(dtype, tiles, warps, long, aligned)
     SHARED, sum_weights = shared_words(tiles), _sums(parts)
-    powers, words = tuples.powers(tiles), tuples.words(dtype, tiles)
-    product = _product(parts, _weights(parts, False, False))
+    LONG, powers = long, tuples.powers(tiles)
+    outputs = _outputs(parts)
+    if long:
+        product = _long_products(parts, _weights(parts, False, False), parts.gather, *outputs)
+    else:
+        product = _products(parts, parts.gather, *outputs)
+    words = parts.whole
 
     def kernel(halves, logs, strides, sizes, column):
         query, key, value, out = halves
@@ -447,12 +565,15 @@ def attend(dtype: str, tiles: int, warps: int, long: bool, aligned: bool) -> Cal
                 log[at_near] = log_near
             if far_inside:
                 log[at_far] = log_far
-        made = words(powers(total, log_near, log_far)), float32(1)
-        sums = (log_near, log_far, float32(0), float32(0))
-        both = (strides[0], strides[1], strides[0], strides[1])
-        arguments = ((query, key, query, key, log, log), both, sizes, line, column, m, sums)
         place, target = (line, m, sizes[3], column != 0), (out, (weight_near, weight_far))
-        product(shared, place, (value, strides[2]), made, target, arguments)
+        if LONG:
+            sums = (log_near, log_far, float32(0), float32(0))
+            both = (strides[0], strides[1], strides[0], strides[1])
+            arguments = ((query, key, query, key, log, log), both, sizes, line, column, m, sums)
+            product(shared, place, (value, strides[2]), arguments, target)
+        else:
+            made = words(powers(total, log_near, log_far)), float32(1)
+            product(shared, place, (value, strides[2]), made, target)
 
     return kernel
 
@@ -466,13 +587,87 @@ def _merge(log, before):
 
 
 def attend_backward(dtype: str, tiles: int, warps: int, long: bool, aligned: bool) -> Callable[..., None]:
-    """One direction of the gradients: grid of tiles of pixels, three times, lines, and images."""
+    """One direction of the gradients: grid of lines of one block; or of tiles of pixels, three times; and images."""
     parts = _parts(dtype, tiles, warps, long, aligned)
-    SHARED = shared_words(tiles)
+    return (_long_gradients if long else _gradients)(parts)
+
+
+def _gradients(parts):
+    SHARED, COLUMNS, KEYS, WARPS = shared_words(parts.tiles), parts.columns, 8 * parts.tiles, parts.warps
+    SCALED, SPLIT = parts.dtype == "float16", parts.dtype != "float32"
+    energies, mask, load, turn = parts.energies, tuples.mask(parts.tiles), _load_numbers(parts), _turn(parts)
+    powers, columns, minus = tuples.powers(parts.tiles), tuples.columns(parts.tiles), tuples.minus(parts.tiles)
+    pull, keep, largest = tuples.pull(parts.tiles), tuples.keep_rows(parts.tiles), tuples.largest(parts.tiles)
+    times, whole, split = tuples.times(parts.tiles), parts.whole, parts.split
+    value_product = _products(parts, parts.gather, *_outputs_of(parts, False))
+    narrow_product = _products(parts, parts.gather_split, *_outputs_of(parts, True))
+    narrow_targets = _narrow_targets(parts)
+
+    @_device
+    def turn_all(shared, made):
+        return (turn(shared, made[0]), turn(shared, made[1])) if SPLIT else (turn(shared, made[0]),)
+
+    @_device
+    def scale_block(shared, total):
+        """The block's numbers as large as float16 can hold, and what they are to be multiplied with."""
+        t = int32(cuda.threadIdx.x)
+        scale = float32(1)
+        if SCALED:
+            most = _warp_max(largest(total))
+            if t & 31 == 0:
+                tuples.write_float(shared, int32(COLUMNS + (t >> 5)), most)
+            cuda.syncthreads()
+            for warp in range(WARPS):
+                most = _greater(most, tuples.read_float(shared, int32(COLUMNS + warp)))
+            if most > float32(1e-30) and most < INFINITE:
+                total = times(total, float32(LARGE / most))
+                scale = float32(most / LARGE)
+        return total, scale
+
+    def kernel(inputs, outputs, logs, strides, sizes, column):
+        query, key, value, grad = inputs
+        log, delta, query_rows, key_rows = logs
+        q, k, v, g = strides
+        shared = cuda.shared.array(SHARED, uint32)
+        t, zero, one = int32(cuda.threadIdx.x), float32(0), float32(1)
+        line = _locate(int32(cuda.blockIdx.y), int32(cuda.blockIdx.z), column, sizes)
+        L = line[0]
+        m, member = int32((t >> 5) * 16 + (t >> 2 & 7)), int32(t & 3)
+        # rows are keys and columns are queries
+        load(shared, int32(COLUMNS), log, line, int32(0), INFINITE)
+        load(shared, int32(COLUMNS + KEYS), delta, line, int32(0), zero)
+        at = int32(COLUMNS + 2 * member)
+        total = energies(shared, (key, query), (k, q), sizes[2], line, m, int32(0))
+        own = int32(m - 2 * member)
+        near, far = (own, int32(own + 8)) if column else (int32(-1), int32(-1))
+        total = mask(total, int32(L - 2 * member), near, far)
+        total = powers(minus(total, columns(shared, at)), zero, zero)
+        wide, narrow = (line, m, sizes[3], column != 0), (line, m, sizes[2], column != 0)
+        # as soon as there are weights: fewer registers are used at once
+        value_product(shared, wide, (grad, g), (whole(total), one), (outputs[2], (one, one)))
+        cuda.syncthreads()
+        other = energies(shared, (value, grad), (v, g), sizes[3], line, m, int32(0))
+        total = pull(total, minus(other, columns(shared, int32(at + KEYS))), zero, zero)
+        # what is beyond the line has no pixels to be multiplied with, and may be infinite
+        total, scale = scale_block(shared, keep(total, m < L, m + 8 < L))
+        pulls = split(total)
+        query_target, key_target = narrow_targets(outputs, query_rows, key_rows)
+        narrow_product(shared, narrow, (query, q), (pulls, scale), key_target)
+        cuda.syncthreads()
+        turned = turn_all(shared, pulls)
+        narrow_product(shared, narrow, (key, k), (turned, scale), query_target)
+
+    return kernel
+
+
+def _long_gradients(parts):
+    SHARED, WARPS = shared_words(parts.tiles), parts.warps
     to_value, to_query, to_key = (_weights(parts, *how) for how in ((True, False), (False, True), (True, True)))
-    value_product = _product(parts, to_value)
-    query_product, key_product = (_product(parts, x, _narrow_outputs) for x in (to_query, to_key))
-    first_to_value, first_to_query, first_to_key = (_first(parts, x) for x in (to_value, to_query, to_key))
+    value_product = _long_products(parts, to_value, parts.gather, *_outputs_of(parts, False))
+    query_product, key_product = (
+        _long_products(parts, x, parts.gather_split, *_outputs_of(parts, True)) for x in (to_query, to_key)
+    )
+    narrow_targets = _narrow_targets(parts)
 
     def kernel(inputs, outputs, logs, strides, sizes, column):
         query, key, value, grad = inputs
@@ -483,33 +678,49 @@ def attend_backward(dtype: str, tiles: int, warps: int, long: bool, aligned: boo
         line = _locate(int32(cuda.blockIdx.y), int32(cuda.blockIdx.z), column, sizes)
         L, hop, first = line
         job = int32(cuda.blockIdx.x % 3)
-        m = int32((cuda.blockIdx.x // 3 * warps + (t >> 5)) * 16 + (t >> 2 & 7))
-        weight, sums = (one, one), (zero, zero, zero, zero)
+        m = int32((cuda.blockIdx.x // 3 * WARPS + (t >> 5)) * 16 + (t >> 2 & 7))
+        sums = (zero, zero, zero, zero)
         wide, narrow = (line, m, sizes[3], column != 0), (line, m, sizes[2], column != 0)
+        query_target, key_target = narrow_targets(outputs, query_rows, key_rows)
         if job == 1:
             at_near, at_far, near, far = int32(first + m * hop), int32(first + (m + 8) * hop), m < L, m + 8 < L
             log_near, log_far = _number(log, at_near, near, INFINITE), _number(log, at_far, far, INFINITE)
             sums = (log_near, log_far, _number(delta, at_near, near, zero), _number(delta, at_far, far, zero))
             sources = (query, key, grad, value, log, delta)
             arguments = (sources, (q, k, g, v), sizes, line, column, m, sums)
-            made = first_to_query(shared, arguments)
-            query_product(shared, narrow, (key, k), made, (outputs[0], query_rows), arguments)
+            query_product(shared, narrow, (key, k), arguments, query_target)
         else:
             sources = (key, query, value, grad, log, delta)
             arguments = (sources, (k, q, v, g), sizes, line, column, m, sums)
             if job == 0:
-                made = first_to_value(shared, arguments)
-                value_product(shared, wide, (grad, g), made, (outputs[2], weight), arguments)
+                value_product(shared, wide, (grad, g), arguments, (outputs[2], (one, one)))
             else:
-                made = first_to_key(shared, arguments)
-                key_product(shared, narrow, (query, q), made, (outputs[1], key_rows), arguments)
+                key_product(shared, narrow, (query, q), arguments, key_target)
 
     return kernel
 
 
+def _narrow_targets(parts):
+    """A function for where the gradients of query and key go: in 16 bits by what the rows leave in float32."""
+    if parts.dtype == "float32":
+
+        @_device
+        def targets(outputs, query_rows, key_rows):
+            weights = (float32(1), float32(1))
+            return (outputs[0], weights), (outputs[1], weights)
+
+    else:
+
+        @_device
+        def targets(outputs, query_rows, key_rows):
+            return (outputs[0], query_rows), (outputs[1], key_rows)
+
+    return targets
+
+
 def inner_products(dtype: str, warps: int, aligned: bool) -> Callable[..., None]:
     """Delta: the sum over channels of two tensors' products for each pixel, a warp to a pixel."""
-    fetch, multiply = tuples.fetch(aligned), tuples.product_of_words(dtype)
+    fetch, multiply, VECTOR = tuples.fetch(dtype, aligned), tuples.product_of_words(dtype), 4 * numbers_per_word(dtype)
 
     def kernel(first, second, delta, strides, channels, pixels):
         t = int32(cuda.threadIdx.x)
@@ -517,12 +728,12 @@ def inner_products(dtype: str, warps: int, aligned: bool) -> Callable[..., None]
         if pixel >= pixels:
             return
         whole = float32(0)
-        c = int32(8 * lane)
+        c = int32(VECTOR * lane)
         while c < channels:
             one = fetch(first, int32(pixel * strides[0] + c), int32(channels - c))
             other = fetch(second, int32(pixel * strides[1] + c), int32(channels - c))
             whole = float32(whole + multiply(one, other))
-            c = int32(c + 256)
+            c = int32(c + 32 * VECTOR)
         whole = _quad_sum(whole)
         whole = float32(whole + cuda.shfl_xor_sync(ALL, whole, 4))
         whole = float32(whole + cuda.shfl_xor_sync(ALL, whole, 8))

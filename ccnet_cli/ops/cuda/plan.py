@@ -4,9 +4,8 @@ from dataclasses import dataclass, replace
 
 from ccnet_cli.ops.cuda.steps import Buffer, Grid, Kernel, Step, check
 
-STEP = 16  # words of a pixel in shared memory at once: 32 channels
-CUT = 64  # channels of an output that a thread holds at once
-PITCH = CUT + 8  # words between rows of these, so that what a warp reads at once uses every bank once
+STEP = 16  # words of a pixel in shared memory at once
+CUT = 64  # channels of an output that a thread holds at once; 32 of float32
 LINE = 128  # pixels of a line in one block of tiles
 BLOCK = 64  # of a longer line, whose energies take fewer registers
 WARPS = 8  # of a block of delta
@@ -30,9 +29,32 @@ def cut_line(length: int, line: int = LINE, block: int = BLOCK) -> Line:
     return Line(-(-length // (8 * blocks)), -(-length // (16 * parts)), blocks, parts)
 
 
+def numbers_per_word(dtype: str) -> int:
+    """How many numbers a word of 32 bits holds."""
+    return 1 if dtype == "float32" else 2
+
+
+def cut_channels(dtype: str) -> tuple[int, int]:
+    """Channels of an output that are made at once, and words between rows of them in shared memory.
+
+    A row is a pixel in float32, and a pair of pixels in 16 bits. What a warp reads at once uses every bank once.
+    """
+    return (CUT // 2, CUT // 2 + 4) if dtype == "float32" else (CUT, CUT + 8)
+
+
 def shared_words(tiles: int) -> int:
-    """Words of shared memory: two buffers of pairs of pixels, larger than two of energies, and two rows of numbers."""
-    return 2 * 4 * tiles * PITCH + 2 * 8 * tiles
+    """Words of shared memory: two buffers of pixels, larger than two of energies, and two rows of numbers."""
+    return 2 * 4 * tiles * (CUT + 8) + 2 * 8 * tiles
+
+
+def turned_words(dtype: str, warps: int) -> int:
+    """Words between rows of a block's numbers with rows and columns exchanged, so that every bank is used once."""
+    return 16 * warps // numbers_per_word(dtype) + 4
+
+
+def scratch_width(c: int) -> int:
+    """Numbers of a pixel in what the rows leave of a narrow gradient: all that a thread may hold."""
+    return -(-c // CUT) * CUT
 
 
 def _directions(form: str, grid: Grid, names: tuple[str, ...], numbers: tuple[int, ...], aligned: bool) -> list[Step]:
@@ -42,7 +64,8 @@ def _directions(form: str, grid: Grid, names: tuple[str, ...], numbers: tuple[in
         # a grid for tests has lines that are long sooner
         cut = cut_line(length, grid.largest, min(grid.largest, BLOCK))
         kernel = Kernel(form, grid.dtype, (cut.tiles, cut.warps, int(cut.blocks > 1)), aligned, grid.lanes)
-        jobs = 3 if form == "fused_backward" else 1
+        # of a line in one block, one makes all three gradients
+        jobs = 3 if form == "fused_backward" and cut.blocks > 1 else 1
         steps.append(Step(kernel, (jobs * cut.parts, lines, grid.images), (*names, *numbers, column)))
     return steps
 

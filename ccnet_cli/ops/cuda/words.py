@@ -1,10 +1,10 @@
 """What the threads of a warp hold of a product on tensor cores, as tuples, and the steps that a loop over them takes.
 
-A word of 32 bits is two numbers of 16, the first in the lower half. With group = lane // 4 and member = lane % 4, a
-thread holds of a matrix of 16 rows, a row being `group` or `group + 8`:
+A word of 32 bits is two numbers of 16, the first in the lower half, or a float32 rounded to TF32. With group =
+lane // 4 and member = lane % 4, a thread holds of a matrix of 16 rows, a row being `group` or `group + 8`:
 
     total   of each 8 columns j four float32: columns 8 j + 2 member and the next, of its row, then of the other
-    words   the same as two words, one of each row
+    words   the same as two words, one of each row; in TF32 four, the first column of both rows before the next
 
 Every function here is made for a number of columns and writes out its loop, so that nothing is indexed at run time:
 what is indexed so lies in memory, not in registers. The Numba CUDA simulator cannot run them.
@@ -12,6 +12,7 @@ what is indexed so lies in memory, not in registers. The Numba CUDA simulator ca
 
 import functools
 from functools import lru_cache
+from itertools import product
 
 from llvmlite import ir
 from numba import types
@@ -19,12 +20,12 @@ from numba.cuda import cgutils
 from numba.cuda.extending import intrinsic
 from numba.cuda.np import arrayobj
 
-from ccnet_cli.ops.cuda.plan import CUT, PITCH, STEP
+from ccnet_cli.ops.cuda.plan import STEP, cut_channels, numbers_per_word, turned_words
 
 _F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _WIDE = ir.VectorType(_I32, 4)
 _LOG2_E = ir.Constant(_F32, 1.4426950408889634)
-_KINDS = {"bfloat16": "bf16", "float16": "f16"}
+_KINDS = {"bfloat16": "bf16", "float16": "f16", "float32": "tf32"}
 FOUR, EIGHT = types.UniTuple(types.uint32, 4), types.UniTuple(types.uint32, 8)
 OCTET = types.UniTuple(types.float32, 8)
 
@@ -33,17 +34,32 @@ def _totals(tiles):
     return types.UniTuple(types.float32, 4 * tiles)
 
 
+def _sums(dtype):
+    """The kind of a total of as many channels as are made at once."""
+    return _totals(cut_channels(dtype)[0] // 8)
+
+
+def _words(dtype, tiles):
+    return types.UniTuple(types.uint32, 4 * tiles // numbers_per_word(dtype))
+
+
+def _piece(dtype):
+    """The kind of as many float32 as 16 bytes hold numbers of a type."""
+    return types.UniTuple(types.float32, 4 * numbers_per_word(dtype))
+
+
 def _assemble(builder, result, text, constraints, arguments, volatile=False):
     kind = ir.FunctionType(result, [x.type for x in arguments])
     return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=volatile), arguments)
 
 
 def _address(context, builder, kind, where, index):
-    """A pointer to the words of an array, or of a pointer to numbers of 16 bits, from an index on."""
+    """A pointer to the words of an array, or of a pointer to numbers, from an index on."""
     if isinstance(kind, types.Array):
         data = arrayobj.make_array(kind)(context, builder, where).data
         return builder.gep(builder.bitcast(data, _I32.as_pointer()), [builder.sext(index, _I64)])
-    address = builder.gep(builder.bitcast(where, _I16.as_pointer()), [builder.sext(index, _I64)])
+    stored = _F32 if kind.dtype == types.float32 else _I16
+    address = builder.gep(builder.bitcast(where, stored.as_pointer()), [builder.sext(index, _I64)])
     return builder.bitcast(address, _I32.as_pointer())
 
 
@@ -54,11 +70,11 @@ def _read4(builder, address, offset=0):
 
 
 def _multiply(builder, dtype, left, right, total):
-    """Total and the product of the warp's left (16, 16) or (16, 8) and right (16, 8) or (8, 8)."""
+    """Total and product of a warp's left (16, 16) or (16, 8) and right (16, 8) or (8, 8); half as deep in TF32."""
     kind, a, b = _KINDS[dtype], len(left), len(right)
     names = [f"${i}" for i in range(8 + a + b)]
     groups = names[:4], names[4 : 4 + a], names[4 + a : 4 + a + b], names[4 + a + b :]
-    text = f"mma.sync.aligned.m16n8k{4 * a}.row.col.f32.{kind}.{kind}.f32 "
+    text = f"mma.sync.aligned.m16n8k{2 * a * numbers_per_word(dtype)}.row.col.f32.{kind}.{kind}.f32 "
     text += ", ".join("{" + ", ".join(group) + "}" for group in groups) + ";"
     constraints = ",".join(["=f"] * 4 + ["r"] * (a + b) + ["f"] * 4)
     result = ir.LiteralStructType([_F32] * 4)
@@ -77,17 +93,28 @@ def _larger(builder, x, y):
 
 
 def _halves(builder, dtype, word):
-    """The two numbers of a word as float32."""
+    """The numbers of a word as float32."""
+    if dtype == "float32":
+        return [builder.bitcast(word, _F32)]
     if dtype == "bfloat16":
         low, high = builder.shl(word, _I32(16)), builder.and_(word, _I32(0xFFFF0000))
         return [builder.bitcast(x, _F32) for x in (low, high)]
     parts = [builder.trunc(x, _I16) for x in (word, builder.lshr(word, _I32(16)))]
-    return [builder.fpext(builder.bitcast(x, ir.HalfType()), _F32) for x in parts]
+    return [_assemble(builder, _F32, "cvt.f32.f16 $0, $1;", "=f,h", [x]) for x in parts]
 
 
-def _pack(builder, dtype, first, second):
-    """A word of two float32, each rounded to nearest and even; the instruction takes the upper half first."""
-    return _assemble(builder, _I32, f"cvt.rn.{_KINDS[dtype]}x2.f32 $0, $2, $1;", "=r,f,f", [first, second])
+def _pack(builder, dtype, values):
+    """Words of float32, each rounded to nearest and even; the instruction takes the upper half first."""
+    if dtype == "float32":
+        return [builder.bitcast(x, _I32) for x in values]
+    text = f"cvt.rn.{_KINDS[dtype]}x2.f32 $0, $2, $1;"
+    pairs = zip(values[::2], values[1::2], strict=True)
+    return [_assemble(builder, _I32, text, "=r,f,f", [first, second]) for first, second in pairs]
+
+
+def _tf32(builder, x):
+    """The word of a float32 in TF32, rounded to nearest, ties away from zero."""
+    return _assemble(builder, _I32, "cvt.rna.tf32.f32 $0, $1;", "=r,f", [x])
 
 
 def _made(result, *kinds):
@@ -132,28 +159,40 @@ def _guard(builder, condition, read, other):
 
 
 @lru_cache
-def fetch(aligned):
-    """Eight numbers from a pointer's `index` on as words; those from `count` on are 0. Aligned: all of them or none."""
+def fetch(dtype, aligned, rounded=False):
+    """Numbers of 16 bytes from a pointer's `index` on as words, those from `count` on 0. Aligned: all of them or none.
+
+    rounded: as products take them.
+    """
+    unit, per = (_I32, 1) if dtype == "float32" else (_I16, 2)
 
     def read(context, builder, kinds, source, index, count):
         address = _address(context, builder, kinds[0], source, index)
         if aligned:
             pointer, inside = builder.bitcast(address, _WIDE.as_pointer()), builder.icmp_signed(">", count, _I32(0))
             vector = _guard(builder, inside, lambda: builder.load(pointer, align=16), ir.Constant(_WIDE, [0] * 4))
-            return [builder.extract_element(vector, _I32(i)) for i in range(4)]
-        pointer, numbers = builder.bitcast(address, _I16.as_pointer()), []
-        for i in range(8):
-            inside, one = builder.icmp_signed(">", count, _I32(i)), builder.gep(pointer, [_I64(i)])
-            number = _guard(builder, inside, functools.partial(builder.load, one, align=2), _I16(0))
-            numbers.append(builder.zext(number, _I32))
-        return [builder.or_(numbers[i], builder.shl(numbers[i + 1], _I32(16))) for i in range(0, 8, 2)]
+            words = [builder.extract_element(vector, _I32(i)) for i in range(4)]
+        else:
+            pointer, numbers = builder.bitcast(address, unit.as_pointer()), []
+            for i in range(4 * per):
+                inside, one = builder.icmp_signed(">", count, _I32(i)), builder.gep(pointer, [_I64(i)])
+                numbers.append(_guard(builder, inside, functools.partial(builder.load, one, align=4 // per), unit(0)))
+            words = numbers if per == 1 else [_join(builder, *numbers[i : i + 2]) for i in range(0, 8, 2)]
+        if rounded and dtype == "float32":
+            return [_tf32(builder, builder.bitcast(word, _F32)) for word in words]
+        return words
 
     return _made(FOUR, None, types.int32, types.int32)(read)
 
 
+def _join(builder, low, high):
+    return builder.or_(builder.zext(low, _I32), builder.shl(builder.zext(high, _I32), _I32(16)))
+
+
 @lru_cache
-def put(aligned):
-    """Write eight numbers to a pointer from `index` on, at most `count`. Aligned: all of them or none."""
+def put(dtype, aligned):
+    """Write words to a pointer from number `index` on, at most `count`. Aligned: all of them or none."""
+    unit, per = (_I32, 1) if dtype == "float32" else (_I16, 2)
 
     def write(context, builder, kinds, target, index, count, words):
         if aligned:
@@ -161,11 +200,13 @@ def put(aligned):
                 _write_words(context, builder, kinds, target, index, words)
         else:
             address = _address(context, builder, kinds[0], target, index)
-            pointer = builder.bitcast(address, _I16.as_pointer())
-            for i in range(8):
+            pointer = builder.bitcast(address, unit.as_pointer())
+            for i in range(4 * per):
                 with builder.if_then(builder.icmp_signed(">", count, _I32(i))):
-                    number = builder.trunc(builder.lshr(words[i // 2], _I32(i % 2 * 16)), _I16)
-                    builder.store(number, builder.gep(pointer, [_I64(i)]), align=2)
+                    number = words[i // per]
+                    if per == 2:
+                        number = builder.trunc(builder.lshr(number, _I32(i % 2 * 16)), _I16)
+                    builder.store(number, builder.gep(pointer, [_I64(i)]), align=4 // per)
         return context.get_dummy_value()
 
     return _made(types.void, None, types.int32, types.int32, FOUR)(write)
@@ -184,54 +225,33 @@ def _write_words(context, builder, kinds, target, index, words):
 write_words = _made(types.void, None, types.int32, FOUR)(_write_words)
 
 
-def _floats(builder, where, index, offset=0):
-    """A pointer to a float32 of a pointer, from an index on."""
-    return builder.gep(
-        builder.bitcast(where, _F32.as_pointer()), [builder.add(builder.sext(index, _I64), _I64(offset))]
-    )
+def _vectors(builder, where, index):
+    """Pointers to the two vectors of four float32 in which a thread's eight lie, so that four threads fill sectors."""
+    kind, address = ir.VectorType(_F32, 4).as_pointer(), builder.bitcast(where, _F32.as_pointer())
+    indices = [builder.add(builder.sext(index, _I64), _I64(offset)) for offset in (0, 16)]
+    return [builder.bitcast(builder.gep(address, [i]), kind) for i in indices]
 
 
-@lru_cache
-def fetch_floats(aligned):
-    """Eight float32 from a pointer's `index` on; those from `count` on are 0. Aligned: all of them or none."""
-
-    def read(context, builder, kinds, source, index, count):
-        values = []
-        for i in range(0, 8, 4 if aligned else 1):
-            address, inside = _floats(builder, source, index, i), builder.icmp_signed(">", count, _I32(i))
-            if not aligned:
-                values.append(_guard(builder, inside, functools.partial(builder.load, address, align=4), _F32(0)))
-                continue
-            vector = builder.bitcast(address, ir.VectorType(_F32, 4).as_pointer())
-            zero = ir.Constant(ir.VectorType(_F32, 4), [0.0] * 4)
-            four = _guard(builder, inside, functools.partial(builder.load, vector, align=16), zero)
-            values += [builder.extract_element(four, _I32(j)) for j in range(4)]
-        return values
-
-    return _made(OCTET, None, types.int32, types.int32)(read)
+@_made(OCTET, None, types.int32, types.boolean)
+def fetch_floats(context, builder, kinds, source, index, inside):
+    """Eight float32, in two vectors, or 0."""
+    zero, values = ir.Constant(ir.VectorType(_F32, 4), [0.0] * 4), []
+    for address in _vectors(builder, source, index):
+        four = _guard(builder, inside, functools.partial(builder.load, address, align=16), zero)
+        values += [builder.extract_element(four, _I32(j)) for j in range(4)]
+    return values
 
 
-@lru_cache
-def put_floats(aligned):
-    """Write eight float32 times a number to a pointer from `index` on, at most `count`."""
-
-    def write(context, builder, kinds, target, index, count, values, scale):
-        values = [builder.fmul(x, scale) for x in values]
-        if aligned:
-            with builder.if_then(builder.icmp_signed(">", count, _I32(0))):
-                for i in (0, 4):
-                    vector = ir.Constant(ir.VectorType(_F32, 4), ir.Undefined)
-                    for j in range(4):
-                        vector = builder.insert_element(vector, values[i + j], _I32(j))
-                    address = builder.bitcast(_floats(builder, target, index, i), vector.type.as_pointer())
-                    builder.store(vector, address, align=16)
-        else:
-            for i in range(8):
-                with builder.if_then(builder.icmp_signed(">", count, _I32(i))):
-                    builder.store(values[i], _floats(builder, target, index, i), align=4)
-        return context.get_dummy_value()
-
-    return _made(types.void, None, types.int32, types.int32, OCTET, types.float32)(write)
+@_made(types.void, None, types.int32, types.boolean, OCTET, types.float32)
+def put_floats(context, builder, kinds, target, index, inside, values, scale):
+    """Write eight float32 times a number, in two vectors."""
+    with builder.if_then(inside):
+        for i, address in enumerate(_vectors(builder, target, index)):
+            vector = ir.Constant(address.type.pointee, ir.Undefined)
+            for j in range(4):
+                vector = builder.insert_element(vector, builder.fmul(values[4 * i + j], scale), _I32(j))
+            builder.store(vector, address, align=16)
+    return context.get_dummy_value()
 
 
 @lru_cache
@@ -239,8 +259,9 @@ def add_floats(dtype):
     """Eight numbers times one, and eight others, as words."""
 
     def change(context, builder, kinds, values, scale, before):
-        out = [builder.fadd(builder.fmul(x, scale), y) for x, y in zip(values, before, strict=True)]
-        return [_pack(builder, dtype, out[i], out[i + 1]) for i in range(0, 8, 2)]
+        return _pack(
+            builder, dtype, [builder.fadd(builder.fmul(x, scale), y) for x, y in zip(values, before, strict=True)]
+        )
 
     return _made(FOUR, OCTET, types.float32, OCTET)(change)
 
@@ -252,14 +273,26 @@ def write_float(context, builder, kinds, target, index, value):
     return context.get_dummy_value()
 
 
-@_made(EIGHT, FOUR, FOUR)
-def interleave(context, builder, kinds, first, second):
-    """Eight numbers of one pixel and of the next as words that hold one of each."""
-    words = []
-    for near, far in zip(first, second, strict=True):
-        words.append(builder.or_(builder.and_(near, _I32(0xFFFF)), builder.shl(far, _I32(16))))
-        words.append(builder.or_(builder.lshr(near, _I32(16)), builder.and_(far, _I32(0xFFFF0000))))
-    return words
+@_made(types.float32, None, types.int32)
+def read_float(context, builder, kinds, source, index):
+    """The float32 of a word of an array."""
+    return builder.bitcast(builder.load(_address(context, builder, kinds[0], source, index), align=4), _F32)
+
+
+@lru_cache
+def interleave(dtype):
+    """Numbers of one pixel and of the next as words that hold one of each; in TF32 as one after the other."""
+
+    def change(context, builder, kinds, first, second):
+        if dtype == "float32":
+            return [*first, *second]
+        words = []
+        for near, far in zip(first, second, strict=True):
+            words.append(builder.or_(builder.and_(near, _I32(0xFFFF)), builder.shl(far, _I32(16))))
+            words.append(builder.or_(builder.lshr(near, _I32(16)), builder.and_(far, _I32(0xFFFF0000))))
+        return words
+
+    return _made(EIGHT, FOUR, FOUR)(change)
 
 
 @lru_cache
@@ -270,7 +303,7 @@ def zeros(tiles):
 
 @lru_cache
 def dot(dtype, tiles):
-    """Add to a total the products of 32 channels: 16 rows' own words, near and far, by 8 `tiles` rows of an array."""
+    """Add to a total the products of STEP words: 16 rows' own, near and far, by those of 8 `tiles` rows of an array."""
 
     def multiply(context, builder, kinds, total, words, shared, at):
         address, sums = _address(context, builder, kinds[2], shared, at), []
@@ -288,23 +321,24 @@ def dot(dtype, tiles):
 
 @lru_cache
 def gather(dtype, tiles):
-    """Add to a total of CUT channels the words' product with 8 `tiles` pixels of an array, in pairs."""
+    """Add to a total of channels the words' product with 8 `tiles` pixels of an array."""
+    (cut, pitch), deep = cut_channels(dtype), numbers_per_word(dtype)
 
     def multiply(context, builder, kinds, total, words, shared, at):
         address, sums = _address(context, builder, kinds[2], shared, at), list(total)
-        for j in range(0, tiles, 2):
-            left = words[2 * j : 2 * j + 4]
-            for channels in range(0, CUT, 32):
-                rows = range(4 * j, 4 * j + 2 * len(left), 4)
-                right = [_read4(builder, address, row * PITCH + channels) for row in rows]
+        # a product takes 8 pixels in TF32, and 16 of 16 bits, whose pairs are rows
+        for j in range(0, tiles, deep):
+            left = words[4 * j // deep : 4 * j // deep + 4]
+            rows = range(8 * j // deep, 8 * j // deep + 2 * len(left), 4)
+            for channels in range(0, cut, 32):
+                right = [_read4(builder, address, row * pitch + channels) for row in rows]
                 for n in range(4):
                     i = 4 * (channels // 8 + n)
                     part = [row[n] for row in right]
                     sums[i : i + 4] = _multiply(builder, dtype, left, part, sums[i : i + 4])
         return sums
 
-    kind = types.UniTuple(types.uint32, 2 * tiles)
-    return _made(_totals(CUT // 8), _totals(CUT // 8), kind, None, types.int32)(multiply)
+    return _made(_sums(dtype), _sums(dtype), _words(dtype, tiles), None, types.int32)(multiply)
 
 
 @lru_cache
@@ -436,37 +470,109 @@ def largest(tiles):
     return _made(types.float32, _totals(tiles))(reduce)
 
 
+def _round(builder, dtype, total):
+    """A total as words."""
+    if dtype == "float32":
+        return [_tf32(builder, total[i + k]) for i in range(0, len(total), 4) for k in (0, 2, 1, 3)]
+    return _pack(builder, dtype, total)
+
+
 @lru_cache
 def words(dtype, tiles):
     """A total as words."""
 
     def change(context, builder, kinds, total):
-        return [_pack(builder, dtype, total[i], total[i + 1]) for i in range(0, 4 * tiles, 2)]
+        return _round(builder, dtype, total)
 
-    return _made(types.UniTuple(types.uint32, 2 * tiles), _totals(tiles))(change)
+    return _made(_words(dtype, tiles), _totals(tiles))(change)
 
 
 @lru_cache
-def octet(part, row):
-    """Eight neighbouring channels, the member's of 32 from 32 `part` on, of a thread's first or second row."""
+def remainders(dtype, tiles):
+    """What rounding to words left of a total of 16 bits, as words."""
+
+    def change(context, builder, kinds, total, words):
+        rounded = [x for word in words for x in _halves(builder, dtype, word)]
+        return _round(builder, dtype, [builder.fsub(x, y) for x, y in zip(total, rounded, strict=True)])
+
+    return _made(_words(dtype, tiles), _totals(tiles), _words(dtype, tiles))(change)
+
+
+@lru_cache
+def no_words(dtype, tiles):
+    """Words of zeros."""
+    kind = _words(dtype, tiles)
+    return _made(kind)(lambda *_: [_I32(0)] * kind.count)
+
+
+@lru_cache
+def keep_rows(tiles):
+    """A total whose rows are 0 where a condition of each does not hold."""
+
+    def change(context, builder, kinds, total, near, far):
+        return [builder.select(far if i % 4 > 1 else near, x, _F32(0)) for i, x in enumerate(total)]
+
+    return _made(_totals(tiles), _totals(tiles), types.boolean, types.boolean)(change)
+
+
+@lru_cache
+def write_turned(dtype, warps, tiles, tile, rest):
+    """Write the numbers of `rest` tiles of words from `tile` on to an array from number `at`; its rows are columns."""
+    per = numbers_per_word(dtype)
+    unit, pitch = ir.IntType(32 // per), turned_words(dtype, warps) * per
+
+    def write(context, builder, kinds, target, at, words):
+        start = builder.bitcast(_address(context, builder, kinds[0], target, _I32(0)), unit.as_pointer())
+        start = builder.gep(start, [builder.sext(at, _I64)])
+        for j, e, r in product(range(rest), (0, 1), (0, 1)):
+            if per == 1:
+                number = words[4 * (tile + j) + 2 * e + r]
+            else:
+                number = builder.trunc(builder.lshr(words[2 * (tile + j) + r], _I32(16 * e)), unit)
+            builder.store(number, builder.gep(start, [_I64((8 * j + e) * pitch + 8 * r)]), align=4 // per)
+        return context.get_dummy_value()
+
+    return _made(types.void, None, types.int32, _words(dtype, tiles))(write)
+
+
+@lru_cache
+def read_turned(dtype, tiles):
+    """Words of two rows of an array, each from an index on."""
+    parts = range(2 // numbers_per_word(dtype))
+
+    def read(context, builder, kinds, source, near, far):
+        rows = [_address(context, builder, kinds[0], source, at) for at in (near, far)]
+        places = [(row, 4 * (len(parts) * j + e)) for j in range(tiles) for e in parts for row in rows]
+        return [builder.load(builder.gep(row, [_I64(offset)]), align=4) for row, offset in places]
+
+    return _made(_words(dtype, tiles), None, types.int32, types.int32)(read)
+
+
+@lru_cache
+def piece(dtype, part, row):
+    """A thread's channels of the first or second part, as many as 16 bytes hold, of its first or second row.
+
+    Of a part of 32 channels a thread has 8 neighbours in 16 bits; of one of 16, 4 in float32.
+    """
 
     def pick(context, builder, kinds, total):
+        if dtype == "float32":
+            return [total[4 * n + 2 * row + part] for n in range(4)]
         return [total[16 * part + 4 * n + 2 * row + e] for e in (0, 1) for n in range(4)]
 
-    return _made(OCTET, _totals(CUT // 8))(pick)
+    return _made(_piece(dtype), _sums(dtype))(pick)
 
 
 @lru_cache
 def blend(dtype):
-    """Eight numbers times one, and those of four words times another, as words."""
+    """Numbers times one, and those of four words times another, as words."""
 
     def change(context, builder, kinds, values, scale, before, weight):
         others = [x for word in before for x in _halves(builder, dtype, word)]
         pairs = zip(values, others, strict=True)
-        out = [builder.fadd(builder.fmul(x, scale), builder.fmul(y, weight)) for x, y in pairs]
-        return [_pack(builder, dtype, out[i], out[i + 1]) for i in range(0, 8, 2)]
+        return _pack(builder, dtype, [builder.fadd(builder.fmul(x, scale), builder.fmul(y, weight)) for x, y in pairs])
 
-    return _made(FOUR, OCTET, types.float32, FOUR, types.float32)(change)
+    return _made(FOUR, _piece(dtype), types.float32, FOUR, types.float32)(change)
 
 
 @lru_cache
