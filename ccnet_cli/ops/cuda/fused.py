@@ -589,7 +589,8 @@ def _merge(log, before):
 def attend_backward(dtype: str, tiles: int, warps: int, long: bool, aligned: bool) -> Callable[..., None]:
     """One direction of the gradients: grid of lines of one block; or of tiles of pixels, three times; and images."""
     parts = _parts(dtype, tiles, warps, long, aligned)
-    return (_long_gradients if long else _gradients)(parts)
+    make: Callable[[SimpleNamespace], Callable[..., None]] = _long_gradients if long else _gradients
+    return make(parts)
 
 
 def _gradients(parts):
