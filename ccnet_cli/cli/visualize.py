@@ -1,5 +1,7 @@
 """`ccnet visualize`."""
 
+import re
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +28,22 @@ if TYPE_CHECKING:
     from ccnet_cli.commands.visualize import ClipSummary, Summary
 
 app = typer.Typer()
+INCHES = {"in": 1.0, "mm": 1 / 25.4, "cm": 1 / 2.54, "pt": 1 / 72}
+
+
+class Scale(StrEnum):
+    """What shares a colour scale."""
+
+    MAP = "map"
+    ROW = "row"
+
+
+def inches_of(text: str) -> float:
+    """A length such as 3.3in, 84mm, 8.4cm or 240pt; inches without a unit."""
+    match = re.fullmatch(r"(\d{1,5}(?:\.\d{1,5})?) ?(in|mm|cm|pt)?", text.strip())
+    if match is None:
+        raise InputError(f"option --width {text}", "not a length", "write inches or a unit, such as 3.3in or 84mm")
+    return float(match[1]) * INCHES[match[2] or "in"]
 
 
 @app.command(
@@ -35,6 +53,7 @@ app = typer.Typer()
         "ccnet visualize --point 300,400 --clip 98 --maps attention.npz",
         "ccnet visualize street.jpg --point 300,400 --checkpoint runs/r1 --compare runs/r2",
         "ccnet visualize street.jpg --point 300,400 --checkpoint runs/danet --class road",
+        "ccnet visualize street.jpg --point 300,400 -o figure.pdf --width 3.3in --scale row",
         "ccnet visualize drive.mp4 --frame 30 --point 300,400 --checkpoint runs/t5",
         "ccnet visualize street.jpg --html viewer.html --label street_label.png",
         "ccnet visualize one.jpg two.jpg --html viewers/",
@@ -51,7 +70,7 @@ def visualize(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="attention.png, or the next free number of it."),
+        typer.Option("--output", "-o", metavar="FILE", help="attention.png, or its next free number; also .pdf, .svg."),
     ] = None,
     html: Annotated[
         Path | None,
@@ -75,6 +94,15 @@ def visualize(
         int | None,
         typer.Option(min=0, max=10**9, metavar="N", help="Of a video, for a network of clips; the last if left out."),
     ] = None,
+    width: Annotated[
+        str | None, typer.Option(metavar="LENGTH", help="Width of the figure in print, such as 3.3in or 84mm.")
+    ] = None,
+    dpi: Annotated[
+        int | None, typer.Option(min=50, max=1200, metavar="N", help="Dots per inch: 300 for print, 100 on a screen.")
+    ] = None,
+    scale: Annotated[
+        Scale, typer.Option(help="One colour scale for each map, or one for all maps of a row.")
+    ] = Scale.MAP,
     maps: Annotated[Path | None, typer.Option(metavar="NPZ", help="Write the maps as arrays.")] = None,
     json_file: Json = None,
     tolerate_damage: TolerateDamage = False,
@@ -102,7 +130,8 @@ def visualize(
     if html is not None:
         figures = (
             *(("--output", output), ("--maps", maps), ("--json", json_file)),
-            ("--class", drawn_class),
+            *(("--class", drawn_class), ("--width", width), ("--dpi", dpi)),
+            ("--scale", None if scale is Scale.MAP else scale),
         )
         for option, value in figures:
             if value is not None:
@@ -129,6 +158,9 @@ def visualize(
         "others": others,
         "drawn_class": drawn_class,
         "frame": frame,
+        "width": None if width is None else inches_of(width),
+        "dpi": dpi,
+        "one_scale": scale is Scale.ROW,
     }
     request = VisualizeRequest(image, pixels, target, **figure, **common)
     _show(draw(request), json_file)

@@ -14,8 +14,9 @@ from ccnet_cli import config, devices, files
 from ccnet_cli.datasets.clips import frames_around
 from ccnet_cli.datasets.settings import Clip
 from ccnet_cli.errors import InputError, notice
-from ccnet_cli.figures.attention import ModelMaps, Point, draw_figure
-from ccnet_cli.figures.clips import ClipPoint, draw_clip_figure
+from ccnet_cli.figures.attention import ModelMaps, Point, encode_figure
+from ccnet_cli.figures.clips import ClipPoint, encode_clip_figure
+from ccnet_cli.figures.sheet import FORMATS, Print, check_print
 from ccnet_cli.inference.artifact import Artifact
 from ccnet_cli.inference.attention import ImageAttention, attend, attend_clip, load_attentive
 from ccnet_cli.media import images, sources, video
@@ -34,7 +35,8 @@ class VisualizeRequest:
     """The points (x, y) of an image, or of the packaged sample, from which to draw the attention, and what to write.
 
     Weights above the clip-th percentile (see clip_limit) share the brightest colour. maps also writes an npz file of
-    the raw float64 arrays r1, r2, ... (n, h, w), points (n, 2) and image_size (H, W). preset and overrides are those of
+    the raw float64 arrays r1, r2, ... (n, h, w), points (n, 2) and image_size (H, W); of a second model compared_r1,
+    compared_r2, ... preset and overrides are those of
     load_model. compare, a second checkpoint, adds its maps beside the first's. drawn_class is the class for which
     channel attention is drawn, that of each point if None. tolerate_damage reads what is left of a damaged image.
     others are files that the caller is going to write. Where the network takes clips, image may be a video: frame is
@@ -56,6 +58,16 @@ class VisualizeRequest:
     others: tuple[Path, ...] = ()
     drawn_class: str | None = None
     frame: int | None = None
+    # inches across, dots per inch, and whether the maps of a row share a scale
+    width: float | None = None
+    dpi: int | None = None
+    one_scale: bool = False
+
+    @property
+    def how(self) -> Print:
+        """How the figure is made; a stream gets a PNG."""
+        suffix = self.output.suffix.lower().removeprefix(".")
+        return Print(suffix if suffix in FORMATS else "png", self.width, self.dpi, self.one_scale)
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,7 @@ class Summary:
 
 
 def visualize(request: VisualizeRequest) -> "Summary | ClipSummary":
-    """Write a PNG with a row for each point: the image, and the R = 1, R = 2, ... attention over it.
+    """Write a PNG, PDF or SVG with a row for each point: the image, and the R = 1, R = 2, ... attention over it.
 
     Of a network of clips, each point has a row of the clip's frames for each pass.
 
@@ -99,6 +111,7 @@ def visualize(request: VisualizeRequest) -> "Summary | ClipSummary":
         fix = f"give 1 to {MAX_POINTS}, such as --point 300,400"
         raise InputError("points", f"{len(request.points)} given", fix)
     check_clip(request.clip)
+    check_print(request.how)
     inputs = [request.image, *list_inputs(request.checkpoint, request.compare, request.preset)]
     _refuse_outputs(request, inputs)
     device = devices.device(request.device)
@@ -124,9 +137,9 @@ def visualize(request: VisualizeRequest) -> "Summary | ClipSummary":
     summary = None
     for attention, maps in reversed([*zip(seen, models, strict=True)]):
         summary = _summarize(request.output, image, attention, maps, summary)
-    files.write_bytes(request.output, images.encode_png(draw_figure(picture, models, request.clip), smallest=True))
+    files.write_bytes(request.output, encode_figure(picture, models, request.clip, request.how))
     if request.maps is not None:
-        files.write_bytes(request.maps, _npz(request.points, models[0].maps, seen[0].size))
+        files.write_bytes(request.maps, _npz(request.points, [each.maps for each in models], seen[0].size))
     assert summary is not None
     return summary
 
@@ -168,11 +181,12 @@ def _visualize_clip(
     check_inside(request.points, frames[clip.place])
     attention = attend_clip(artifact, frames, device)
     points = attention.maps(request.points)
-    picture = draw_clip_figure(frames, clip.place, points, artifact.network.align_corners, request.clip)
-    files.write_bytes(request.output, images.encode_png(picture, smallest=True))
+    align_corners = artifact.network.align_corners
+    figure = encode_clip_figure(frames, clip.place, points, align_corners, request.clip, request.how)
+    files.write_bytes(request.output, figure)
     size = frames[0].shape[0], frames[0].shape[1]
     if request.maps is not None:
-        files.write_bytes(request.maps, _npz(request.points, [point.maps for point in points], size))
+        files.write_bytes(request.maps, _npz(request.points, [[point.maps for point in points]], size))
     head = artifact.network.head
     facts = str(artifact.path), int(head.recurrence), float(head.gamma)
     grid, place = attention.grid, clip.place
@@ -230,8 +244,15 @@ def _drawn_class(attention: ImageAttention, name: str | None) -> int | None:
     return names.index(name)
 
 
-def _npz(points: Sequence[tuple[int, int]], maps: Sequence[Sequence[np.ndarray]], size: tuple[int, int]) -> bytes:
-    arrays: dict[str, Any] = {f"r{r}": np.stack(of_points) for r, of_points in enumerate(zip(*maps, strict=True), 1)}
+def _npz(
+    points: Sequence[tuple[int, int]], models: Sequence[Sequence[Sequence[np.ndarray]]], size: tuple[int, int]
+) -> bytes:
+    """The maps r1, r2, ... of the first model, and compared_r1, ... of a second one."""
+    arrays: dict[str, Any] = {
+        f"{prefix}r{r}": np.stack(of_points)
+        for prefix, maps in zip(("", "compared_"), models, strict=False)
+        for r, of_points in enumerate(zip(*maps, strict=True), 1)
+    }
     content = io.BytesIO()
     np.savez_compressed(content, **arrays, points=np.array(points, np.int64), image_size=np.array(size, np.int64))
     return content.getvalue()
@@ -260,9 +281,11 @@ def check_inside(points: Sequence[tuple[int, int]], picture: np.ndarray) -> None
 
 def _refuse_outputs(request: VisualizeRequest, inputs: Sequence[Path | None]) -> None:
     figure, maps = request.output, [] if request.maps is None else [request.maps]
-    for path, suffix in [(figure, ".png"), *((path, ".npz") for path in maps)]:
-        if path.suffix.lower() != suffix and not files.is_stream(path):
-            raise InputError(f"output {path}", f"does not end in {suffix}", f"give it a name that ends in {suffix}")
+    formats = [f".{name}" for name in FORMATS]
+    for path, suffixes in [(figure, formats), *((path, [".npz"]) for path in maps)]:
+        if path.suffix.lower() not in suffixes and not files.is_stream(path):
+            known = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}" if len(suffixes) > 1 else suffixes[0]
+            raise InputError(f"output {path}", f"does not end in {known}", f"give it a name that ends in {suffixes[0]}")
     files.refuse_outputs([figure, *maps, *request.others], inputs)
     files.refuse_outputs([figure, *maps], overwrite=request.overwrite)
 

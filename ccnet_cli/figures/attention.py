@@ -2,28 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ccnet_cli.media.images import Pixels, ascii_text, cv2
+from ccnet_cli.figures import charts
+from ccnet_cli.figures.sheet import COLOURS, FAINT, Print, Sheet, mark_lines, mark_ring
+from ccnet_cli.media.images import Pixels, cv2
 from ccnet_cli.media.resampling import interpolation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # H, W the image; h, w the grid of cells on which the network attends; points and cells are (x, y)
 
 Map = npt.NDArray[np.floating[Any]]
 
-# in pixels of the figure; printed 17 cm wide, its captions have the height of a footnote
+# in pixels of a figure on a screen, which is the whole zoomed for print
 PANEL_HEIGHT, PANEL_WIDTH, MIN_COLUMN = 400, 600, 360
-MARGIN, GAP, HEADER, MODELS, CAPTION, LINE = 28, 18, 46, 40, 80, 30
-TITLE, TEXT = 1.0, 0.8
-INK, FAINT, MARK = (35, 35, 35), (90, 90, 90), (120, 255, 60)
-FONT = cv2.FONT_HERSHEY_SIMPLEX
+MARGIN, GAP = 28, 18
 # inset: cells around the peak, shown enlarged if they hold half of the weight
 INSET_CELLS, INSET_ZOOM = 4, 3
 # distance of the greys below a map: too small to see, and it halves the file
 GREY_STEP = 20
+NO_BREAK = "\N{NO-BREAK SPACE}"
+# below a map, a photograph's lightness times this, and the least that is left of it at night
+DIMMED, DARKEST = 0.4, 24
 
 
 @dataclass(frozen=True)
@@ -69,59 +74,156 @@ class ModelMaps:
 
 
 def draw_figure(image_bgr: Pixels, models: Sequence[ModelMaps], clip: float = 99.0) -> Pixels:
-    """A BGR picture: for each point a row of the image and its maps over the dimmed image (see clip_limit for clip).
+    """The figure as a BGR picture."""
+    with charts.style():
+        return _draw(image_bgr, models, clip, Print()).to_pixels()
+
+
+def encode_figure(
+    image_bgr: Pixels, models: Sequence[ModelMaps], clip: float = 99.0, how: Print | None = None
+) -> bytes:
+    """The figure as a file: for each point a row of the image and its maps over the dimmed image.
 
     The models, which share their points, stand side by side; if there are several, each has its title above its maps.
+    Weights above a percentile, clip, of a map's or of a row's share the brightest colour (see clip_limit).
     """
-    several = len(models) > 1
-    points = models[0].points
-    H, W = image_bgr.shape[:2]
-    zoom = min(PANEL_HEIGHT / H, PANEL_WIDTH / W)
-    height, width = max(round(zoom * H), 1), max(round(zoom * W), 1)
-    # captions need their width even below a narrow picture
-    column = max(width, MIN_COLUMN)
-    how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
-    small = np.asarray(cv2.resize(image_bgr, (width, height), interpolation=how), np.uint8)
-    header = HEADER + (MODELS if several else 0)
-    tops = [header + row * (height + CAPTION) for row in range(len(points))]
-    count = 1 + sum(len(model.maps[0]) for model in models)
-    size = header + len(points) * (height + CAPTION) + MARGIN // 2, 2 * MARGIN + count * column + (count - 1) * GAP
-    canvas = np.full((*size, 3), 255, np.uint8)
-    write_text(canvas, "input", (MARGIN, header - 14), TITLE, INK, column)
-    for top, point in zip(tops, points, strict=True):
-        paste(canvas, mark_point(small, _panel_pixel(point, zoom, small), lines=True), (MARGIN, top))
-        caption = f"({point.point[0]}, {point.point[1]})  {'' if several else point.name}"
-        write_text(canvas, caption, (MARGIN, top + height + LINE), TEXT, INK, column)
-    left = MARGIN
+    with charts.style():
+        return _draw(image_bgr, models, clip, how or Print()).encode()
+
+
+def _draw(image_bgr: Pixels, models: Sequence[ModelMaps], clip: float, how: Print) -> Sheet:
+    layout = Layout.of(image_bgr, models, how, clip)
+    sheet = Sheet(layout.size, how, layout.natural)
+    small = resize(image_bgr, layout.panel)
+    several, points = len(models) > 1, models[0].points
+    left = layout.margin
+    sheet.write("input", (left, layout.header - 0.6 * sheet.line), layout.column, 1.2)
+    for row, point in enumerate(points):
+        pixel = layout.pixel(point)
+        top = layout.top(row)
+        mark_point(sheet.picture(small, (left, top)), pixel, sheet.marks, lines=True)
+        place = f"({point.point[0]}, {point.point[1]})  {'' if several else point.name}"
+        sheet.write(place, (left, top + layout.panel[0] + 0.8 * sheet.line), layout.column)
     for model in models:
-        passes = len(model.maps[0])
         if several:
-            x, y, room = left + column + GAP, header - HEADER - 4, passes * (column + GAP) - GAP
-            write_text(canvas, model.title, (x, y), TITLE, INK, room)
-            cv2.line(canvas, (x, y + 10), (x + room, y + 10), FAINT, 1)
-        for r in range(1, passes + 1):
-            left += column + GAP
-            name = model.names[r - 1] if model.names else f"R = {r}"
-            write_text(canvas, name, (left, header - 14), TITLE, INK, column)
-            for top, point, maps in zip(tops, model.points, model.maps, strict=True):
-                limit = clip_limit(maps[r - 1], point.cell, clip)
-                pixel = _panel_pixel(point, zoom, small)
-                paste(canvas, _panel(small, maps[r - 1], limit, pixel, model.align_corners), (left, top))
-                name = point.name if several else "own class"
-                _caption(canvas, (left, top + height), limit, point.fractions[r - 1], name, column)
-    return canvas
+            room = len(model.maps[0]) * (layout.column + layout.gap) - layout.gap
+            start = left + layout.column + layout.gap, 1.1 * sheet.line
+            sheet.write(model.title, start, room, 1.2)
+            sheet.rule((start[0], start[1] + 0.3 * sheet.line), room)
+        for number in range(len(model.maps[0])):
+            left += layout.column + layout.gap
+            name = model.names[number] if model.names else f"R = {number + 1}"
+            sheet.write(name, (left, layout.header - 0.6 * sheet.line), layout.column, 1.2)
+            for row, (point, maps) in enumerate(zip(model.points, model.maps, strict=True)):
+                limit = layout.limits[row] or clip_limit(maps[number], point.cell, clip)
+                corner = left, layout.top(row)
+                _panel(sheet, corner, small, maps[number], limit, layout.pixel(point), model.align_corners)
+                below = corner[1] + layout.panel[0]
+                sheet.colour_bar((left, below), limit, layout.column)
+                lines = sheet.wrap(_caption(point, number, several), layout.column)
+                for index, text in enumerate(lines):
+                    sheet.write(text, (left, below + (1.8 + 0.85 * index) * sheet.line), layout.column)
+    sheet.write(layout.note, (layout.margin, layout.size[1] - 0.5 * sheet.line), layout.size[0], 0.8, FAINT)
+    return sheet
 
 
-def _panel(small_bgr: Pixels, map_hw: Map, limit: float, pixel: tuple[int, int], align_corners: bool) -> Pixels:
+@dataclass(frozen=True)
+class Layout:
+    """Where everything lies on the sheet, in its pixels; panel is (height, width).
+
+    limits are the brightest weights of rows that share one, None where each map has its own; note says which.
+    """
+
+    size: tuple[int, int]
+    panel: tuple[int, int]
+    column: int
+    header: float
+    row: float
+    margin: int
+    gap: int
+    natural: int
+    zoom: float
+    limits: tuple[float | None, ...]
+    note: str
+
+    @classmethod
+    def of(cls, image_bgr: Pixels, models: Sequence[ModelMaps], how: Print, clip: float) -> "Layout":
+        """The layout of a figure, whose captions take as many lines as the longest needs."""
+        H, W = image_bgr.shape[:2]
+        natural_zoom = min(PANEL_HEIGHT / H, PANEL_WIDTH / W)
+        # captions need their width even below a narrow picture
+        natural_column = max(round(natural_zoom * W), MIN_COLUMN)
+        count = 1 + sum(len(model.maps[0]) for model in models)
+        natural = 2 * MARGIN + count * natural_column + (count - 1) * GAP
+        zoom = how.zoom(natural)
+        panel = max(round(zoom * natural_zoom * H), 1), max(round(zoom * natural_zoom * W), 1)
+        margin, gap, column = (round(zoom * length) for length in (MARGIN, GAP, natural_column))
+        # only to measure texts
+        sheet = Sheet((1, 1), how, natural)
+        several = len(models) > 1
+        captions = [
+            sheet.wrap(_caption(point, number, several), column)
+            for model in models
+            for point in model.points
+            for number in range(len(model.maps[0]))
+        ]
+        below = (1.6 + 0.85 * max(map(len, captions), default=1)) * sheet.line
+        header, row = (3.4 if several else 1.8) * sheet.line, panel[0] + below
+        rows = len(models[0].points)
+        height = round(header + rows * row + 1.2 * sheet.line)
+        limits = [_row_limit(models, index, clip) if how.one_scale else None for index in range(rows)]
+        scale = "one scale for the maps of a row" if how.one_scale else "each map has its own scale"
+        note = f"Colours: {scale}, up to the {clip:g}th percentile of its weights."
+        # what was rounded is taken from the right margin
+        width = round(zoom * natural)
+        whole = zoom * natural_zoom
+        return cls((width, height), panel, column, header, row, margin, gap, natural, whole, tuple(limits), note)
+
+    def top(self, row: int) -> int:
+        """Where a row's panels begin."""
+        return round(self.header + row * self.row)
+
+    def pixel(self, point: Point) -> tuple[int, int]:
+        """The pixel (x, y) of a panel where a point lies."""
+        x, y = (int((value + 0.5) * self.zoom) for value in point.point)
+        return min(x, self.panel[1] - 1), min(y, self.panel[0] - 1)
+
+
+def _row_limit(models: Sequence[ModelMaps], row: int, clip: float) -> float:
+    """The brightest weight of all of a row's maps."""
+    weights = np.concatenate([np.ravel(map_hw) for model in models for map_hw in model.maps[row]])
+    limit = float(np.percentile(weights[weights > 0], clip)) if (weights > 0).any() else 1.0
+    return max(limit, float(weights.max(initial=0)) / 100)
+
+
+def _panel(
+    sheet: Sheet,
+    corner: tuple[float, float],
+    small_bgr: Pixels,
+    map_hw: Map,
+    limit: float,
+    pixel: tuple[int, int],
+    align_corners: bool,
+) -> None:
     """A map over a panel's image, with marks at the point, at the ends of its cross and at the largest weight."""
     size = small_bgr.shape[0], small_bgr.shape[1]
     coloured = overlay(small_bgr, enlarge(map_hw / limit, size, align_corners))
-    brightness = enlarge(map_hw / map_hw.max(), size, align_corners)
-    panel = mark_peak(mark_point(mark_cross_ends(coloured, pixel), pixel), brightness)
+    peak = _argmax(enlarge(map_hw / map_hw.max(), size, align_corners))
     rows, columns = (slice(max(index - INSET_CELLS, 0), index + INSET_CELLS + 1) for index in _argmax(map_hw))
-    if map_hw[rows, columns].sum() < 0.5 * map_hw.sum():
-        return panel
-    return add_inset(panel, coloured, _argmax(brightness), pixel, map_hw.shape)
+    inset = None
+    if map_hw[rows, columns].sum() >= 0.5 * map_hw.sum():
+        coloured, inset = add_inset(coloured, peak, pixel, map_hw.shape)
+    axes = sheet.picture(coloured, corner)
+    mark_cross_ends(axes, pixel, size, sheet.marks)
+    mark_point(axes, pixel, sheet.marks)
+    # a thin ring, as the largest weight may be a single cell
+    mark_ring(axes, peak[::-1], 1.9 * sheet.marks, "white", outline=False)
+    if inset is None:
+        return
+    left, top, side = inset
+    frame = [left, left + side, left + side, left, left], [top, top, top + side, top + side, top]
+    axes.plot(*frame, color="white", linewidth=0.12 * sheet.marks)
+    sheet.label(axes, f"{INSET_ZOOM}×", (left + 0.06 * side, top + 0.94 * side))
 
 
 def clip_limit(map_hw: Map, cell: tuple[int, int], clip: float) -> float:
@@ -154,77 +256,62 @@ def enlarge(map_hw: Map, size: tuple[int, int], align_corners: bool) -> npt.NDAr
 
 
 def overlay(image_bgr: Pixels, weight_HW: Map) -> Pixels:
-    """Weights in 0..1 as colours over the dimmed grey image, more opaque where they are larger."""
+    """Weights in 0..1 as colours over the dimmed grey image, more opaque where they are larger; nowhere black."""
     lightness = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY)
-    grey = cv2.cvtColor(lightness // GREY_STEP * GREY_STEP, cv2.COLOR_GRAY2BGR)
+    grey = DARKEST + DIMMED * cv2.cvtColor(lightness // GREY_STEP * GREY_STEP, cv2.COLOR_GRAY2BGR)
     opacity = np.sqrt(weight_HW)[..., None]
-    colours = cv2.applyColorMap(np.round(255 * weight_HW).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    return np.asarray(np.round(0.45 * grey * (1 - opacity) + colours * opacity), np.uint8)
+    colours = cv2.applyColorMap(np.round(255 * weight_HW).astype(np.uint8), COLOURS)
+    return np.asarray(np.round(grey * (1 - opacity) + colours * opacity), np.uint8)
 
 
-def mark_point(panel_bgr: Pixels, pixel: tuple[int, int], lines: bool = False) -> Pixels:
-    """A copy with a ring around the pixel (x, y), and with lines its row and column drawn faintly."""
-    panel = panel_bgr.copy()
-    x, y = pixel
+def resize(picture_bgr: Pixels, size: tuple[int, int]) -> Pixels:
+    """A picture at a panel's size (height, width)."""
+    how = cv2.INTER_AREA if size[0] < picture_bgr.shape[0] else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(picture_bgr, size[::-1], interpolation=how), np.uint8)
+
+
+def mark_point(axes: "Axes", pixel: tuple[int, int], points: float, lines: bool = False) -> None:
+    """A ring around the pixel (x, y), and with lines its row and column drawn faintly."""
     if lines:
-        for line in (panel[y], panel[:, x]):
-            line[:] = (line * 0.35 + 255 * 0.65).astype(np.uint8)
-    for colour, thickness in (((0, 0, 0), 5), (MARK, 2)):
-        cv2.circle(panel, pixel, 9, colour, thickness, cv2.LINE_AA)
-    return panel
+        axes.axvline(pixel[0], color="white", alpha=0.65, linewidth=0.08 * points)
+        axes.axhline(pixel[1], color="white", alpha=0.65, linewidth=0.08 * points)
+    mark_ring(axes, pixel, 1.1 * points)
 
 
-def mark_cross_ends(panel_bgr: Pixels, pixel: tuple[int, int]) -> Pixels:
-    """A copy with ticks at the edges, at the row and column of the pixel (x, y); lines would hide the map."""
-    panel = panel_bgr.copy()
-    (x, y), (height, width) = pixel, panel.shape[:2]
-    ticks = [
-        ((0, y), (12, y)),
-        ((width - 13, y), (width - 1, y)),
-        ((x, 0), (x, 12)),
-        ((x, height - 13), (x, height - 1)),
-    ]
-    for colour, thickness in (((0, 0, 0), 4), (MARK, 2)):
-        for begin, end in ticks:
-            cv2.line(panel, begin, end, colour, thickness)
-    return panel
-
-
-def mark_peak(panel_bgr: Pixels, weight_HW: Map) -> Pixels:
-    """A copy with a thin white ring around the largest weight, which may be a single cell."""
-    panel = panel_bgr.copy()
-    y, x = _argmax(weight_HW)
-    cv2.circle(panel, (x, y), 16, (255, 255, 255), 2, cv2.LINE_AA)
-    return panel
+def mark_cross_ends(axes: "Axes", pixel: tuple[int, int], size: tuple[int, int], points: float) -> None:
+    """Ticks at the edges, at the row and column of the pixel (x, y); lines would hide the map."""
+    (x, y), (height, width) = pixel, size
+    length = 0.03 * max(height, width)
+    across = [((0, y), (length, y)), ((width - 1 - length, y), (width - 1, y))]
+    down = [((x, 0), (x, length)), ((x, height - 1 - length), (x, height - 1))]
+    mark_lines(axes, [*across, *down], 0.14 * points)
 
 
 def add_inset(
-    panel_bgr: Pixels, coloured_bgr: Pixels, peak: tuple[int, int], pixel: tuple[int, int], grid: tuple[int, ...]
-) -> Pixels:
-    """A copy with the surroundings of peak (y, x) enlarged in a corner; the panel itself if that has no room.
+    coloured_bgr: Pixels, peak: tuple[int, int], pixel: tuple[int, int], grid: tuple[int, ...]
+) -> tuple[Pixels, tuple[int, int, int] | None]:
+    """A copy with the surroundings of peak (y, x) enlarged in a corner, and that corner's left, top and side.
 
-    The corner is the one farthest from both the peak and the pixel (x, y) of the point.
+    The corner is the one farthest from both the peak and the pixel (x, y) of the point; None if there is no room.
     """
-    height, width = panel_bgr.shape[:2]
+    height, width = coloured_bgr.shape[:2]
     reach = round((INSET_CELLS + 0.5) * max(height / grid[0], width / grid[1]))
     side = 2 * reach * INSET_ZOOM
     if side > min(height, width) // 2 or 2 * reach >= min(height, width):
-        return panel_bgr
+        return coloured_bgr, None
     y, x = (min(max(index, reach), length - reach) for index, length in zip(peak, (height, width), strict=True))
     part = coloured_bgr[y - reach : y + reach, x - reach : x + reach]
-    large = np.asarray(cv2.resize(part, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8)
-    cv2.rectangle(large, (0, 0), (side - 1, side - 1), (255, 255, 255), 2)
-    write_text(large, f"{INSET_ZOOM}x", (8, side - 10), TEXT, (255, 255, 255), side)
 
     def distance(corner: tuple[int, int]) -> float:
         middle = np.array(corner) + side / 2
         return min(float(np.hypot(*(middle - target))) for target in ((x, y), pixel))
 
-    edge = 16
+    edge = round(0.03 * min(height, width)) + 4
     corners = [(left, top) for top in (edge, height - side - edge) for left in (edge, width - side - edge)]
-    panel = panel_bgr.copy()
-    paste(panel, large, max(corners, key=distance))
-    return panel
+    left, top = max(corners, key=distance)
+    panel = coloured_bgr.copy()
+    panel[top : top + side, left : left + side] = cv2.resize(part, (side, side), interpolation=cv2.INTER_CUBIC)
+    return panel, (left, top, side)
 
 
 def _argmax(values_HW: Map) -> tuple[int, int]:
@@ -233,39 +320,16 @@ def _argmax(values_HW: Map) -> tuple[int, int]:
     return int(row), int(column)
 
 
-def _panel_pixel(point: Point, zoom: float, panel: Pixels) -> tuple[int, int]:
-    """The pixel (x, y) of a panel where a point lies."""
-    x, y = (int((value + 0.5) * zoom) for value in point.point)
-    return min(x, panel.shape[1] - 1), min(y, panel.shape[0] - 1)
-
-
-def _caption(
-    canvas: Pixels, corner: tuple[int, int], limit: float, fractions: Fractions, name: str, width: int
-) -> None:
-    """A colour bar from 0 to the clipped weight, and the fractions."""
-    left, top = corner
-    bar = cv2.applyColorMap(np.tile(np.linspace(0, 255, 150).astype(np.uint8), (16, 1)), cv2.COLORMAP_INFERNO)
-    write_text(canvas, "0", (left, top + LINE), TEXT, FAINT, 20)
-    paste(canvas, np.asarray(bar, np.uint8), (left + 24, top + LINE - 15))
-    write_text(canvas, f">= {limit:.2g}", (left + 184, top + LINE), TEXT, FAINT, width - 184)
+def _caption(point: Point, number: int, several: bool) -> str:
+    """A map's fractions in words, which break between them alone."""
+    fractions = point.fractions[number]
     if fractions.channel is not None:
         drawn = fractions.drawn_class
-        text = f"channel {fractions.channel}, adds most to {drawn}; on {drawn} {fractions.own_class:.0%}"
-    else:
-        text = f"on cross {fractions.on_cross:.0%}, off {fractions.off_cross:.0%}, {name} {fractions.own_class:.0%}"
-    write_text(canvas, text, (left, top + 2 * LINE), TEXT, INK, width)
-
-
-def write_text(
-    canvas: Pixels, text: str, start: tuple[int, int], size: float, colour: tuple[int, int, int], room: int
-) -> None:
-    """Write a text to the right of start, in a smaller size if it is wider than `room` pixels."""
-    plain = ascii_text(text)
-    wide = cv2.getTextSize(plain, FONT, size, 1)[0][0]
-    cv2.putText(canvas, plain, start, FONT, size * min(1, room / max(wide, 1)), colour, 1, cv2.LINE_AA)
-
-
-def paste(canvas: Pixels, part: Pixels, corner: tuple[int, int]) -> None:
-    """Put a picture onto another, its top left corner at (x, y)."""
-    left, top = corner
-    canvas[top : top + part.shape[0], left : left + part.shape[1]] = part
+        return f"channel {fractions.channel}, adds most to {drawn}; on {drawn} {fractions.own_class:.0%}"
+    name = point.name if several else "own class"
+    parts = [
+        f"on cross {fractions.on_cross:.0%}",
+        f"off {fractions.off_cross:.0%}",
+        f"{name} {fractions.own_class:.0%}",
+    ]
+    return ", ".join(part.replace(" ", NO_BREAK) for part in parts)

@@ -48,6 +48,11 @@ STYLE = {
     "grid.color": "#eeeeee",
     "axes.axisbelow": True,
     "legend.frameon": False,
+    # text of PDF and SVG stays text, in fonts that are embedded
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    # the same figure is the same file
+    "svg.hashsalt": "ccnet",
 }
 
 
@@ -84,16 +89,16 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Pixels:
 
 def line_charts(panels: Sequence[Panel]) -> Pixels:
     """Panels side by side; a panel of several lines has a legend, and the last value of one line stands beside it."""
-    with _style():
+    with style():
         figure = _figure(PANEL_WIDTH * len(panels), PANEL_HEIGHT, layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _draw_panel(axes, panel)
-        return _pixels(figure)
+        return pixels_of(figure)
 
 
 def scatter_charts(panels: Sequence[Scatter]) -> Pixels:
     """Panels side by side, each name beside its point."""
-    with _style():
+    with style():
         figure = _figure(PANEL_WIDTH * len(panels), PANEL_HEIGHT, layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             axes.set_title(panel.title)
@@ -106,7 +111,7 @@ def scatter_charts(panels: Sequence[Scatter]) -> Pixels:
                 axes.plot(x, mean, color=colour, marker="o", markersize=5)
                 labels.append((mean, x, one_line(name), colour))
             _write_labels(axes, sorted(labels))
-        return _pixels(figure)
+        return pixels_of(figure)
 
 
 def _write_labels(axes: "Axes", labels: Sequence[tuple[float, float, str, str]]) -> None:
@@ -139,8 +144,8 @@ def confusion_matrix(counts_KK: npt.NDArray[Any], names: Sequence[str]) -> Pixel
     total = counts.sum(1, keepdims=True)
     fraction = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
     count = len(names)
-    with _style():
-        side, margin = count * CELL, _text_width(names) + 40
+    with style():
+        side, margin = count * CELL, round(max(text_width(name, FONT_SIZE) for name in names)) + 40
         size = side + margin + 10
         figure = _figure(size, size)
         axes = figure.add_axes((margin / size, 10 / size, side / size, side / size))
@@ -159,7 +164,7 @@ def confusion_matrix(counts_KK: npt.NDArray[Any], names: Sequence[str]) -> Pixel
             value = fraction[row, column]
             ink = "white" if value > 0.5 else INK
             axes.text(column + 0.5, row + 0.5, f"{100 * value:.0f}", ha="center", va="center", color=ink)
-        return _pixels(figure)
+        return pixels_of(figure)
 
 
 def _draw_panel(axes: "Axes", panel: Panel) -> None:
@@ -192,7 +197,7 @@ def _draw_panel(axes: "Axes", panel: Panel) -> None:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Our style, and none of matplotlib's messages (a font cache is built, a font lacks a letter)."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
@@ -209,25 +214,38 @@ def _style() -> Iterator[None]:
 
 
 def _figure(width: int, height: int, layout: Any = None) -> "Figure":
+    return new_figure(width, height, DPI, layout)
+
+
+def new_figure(width: int, height: int, dpi: int, layout: Any = None) -> "Figure":
+    """A figure of this many pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure((width / DPI, height / DPI), DPI, layout=layout)
+    # a little more: what is rounded down must not lose a pixel
+    figure = Figure(((width + 0.01) / dpi, (height + 0.01) / dpi), dpi, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
-def _text_width(texts: Sequence[str]) -> int:
-    """Pixels of the longest text."""
+def text_width(text: str, points: float) -> float:
+    """Pixels of a text, at DPI."""
     from matplotlib.font_manager import FontProperties
 
     renderer = _figure(1, 1).canvas.get_renderer()  # type: ignore[attr-defined]
-    font = FontProperties(size=FONT_SIZE)
-    widths: list[float] = [renderer.get_text_width_height_descent(text, font, False)[0] for text in texts]
-    return round(max(widths))
+    width: float = renderer.get_text_width_height_descent(text, FontProperties(size=points), False)[0]
+    return width
 
 
-def _pixels(figure: "Figure") -> Pixels:
+def font_file() -> str:
+    """The file of the font that all is written in."""
+    from matplotlib.font_manager import FontProperties, findfont
+
+    return str(findfont(FontProperties()))
+
+
+def pixels_of(figure: "Figure") -> Pixels:
+    """A figure as a BGR picture."""
     figure.canvas.draw()
     rgba = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
     return np.ascontiguousarray(rgba[..., 2::-1])

@@ -2,33 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ccnet_cli.figures.attention import (
-    FAINT,
-    GAP,
-    HEADER,
-    INK,
-    LINE,
-    MARGIN,
-    TEXT,
-    TITLE,
-    Map,
-    enlarge,
-    mark_point,
-    overlay,
-    paste,
-    write_text,
-)
-from ccnet_cli.media.images import Pixels, cv2
+from ccnet_cli.figures import charts
+from ccnet_cli.figures.attention import GAP, MARGIN, Map, enlarge, mark_point, overlay, resize
+from ccnet_cli.figures.sheet import FAINT, INK, Print, Sheet
+from ccnet_cli.media.images import Pixels
 
 # T frames, H and W of a frame, h and w the grid of cells; points and cells are (x, y)
 
 PANEL_HEIGHT, PANEL_WIDTH, MIN_COLUMN = 220, 330, 200
-CAPTION = LINE + 12
 
 
 @dataclass(frozen=True)
@@ -68,29 +53,83 @@ def cross_mask(size: tuple[int, ...], place: int, cell: tuple[int, int]) -> npt.
 def draw_clip_figure(
     frames_bgr: Sequence[Pixels], place: int, points: Sequence[ClipPoint], align_corners: bool, clip: float = 99.0
 ) -> Pixels:
-    """A BGR picture: for each point and pass a row of the frames, dimmed, with the map over them and shares below.
+    """The figure as a BGR picture."""
+    with charts.style():
+        return _draw(frames_bgr, place, points, align_corners, clip, Print()).to_pixels()
 
-    Weights above the clip-th percentile of those above 0 share the brightest colour.
+
+def encode_clip_figure(
+    frames_bgr: Sequence[Pixels],
+    place: int,
+    points: Sequence[ClipPoint],
+    align_corners: bool,
+    clip: float = 99.0,
+    how: Print | None = None,
+) -> bytes:
+    """The figure as a file: for each point and pass a row of the frames, dimmed, with the map and its share below.
+
+    Weights above the clip-th percentile of those above 0, of a row or of all rows of a point, share the brightest
+    colour.
     """
+    with charts.style():
+        return _draw(frames_bgr, place, points, align_corners, clip, how or Print()).encode()
+
+
+def _draw(
+    frames_bgr: Sequence[Pixels],
+    place: int,
+    points: Sequence[ClipPoint],
+    align_corners: bool,
+    clip: float,
+    how: Print,
+) -> Sheet:
     H, W = frames_bgr[0].shape[:2]
-    zoom = min(PANEL_HEIGHT / H, PANEL_WIDTH / W)
-    size = max(round(zoom * H), 1), max(round(zoom * W), 1)
-    column, row = max(size[1], MIN_COLUMN) + GAP, HEADER + size[0] + CAPTION
-    small = [np.asarray(cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA), np.uint8) for frame in frames_bgr]
-    rows: list[tuple[ClipPoint, int]] = [(point, number) for point in points for number in range(len(point.maps))]
-    canvas = np.full((MARGIN + row * len(rows), 2 * MARGIN + column * len(small) - GAP, 3), 255, np.uint8)
-    for index, (point, number) in enumerate(rows):
-        top = MARGIN // 2 + index * row
+    count, passes = len(frames_bgr), len(points[0].maps)
+    natural_zoom = min(PANEL_HEIGHT / H, PANEL_WIDTH / W)
+    natural_column = max(round(natural_zoom * W), MIN_COLUMN)
+    natural = 2 * MARGIN + count * natural_column + (count - 1) * GAP
+    zoom = how.zoom(natural)
+    size = max(round(zoom * natural_zoom * H), 1), max(round(zoom * natural_zoom * W), 1)
+    margin, gap, column = (round(zoom * length) for length in (MARGIN, GAP, natural_column))
+    line = Sheet((1, 1), how, natural).line
+    # a title above, a share below, and once the colours
+    row = size[0] + round(4.4 * line)
+    # what was rounded is taken from the right margin
+    width = round(zoom * natural)
+    sheet = Sheet((width, len(points) * passes * row + round(1.4 * line)), how, natural)
+    small = [resize(frame, size) for frame in frames_bgr]
+    for index, (point, number) in enumerate((point, number) for point in points for number in range(passes)):
+        top = index * row + round(1.8 * line)
         title = f"R = {number + 1}   ({point.point[0]}, {point.point[1]})  {point.name}"
-        write_text(canvas, title, (MARGIN, top + HEADER - 14), TITLE, INK, canvas.shape[1] - 2 * MARGIN)
-        weights, shares = point.maps[number], point.shares[number]
-        limit = max(float(np.percentile(weights[weights > 0], clip)), float(weights.max()) / 100)
-        pixel = min(int(zoom * point.point[0]), size[1] - 1), min(int(zoom * point.point[1]), size[0] - 1)
+        sheet.write(title, (margin, top - 0.5 * line), width - 2 * margin, 1.2)
+        limit = clip_limit(point.maps if how.one_scale else [point.maps[number]], clip)
+        pixel = tuple(
+            int(min(zoom * natural_zoom * at, most - 1)) for at, most in zip(point.point, size[::-1], strict=True)
+        )
         for time, frame in enumerate(small):
-            corner = MARGIN + time * column, top + HEADER
-            panel: Any = overlay(frame, enlarge(weights[time] / limit, size, align_corners))
-            paste(canvas, mark_point(panel, pixel) if time == place else panel, corner)
-            caption = f"{'labelled' if time == place else f'{time - place:+d}'}: {shares.frames[time]:.0%}"
+            left = margin + time * (column + gap)
+            axes = sheet.picture(
+                overlay(frame, enlarge(point.maps[number][time] / limit, size, align_corners)), (left, top)
+            )
+            if time == place:
+                mark_point(axes, (pixel[0], pixel[1]), sheet.marks)
+            when = "labelled" if time == place else write_offset(time - place)
+            caption = f"{when}: {point.shares[number].frames[time]:.0%}"
             ink = INK if time == place else FAINT
-            write_text(canvas, caption, (corner[0], corner[1] + size[0] + LINE), TEXT, ink, column)
-    return canvas
+            sheet.write(caption, (left, top + size[0] + 0.95 * line), column, 1, ink)
+        sheet.colour_bar((margin, top + size[0] + round(1.1 * line)), limit, max(column, round(0.25 * width)))
+    scale = "one scale for the passes of a point" if how.one_scale else "each row has its own scale"
+    note = f"Colours: {scale}, up to the {clip:g}th percentile of its weights above 0."
+    sheet.write(note, (margin, sheet.height - 0.5 * line), width - 2 * margin, 0.8, FAINT)
+    return sheet
+
+
+def clip_limit(maps_Thw: Sequence[Map], clip: float) -> float:
+    """The weight that gets the brightest colour in all of these maps."""
+    weights = np.concatenate([np.ravel(each) for each in maps_Thw])
+    return max(float(np.percentile(weights[weights > 0], clip)), float(weights.max()) / 100)
+
+
+def write_offset(frames: int) -> str:
+    """Frames from the labelled one, with a proper sign."""
+    return f"{'−' if frames < 0 else '+'}{abs(frames)}"

@@ -12,6 +12,7 @@ from calls import explore, visualize
 from torch import nn
 
 from ccnet_cli import config
+from ccnet_cli.cli.visualize import inches_of
 from ccnet_cli.commands import visualize as figures
 from ccnet_cli.commands.visualize import MAX_POINTS
 from ccnet_cli.errors import InputError, NonFiniteError
@@ -270,5 +271,26 @@ def test_the_arrays_and_the_summary_are_the_first_model_s_with_a_second_one_too(
     visualize(photograph, POINTS, tmp_path / "c.png", second, maps=tmp_path / "c.npz")
     with np.load(tmp_path / "a.npz") as both, np.load(tmp_path / "b.npz") as one, np.load(tmp_path / "c.npz") as other:
         assert (both["r2"] == one["r2"]).all() and not np.allclose(other["r2"], one["r2"])
+        assert (both["compared_r1"] == other["r1"]).all() and (both["compared_r2"] == other["r2"]).all()
+        assert "compared_r1" not in one
     assert (summary.checkpoint, summary.compared.checkpoint) == (str(checkpoint), str(second))
     assert summary.compared.compared is None
+
+
+def test_a_figure_for_print_is_what_its_name_says(checkpoint, photograph, tmp_path):
+    for suffix, begins in (("pdf", b"%PDF-"), ("SVG", b"<?xml"), ("png", b"\x89PNG")):
+        output = tmp_path / f"a.{suffix}"
+        visualize(photograph, POINTS[:1], output, checkpoint, width=3.3, one_scale=True)
+        assert output.read_bytes().startswith(begins)
+    assert images.read_image(tmp_path / "a.png").shape[1] == 990
+    for option, words in (({"width": 0.5}, "not a width of a figure"), ({"dpi": 5}, "not a resolution of a figure")):
+        with pytest.raises(InputError, match=words):
+            visualize(photograph, POINTS[:1], tmp_path / "b.pdf", checkpoint, **option)
+    assert not (tmp_path / "b.pdf").exists()
+
+
+@pytest.mark.parametrize(("text", "inches"), [("3.3in", 3.3), ("3.3", 3.3), ("84mm", 84 / 25.4), ("240pt", 10 / 3)])
+def test_widths_have_units(text, inches):
+    assert inches_of(text) == pytest.approx(inches)
+    with pytest.raises(InputError, match="not a length"):
+        inches_of(text + "x")

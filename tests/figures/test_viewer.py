@@ -224,7 +224,7 @@ def test_the_keyboard_does_what_the_mouse_does(page, written):
         page.key(key)
         assert page.value(f"document.querySelector('#{control}').checked")
     page.key("c")
-    assert page.value("document.querySelector('#colours').value") == "cividis"
+    assert page.value("document.querySelector('#colours').value") == "viridis"
     page.key("?")
     assert page.value("document.querySelector('#help').open")
     page.key("Escape")

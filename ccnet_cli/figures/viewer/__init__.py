@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ccnet_cli.errors import one_line
 from ccnet_cli.figures import pages
+from ccnet_cli.figures.sheet import COLOURS as COLOURS_OF_FIGURES
 from ccnet_cli.figures.viewer import payload
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.images import Pixels, cv2
@@ -21,11 +22,11 @@ from ccnet_cli.media.images import Pixels, cv2
 
 FOLDER = Path(__file__).parent
 SCRIPTS = ("attention.js", "drawing.js", "view.js", "page.js", "viewer.js")
-# the page begins with the first; each grows lighter from end to end, so that no colour blindness confuses it
+# the page begins with the figures' own; each grows lighter from end to end, so that no colour blindness confuses it
 COLOURS = {
+    "inferno": COLOURS_OF_FIGURES,
     "viridis": cv2.COLORMAP_VIRIDIS,
     "cividis": cv2.COLORMAP_CIVIDIS,
-    "inferno": cv2.COLORMAP_INFERNO,
     "grey": None,
 }
 # cells of a 769x769 image; a page with at most that many stays below the first size, a larger one below the second

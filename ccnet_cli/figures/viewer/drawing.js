@@ -4,7 +4,10 @@
 
 // powers of ten below the brightest colour on a logarithmic scale
 const DECADES = 4;
-const RING = "#78ff3c";
+const RING = "#3cff78";
+// below a map, the picture's lightness times this, and the least that is left of it at night, as in figures
+const DIMMED = 0.4;
+const DARKEST = 24;
 
 /**
  * The two cells that each of `pixels` pixels mixes, and how, when the network enlarges its scores.
@@ -101,7 +104,7 @@ function greyOf(context, picture, size, part = WHOLE) {
   const { data } = context.getImageData(0, 0, width, height);
   const grey = new Uint8ClampedArray(width * height);
   for (let i = 0; i < grey.length; i++) {
-    grey[i] = 0.5 * (0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2]);
+    grey[i] = DARKEST + DIMMED * (0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2]);
   }
   return grey;
 }

@@ -30,7 +30,7 @@ function start(page, data) {
     chosen: null,
     read: null,
     clip: page.clip,
-    opacity: 0.25,
+    opacity: 0,
     log: false,
     residual: false,
     only: null,
