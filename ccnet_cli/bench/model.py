@@ -19,7 +19,7 @@ from ccnet_cli.bench.report import Column, Report, Row, Table, spread_columns
 from ccnet_cli.bench.request import Run
 from ccnet_cli.devices import PRECISIONS
 from ccnet_cli.errors import InputError
-from ccnet_cli.inference import engine, int8, portable
+from ccnet_cli.inference import calibration, engine, int8, portable
 from ccnet_cli.inference import onnx as onnxfile
 from ccnet_cli.inference.engine import Engine
 from ccnet_cli.inference.int8 import INT8
@@ -150,7 +150,9 @@ def _prepare(network: CCNet, device: torch.device, precision: str, size: tuple[i
     """The engine; in integers, with ranges measured on an image of this size."""
     if precision != INT8:
         return engine.prepare(network, device, precision)
-    return int8.quantise(cast(Engine, engine.prepare(network, device)), [make_image(1, size)])
+    # random weights: there is no class worth keeping
+    floating = cast(Engine, engine.prepare(network, device))
+    return calibration.quantise(floating, [calibration.Example(make_image(1, size))], search=False)
 
 
 def _contenders(

@@ -1,8 +1,9 @@
 """Score a checkpoint on labelled images: one confusion matrix over every valid pixel."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ccnet_cli import config, devices, files
 from ccnet_cli.datasets import open_source
 from ccnet_cli.datasets.listing import Sample
 from ccnet_cli.datasets.report import warn_of_dead_labels
-from ccnet_cli.datasets.source import Source
+from ccnet_cli.datasets.source import Source, load_label
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.figures import charts
 from ccnet_cli.figures.report import MAX_EXAMPLES, WorstImages, merge_worst, write_evaluation
@@ -142,8 +143,9 @@ def evaluate_in_group(request: EvaluateRequest, group: Group) -> Result:
         with suppress(InputError):
             warn_of_dead_labels(source, request.split)
     rows = range(0, len(source.samples), max(1, len(source.samples) // CALIBRATION_IMAGES))
-    runtime = runtime.calibrate(source.samples[row].image for row in rows)
-    network = runtime.prepare(artifact, len(source.samples))
+    samples = {sample.image: sample for sample in (source.samples[row] for row in rows)}
+    runtime = runtime.calibrate(samples)
+    network = runtime.prepare(artifact, len(source.samples), partial(_read_label, source, samples))
     views = Views.of(artifact.preset.eval, source.classes, runtime.budget(artifact, network).fit)
     details = Details(len(source.classes), source.ignore_index, request.boundary)
     wanted = details if request.per_image or request.boundary else None
@@ -175,6 +177,11 @@ def _draw(
         around, figures = environment(group.device, group.world_size), result.to_mapping()
         name = Path(result.checkpoint).name
         write_evaluation(request.report, name, figures, around, source.classes, (matrix, examples))
+
+
+def _read_label(source: Source, samples: Mapping[Path, Sample], path: Path) -> images.Pixels | None:
+    sample = samples.get(path)
+    return None if sample is None or sample.label is None else load_label(source, sample)
 
 
 def _open_split(request: EvaluateRequest, artifact: Artifact[Network]) -> tuple[Source, bool]:

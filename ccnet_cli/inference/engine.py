@@ -93,6 +93,13 @@ class Convolution(nn.Module):
         assert onto is not None
         return onto
 
+    def narrow(self, start: int, length: int) -> "Convolution":
+        """The convolution to some of the outputs alone."""
+        own, rows = copy.deepcopy(self), slice(start, start + length)
+        for part in (own.bias, *own.weights):
+            part.data = part[rows].clone()
+        return own
+
     def _convolve_transformed(self, *inputs: Tensor, onto: Tensor | None) -> Tensor:
         last, after = len(inputs) - 1, 1.0 if self.slope is None else self.slope
         filters = self.filters if self.keeps_filters else self._transform()

@@ -1,17 +1,16 @@
 """What runs an artifact's network: torch as it is, the engine in floats or in integers, or ONNX Runtime."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from ccnet_cli import devices
 from ccnet_cli.errors import InputError, detail
-from ccnet_cli.inference import engine, int8
+from ccnet_cli.inference import calibration, engine, int8
 from ccnet_cli.inference.artifact import Artifact, Network, default_device, default_precision
 from ccnet_cli.inference.budget import Budget, machine_memory
 from ccnet_cli.inference.int8 import INT8
@@ -21,6 +20,8 @@ from ccnet_cli.models.network import CCNet, Normalisation, build
 
 # images whose ranges are measured for int8, and the pixels of a side, around the middle, that are looked at
 CALIBRATION_IMAGES, CALIBRATION_SIDE = 8, 1025
+# the label (H, W) of an image, 255 ignored, None where there is none
+ReadLabel = Callable[[Path], images.Pixels | None]
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,16 @@ class Runtime:
         width = 3 if self.precision in ("bf16", "fp16") else 4
         return Budget(self.memory, self.firm, network, lambda: build(model, classes), width)
 
-    def prepare(self, artifact: Artifact[Network], count: int) -> Network:
-        """The engine of the artifact's network for N images, or ONNX Runtime, which takes float32 alone."""
+    def prepare(self, artifact: Artifact[Network], count: int, read_label: ReadLabel | None = None) -> Network:
+        """The engine of the artifact's network for N images, or ONNX Runtime, which takes float32 alone.
+
+        read_label gives the labels of calibration images, to weigh what int8 costs.
+        """
         if isinstance(artifact.network, CCNet):
             device = torch.device(self.device)
             compiled = engine.compiles(self.compile, device, count)
             if self.precision == INT8:
-                return cast(Network, self._quantise(artifact.network, device, count))
+                return cast(Network, self._quantise(artifact.network, device, count, read_label))
             return cast(Network, engine.prepare(artifact.network, device, self.precision, compiled, count))
         if self.precision != "fp32":
             raise InputError(artifact.path, "ONNX Runtime runs it in float32 alone", "use precision fp32")
@@ -80,27 +84,36 @@ class Runtime:
             return self
         return replace(self, calibration=tuple(islice(candidates, CALIBRATION_IMAGES)))
 
-    def _quantise(self, network: CCNet, device: torch.device, count: int) -> torch.nn.Module:
+    def _quantise(
+        self, network: CCNet, device: torch.device, count: int, read_label: ReadLabel | None
+    ) -> torch.nn.Module:
         if self.compile == "on":
             raise InputError("option --compile on", "int8 is computed by ready operators", "leave it out")
-        inputs = [_read_middle(path, network.normalisation) for path in self.calibration]
-        readable = [image for image in inputs if image is not None]
-        if not readable:
-            fix = "name a folder of some by --calibrate"
-            raise InputError("precision int8", "no image to measure the ranges on", fix)
+        examples = read_examples(self.calibration, network.normalisation, read_label)
         prepared = cast(engine.Engine, engine.prepare(network, device, "fp32", False, count))
-        return int8.quantise(prepared, readable)
+        return calibration.quantise(prepared, examples)
 
 
-def _read_middle(path: Path, normalisation: Normalisation) -> Tensor | None:
-    """The network's input of an image's middle; None if it cannot be read, which is for others to report."""
-    try:
-        image = images.read_image(path, exif=True)
-    except InputError as error:
-        detail(f"not calibrated on: {error}")
-        return None
-    top, left = (max(0, (side - CALIBRATION_SIDE) // 2) for side in image.shape[:2])
-    return host_input(image[top : top + CALIBRATION_SIDE, left : left + CALIBRATION_SIDE], normalisation, "cpu")
+def read_examples(
+    paths: Iterable[Path], normalisation: Normalisation, read_label: ReadLabel | None = None
+) -> list[calibration.Example]:
+    """The middles of the images that can be read, for int8; InputError where there is none."""
+    examples = []
+    for path in paths:
+        try:
+            image = images.read_image(path, exif=True)
+            label = read_label(path) if read_label else None
+        except InputError as error:
+            # which is for others to report
+            detail(f"not calibrated on: {error}")
+            continue
+        top, left = (max(0, (side - CALIBRATION_SIDE) // 2) for side in image.shape[:2])
+        middle = slice(top, top + CALIBRATION_SIDE), slice(left, left + CALIBRATION_SIDE)
+        x = host_input(image[middle], normalisation, "cpu")
+        examples.append(calibration.Example(x, None if label is None else label[middle]))
+    if not examples:
+        raise InputError("precision int8", "no image to measure the ranges on", "name a folder of some by --calibrate")
+    return examples
 
 
 def to_device(artifact: Artifact[CCNet], device: torch.device) -> CCNet:

@@ -13,10 +13,12 @@ from variants import variant
 
 from ccnet_cli import cli, config
 from ccnet_cli.errors import CCNetError, InputError
-from ccnet_cli.inference import engine, int8
+from ccnet_cli.inference import calibration, engine, int8
+from ccnet_cli.inference.calibration import Example
 from ccnet_cli.inference.engine import Convolution
-from ccnet_cli.inference.int8 import Int8Convolution, Levels, Quantised, Ranges
+from ccnet_cli.inference.int8 import Floated, Int8Convolution, Levels, Quantised, Ranges
 from ccnet_cli.inference.runtime import Runtime
+from ccnet_cli.inference.views import upsample
 from ccnet_cli.media import images
 from ccnet_cli.models.network import build
 
@@ -138,8 +140,9 @@ def test_a_network_in_integers_answers_nearly_the_same(name, capfd):
     model = build(dict(networks())[name], 5).eval()
     tiny.stir(model)
     pictures = [50 * torch.randn(1, 3, 65, 49), 50 * torch.randn(1, 3, 49, 65)]
+    examples = [Example(picture) for picture in pictures]
     exact = engine.prepare(model, CPU)
-    ours = int8.quantise(copy.deepcopy(exact), pictures)
+    ours = calibration.quantise(copy.deepcopy(exact), examples, search=False)
     err = capfd.readouterr().err
     assert "calibrated on 2 images" in err
     integers = [module for module in ours.modules() if isinstance(module, Int8Convolution)]
@@ -147,7 +150,7 @@ def test_a_network_in_integers_answers_nearly_the_same(name, capfd):
     assert len(integers) >= len(convolutions) / 2
     # the first convolution stays what it was
     assert isinstance(next(iter(ours.modules())), engine.Engine)
-    other = int8.quantise(copy.deepcopy(exact), pictures)
+    other = calibration.quantise(copy.deepcopy(exact), examples, search=False)
     for picture in pictures:
         scores, expected = ours(picture), exact(picture)
         assert scores.dtype == torch.float32
@@ -161,24 +164,60 @@ def test_what_integers_would_spoil_stays_in_float32(monkeypatch):
     tiny.stir(model)
     picture = 50 * torch.randn(1, 3, 49, 49)
     exact = engine.prepare(model, CPU)
-    monkeypatch.setattr(int8, "MAX_ERROR", 0.0)
-    ours = int8.quantise(copy.deepcopy(exact), [picture])
+    monkeypatch.setattr(calibration, "MAX_ERROR", -1.0)
+    ours = calibration.quantise(copy.deepcopy(exact), [Example(picture)], search=False)
     assert not any(isinstance(module, Int8Convolution) for module in ours.modules())
     torch.testing.assert_close(ours(picture), exact(picture))
     # some blocks of the backbone alone: maps change between integers and floats
     monkeypatch.undo()
-    suits = int8._is_eligible
-    monkeypatch.setattr(int8, "_is_eligible", lambda own, conv: suits(own, conv) and conv.widths != [32])
-    mixed = int8.quantise(copy.deepcopy(exact), [picture])
+    suits = calibration._is_eligible
+    monkeypatch.setattr(calibration, "_is_eligible", lambda own, conv: suits(own, conv) and conv.widths != [32])
+    mixed = calibration.quantise(copy.deepcopy(exact), [Example(picture)], search=False)
     count = sum(isinstance(module, Int8Convolution) for module in mixed.modules())
     assert len(exact.convolutions) / 2 < count < len(exact.convolutions) - 10
     assert (mixed(picture) - exact(picture)).norm() < 0.1 * exact(picture).norm()
 
 
+def spoil(engine, name):
+    """Make one channel of a map far larger than all others, in a way that changes nothing in floats."""
+    block = engine.get_submodule(name)
+    first, second = [*block.first, block.last][:2]
+    first.weights[0].data[0] *= 3e4
+    first.bias.data[0] *= 3e4
+    second.weights[0].data[:, 0] /= 3e4
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_layer_that_costs_too_much_is_found_and_stays_in_float32(labelled, monkeypatch, capfd):
+    torch.manual_seed(1)
+    model = build(dict(networks())["basic blocks"], 5).eval()
+    tiny.stir(model)
+    pictures = [50 * torch.randn(1, 3, 65, 49), 50 * torch.randn(1, 3, 49, 65)]
+    exact = engine.prepare(model, CPU)
+    truth = [upsample(exact(picture)[0], picture.shape[2:], model.align_corners).predict() for picture in pictures]
+    examples = [Example(x, label if labelled else None) for x, label in zip(pictures, truth, strict=True)]
+    spoil(exact, "backbone.trunk.4")
+    expected = [exact(picture) for picture in pictures]
+    # random weights give close scores: more changes than among those of a trained network
+    monkeypatch.setattr(calibration, "MAX_CHANGED", 0.1)
+    monkeypatch.setattr(calibration, "MAX_IOU_LOSS", 0.2)
+    monkeypatch.setattr(calibration, "MAX_ERROR", 1e9)
+    spoilt = calibration.quantise(copy.deepcopy(exact), examples, search=False)
+    capfd.readouterr()
+    ours = calibration.quantise(copy.deepcopy(exact), examples)
+    err = capfd.readouterr().err
+    assert err.count("backbone.") == 1 and "in fp32 stay backbone.trunk.4" in err
+    assert ("mIoU" in err) == labelled
+    assert isinstance(ours.get_submodule("backbone.trunk.4"), Floated)
+    for module, limit in ((ours, 0.15), (spoilt, None)):
+        error = max(float((module(x) - y).norm() / y.norm()) for x, y in zip(pictures, expected, strict=True))
+        assert error < limit if limit else error > 0.15
+
+
 def test_outliers_do_not_stretch_the_range():
     x = torch.rand(1, 16, 256, 256)
     x[0, 0, 0, :3] = 1000
-    low, high = int8._range(x)
+    low, high = calibration._range(x)
     assert 0 <= low < 0.01 and 0.99 < high < 1.01
 
 
