@@ -5,7 +5,6 @@ family is a file below families/ that holds one preset for each of its `rows`: `
 and a row is the mIoU that was published for it, single scale and with scales and flip, or null.
 """
 
-import copy
 import difflib
 from collections.abc import Mapping
 from functools import lru_cache
@@ -150,12 +149,19 @@ def _parse(path: Path) -> dict[str, Any]:
         decoded = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"preset {path}", f"byte {error.start} is not UTF-8", "save the file as UTF-8") from None
-    mapping = copy.deepcopy(_parse_text(decoded, str(path)))
+    mapping = _copy(_parse_text(decoded, str(path)))
     if not isinstance(mapping, dict):
         kind = "nothing" if mapping is None else "a list" if isinstance(mapping, list) else "a single value"
         why = f"keys and values expected, found {kind}"
         raise InputError(f"preset {path}:1:1", why, "start from ccnet presets copy quickstart FILE")
     return mapping
+
+
+def _copy(value: Any) -> Any:
+    """A copy of plain types, several times as fast as copy.deepcopy."""
+    if isinstance(value, dict):
+        return {key: _copy(inner) for key, inner in value.items()}
+    return [_copy(inner) for inner in value] if isinstance(value, list) else value
 
 
 @lru_cache(maxsize=128)

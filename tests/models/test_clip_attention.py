@@ -8,7 +8,8 @@ from ccnet_cli.inference import engine
 from ccnet_cli.models import clips
 from ccnet_cli.models.attention import CrissCrossAttention
 from ccnet_cli.models.clips import RecurrentClips
-from ccnet_cli.models.heads.rcca3d import Settings, build, first
+from ccnet_cli.models.heads.rcca3d import build, first
+from ccnet_cli.models.heads.settings import RCCA3D as Settings
 from ccnet_cli.models.network import build as build_network
 
 SIZES = [(1, 1, 1), (1, 4, 5), (3, 1, 5), (2, 3, 4), (5, 4, 3)]

@@ -21,58 +21,42 @@ What else a head can do are methods of these names, each optional:
 This file loads no torch, so that a preset is checked in no time.
 """
 
-from typing import Annotated, Literal
+from ccnet_cli.models.heads.settings import (
+    ASPP,
+    FCN,
+    GC,
+    GCN,
+    ISA,
+    OC,
+    PSP,
+    RCCA,
+    RCCA3D,
+    Activation,
+    ASPPPlus,
+    DANet,
+    EncNet,
+    NonLocal,
+    UPerNet,
+    Wrapped,
+)
+from ccnet_cli.parts import LatePart, Part, late
 
-from pydantic import AfterValidator, Field
-
-from ccnet_cli.ops import IMPLEMENTATIONS
-from ccnet_cli.parts import Channels, Flag, Fraction, LatePart, Part, Section, Text, UnknownPart, late
-
-Activation = Literal["leaky_relu", "relu", "none"]
-
-
-def _in_table(name: str) -> str:
-    if name not in ("auto", *IMPLEMENTATIONS):
-        raise UnknownPart("model.head.implementation", name, ("auto", *IMPLEMENTATIONS))
-    return name
-
-
-class RCCA(Section):
-    """Recurrent criss-cross attention between two convolutions (ICCV 2019, figure 2); recurrence 0 leaves it out."""
-
-    kind: Literal["rcca"] = "rcca"
-    recurrence: Annotated[int, Field(strict=True, ge=0, le=3)] = 2
-    channels: Channels = 512
-    query_channels: Channels | None = None
-    activation: Activation = "leaky_relu"
-    dropout: Fraction = 0.1
-    implementation: Annotated[Text, AfterValidator(_in_table)] = "auto"
-
-
-class FCN(Section):
-    """One 3x3 convolution and a classifier; on the map before the last, it is CCNet's auxiliary head."""
-
-    kind: Literal["fcn"] = "fcn"
-    channels: Channels = 512
-    bias: Flag = True
-    activation: Activation = "leaky_relu"
-    dropout: Fraction = 0.1
-
+__all__ = ["FCN", "HEADS", "RCCA", "Activation"]
 
 HEADS: dict[str, Part | LatePart] = {
     "rcca": Part(RCCA, late("ccnet_cli.models.heads.rcca"), first=late("ccnet_cli.models.heads.rcca", "first")),
-    "rcca3d": LatePart("ccnet_cli.models.heads.rcca3d"),
+    "rcca3d": Part(RCCA3D, late("ccnet_cli.models.heads.rcca3d"), first=late("ccnet_cli.models.heads.rcca3d", "first")),
     "fcn": Part(FCN, late("ccnet_cli.models.heads.fcn")),
-    "wrapped": LatePart("ccnet_cli.models.heads.wrapped"),
-    "nonlocal": LatePart("ccnet_cli.models.heads.nonlocal"),
-    "gc": LatePart("ccnet_cli.models.heads.gc"),
-    "psp": LatePart("ccnet_cli.models.heads.psp"),
-    "aspp": LatePart("ccnet_cli.models.heads.aspp"),
-    "aspp_plus": LatePart("ccnet_cli.models.heads.aspp_plus"),
-    "danet": LatePart("ccnet_cli.models.heads.danet"),
-    "oc": LatePart("ccnet_cli.models.heads.oc"),
-    "isa": LatePart("ccnet_cli.models.heads.isa"),
-    "encnet": LatePart("ccnet_cli.models.heads.encnet"),
-    "upernet": LatePart("ccnet_cli.models.heads.upernet"),
-    "gcn": LatePart("ccnet_cli.models.heads.gcn"),
+    "wrapped": Part(Wrapped, late("ccnet_cli.models.heads.wrapped")),
+    "nonlocal": Part(NonLocal, late("ccnet_cli.models.heads.nonlocal")),
+    "gc": Part(GC, late("ccnet_cli.models.heads.gc")),
+    "psp": Part(PSP, late("ccnet_cli.models.heads.psp")),
+    "aspp": Part(ASPP, late("ccnet_cli.models.heads.aspp")),
+    "aspp_plus": Part(ASPPPlus, late("ccnet_cli.models.heads.aspp_plus")),
+    "danet": Part(DANet, late("ccnet_cli.models.heads.danet")),
+    "oc": Part(OC, late("ccnet_cli.models.heads.oc")),
+    "isa": Part(ISA, late("ccnet_cli.models.heads.isa")),
+    "encnet": Part(EncNet, late("ccnet_cli.models.heads.encnet")),
+    "upernet": Part(UPerNet, late("ccnet_cli.models.heads.upernet")),
+    "gcn": Part(GCN, late("ccnet_cli.models.heads.gcn")),
 }

@@ -1,34 +1,15 @@
 """DeepLabv3's pyramid of dilated convolutions (arXiv 1706.05587), in the forms of three projects."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ccnet_cli.models.heads import Activation
+from ccnet_cli.models.heads.settings import ASPP as Settings
 from ccnet_cli.models.layers import Classify, Head, conv_norm_act, separable
-from ccnet_cli.parts import Channels, Count, Fraction, Section
 
 # width of the branches, channels and kernel of the convolution over them
 FORMS = {"toolbox": (256, 512, 1), "mmseg": (512, 512, 3), "torchvision": (256, 256, 1)}
-Dilations = Annotated[list[Count], Field(min_length=1, max_length=16)]
-
-
-class Settings(Section):
-    """form is whose: the authors' toolbox, mmsegmentation, or torchvision, where one 3x3 convolution more follows.
-
-    width (of a branch) and channels are the form's unless set.
-    """
-
-    kind: Literal["aspp"] = "aspp"
-    form: Literal["toolbox", "mmseg", "torchvision"] = "toolbox"
-    width: Channels | None = None
-    channels: Channels | None = None
-    dilations: Dilations = [12, 24, 36]
-    activation: Activation = "leaky_relu"
-    dropout: Fraction = 0.1
 
 
 class Branches(nn.Module):

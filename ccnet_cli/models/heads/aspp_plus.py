@@ -1,26 +1,13 @@
 """DeepLabv3+ (ECCV 2018): ASPP of separable convolutions, decoded with the finest map, as in mmsegmentation."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli.models.heads import Activation
-from ccnet_cli.models.heads.aspp import Branches, Dilations
+from ccnet_cli.models.heads.aspp import Branches
+from ccnet_cli.models.heads.settings import ASPPPlus as Settings
 from ccnet_cli.models.layers import Classify, Head, conv_norm_act, resize, separable
-from ccnet_cli.parts import Channels, Fraction, Section
-
-
-class Settings(Section):
-    """fine is how many channels the finest map is reduced to."""
-
-    kind: Literal["aspp_plus"] = "aspp_plus"
-    channels: Channels = 512
-    fine: Channels = 48
-    dilations: Dilations = [12, 24, 36]
-    activation: Activation = "leaky_relu"
-    dropout: Fraction = 0.1
 
 
 class ASPPPlusHead(Head):

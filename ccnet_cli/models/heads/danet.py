@@ -1,25 +1,14 @@
 """DANet (CVPR 2019): attention over positions and over channels side by side, with scores of their own in training."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor, nn
 
 from ccnet_cli.models.blocks import ChannelAttention, PositionAttention
 from ccnet_cli.models.dense import ChannelPass, DensePass
-from ccnet_cli.models.heads import Activation
+from ccnet_cli.models.heads.settings import DANet as Settings
 from ccnet_cli.models.layers import Classify, Head, conv_norm_act
-from ccnet_cli.parts import Channels, Fraction, Outputs, Section
-
-
-class Settings(Section):
-    """The outputs pam and cam are scores of one branch alone, for terms of the loss (loss.pam.output=pam)."""
-
-    kind: Literal["danet"] = "danet"
-    channels: Channels = 512
-    query_channels: Channels | None = None
-    activation: Activation = "relu"
-    dropout: Fraction = 0.1
+from ccnet_cli.parts import Outputs
 
 
 class DANetHead(Head):

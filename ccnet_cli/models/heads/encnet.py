@@ -1,30 +1,15 @@
 """EncNet (CVPR 2018): channels weighed by an encoding of the whole map, which also says which classes are present."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli.models.heads import Activation
+from ccnet_cli.models.heads.settings import EncNet as Settings
 from ccnet_cli.models.layers import Classify, Head, conv_norm_act, exactly, resize
-from ccnet_cli.parts import Channels, Count, Flag, Fraction, Outputs, Section
+from ccnet_cli.parts import Outputs
 
 # B batch, N positions, D channels, K codewords
-
-
-class Settings(Section):
-    """The output presence holds a score (B, classes) for each class that an image may hold: see the loss presence.
-
-    lateral joins the two maps before the deepest.
-    """
-
-    kind: Literal["encnet"] = "encnet"
-    channels: Channels = 512
-    codewords: Count = 32
-    lateral: Flag = False
-    activation: Activation = "relu"
-    dropout: Fraction = 0.1
 
 
 class Encoding(nn.Module):

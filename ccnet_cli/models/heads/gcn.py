@@ -1,26 +1,11 @@
 """Global convolutions (GCN, CVPR 2017) on one map: CCNet never published its GCN head, so this one is our choice."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
 
-from pydantic import AfterValidator
 from torch import Tensor, nn
 
+from ccnet_cli.models.heads.settings import GCN as Settings
 from ccnet_cli.models.layers import Head
-from ccnet_cli.parts import Count, Section
-
-
-def _odd(value: int) -> int:
-    if value % 2 == 0:
-        raise ValueError("an odd number expected")
-    return value
-
-
-class Settings(Section):
-    """kernel is the longer side of the separated convolutions."""
-
-    kind: Literal["gcn"] = "gcn"
-    kernel: Annotated[Count, AfterValidator(_odd)] = 15
 
 
 class GlobalConvolution(nn.Module):

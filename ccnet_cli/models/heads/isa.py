@@ -1,34 +1,14 @@
 """Interlaced sparse self-attention (arXiv 1907.12273), with its input beside what it gathers."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ccnet_cli.models.blocks import InterlacedAttention
 from ccnet_cli.models.dense import DensePass
-from ccnet_cli.models.heads import Activation
+from ccnet_cli.models.heads.settings import ISA as Settings
 from ccnet_cli.models.layers import Classify, Head, conv_norm_act
-from ccnet_cli.parts import Channels, Count, Flag, Fraction, Section
-
-
-class Settings(Section):
-    """inner is the width of query and key, by default half the channels; cell is a cell's height and width.
-
-    bias is that of the first convolution. form says in which order input and context are joined: openseg's input
-    first, mmsegmentation's context first.
-    """
-
-    kind: Literal["isa"] = "isa"
-    form: Literal["openseg", "mmseg"] = "openseg"
-    channels: Channels = 512
-    inner: Channels | None = None
-    cell: Count = 8
-    bias: Flag = False
-    value_bias: Flag = False
-    activation: Activation = "relu"
-    dropout: Fraction = 0.05
 
 
 class ISAHead(Head):

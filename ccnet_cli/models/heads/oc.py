@@ -1,35 +1,18 @@
 """OCNet's object context (arXiv 1809.00916): one attention, one in each cell of four grids, or one beside an ASPP."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ccnet_cli.models.blocks import GridAttention, SelfAttention, projections
 from ccnet_cli.models.dense import DensePass
-from ccnet_cli.models.heads import Activation
+from ccnet_cli.models.heads.settings import OC as Settings
 from ccnet_cli.models.layers import Classify, Head, conv_norm_act
-from ccnet_cli.parts import Channels, Flag, Fraction, Section
 
 GRIDS = (1, 2, 3, 6)
 DILATIONS = (12, 24, 36)
-
-
-class Settings(Section):
-    """form base attends once, pyramid within grids of 1, 2, 3 and 6 cells a side, asp beside dilated convolutions.
-
-    separate, of base, is openseg's: query and key of their own, two convolutions each. pooled attends at half the size.
-    dropout is by default the authors', 0.1 in asp and 0.05 in the others.
-    """
-
-    kind: Literal["oc"] = "oc"
-    form: Literal["base", "pyramid", "asp"] = "base"
-    channels: Channels = 512
-    separate: Flag = False
-    pooled: Flag = False
-    activation: Activation = "leaky_relu"
-    dropout: Fraction | None = None
 
 
 def attention(

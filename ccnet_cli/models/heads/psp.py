@@ -1,31 +1,12 @@
 """PSPNet's pyramid of pooled maps (CVPR 2017)."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ccnet_cli.models.heads import Activation
+from ccnet_cli.models.heads.settings import PSP as Settings
 from ccnet_cli.models.layers import Classify, Head, conv_norm_act, resize
-from ccnet_cli.parts import Channels, Count, Fraction, Section
-
-Order = Literal["map_last", "map_first"]
-
-
-class Settings(Section):
-    """Maps are pooled to bins x bins cells; order says where the map itself stands among them, as authors differ.
-
-    map_last is the authors' toolbox; map_first mmsegmentation, semseg and MIT.
-    """
-
-    kind: Literal["psp"] = "psp"
-    channels: Channels = 512
-    bins: Annotated[list[Count], Field(min_length=1, max_length=16)] = [1, 2, 3, 6]
-    order: Order = "map_last"
-    activation: Activation = "leaky_relu"
-    dropout: Fraction = 0.1
 
 
 class Pyramid(nn.Module):

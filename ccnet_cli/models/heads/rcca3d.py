@@ -4,30 +4,16 @@ Its weights have the names and shapes of `rcca`: a CCNet for images is a start f
 """
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from ccnet_cli.models.attention import CrissCrossAttention
 from ccnet_cli.models.clips import FoldedClips, RecurrentClips
-from ccnet_cli.models.heads import RCCA
 from ccnet_cli.models.heads.rcca import RCCAHead
+from ccnet_cli.models.heads.settings import RCCA3D as Settings
 from ccnet_cli.models.heads.wrapped import FoldedWrapped
 from ccnet_cli.models.layers import Make
 from ccnet_cli.parts import Outputs
-
-
-class Settings(RCCA):
-    """As `rcca`, over clips: three passes reach every position of a clip from every other.
-
-    The clip is that of data.clip, and the scores are its labelled frame's.
-    """
-
-    takes_clips: ClassVar[bool] = True
-
-    kind: Literal["rcca3d"] = "rcca3d"  # type: ignore[assignment]
-    recurrence: Annotated[int, Field(strict=True, ge=1, le=3)] = 3
 
 
 class ClipHead(RCCAHead):

@@ -1,31 +1,15 @@
 """UPerNet (ECCV 2018): a feature pyramid over all maps, the deepest pooled as in PSPNet."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli.models.heads import Activation
 from ccnet_cli.models.heads.psp import Pyramid
+from ccnet_cli.models.heads.settings import UPerNet as Settings
 from ccnet_cli.models.layers import Classify, Head, conv_norm_act, resize
-from ccnet_cli.parts import Channels, Flag, Fraction, Section
 
 BINS = (1, 2, 3, 6)
-
-
-class Settings(Section):
-    """pooled_channels are those of a pooled map, by default as many as channels.
-
-    resize_first enlarges pooled maps before their convolution, as MIT does; mmsegmentation does it after.
-    """
-
-    kind: Literal["upernet"] = "upernet"
-    channels: Channels = 512
-    pooled_channels: Channels | None = None
-    resize_first: Flag = False
-    activation: Activation = "relu"
-    dropout: Fraction = 0.1
 
 
 class UPerNetHead(Head):

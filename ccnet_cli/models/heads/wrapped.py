@@ -5,26 +5,16 @@ With another block in the same place, what is compared is the block alone. `bloc
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ccnet_cli.models.blocks import BLOCKS, ChannelAttention
 from ccnet_cli.models.dense import ChannelPass, DensePass
-from ccnet_cli.models.heads import Activation
+from ccnet_cli.models.heads.settings import Wrapped as Settings
 from ccnet_cli.models.layers import Make, conv_norm_act, fold_layers
-from ccnet_cli.parts import Channels, Fraction, Outputs, Section
-
-
-class Settings(Section):
-    """block is what stands between the two 3x3 convolutions, made for the authors' sizes; see the heads of its own."""
-
-    kind: Literal["wrapped"] = "wrapped"
-    block: Literal["none", "criss_cross", "nonlocal", "gc", "pam", "cam", "isa"] = "none"
-    channels: Channels = 512
-    activation: Activation = "leaky_relu"
-    dropout: Fraction = 0.1
+from ccnet_cli.parts import Outputs
 
 
 class Wrapped(nn.Module):
