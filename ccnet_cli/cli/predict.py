@@ -51,6 +51,7 @@ app = typer.Typer()
         "ccnet predict - -o masks --shard 3/16 --fan-out 2 --continue < names.txt",
         "ccnet predict - -o masks --probabilities npz --json areas.json < names.txt",
         "ccnet predict drive.mov -o drive.webm --format overlay --precision auto",
+        "ccnet predict scene.tif -o classes.tif --memory 4G",
         "ccnet predict model.onnx photos -o masks",
     )
 )
@@ -65,7 +66,7 @@ def predict(
             "--output",
             "-o",
             metavar="FILE|DIR",
-            help="A .png for one image, a .mp4 or .webm for one video, else a folder.",
+            help="A .png (or .tif of a TIFF) for one image, a .mp4 or .webm for one video, else a folder.",
         ),
     ],
     checkpoint: CheckpointFile = None,
@@ -96,6 +97,9 @@ def predict(
     fan_out: Annotated[
         int, typer.Option(min=0, max=3, metavar="LEVELS", help="Spread files over 256 subfolders, each over 256, ...")
     ] = 0,
+    tiff: Annotated[
+        bool, typer.Option("--tiff", help="Write TIFF masks of TIFF images, with their georeference (ccnet-cli[geo]).")
+    ] = False,
     timeout: Annotated[
         float,
         typer.Option(
@@ -141,6 +145,7 @@ def predict(
         strict=strict,
         shard=(1, 1) if shard is None else part_of(shard),
         fan_out=fan_out,
+        tiff=tiff,
         gpus=gpus,
         processes=processes,
         timeout=timeout,

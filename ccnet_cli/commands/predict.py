@@ -52,8 +52,8 @@ class PredictRequest:
     skip_complete leaves out sources whose outputs are complete; with areas these are read from the masks, or the source
     is segmented again where the masks do not hold them. strict refuses folders with hidden or empty files, and stops at
     the first source that cannot be segmented. shard (k, n) takes those sources of n parts that part k from 1 on has.
-    fan_out: see Layout. tolerate_damage reads what is left of damaged images. Of several processes, one that takes more
-    seconds than timeout for an image is killed. others are files that the caller is going to write.
+    fan_out, tiff: see Layout. tolerate_damage reads what is left of damaged images. Of several processes, one that
+    takes more seconds than timeout for an image is killed. others are files that the caller is going to write.
     """
 
     sources: tuple[str, ...]
@@ -72,6 +72,7 @@ class PredictRequest:
     tolerate_damage: bool = False
     shard: tuple[int, int] = (1, 1)
     fan_out: int = 0
+    tiff: bool = False
     gpus: int | None = None
     processes: int = 1
     timeout: float = TASK_SECONDS
@@ -287,7 +288,7 @@ class _Stream:
 
 def _open_stream(request: PredictRequest) -> _Stream:
     """The sources and the checkpoint; InputError for what can be seen to be wrong before the work begins."""
-    layout = Layout(request.output, request.formats, request.probabilities, request.fan_out)
+    layout = Layout(request.output, request.formats, request.probabilities, request.fan_out, request.tiff)
     stream = sources.find(request.sources, request.output, request.strict)
     first = list(itertools.islice(stream, WINDOW))
     is_all = len(first) < WINDOW

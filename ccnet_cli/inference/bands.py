@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,27 +13,11 @@ from ccnet_cli.inference.artifact import Network
 from ccnet_cli.inference.scores import Scores, Tile
 from ccnet_cli.inference.views import Grid, Views, host_input
 from ccnet_cli.media.images import Pixels
+from ccnet_cli.media.rasters import Region as Region
 
 
 class OutOfMemory(EnvironmentFailure):
     """A picture's tiles take more memory than there is, where another picture's may not."""
-
-
-class Region(NamedTuple):
-    """Rows of a picture, BGR (rows, W, 3), and which pixels count (rows, W): all where it is None."""
-
-    image: Pixels
-    valid: npt.NDArray[np.bool_] | None = None
-
-    def rows(self, first: int, last: int) -> "Region":
-        """Some of the rows."""
-        return Region(self.image[first:last], None if self.valid is None else self.valid[first:last])
-
-    def above(self, other: "Region") -> "Region":
-        """Both, one above the other."""
-        if self.valid is None or other.valid is None:
-            return Region(np.concatenate([self.image, other.image]))
-        return Region(np.concatenate([self.image, other.image]), np.concatenate([self.valid, other.valid]))
 
 
 class Band(NamedTuple):

@@ -15,6 +15,7 @@ from ccnet_cli.errors import InputError, notice
 from ccnet_cli.inference.artifact import Network
 from ccnet_cli.inference.engine import Engine
 from ccnet_cli.inference.views import Views
+from ccnet_cli.media.images import PIXEL_LIMIT
 from ccnet_cli.media.pixels import scaled_size
 
 # what Python, torch and OpenCV take without a network, and what they do not give back
@@ -53,7 +54,8 @@ class Budget:
     def fit(self, views: Views, size: tuple[int, int]) -> Views:
         """The views of an image within the budget; InputError where it must fit and nothing does."""
         pixels = max(height * width for height, width in (scaled_size(size, s, views.fit) for s in views.scales))
-        own = IMAGE_BYTES * size[0] * size[1]
+        # larger ones are read by windows
+        own = IMAGE_BYTES * min(size[0] * size[1], PIXEL_LIMIT)
         if self._room - own > views.batch * pixels * MOST_BYTES:
             return views
         most = int((self._room - own) // self.pixel_bytes)

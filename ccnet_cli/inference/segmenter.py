@@ -44,13 +44,25 @@ class Segmenter:
             return VideoNetwork(self.network, self.clip).score(input_1CHW, self.views, self.device)
         return batch_scores(self.network, input_1CHW, self.views, self.device)[0]
 
+    @property
+    def takes_bands(self) -> bool:
+        """Whether pictures can be seen band by band."""
+        return self.clip is None and suits(self.views)
+
     def sees_bands(self, size: tuple[int, int]) -> bool:
         """Whether a picture is so large that it is better seen band by band, where that gives the same."""
         whole = self.views.fit_to(size).grid(size, size, True).is_whole
-        return self.clip is None and size[0] * size[1] >= MIN_PIXELS_OF_BANDS and not whole and suits(self.views)
+        return size[0] * size[1] >= MIN_PIXELS_OF_BANDS and not whole and self.takes_bands
 
     def predict_bands(self, size: tuple[int, int], read: Read) -> Iterator[tuple[Region, np.ndarray]]:
-        """The bands of a picture in order, and the best class of each of their pixels, 0 where none counts."""
+        """The bands of a picture in order, and the best class of each of their pixels, 0 where none counts.
+
+        Where pictures cannot be seen in bands, all of it.
+        """
+        if not self.takes_bands:
+            region = read(0, size[0])
+            yield region, self(region.image)
+            return
         for band in score_bands(self.network, read, size, self.views.fit_to(size), self.device):
             blank = np.zeros(band.region.image.shape[:2], np.uint8)
             yield band.region, blank if band.scores is None else self.predict(band.scores)

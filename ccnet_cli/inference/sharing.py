@@ -20,7 +20,7 @@ from ccnet_cli.inference.segmenter import Segmenter
 from ccnet_cli.inference.stream import Area, Collector, Keep, Outcome, StreamSegmenter, Task
 from ccnet_cli.inference.task_queue import Message, TaskQueue, decode_error, encode_error, name_process
 from ccnet_cli.inference.views import Views
-from ccnet_cli.media import sources
+from ccnet_cli.media import rasters, sources
 from ccnet_cli.parallel import supervisor
 from ccnet_cli.parallel.group import Group, Worker, share_store
 from ccnet_cli.progress import Progress
@@ -192,7 +192,8 @@ def _segment_queue(
 def _task_message(task: Task) -> Message:
     targets = {format: str(path) for format, path in task.targets.items()}
     # how long a video takes depends on its length
-    unlimited = {"unlimited": True} if sources.is_video(task.source) else {}
+    by_windows = any(map(rasters.is_raster, task.targets.values()))
+    unlimited = {"unlimited": True} if sources.is_video(task.source) or by_windows else {}
     return {"index": task.index, "source": str(task.source), "targets": targets} | unlimited
 
 

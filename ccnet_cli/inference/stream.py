@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ccnet_cli import files
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, notice
-from ccnet_cli.inference.bands import Region
+from ccnet_cli.inference.bands import OutOfMemory, Region
+from ccnet_cli.inference.large import segment_raster
 from ccnet_cli.inference.scores import Scores
 from ccnet_cli.inference.segmenter import Segmenter
-from ccnet_cli.media import images, outputs, sources, video
+from ccnet_cli.media import images, outputs, rasters, sources, video
 from ccnet_cli.media.background import background_writer, prefetch
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.layout import NPZ, Targets
@@ -109,7 +110,7 @@ class StreamSegmenter:
     def run(self, tasks: Iterable[Task | None], ahead: int = 2) -> None:
         """Segment tasks in order, reading up to `ahead` of them ahead, see prefetch.
 
-        A video in progress is given up at a signal.
+        A video, and a TIFF read by windows, in progress is given up at a signal.
         """
         with closing(prefetch(self._load, tasks, ahead)) as loaded, background_writer() as submit:
             for item in loaded:
@@ -120,6 +121,8 @@ class StreamSegmenter:
                     self.report(item.outcome)
                 elif item.film is not None:
                     self._attempt(task, self._segment_video, item.film)
+                elif rasters.is_raster(next(iter(task.targets.values()))):
+                    self._attempt(task, self._segment_raster)
                 else:
                     try:
                         with self.working(task.index):
@@ -139,6 +142,8 @@ class StreamSegmenter:
             outcome = self._look(task)
             if outcome is not None:
                 return _Loaded(task, outcome=outcome)
+            if rasters.is_raster(next(iter(task.targets.values()))):
+                return _Loaded(task)
             if sources.is_video(task.source):
                 return _Loaded(task, film=_inspect(task.source))
             image = self._read_image(task)
@@ -184,7 +189,7 @@ class StreamSegmenter:
                 area = work(task, *arguments)
             written = tuple(task.targets.values())
             outcome = Outcome(task.index, task.source, written, area if self.keep.areas else None)
-        except InputError as error:
+        except (InputError, OutOfMemory) as error:
             outcome = Outcome(task.index, task.source, error=error)
         except _Stopped:
             return
@@ -198,6 +203,16 @@ class StreamSegmenter:
             else:
                 outputs.write(path, format, ids, image, self.classes)
         return _area(task.source, ids, self.classes)
+
+    def _segment_raster(self, task: Task) -> Area:
+        """Write the files of a TIFF that is read by windows; nothing is left of them after an error or a signal."""
+
+        def after_rows(_: int) -> None:
+            if self.stop_signal():
+                raise _Stopped
+
+        size, pixels = segment_raster(self.segmenter, self.classes, task.source, task.targets, after_rows)
+        return Area(task.source, size, 1, tuple(pixels.tolist()))
 
     def _segment_video(self, task: Task, film: Video) -> Area:
         """Write a video's files; nothing is left of them after an error or a signal."""

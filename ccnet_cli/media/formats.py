@@ -5,7 +5,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import BinaryIO, Literal
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # inside entropy-coded data 0xFF is followed by 0 (a stuffed byte) or a restart marker, unless a marker ends it
@@ -69,6 +69,26 @@ def _inspect(content: bytes) -> Inspection:
         return _inspect_tiff(content)
     other = next((name for start, name in OTHER_FORMATS.items() if content.startswith(start)), "another kind of file")
     raise UnreadableError(f"not a PNG, JPEG, WebP, BMP or TIFF image but {other}")
+
+
+def read_tiff_size(file: BinaryIO) -> tuple[int, int] | None:
+    """Height and width of a TIFF's first picture; None for a BigTIFF, which can be larger, ValueError for neither."""
+    head = file.read(8)
+    if OTHER_FORMATS.get(head[:4]) == "BigTIFF":
+        return None
+    if head[:4] not in TIFF_ORDERS:
+        raise ValueError("no TIFF")
+    order = TIFF_ORDERS[head[:4]]
+    file.seek(int.from_bytes(head[4:8], order))
+    entries = file.read(12 * int.from_bytes(file.read(2), order))
+    sides = {256: 0, 257: 0}
+    for start in range(0, len(entries), 12):
+        # a side is stored in two bytes or in four
+        size = TIFF_SIZES.get(int.from_bytes(entries[start + 2 : start + 4], order), 0)
+        sides[int.from_bytes(entries[start : start + 2], order)] = int.from_bytes(
+            entries[start + 8 : start + 8 + size], order
+        )
+    return sides[257], sides[256]
 
 
 def make_png(*chunks: tuple[bytes, bytes]) -> bytes:

@@ -7,13 +7,13 @@ from pathlib import Path, PurePosixPath
 
 from ccnet_cli import files
 from ccnet_cli.errors import InputError
-from ccnet_cli.media import IMAGE_SUFFIXES, outputs, sources, video
+from ccnet_cli.media import IMAGE_SUFFIXES, outputs, rasters, sources, video
 
 NPZ = "npz"
 MAX_FAN_OUT = 3
 # kinds of files that nobody means as a folder
 PICTURES = ("image/", "video/")
-WRITTEN = (*IMAGE_SUFFIXES, *video.SUFFIXES)
+WRITTEN = (*IMAGE_SUFFIXES, *video.SUFFIXES, *rasters.SUFFIXES)
 
 # the file of each format
 Targets = dict[str, Path]
@@ -23,14 +23,16 @@ Targets = dict[str, Path]
 class Layout:
     """What is written of each source, and below which output.
 
-    npz adds probabilities beside the masks. fan_out spreads the files of a folder over that many levels of 256
-    subfolders, by a hash of their names.
+    npz adds probabilities beside the masks. tiff writes TIFF files of TIFF images; those that are too large to be read
+    at once become such files anyway. fan_out spreads the files of a folder over that many levels of 256 subfolders, by
+    a hash of their names.
     """
 
     output: Path
     formats: tuple[str, ...]
     npz: bool = False
     fan_out: int = 0
+    tiff: bool = False
 
     def __post_init__(self) -> None:
         if self.is_file:
@@ -56,25 +58,37 @@ class Layout:
             if format not in outputs.VIDEO_FORMATS:
                 fix = f"use {' or '.join(outputs.VIDEO_FORMATS)}, or leave it out"
                 raise InputError(f"video {source}", f"cannot be written as {format}", fix)
+        by_windows = self._by_windows(source)
+        if by_windows and self.npz:
+            why = "too large for probabilities" if not self.tiff else "probabilities do not go into TIFF files"
+            raise InputError(f"image {source}", why, "leave out --probabilities")
         if self.is_file:
-            return self._file(film)
+            return self._file(source)
         if self.fan_out:
             name = _fan_out(name, self.fan_out)
-        targets = outputs.destinations(self.output, name, self.formats, ".mp4" if film else ".png")
+        suffix = ".mp4" if film else ".tif" if by_windows else ".png"
+        targets = outputs.destinations(self.output, name, self.formats, suffix)
         if self.npz:
             # beside the masks, or in a folder of its own where these have theirs
             targets[NPZ] = outputs.destinations(self.output, name, [NPZ, *self.formats[1:]], ".npz")[NPZ]
         return targets
 
-    def _file(self, film: bool) -> Targets:
+    def _by_windows(self, source: Path) -> bool:
+        if not rasters.is_raster(source):
+            return False
+        return self.tiff or (self.is_file and rasters.is_raster(self.output)) or rasters.needs_windows(source)
+
+    def _file(self, source: Path) -> Targets:
+        film = sources.is_video(source)
         if files.is_stream(self.output):
             if film:
                 raise InputError(self.output, "a video cannot be written through a stream", "name a file")
             return dict.fromkeys([*self.formats, *[NPZ] * self.npz], self.output)
         suffix = self.output.suffix.lower()
-        known = tuple(video.ENCODERS) if film else (".png",)
+        known = tuple(video.ENCODERS) if film else rasters.SUFFIXES if self._by_windows(source) else (".png",)
         if suffix not in known:
-            kinds = "videos are MP4 or WebM files" if film else "masks are PNG files"
+            kinds = f"masks of {source.name} are TIFF files" if len(known) > 1 else "masks are PNG files"
+            kinds = "videos are MP4 or WebM files" if film else kinds
             fix = f"end the name in {' or '.join(known)}, or name a folder"
             raise InputError(self.output, f"{kinds}, not {suffix}", fix)
         return {self.formats[0]: self.output} | ({NPZ: self.output.with_suffix(".npz")} if self.npz else {})

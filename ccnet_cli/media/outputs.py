@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ccnet_cli import files
 from ccnet_cli.errors import InputError
-from ccnet_cli.media import images, video
+from ccnet_cli.media import images, rasters, video
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.images import Pixels
 
@@ -58,6 +58,8 @@ def is_complete(path: Path) -> bool:
     try:
         if path.suffix.lower() == ".png":
             images.read_size(path)
+        elif rasters.is_raster(path):
+            return rasters.is_whole(path)
         elif path.suffix.lower() == ".npz":
             with zipfile.ZipFile(path) as file:
                 return file.testzip() is None
@@ -73,6 +75,19 @@ def write_probabilities(path: Path, probabilities_KHW: npt.NDArray[np.float32], 
     content = io.BytesIO()
     np.savez_compressed(content, probabilities=probabilities_KHW, classes=np.array(classes.names))
     files.write_bytes(path, content.getvalue())
+
+
+def values_of(format: str, ids: Pixels, image_bgr: Pixels, classes: Classes) -> Pixels:
+    """What a file of that format holds: (H, W) values or, of an overlay, BGR (H, W, 3)."""
+    if format == "overlay":
+        return draw(format, ids, image_bgr, classes)
+    return np.array(classes.label_ids, np.uint8)[ids] if format == "label-id" else ids.copy()
+
+
+def gap_value(format: str, classes: Classes) -> int:
+    """The value, of no class, of pixels that do not count: 255 or, where it is a label id, the first that is none."""
+    used = classes.label_ids if format == "label-id" else tuple(range(len(classes)))
+    return 255 if 255 not in used else min({*range(256)} - {*used})
 
 
 def write(path: Path, format: str, ids: Pixels, image_bgr: Pixels, classes: Classes) -> None:

@@ -1,6 +1,11 @@
 """Large images: the bands of a picture have the bits of the whole, and the plan of its tiles keeps to a budget."""
 
 import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import calls
 import numpy as np
@@ -9,8 +14,8 @@ import tiny
 import torch
 
 from ccnet_cli import config
-from ccnet_cli.errors import InputError
-from ccnet_cli.inference import bands, budget, engine, segmenter, views
+from ccnet_cli.errors import InputError, Interrupted
+from ccnet_cli.inference import bands, budget, engine, large, segmenter, views
 from ccnet_cli.inference.artifact import open_artifact
 from ccnet_cli.inference.bands import Region, score_bands
 from ccnet_cli.inference.budget import Budget, machine_memory
@@ -235,3 +240,117 @@ def test_whole_mode_within_a_budget_is_that_tiling(artifact, tmp_path, monkeypat
     picture = images.read_image(data / "val/000.png")
     (scores,) = batch_scores(network, to_input(picture, network.normalisation, CPU), seen, CPU)
     assert np.array_equal(images.read_label(ours), scores.predict())
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """A drawn GeoTIFF of 500 x 700 pixels, part of it without data."""
+    rasterio = pytest.importorskip("rasterio")
+    path, image = tmp_path / "scene.tif", np.maximum(tiny.picture(500, 700, 1), 1)
+    image[200:460, :300] = 0
+    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(2, 0, 4e5, 0, -2, 5e6), "nodata": 0}
+    with rasterio.open(path, "w", "GTiff", 700, 500, 3, dtype="uint8", photometric="rgb", **place) as dataset:
+        dataset.write(np.moveaxis(image[..., ::-1], 2, 0))
+    return path, image
+
+
+def test_a_scene_becomes_a_map_in_the_same_place(artifact, scene, tmp_path, capsys):
+    import rasterio
+
+    path, image = scene
+    valid = (image != 0).any(-1)
+    network = Runtime("cpu").resolve(artifact.path).prepare(artifact, 1)
+    (scores,) = batch_scores(network, to_input(image, network.normalisation, CPU), Views("sliding", (100, 130)), CPU)
+    options = {"overrides": ("eval.mode=sliding", "eval.tile=100,130"), "areas": True}
+    done = calls.predict([path], tmp_path / "map.tif", artifact.path, **options)
+    assert done.files == [tmp_path / "map.tif"]
+    with rasterio.open(path) as source, rasterio.open(tmp_path / "map.tif") as written:
+        ids = written.read(1)
+        assert (written.crs, written.transform, written.nodata) == (source.crs, source.transform, 255)
+        assert written.colormap(1)[2][:3] == artifact.classes.palette[2]
+    assert np.array_equal(ids, np.where(valid, scores.predict(), 255))
+    (area,) = done.areas
+    assert sum(area.pixels) == valid.sum() and area.size == (500, 700)
+    # a folder of several formats, which a second run keeps
+    for _ in range(2):
+        options = {"formats": ("overlay", "label-id"), "tiff": True, "skip_complete": True, "mode": "sliding"}
+        calls.predict([path], tmp_path / "maps", artifact.path, tile=(100, 130), **options)
+    assert "1 of 1 are there already" in capsys.readouterr().err
+    with rasterio.open(tmp_path / "maps/overlay/scene.tif") as written:
+        drawn = np.moveaxis(written.read(), 0, 2)
+    colours = np.array(artifact.classes.palette)[scores.predict()]
+    assert np.array_equal(drawn[valid], (image[..., ::-1].astype(int) + colours)[valid] // 2)
+    assert not drawn[~valid].any()
+
+
+def test_a_scene_at_several_scales_is_held_or_refused(artifact, scene, tmp_path, monkeypatch):
+    import rasterio
+
+    path, image = scene
+    network = Runtime("cpu").resolve(artifact.path).prepare(artifact, 1)
+    seen = Views(scales=(0.5, 1.0))
+    (scores,) = batch_scores(network, to_input(image, network.normalisation, CPU), seen, CPU)
+    calls.predict([path], tmp_path / "map.tif", artifact.path, scales=[0.5, 1.0], formats=["train-id"])
+    with rasterio.open(tmp_path / "map.tif") as written:
+        assert np.array_equal(written.read(1), np.where((image != 0).any(-1), scores.predict(), 255))
+    monkeypatch.setattr(large, "PIXEL_LIMIT", 500 * 700 - 1)
+    with pytest.raises(InputError, match="too large to be seen at several scales"):
+        calls.predict([path], tmp_path / "more.tif", artifact.path, scales=[0.5, 1.0])
+    assert not (tmp_path / "more.tif").exists()
+
+
+def test_a_signal_gives_up_the_scene_at_hand(artifact, scene, tmp_path, monkeypatch):
+    def interrupt(*rest):
+        for count, band in enumerate(score_bands(*rest)):
+            if count == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield band
+
+    monkeypatch.setattr(segmenter, "score_bands", interrupt)
+    with pytest.raises(Interrupted):
+        calls.predict([scene[0]], tmp_path / "out/map.tif", artifact.path, mode="sliding", tile=(100, 130))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("side", [1500, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_a_large_scene_takes_flat_memory(artifact, tmp_path, side):
+    """Drawn sparse: the file is small, and its pixels are as many as they say."""
+    rasterio = pytest.importorskip("rasterio")
+    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(2, 0, 4e5, 0, -2, 5e6)}
+    layout = {"tiled": True, "blockxsize": 256, "blockysize": 256, "SPARSE_OK": True, "bigtiff": "yes"}
+    path = tmp_path / "scene.tif"
+    with rasterio.open(path, "w", "GTiff", side, side, 3, dtype="uint8", **place, **layout) as dataset:
+        dataset.write(np.full((3, 256, 256), 90, np.uint8), window=((0, 256), (side - 512, side - 256)))
+    code = f"""
+import resource, sys
+from ccnet_cli import cli
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+def run(*words):
+    try:
+        cli.main(["predict", *words, "--checkpoint", {str(artifact.path)!r}, "--mode", "sliding", "--overwrite",
+                  "-s", "eval.tile=257,257"])
+    except SystemExit as stopped:
+        assert not stopped.code, stopped.code
+run({str(tmp_path / "small.tif")!r}, "-o", "small-out.tif")
+before = peak()
+run({str(path)!r}, "-o", "out.tif")
+print(peak() - before)
+"""
+    with (
+        rasterio.open(path) as dataset,
+        rasterio.open(tmp_path / "small.tif", "w", "GTiff", 600, 600, 3, dtype="uint8", **place) as small,
+    ):
+        small.write(dataset.read(window=((0, 600), (side - 600, side))))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    grown = int(done.stdout.splitlines()[-1])
+    print(f"{side}: {grown} MiB")
+    # the image and its classes alone would be 4 bytes a pixel, 1.5 GiB of the large one; rows and blocks are held
+    assert grown < 60 + 40 * side * 257 / (1 << 20)
+    with rasterio.open(tmp_path / "out.tif") as written:
+        assert written.shape == (side, side) and written.crs == "EPSG:32633"
+        assert set(np.unique(written.read(1, window=((0, 600), (side - 600, side))))) <= set(range(11))
