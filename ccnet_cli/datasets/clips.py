@@ -27,6 +27,7 @@ class Clips:
     place: int
     frames: dict[Path, tuple[Path, ...]]
     missing: int = 0
+    stride: int = 1
 
     def load(self, sample: Sample, image_HW3: Pixels, tolerate: bool = False) -> list[Pixels]:
         """The frames of a sample's clip, of which the labelled one is read already; InputError where sizes differ."""
@@ -67,7 +68,7 @@ def find_clips(data: Data, dataset: DataSet, root: Path, samples: Samples) -> Cl
         raise InputError(f"folder {where.parent}", why, "extract the videos' frames there, or set data.clip=null")
     if missing:
         notice(f"{missing} of {total} neighbouring frames are missing: the next one towards the labelled is repeated")
-    return Clips(clip.place, _shuffle(frames, clip.place) if clip.shuffle else frames, missing)
+    return Clips(clip.place, _shuffle(frames, clip.place) if clip.shuffle else frames, missing, clip.stride)
 
 
 def frames_around(image: Path, clip: Clip) -> tuple[Path, ...]:

@@ -1,12 +1,15 @@
 """Networks of clips on videos and single images: what a frame gives to its clips is computed once and kept for them."""
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections import ChainMap, deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ccnet_cli.datasets.clips import Clips
 from ccnet_cli.datasets.settings import Clip
 from ccnet_cli.inference.scores import Scores
 from ccnet_cli.inference.views import Views, batch_scores
@@ -17,6 +20,7 @@ Frame = TypeVar("Frame")
 KEPT_BYTES = (1 << 25) - (1 << 16)
 # of a view of a frame: its deepest map, until the frame is scored, and what the attention sees of it
 Kept = tuple[Tensor | None, tuple[Tensor, ...]]
+Key = tuple[torch.Size, bytes]
 
 
 class VideoNetwork:
@@ -81,6 +85,64 @@ class VideoNetwork:
         assert deepest is not None
         scores: Tensor = self.engine.decode(deepest, [encoded for _, encoded in clip], self.place)
         return scores
+
+
+class ClipNetwork:
+    """Looks like a network of clips (B, T, 3, h, w), and computes once what frames give to clips that follow each other.
+
+    Frames are known by their pixels, view by view. What the last images, as many as the clips' stride, did not need
+    is dropped, so that memory is bounded by their clips; a deepest map, which is large, once its frame is scored.
+    """
+
+    def __init__(self, engine: Any, clips: Clips) -> None:
+        self.engine, self.place = engine, clips.place
+        self.normalisation, self.align_corners, self.stride = engine.normalisation, engine.align_corners, engine.stride
+        self.before: deque[dict[Key, Kept]] = deque(maxlen=clips.stride)
+        self.kept: dict[Key, Kept] = {}
+
+    def rewind(self) -> None:
+        """The views of other images begin, or of the same ones again."""
+        self.before.appendleft(self.kept)
+        self.kept = {}
+
+    def __call__(self, x_BTChw: Tensor) -> Tensor:
+        """The scores of each clip's labelled frame."""
+        B, T = x_BTChw.shape[:2]
+        frames = x_BTChw.flatten(0, 1)
+        keys = [_identify(frame) for frame in frames]
+        scored = keys[self.place :: T]
+        known = ChainMap(self.kept, *self.before)
+        self.kept.update({key: known[key] for key in keys if key in known})
+        missing = {key: index for index, key in enumerate(keys) if key not in self.kept}
+        missing |= {key: keys.index(key) for key in scored if key in self.kept and self.kept[key][0] is None}
+        if missing:
+            encoded = self.engine.encode(frames[list(missing.values())])
+            for offset, key in enumerate(missing):
+                deepest, *rest = (each[offset : offset + 1] for each in encoded)
+                self.kept[key] = (deepest, tuple(rest))
+        scores = torch.cat([self._decode(keys[T * index : T * index + T]) for index in range(B)])
+        self.kept |= {key: (None, self.kept[key][1]) for key in scored}
+        return scores
+
+    def _decode(self, keys: Sequence[Key]) -> Tensor:
+        clip = [self.kept[key] for key in keys]
+        deepest = clip[self.place][0]
+        assert deepest is not None
+        scores: Tensor = self.engine.decode(deepest, [encoded for _, encoded in clip], self.place)
+        return scores
+
+
+def share_frames(network: Any, clips: Clips | None, images: Sequence[Path]) -> Any:
+    """The network or, where it is one of clips and those of neighbouring images overlap, a ClipNetwork around it."""
+    if clips is None or not hasattr(network, "encode"):
+        return network
+    frames = [set(clips.frames[image]) for image in images]
+    pairs = ((own, later) for at, own in enumerate(frames) for later in frames[at + 1 : at + 1 + clips.stride])
+    return ClipNetwork(network, clips) if any(own & later for own, later in pairs) else network
+
+
+def _identify(frame: Tensor) -> Key:
+    return frame.shape, hashlib.blake2b(frame.cpu().numpy().tobytes()).digest()
 
 
 def score_video(

@@ -13,6 +13,7 @@ from ccnet_cli.datasets.listing import Sample
 from ccnet_cli.datasets.source import Source, load_frames, load_image, load_pair
 from ccnet_cli.errors import Interrupted
 from ccnet_cli.inference.artifact import Network
+from ccnet_cli.inference.clips import share_frames
 from ccnet_cli.inference.metrics import Calibration, Confusion
 from ccnet_cli.inference.scores import Predictor, Scores
 from ccnet_cli.inference.views import Views, batch_scores, host_input
@@ -59,6 +60,7 @@ def score_network(
     images = pixels = 0
     device = group.device
     samples = [source.samples[index] for index in group.shard(len(source.samples))]
+    viewer = share_frames(network, source.clips, [sample.image for sample in samples])
 
     def load(sample: Sample) -> LoadedImage:
         image, label = (load_image(source, sample), None) if sample.label is None else load_pair(source, sample)
@@ -67,7 +69,7 @@ def score_network(
 
     with evaluation_mode(cast(nn.Module, network)):
         for batch in _batches(prefetch(load, samples, views.batch), views.batch):
-            scored = batch_scores(network, torch.cat([loaded.input for loaded in batch]), views, device)
+            scored = batch_scores(viewer, torch.cat([loaded.input for loaded in batch]), views, device)
             for loaded, scores in zip(batch, scored, strict=True):
                 images += 1
                 if loaded.label is None:

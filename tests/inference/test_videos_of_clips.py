@@ -1,11 +1,15 @@
 """A video scored frame by frame against every clip scored by itself."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from ccnet_cli import config
+from ccnet_cli.datasets.clips import Clips
 from ccnet_cli.datasets.settings import Clip
 from ccnet_cli.inference import engine
+from ccnet_cli.inference.clips import share_frames
 from ccnet_cli.inference.segmenter import Segmenter
 from ccnet_cli.inference.views import Views, batch_scores
 from ccnet_cli.models.network import build
@@ -106,3 +110,32 @@ def test_short_of_memory_a_frame_is_seen_again_from_its_first_view(monkeypatch):
     for (_, scores), expected in zip(got, wanted, strict=True):
         assert (scores.dense() - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert len(calls) > 40
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("options", CLIPS.values(), ids=CLIPS)
+def test_clips_that_overlap_compute_each_frame_once_to_the_same_bits(options, batch, monkeypatch):
+    """The first clip repeats its first frame, as where frames are missing, and the last one has no neighbour."""
+    clip = Clip(**options)
+    network = prepared(clip)
+    frames = [50 * torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(i)) for i in range(9)]
+    steps = [(place - clip.place) * clip.stride for place in range(clip.frames)]
+    names = [*(tuple(max(own + step, 0) for step in steps) for own in range(4)), (8,) * clip.frames]
+    inputs = [torch.stack([frames[index] for index in each], dim=1) for each in names]
+    groups = [torch.cat(inputs[begin : begin + batch]) for begin in range(0, len(inputs), batch)]
+    seen, encode = [], network.encode
+    monkeypatch.setattr(network, "encode", lambda x: (seen.append(len(x)), encode(x))[1])
+    paths = {Path(f"{own}"): tuple(Path(f"{index}") for index in each) for own, each in enumerate(names)}
+    clips = Clips(clip.place, paths, stride=clip.stride)
+    assert share_frames(network, clips, [Path("0"), Path("4")]) is network
+    for views in VIEWS.values():
+        sharing = share_frames(network, clips, list(clips.frames))
+        for group in groups:
+            got = batch_scores(sharing, group, views, torch.device("cpu"))
+            wanted = batch_scores(network, group, views, torch.device("cpu"))
+            for one, other in zip(got, wanted, strict=True):
+                assert torch.equal(one.dense(), other.dense())
+        if views.mode == "whole":
+            assert sum(seen) == len({index for each in names for index in each})
+            assert len(sharing.kept) <= batch * clip.frames and len(sharing.before) <= clip.stride
+        seen.clear()
