@@ -88,7 +88,7 @@ class VideoNetwork:
 
 
 class ClipNetwork:
-    """Looks like a network of clips (B, T, 3, h, w), and computes once what frames give to clips that follow each other.
+    """Looks like a network of clips (B, T, 3, h, w), and computes once what frames give to neighbouring clips.
 
     Frames are known by their pixels, view by view. What the last images, as many as the clips' stride, did not need
     is dropped, so that memory is bounded by their clips; a deepest map, which is large, once its frame is scored.
