@@ -38,6 +38,7 @@ class Format(StrEnum):
 
     COLOR = "color"
     OVERLAY = "overlay"
+    OVERLAY_LEGEND = "overlay-legend"
     TRAIN_ID = "train-id"
     LABEL_ID = "label-id"
 

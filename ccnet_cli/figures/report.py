@@ -117,6 +117,8 @@ def write_evaluation(
         "images": f"{result['images']:,}",
         "pixels": f"{result['pixels']:,}",
     }
+    if result.get("calibration_error") is not None:
+        facts["calibration error"] = _percent(result["calibration_error"], " %")
     measures = result["measures"]
     rows = [
         {

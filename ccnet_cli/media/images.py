@@ -235,17 +235,22 @@ def colorize(ids: Pixels, palette: Palette) -> Pixels:
     return np.ascontiguousarray(_table(palette)[:, ::-1][ids])
 
 
-def draw_legend(names: Sequence[str], palette: Palette) -> Pixels:
-    """A picture of every class: a swatch of its RGB colour and its name, BGR (28 K + 12, W, 3) on white."""
+def draw_legend(names: Sequence[str], palette: Palette, zoom: float = 1) -> Pixels:
+    """A picture of every class: a swatch of its RGB colour and its name, BGR (28 K + 12, W, 3) on white, zoomed."""
     plain = [ascii_text(name) for name in names]
-    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.55
-    widest = max(cv2.getTextSize(name, font, scale, 1)[0][0] for name in plain)
-    picture = np.full((28 * len(plain) + 12, 60 + widest + 14, 3), 255, np.uint8)
+    font, scale, thin = cv2.FONT_HERSHEY_SIMPLEX, 0.55 * zoom, max(round(zoom), 1)
+    widest = max(cv2.getTextSize(name, font, scale, thin)[0][0] for name in plain)
+
+    def at(*lengths: float) -> tuple[int, ...]:
+        return tuple(round(zoom * length) for length in lengths)
+
+    height, left = at(28 * len(plain) + 12, 74)
+    picture = np.full((height, left + widest, 3), 255, np.uint8)
     for row, (name, (red, green, blue)) in enumerate(zip(plain, palette, strict=True)):
-        top = 28 * row + 9
-        picture[top : top + 22, 10:50] = (blue, green, red)
-        cv2.rectangle(picture, (10, top), (49, top + 21), (90, 90, 90), 1)
-        cv2.putText(picture, name, (60, top + 16), font, scale, (20, 20, 20), 1, cv2.LINE_AA)
+        begin, top, end, bottom, base = at(10, 28 * row + 9, 50, 28 * row + 31, 28 * row + 25)
+        picture[top:bottom, begin:end] = (blue, green, red)
+        cv2.rectangle(picture, (begin, top), (end - 1, bottom - 1), (90, 90, 90), thin)
+        cv2.putText(picture, name, (round(zoom * 60), base), font, scale, (20, 20, 20), thin, cv2.LINE_AA)
     return picture
 
 

@@ -15,7 +15,7 @@ from ccnet_cli.media import images, rasters, video
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.images import Pixels
 
-FORMATS = ("color", "overlay", "train-id", "label-id")
+FORMATS = ("color", "overlay", "train-id", "label-id", "overlay-legend")
 # a video's codec changes values a little, so it cannot hold ids
 VIDEO_FORMATS = ("color", "overlay")
 
@@ -94,12 +94,15 @@ def write(path: Path, format: str, ids: Pixels, image_bgr: Pixels, classes: Clas
     """Write one segmentation and make its folder; ids are train ids (H, W) uint8, all of them classes.
 
     color: a palette PNG, which shows colours and holds train ids. overlay: the mean of the colours and the image.
+    overlay-legend: the overlay beside the names of the classes in it, those of most pixels first.
     train-id, label-id: grey PNGs of train ids or of the data set's own ids.
     """
     if format == "color":
         images.write_label(path, ids, classes.palette)
     elif format == "overlay":
         images.write_image(path, draw(format, ids, image_bgr, classes))
+    elif format == "overlay-legend":
+        images.write_image(path, draw_with_legend(ids, image_bgr, classes))
     elif format == "train-id":
         images.write_label(path, ids)
     elif format == "label-id":
@@ -113,3 +116,17 @@ def draw(format: str, ids: Pixels, image_bgr: Pixels, classes: Classes) -> Pixel
     colors = images.colorize(ids, classes.palette)
     # the mean, rounded down, without wider numbers
     return colors if format == "color" else (image_bgr & colors) + ((image_bgr ^ colors) >> 1)
+
+
+def draw_with_legend(ids: Pixels, image_bgr: Pixels, classes: Classes) -> Pixels:
+    """The overlay, and right of it the colours and names of the classes in it, BGR on white."""
+    counts = np.bincount(ids.ravel(), minlength=len(classes))[: len(classes)]
+    present = [index for index in np.argsort(-counts, kind="stable").tolist() if counts[index]]
+    picture = draw("overlay", ids, image_bgr, classes)
+    # letters as large as a page of this height would have, and the list no higher than the picture
+    zoom = max(1.0, min(len(picture) / 480, len(picture) / (28 * len(present) + 12)))
+    names, palette = [classes.names[index] for index in present], [classes.palette[index] for index in present]
+    legend = images.draw_legend(names, palette, zoom)
+    height = max(len(picture), len(legend))
+    parts = (np.pad(each, ((0, height - len(each)), (0, 0), (0, 0)), constant_values=255) for each in (picture, legend))
+    return np.concatenate([*parts], axis=1)

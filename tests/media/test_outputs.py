@@ -27,6 +27,24 @@ def test_each_format_holds_what_it_says(tmp_path):
         outputs.write(tmp_path / "b.png", "x", IDS, IMAGE, CLASSES)
 
 
+def test_a_legend_names_the_classes_that_are_in_the_picture_the_largest_first(tmp_path):
+    ids = np.zeros((300, 400), np.uint8)
+    ids[:200] = 2
+    image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    outputs.write(tmp_path / "a.png", "overlay-legend", ids, image, CLASSES)
+    drawn = images.read_image(tmp_path / "a.png")
+    assert (drawn[:, :400] == outputs.draw("overlay", ids, image, CLASSES)).all()
+    assert len(drawn) == 300 and (drawn[80:, 400:] == 255).all()
+    # the swatches, one below the other
+    swatches = [drawn[20 + 28 * row, 400 + 30][::-1].tolist() for row in range(2)]
+    assert swatches == [list(CLASSES.palette[2]), list(CLASSES.palette[0])]
+    # a picture lower than its legend is not cut, and the letters of a large one are larger
+    outputs.write(tmp_path / "b.png", "overlay-legend", IDS, IMAGE, CLASSES)
+    assert images.read_image(tmp_path / "b.png").shape[0] == 3 * 28 + 12
+    wide = outputs.draw_with_legend(ids.repeat(4, 0), image.repeat(4, 0), CLASSES).shape[1] - 400
+    assert wide > 2 * (drawn.shape[1] - 400)
+
+
 def test_formats_are_checked_and_have_folders_of_their_own_if_several(tmp_path):
     assert outputs.check_formats(["overlay", "color", "overlay"]) == ("overlay", "color")
     for formats in ([], ["colour"]):
