@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ccnet_cli.errors import one_line
 from ccnet_cli.figures import pages
+from ccnet_cli.figures.curves import write_number
 from ccnet_cli.figures.sheet import COLOURS as COLOURS_OF_FIGURES
 from ccnet_cli.figures.viewer import payload
 from ccnet_cli.media.classes import Classes
@@ -74,7 +75,7 @@ class ModelContent:
         T, h, w = self.grid
         frames = f"{T} frames of " if T > 1 else ""
         passes = f"R = {self.recurrence}" if self.composed else f"attention over {' and '.join(self.names)}"
-        gamma = "" if self.gamma is None else f", gamma {self.gamma:.3g}"
+        gamma = "" if self.gamma is None else f", gamma {write_number(self.gamma)}"
         return f"{frames}{w}x{h} cells, {passes}{gamma}"
 
 

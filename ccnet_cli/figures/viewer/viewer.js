@@ -582,7 +582,8 @@ function start(page, data) {
   page.pins.forEach((point) => state.pins.push(point));
   if (state.pins.length) state.chosen = 0;
   if (pointOf(location.hash, image)) state.chosen = null;
-  byId("reading").classList.toggle("beside", byId("panels").querySelectorAll(".panel").length % COLUMNS === 1);
+  const free = byId("panels").querySelectorAll(".panel").length % COLUMNS === 1;
+  byId("reading").classList.toggle("beside", free && columns.length <= COLUMNS);
   byId("panels").classList.toggle("wide", image.width >= WIDE * image.height);
   // on a telephone the controls would push the maps out of sight
   byId("options").open = matchMedia("(min-width: 40rem)").matches;
