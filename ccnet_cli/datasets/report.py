@@ -1,5 +1,6 @@
 """Check a data set: read every pair, collect every problem, count every pixel; say what no training can learn from."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,8 @@ from ccnet_cli.media.images import read_size
 MAX_LABELS, MAX_PIXELS, MIN_LABELS = 256, 1 << 26, 16
 # a split of which less is labelled is hardly meant so
 MIN_LABELLED = 0.05
+# labels of which it is no accident that all are the same
+MIN_SAME = 4
 # problems of one kind are one line, with this number of examples
 EXAMPLES = 3
 SEE = "see that the labels are those of the data set"
@@ -59,7 +62,8 @@ def count_pixels(source: Source) -> npt.NDArray[np.int64]:
 
 def check_all(sources: dict[str, Source]) -> dict[str, Report]:
     """The check of each split; a class that one of them lacks and another has is a problem of the one."""
-    reports = {name: check(source) for name, source in sources.items()}
+    names: dict[str, dict[bytes, str]] = {split: {} for split in sources}
+    reports = {split: check(source, names[split]) for split, source in sources.items()}
     large = {name: report for name, report in reports.items() if report.labels >= MIN_LABELS}
     present = {name for report in large.values() for name, count in report.pixels.items() if count}
     for split, report in large.items():
@@ -67,12 +71,22 @@ def check_all(sources: dict[str, Source]) -> dict[str, Report]:
         if lacking and _has_own_classes(sources[split]):
             line = f"{join_names(lacking)} without a pixel, though another split has some; {SEE}"
             reports[split] = replace(report, problems=(*report.problems, line), warnings=())
+    for split in names.keys() - {"train"} if "train" in names else ():
+        if both := sorted(names["train"].keys() & names[split].keys(), key=names[split].__getitem__):
+            first = f"{names[split][both[0]]} is {names['train'][both[0]]}"
+            line = f"{len(both)} of its images are in train too ({first}): scores say nothing of new ones; remove them"
+            reports[split] = replace(reports[split], warnings=(*reports[split].warnings, line))
     return reports
 
 
-def check(source: Source) -> Report:
-    """Read every image and label of a source; a problem with one does not stop the check of others."""
+def check(source: Source, names: dict[bytes, str] | None = None) -> Report:
+    """Read every image and label of a source; a problem with one does not stop the check of others.
+
+    names gets the name of each image by a digest of its pixels.
+    """
+    names = {} if names is None else names
     counts = np.zeros(256, np.int64)
+    maps, blank = set[bytes](), 0
     sizes: Counter[str] = Counter()
     errors: list[tuple[str, InputError]] = []
     labels = 0
@@ -87,26 +101,43 @@ def check(source: Source) -> Report:
             errors.append((source.samples.where(sample), error))
             continue
         sizes[f"{image.shape[1]}x{image.shape[0]}"] += 1
+        names.setdefault(_digest(image), sample.name)
+        blank += bool((image == image[0, 0]).all())
         if label is not None:
             labels += 1
+            maps.add(_digest(label))
             counts += np.bincount(label.ravel(), minlength=256)
-    names = source.classes.names
-    pixels = {name: int(count) for name, count in zip(names, counts[: len(names)], strict=True)}
+    classes = source.classes.names
+    pixels = {name: int(count) for name, count in zip(classes, counts[: len(classes)], strict=True)}
     problems, warnings = _judge(source, counts, labels) if labels else ([], [])
     problems = [*merge_alike(errors), *problems]
+    warnings += _find_same_labels(labels, maps)
+    warnings += [f"{blank} of its {len(source.samples)} images show one colour alone; look at them"] if blank else []
     ignored = int(counts[IGNORED])
     count = len(source.samples)
     return Report(source.dataset, count, labels, dict(sizes), pixels, ignored, tuple(problems), tuple(warnings))
 
 
+def _digest(picture: npt.NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(picture).data, digest_size=16).digest() + str(picture.shape).encode()
+
+
+def _find_same_labels(labels: int, maps: set[bytes]) -> list[str]:
+    """A warning where a number of labels are one map, by the digests of all."""
+    same = labels >= MIN_SAME and len(maps) == 1
+    return [f"all {labels} labels are the same; see that each is its image's"] if same else []
+
+
 def warn_of_dead_labels(source: Source, split: str) -> None:
     """Look at some labels of a split, and warn of what no training can learn from; InputError for a wrong label."""
-    counts, read = np.zeros(256, np.int64), 0
+    counts, read, maps = np.zeros(256, np.int64), 0, set[bytes]()
     errors: list[InputError] = []
     for sample in _choose(source):
         read += 1
         try:
-            counts += np.bincount(load_label(source, sample).ravel(), minlength=256)
+            label = load_label(source, sample)
+            maps.add(_digest(label))
+            counts += np.bincount(label.ravel(), minlength=256)
         except InputError as error:
             errors.append(error)
     if errors:
@@ -115,7 +146,8 @@ def warn_of_dead_labels(source: Source, split: str) -> None:
         raise InputError(first.what, first.why if len(errors) == 1 else why, first.fix)
     part = "" if read == len(source.samples) else f" in {read} of its {len(source.samples)} labels"
     problems, warnings = _judge(source, counts, read) if read else ([], [])
-    for line in problems if part and _has_own_classes(source) else [*problems, *warnings]:
+    warnings = [] if part and _has_own_classes(source) else warnings
+    for line in [*problems, *warnings, *_find_same_labels(read, maps)]:
         notice(f"warning: split {split}{part}: {line}")
 
 

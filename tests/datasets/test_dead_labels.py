@@ -1,5 +1,7 @@
 """Labels that no training can learn from: noticed before the first step, each with what to do."""
 
+import shutil
+
 import numpy as np
 import pytest
 from bad_inputs import jpeg, photograph, png
@@ -146,3 +148,40 @@ def test_a_published_set_may_lack_classes_unless_another_split_has_them(tmp_path
     assert line.startswith("pavement, tree, sign symbol, fence, car, pedestrian, bicyclist without a pixel, though")
     warn_of_dead_labels(sources["val"], "val")
     assert "warning: split val: pavement, tree" in capsys.readouterr().err
+
+
+def numbered(own, split, labels, images):
+    """The split, of these labels and images alone."""
+    for kind, arrays in (("labels", labels), ("images", images)):
+        shutil.rmtree(own / kind / split)
+        for index, array in enumerate(arrays):
+            put(own / f"{kind}/{split}/{index}.png", png(np.asarray(array, np.uint8), colour=2 * (kind == "images")))
+
+
+def test_images_of_one_split_that_are_in_the_other_are_named(own):
+    random = np.random.default_rng(0)
+    label = np.arange(48).reshape(6, 8) % 3
+    train, val = (random.integers(0, 255, (5, 6, 8, 3)) for _ in range(2))
+    val[2] = train[4]
+    numbered(own, "train", [label] * 3 + [label[::-1]] * 2, train)
+    numbered(own, "val", [label, label[::-1], label, label, label], val)
+    sources = {split: open_source(settings(own), split) for split in ("train", "val")}
+    reports = check_all(sources)
+    line = "1 of its images are in train too (2 is 4): scores say nothing of new ones; remove them"
+    assert reports["val"].warnings == (line,) and reports["train"].warnings == ()
+    assert check_all({"val": sources["val"]})["val"].warnings == ()
+
+
+def test_labels_that_are_all_the_same_and_images_of_one_colour_are_named(own, capsys):
+    random = np.random.default_rng(0)
+    label, images = np.arange(48).reshape(6, 8) % 3, random.integers(0, 255, (4, 6, 8, 3))
+    images[1:3] = 7, 0, 9
+    numbered(own, "train", [label] * 4, images)
+    source = open_source(settings(own), "train")
+    line = "all 4 labels are the same; see that each is its image's"
+    assert check(source).warnings == (line, "2 of its 4 images show one colour alone; look at them")
+    warn_of_dead_labels(source, "train")
+    assert capsys.readouterr().err == f"ccnet: warning: split train: {line}\n"
+    numbered(own, "train", [label] * 3 + [label[::-1]], images)
+    warn_of_dead_labels(source, "train")
+    assert capsys.readouterr().err == ""
