@@ -1,5 +1,7 @@
 """What the CUDA kernels do on a GPU: whether they are right, whether they behave, how fast they are; one report."""
 
+import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -8,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccnet_cli import ops
-from ccnet_cli.bench import attention
+from ccnet_cli import config, ops
+from ccnet_cli.bench import attention, model, passes, step
 from ccnet_cli.bench.meter import Meter
 from ccnet_cli.bench.report import Column, Report, Row, Table
 from ccnet_cli.bench.request import Run, Work
-from ccnet_cli.errors import InputError, notice, out_of_memory
+from ccnet_cli.errors import CCNetError, InputError, notice, out_of_memory
 from ccnet_cli.models import network as models
 from ccnet_cli.ops import cuda
+from ccnet_cli.ops.cuda import steps
 from ccnet_cli.training.record import environment
 
 # images, channels of query and key, channels of value, height, width
@@ -32,7 +35,10 @@ SHAPES = (
 # relative to the largest entry: rounding of what is stored
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 RESULTS = ("output", "gradient of query", "gradient of key", "gradient of value")
-SIZES = ((97, 97), (129, 257))
+SIZES = ((97, 97), (128, 256), (129, 257))
+PRECISIONS = ("bf16", "fp32", "tf32")
+# what nvidia-smi says of the card as it is now
+CLOCKS = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
 ROWS = ("reference", "gemm", "flash", "numba", attention.OFFICIAL, attention.FLOOR)
 REPEATS = 20
 # what the kernels on tensor cores take; they are off until reports like this one confirm them
@@ -87,30 +93,83 @@ def examine(
     answers: list[Row] = []
     timings: list[Row] = []
     choices = ops.Choices()
+    single: list[Row] = []
+    rest: Row = {"clocks": attempt(read_clocks), "compile": attempt(lambda: time_compiler(gpu))}
     values = {"environment": environment(gpu, 1), "gpu": _properties(gpu), "checks": answers, "timings": timings}
+    values |= {"passes": single, "rest": rest}
+
+    def keep() -> None:
+        save(report({**values, "choices": choices.export(), "tensor": {}}).to_mapping())
+
     for name, check in [*checks(gpu, choices), *(tensor_checks(gpu) if cores else ())]:
         answers.append(answer(name, check))
         notice(f"{'passed' if answers[-1]['passed'] else 'FAILED'}: {name} ({answers[-1]['found']})")
-        save(report({**values, "choices": choices.export(), "tensor": {}}).to_mapping())
-    for size, precision in product(sizes, ("fp32", "bf16")):
+        keep()
+    for case in passes.cases(sizes):
+        single.append(passes.measure(inputs, case, Meter(gpu, repeats=REPEATS)))
+        keep()
+    for size, precision in product(sizes, PRECISIONS):
         timings.append(time_attention(size, precision, device))
-        save(report({**values, "choices": choices.export(), "tensor": {}}).to_mapping())
+        keep()
+    for name, question in whole_models(device).items():
+        rest[name] = attempt(question)
+        keep()
     # what failed is among the checks already
     tensor = _time_tensor_cores(gpu, sizes) if cores and all(row["passed"] for row in answers) else {}
     return report({**values, "choices": choices.export(), "tensor": tensor})
 
 
+def read_clocks() -> dict[str, str]:
+    """The card's name, driver, clocks, power and temperature by nvidia-smi."""
+    command = ["nvidia-smi", f"--query-gpu={CLOCKS}", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    return dict(zip(CLOCKS.split(","), answer.splitlines()[0].split(", "), strict=True))
+
+
+def time_compiler(device: torch.device) -> dict[str, float]:
+    """Seconds that a kernel takes from its source to machine code, by the kernel's name."""
+    from ccnet_cli.ops.cuda import build
+
+    kernel = steps.Kernel("fused", "bfloat16", (13, 7, 0), True, 32)
+    start = time.perf_counter()
+    build.assemble(kernel, torch.cuda.get_device_capability(device))
+    return {kernel.name: time.perf_counter() - start}
+
+
+def whole_models(device: str) -> dict[str, Callable[[], Any]]:
+    """Forward passes of a model, and steps of training, as their own benchmarks measure them."""
+    run = Run(device, repeats=3)
+    preset = config.load("cityscapes-r2")
+    return {
+        "model": lambda: model.measure(preset.model, [(769, 769)], run).to_mapping(),
+        "training": lambda: step.measure(preset, [(769, 769)], run, batch=2).to_mapping(),
+    }
+
+
+def attempt(question: Callable[[], Any]) -> Any:
+    """The answer, or the error that prevented it, which does not end the report."""
+    try:
+        return question()
+    except (CCNetError, ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        return {"error": "out of memory" if out_of_memory(error) else str(error).partition("\n")[0]}
+
+
 def report(values: dict[str, Any]) -> Report:
     """The report of these values, with the number of checks and timings that failed."""
     checks, timings, tensor = values["checks"], values["timings"], values["tensor"]
+    single = values.get("passes", ())
     failed = sum(not check["passed"] for check in checks) + sum("error" in timing for timing in timings)
     failed += sum(len(timing.get("dropped", ())) for timing in timings)
+    failed += sum("failed" in row for row in single)
     rows = [
         {**row, "size": tuple(timing["size"]), "precision": timing["precision"]}
         for timing in timings
         for row in timing.get("rows", ())
     ]
     tables = [Table(None, CHECKS, checks)]
+    if single:
+        title = "one pass alone; replayed as a graph, without the host; error of the first image against float64"
+        tables.append(Table(title, passes.COLUMNS, [row for row in single if "failed" not in row]))
     tables.append(Table("attention, 1 x 512, R=2; rates are of the forward pass", TIMINGS, rows))
     if tensor:
         cores = [{"name": name, **times} for name, times in tensor.items()]
@@ -208,17 +267,18 @@ def time_attention(size: tuple[int, int], precision: str, device: str) -> Row:
     rounded to TF32: convolutions do that by themselves, and the formulations have different ones.
     """
     dropped: list[Row] = []
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    run = Run(device, repeats=REPEATS)
     try:
-        run = Run(device, repeats=REPEATS)
-        measured = attention.measure(
-            Work(size), run, ROWS, precision, lambda name, error: dropped.append({"name": name, "why": _reason(error)})
-        )
+        with passes.rounding(precision):
+            measured = attention.measure(
+                Work(size),
+                run,
+                ROWS,
+                precision,
+                lambda name, error: dropped.append({"name": name, "why": _reason(error)}),
+            )
     except RuntimeError as error:
         return {"size": size, "precision": precision, "error": _reason(error)}
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
     return {**measured.values, "dropped": dropped}
 
 

@@ -381,12 +381,13 @@ def bench_gpu(
 ) -> None:
     """Check the CUDA kernels on this machine's GPU and time them.
 
-    Results and gradients against float64, repeated runs, another stream, graph capture; then the attention at 97x97 and
-    129x257 in fp32 and bf16. Takes some minutes. Exit code 1 where a check failed; the report is written all the same,
-    and after every row, should the machine go away.
+    Results and gradients against float64, repeated runs, another stream, graph capture; then one pass of each
+    formulation at three sizes, of 1, 2 and 8 images, in bf16, TF32 and fp32; the attention, a model and steps of
+    training. Takes some minutes. Exit code 1 where a check failed; the report is written all the same, and after every
+    row, should the machine go away.
     """
     refuse_outputs(output, overwrite=overwrite)
-    sizes = parse_sizes(size, (97, 97), (129, 257))
+    sizes = parse_sizes(size, (97, 97), (128, 256), (129, 257))
     from ccnet_cli.bench import gpu
 
     # to a terminal or a pipe only the whole is written

@@ -49,7 +49,7 @@ class EvaluateRequest:
     refused unless overwrite.
     tolerate_damage reads what is left of damaged images. others are files that the caller is going to write. per_image
     asks for the figures of each image, boundary for those of outlines, calibration_error for whether the probabilities
-    are right.
+    are right. tf32 lets products of float32 be rounded, on GPUs with TF32.
     """
 
     checkpoint: Path | None = None
@@ -70,6 +70,7 @@ class EvaluateRequest:
     per_image: bool = False
     boundary: bool = False
     calibration_error: bool = False
+    tf32: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,9 @@ def evaluate_in_group(request: EvaluateRequest, group: Group) -> Result:
     """Score this process's share of the images; every process returns the figures of all."""
     path = find_artifact(request.checkpoint)
     runtime = replace(request.runtime, device=str(group.device)).resolve(path, group.world_size)
+    rounds = devices.use_tf32(group.device, request.tf32)
+    if request.tf32 and group.rank == 0:
+        notice("products of float32 are rounded to TF32 (--tf32)" if rounds else f"--tf32: {group.device} has no TF32")
     # the same on all, as it decides how an image is seen
     runtime = replace(runtime, memory=-group.largest(-runtime.memory))
     request = replace(request, formats=outputs.check_formats(request.formats))
@@ -271,6 +275,7 @@ def _settings(request: EvaluateRequest, preset: config.Preset, runtime: Runtime,
     return {
         **preset.eval.model_dump(mode="json", include={"mode", "tile", "fit", "scales", "flip", "batch"}),
         "precision": runtime.precision,
+        **({"tf32": True} if request.tf32 else {}),
         "dataset": preset.data.dataset,
         "data": preset.data.root,
         "split": request.split,

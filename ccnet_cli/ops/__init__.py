@@ -53,7 +53,7 @@ class Implementation:
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation("ccnet_cli.ops.reference"),
-    "gemm": Implementation("ccnet_cli.ops.gemm"),
+    "gemm": Implementation("ccnet_cli.ops.gemm", cuda="ccnet_cli.ops.padded"),
     "flash": Implementation("ccnet_cli.ops.flash", rest="gemm"),
     "numba": Implementation(cpu="ccnet_cli.ops.cpu", cuda="ccnet_cli.ops.cuda"),
 }

@@ -109,6 +109,16 @@ def test_precision_auto_is_settled_told_and_kept_in_the_settings(saved, data, mo
     assert capsys.readouterr().err.count(f"precision {taken}") == 1
 
 
+@pytest.mark.parametrize("capable", [True, False])
+def test_tf32_is_off_unless_asked_and_said_where_a_device_has_it(saved, data, monkeypatch, capsys, capable):
+    asked = []
+    monkeypatch.setattr(devices, "use_tf32", lambda device, wanted: asked.append(wanted) or (wanted and capable))
+    assert "tf32" not in evaluate(saved, data).settings and "TF32" not in capsys.readouterr().err
+    assert evaluate(saved, data, tf32=True).settings["tf32"] is True and asked == [False, True]
+    said = capsys.readouterr().err
+    assert ("rounded to TF32 (--tf32)" in said, "cpu has no TF32" in said) == (capable, not capable)
+
+
 def test_labels_that_are_all_void_give_null(saved, tmp_path):
     mapping = evaluate(saved, tiny.make_camvid(tmp_path, [(16, 16)], void=2)).to_mapping()
     assert (mapping["miou"], mapping["pixel_accuracy"], mapping["mean_accuracy"], mapping["pixels"]) == (

@@ -8,7 +8,8 @@ import torch
 
 from ccnet_cli import cli, ops
 from ccnet_cli.bench import attention as bench
-from ccnet_cli.bench import gpu
+from ccnet_cli.bench import gpu, passes
+from ccnet_cli.bench.meter import Meter
 from ccnet_cli.bench.report import Report, Spread
 from ccnet_cli.bench.request import Run, Work
 from ccnet_cli.errors import InputError
@@ -162,8 +163,60 @@ def test_the_report_is_saved_after_every_row(monkeypatch):
     monkeypatch.setattr(gpu, "checks", lambda *_: [(name, lambda: (True, "")) for name in "ab"])
     timing = {"size": (5, 7), "precision": "fp32", "error": "out of memory"}
     monkeypatch.setattr(gpu, "time_attention", lambda *_: timing)
-    gpu.examine(sizes=[(5, 7)], save=lambda values: saved.append(json.loads(json.dumps(values))))
-    assert [(len(x["checks"]), len(x["timings"])) for x in saved] == [(1, 0), (2, 0), (2, 1), (2, 2)]
+    monkeypatch.setattr(gpu.passes, "cases", lambda sizes: [1, 2])
+    monkeypatch.setattr(gpu.passes, "measure", lambda inputs, case, meter: {"name": case, "failed": "out of memory"})
+    monkeypatch.setattr(gpu, "whole_models", lambda device: {"model": lambda: 1 / 2, "training": fail_for_memory})
+    done = gpu.examine(sizes=[(5, 7)], save=lambda values: saved.append(json.loads(json.dumps(values))))
+    parts = [[len(x[name]) for name in ("checks", "passes", "timings", "rest")] for x in saved]
+    assert parts[:4] == [[1, 0, 0, 2], [2, 0, 0, 2], [2, 1, 0, 2], [2, 2, 0, 2]]
+    assert parts[4:] == [[2, 2, 1, 2], [2, 2, 2, 2], [2, 2, 3, 2], [2, 2, 3, 3], [2, 2, 3, 4]]
+    rest = done.values["rest"]
+    # there is no nvidia-smi here, and sm_75 has no fused kernels
+    assert all("error" in rest[name] for name in ("clocks", "compile"))
+    assert (rest["model"], rest["training"]) == (0.5, {"error": "out of memory"})
+    assert done.values["failed"] == 5
+
+
+def fail_for_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
+
+
+def test_the_cases_of_one_pass_are_every_batch_size_precision_and_formulation():
+    cases = passes.cases(gpu.SIZES)
+    assert len(cases) == len(set(cases)) == 3 * 3 * 3 * 4
+    assert cases[0] == (2, (97, 97), "bf16", "gemm") and {case[0] for case in cases} == {1, 2, 8}
+
+
+@pytest.mark.parametrize("name", [name for name in passes.FORMULATIONS if name != "numba"])
+def test_one_pass_is_measured_and_compared_with_float64(name):
+    before = torch.get_float32_matmul_precision()
+    row = passes.measure(gpu.inputs, (1, (5, 7), "fp32", name), Meter(CPU, repeats=1), channels=16)
+    assert "failed" not in row and row["error"] < 2e-5 and row["memory"] > 0
+    assert row["both"].median > 0 and row["kernels"] == [] and torch.get_float32_matmul_precision() == before
+    tables = report(passes=[row]).sheets()
+    assert any(name in cells for _, _, rows in tables for cells in rows)
+
+
+def test_a_formulation_of_one_pass_that_fails_is_a_row_with_its_reason(monkeypatch):
+    monkeypatch.setattr(passes, "make_pass", lambda name, tensors: fail_for_memory())
+    row = passes.measure(gpu.inputs, (1, (5, 7), "tf32", "gemm"), Meter(CPU, repeats=1), channels=16)
+    assert row["failed"] == "out of memory" and report(passes=[row]).values["failed"] == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_products_are_rounded_as_a_row_says(precision):
+    cudnn = torch.backends.cudnn.allow_tf32
+    with passes.rounding(precision):
+        assert torch.get_float32_matmul_precision() == ("highest" if precision == "fp32" else "high")
+        assert torch.backends.cudnn.allow_tf32 == (precision != "fp32")
+    assert torch.backends.cudnn.allow_tf32 == cudnn
+
+
+def test_both_ways_of_gemm_have_the_same_gradients():
+    tensors = gpu.inputs((1, 2, 16, 5, 7), torch.float32, CPU)
+    plain, padded = (passes.make_pass(name, tensors).both() for name in ("gemm", passes.UNPADDED))
+    for one, other in zip(plain, padded, strict=True):
+        torch.testing.assert_close(one.detach(), other, rtol=1e-5, atol=1e-5)
 
 
 def test_a_formulation_that_is_wrong_is_dropped_alone_and_counted(monkeypatch):
@@ -188,4 +241,4 @@ def test_a_gpu_passes():
     values = gpu.examine().to_mapping()
     json.dumps(values, allow_nan=False)
     assert values["failed"] == 0, values
-    assert len(values["timings"]) == 4 and set(values["choices"].values()) <= set(ops.implementations("cuda"))
+    assert len(values["timings"]) == 9 and set(values["choices"].values()) <= set(ops.implementations("cuda"))

@@ -129,7 +129,7 @@ def test_channels_last_tensors_are_not_copied():
         ops.criss_cross(*inputs, "numba")
         torch.cuda.synchronize()
     on_gpu = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    assert on_gpu == ["kernel"] * len(on_gpu) and 0 < len(on_gpu) <= 5
+    assert all(name.startswith("ccnet_") for name in on_gpu) and 0 < len(on_gpu) <= 5
 
 
 def test_autocast_leaves_the_energies_in_float32():

@@ -355,3 +355,32 @@ def test_gradients_in_float16_whose_sums_are_beyond_its_range_are_right():
     assert reference.affinity(grad.double(), exact[2].detach(), False).abs().max() > 65504
     for one, other in zip(got, wanted, strict=True):
         assert (one.double() - other).abs().max() <= 5e-3 * other.abs().max()
+
+
+@pytest.mark.parametrize("sizes", [(5, 7), (1, 1), (8, 16), (9, 16), (2, 3, 9)])
+def test_padded_arms_of_gemm_are_the_same_attention_on_boundaries_of_16_bytes(sizes):
+    from ccnet_cli.ops import gemm, padded
+
+    inputs = [torch.randn(2, n, *sizes, dtype=torch.float64) for n in (3, 3, 6, 6)]
+    *tensors, grad = inputs
+    exact, attention = gemm.criss_cross(*tensors)
+    out, wide = padded.criss_cross(*tensors)
+    assert wide.shape[-1] == padded.attention_width(*sizes) and wide.shape[-1] % 8 == 0
+    starts = [sum(-(-length // 8) * 8 for length in sizes[:axis]) for axis in range(len(sizes))]
+    arms = [wide[..., start : start + length] for start, length in zip(starts, sizes, strict=True)]
+    assert all(start % 8 == 0 for start in starts)
+    torch.testing.assert_close(torch.cat(arms, -1), attention, rtol=1e-12, atol=1e-12)
+    assert torch.equal(wide.count_nonzero(), attention.count_nonzero())
+    torch.testing.assert_close(out, exact, rtol=1e-12, atol=1e-12)
+    gradients = zip(
+        padded.criss_cross_backward(grad, *tensors, wide),
+        gemm.criss_cross_backward(grad, *tensors, attention),
+        strict=True,
+    )
+    for one, other in gradients:
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_gemm_is_padded_on_cuda_alone():
+    modules = {device: ops.IMPLEMENTATIONS["gemm"].on(device) for device in ("cpu", "cuda", "mps")}
+    assert modules == {"cpu": "ccnet_cli.ops.gemm", "cuda": "ccnet_cli.ops.padded", "mps": "ccnet_cli.ops.gemm"}

@@ -17,7 +17,7 @@ from ccnet_cli.errors import InputError
 from ccnet_cli.ops.cuda import plan
 from ccnet_cli.ops.cuda.lines import line_product
 from ccnet_cli.ops.cuda.softmax import softmax, softmax_backward
-from ccnet_cli.ops.cuda.steps import ENTRY, THREADS, Kernel
+from ccnet_cli.ops.cuda.steps import THREADS, Kernel
 from ccnet_cli.ops.cuda.tensor import tensor_product
 
 # bfloat16 has no type of its own in the simulator and no need of one here
@@ -100,7 +100,7 @@ def ptx(kernel: Kernel, arch: tuple[int, int]) -> str:
         raise _refusal(arch, error) from None
     mangled = re.search(r"\.entry (\w+)\(", text)
     assert mangled
-    return text.replace(mangled.group(1), ENTRY)
+    return text.replace(mangled.group(1), kernel.entry)
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def assemble(kernel: Kernel, arch: tuple[int, int]) -> MachineCode:
     except (ImportError, RuntimeError) as error:
         raise _refusal(arch, error) from None
     try:
-        nvjitlink.add_data(link, nvjitlink.InputType.PTX, text, len(text), ENTRY)
+        nvjitlink.add_data(link, nvjitlink.InputType.PTX, text, len(text), kernel.entry)
         nvjitlink.complete(link)
         image = bytearray(nvjitlink.get_linked_cubin_size(link))
         nvjitlink.get_linked_cubin(link, image)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ccnet_cli import files
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, notice
-from ccnet_cli.ops.cuda.steps import ENTRY, Kernel, Step
+from ccnet_cli.ops.cuda.steps import Kernel, Step
 
 # the module that numba-cuda's .pth file imports
 REDIRECTOR = "_numba_cuda_redirector"
@@ -77,7 +77,7 @@ def _context(index: int) -> Any:
 def _load(kernel: Kernel, index: int) -> Any:
     """The kernel as a function in the primary context of a device, current here."""
     module = _check(_driver().cuModuleLoadData(machine_code(kernel, torch.cuda.get_device_capability(index))))
-    return _check(_driver().cuModuleGetFunction(module, ENTRY.encode()))
+    return _check(_driver().cuModuleGetFunction(module, kernel.entry.encode()))
 
 
 def machine_code(kernel: Kernel, arch: tuple[int, int]) -> bytes:

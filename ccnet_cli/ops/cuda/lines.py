@@ -108,6 +108,18 @@ def store(out, at, count, values, more, aligned):
 
 
 @inline
+def _pick(second, one, other):
+    return other if second else one
+
+
+@inline
+def _fetch_row(out, index, columns, rests, inside, aligned):
+    """What is there of a thread's two vectors of a row; nothing unless inside."""
+    near = fetch(out, int32(index + columns[0]), rests[0] if inside else int32(0), aligned)
+    return near, fetch(out, int32(index + columns[1]), rests[1] if inside else int32(0), aligned)
+
+
+@inline
 def locate_line(line, image, arms, pixels):
     """A line's length, the pixels from one to the next, its first pixel, its arm's offset, and the arm's flag.
 
@@ -234,14 +246,21 @@ def line_product(form: str, across: int, down: int, aligned: bool) -> Callable[.
         if t >= WORKERS:
             return
         corner = int32((first + (m0 + row) * hop) * out_stride + (arm if NT else 0) + n0)
+        more, pitch, rests = flag and not NT, int32(hop * out_stride), (int32(N - n0 - near), int32(N - n0 - far))
+        before = _fetch_row(out, corner, (near, far), rests, more and m0 + row < L, ALIGNED)
         for i in range(SIDE):
+            index = int32(corner + i * pitch)
+            # what the next row is added to loads while this one is stored
+            inside = more and i + 1 < SIDE and m0 + row + i + 1 < L
+            ahead = _fetch_row(out, int32(index + pitch), (near, far), rests, inside, ALIGNED)
             if m0 + row + i < L:
-                index = int32(corner + i * hop * out_stride)
                 products = _row(total, i)
                 for j in range(0, SIDE, 4):
-                    n = far if j else near
-                    values = products[4:] if j else products[:4]
+                    n, others = _pick(j, near, far), _pick(j, before[0], before[1])
                     own = int32(m0 + row + i - n0 - n) if NT and flag else int32(-1)
-                    store(out, int32(index + n), int32(N - n0 - n), _mask(values, own), flag and not NT, ALIGNED)
+                    values = _mask(_pick(j, products[:4], products[4:]), own)
+                    values = _pick(more, values, add(values, others))
+                    store(out, int32(index + n), int32(N - n0 - n), values, False, ALIGNED)
+            before = ahead
 
     return kernel

@@ -17,7 +17,6 @@ WORDS = 16  # steps of the summed axis in shared memory at once: 16 numbers in T
 CHANNELS = 32  # per warp
 PARTS = 7  # at most, of 8 pixels each, per warp; 8 would not fit into 128 registers
 BANDS = 2  # warps down a tile
-ENTRY = "kernel"  # the compiled function's name
 MAX_INDEX = 2**31 - 1  # in the kernels, whose indices are int32
 MAX_BLOCKS = 65535  # along the second and third axis of a launch
 
@@ -45,6 +44,11 @@ class Kernel:
         else:
             sizes = self.sizes if "softmax" in self.form else tuple(SIDE * size for size in self.sizes)
         return f"{self.form}-{'x'.join(map(str, sizes))}-{self.dtype}{'' if self.aligned else '-unaligned'}"
+
+    @property
+    def entry(self) -> str:
+        """The compiled function's name, by which profiles tell kernels apart."""
+        return "ccnet_" + self.name.replace("-", "_")
 
     @property
     def threads(self) -> int:
