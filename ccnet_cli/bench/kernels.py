@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from ccnet_cli.bench.report import Column, Report, Row, Table
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops.cuda import launch, steps
+from ccnet_cli.ops.cuda import plan as fused
 from ccnet_cli.ops.cuda.steps import Buffer, Grid, Kernel, Step
 
 # Published peaks: float32 and dense TF32 FLOP/s (bfloat16 has twice as many), bytes/s. NVIDIA's data sheets of
@@ -83,8 +84,10 @@ def analyse(
     rows: list[Row] = []
     for H, W in sizes:
         planned = plan(H, W, channels, dtype)
+        on_chip = [step for steps_of in plan_fused(H, W, channels, dtype).values() for step in steps_of]
         for arch in chosen:
             launches = [step for work in _works(planned, arch) for step in planned[work]]
+            launches += on_chip if arch >= (8, 0) else []
             rows += [_row(kernel, arch, launches, f"{H}x{W}") for kernel in dict.fromkeys(x.kernel for x in launches)]
     floors = [floor for size in sizes for floor in _floors(*size, channels, dtype)]
     counted = _count(chosen[0], sizes[0], channels, dtype) if counters else []
@@ -152,9 +155,10 @@ def _row(kernel: Kernel, arch: tuple[int, int], launches: Sequence[Step], size: 
     from ccnet_cli.ops.cuda import build
 
     code = build.assemble(kernel, arch)
-    tensor = kernel.form == "tensor"
+    on_chip = kernel.form in fused.FORMS
+    tensor = kernel.form == "tensor" or (on_chip and kernel.form != "fused_delta")
     multiplies, lds = build.inner_loop(code.image, "HMMA" if tensor else "FFMA")
-    costs = [_cost(step) for step in launches if step.kernel == kernel]
+    costs = [(_cost_fused if on_chip else _cost)(step) for step in launches if step.kernel == kernel]
     return {
         "kernel": kernel.name,
         "arch": f"sm_{arch[0]}{arch[1]}",
@@ -206,38 +210,71 @@ def _floors(H: int, W: int, C: int, dtype: str) -> list[Row]:
     options += [("forward", name, moved, costs["forward"][1]) for name, moved in (("gemm", gemm), ("copying", copying))]
     for gpu, (full, tensor, bandwidth) in PEAKS.items():
         for work, name, moved, flops in options:
-            for peak, label in ((full, name), (tensor, f"{name} tf32"))[: 1 if name == "numba" else 2]:
+            peaks = [(full, name)] if itemsize == 4 or name == "numba" else [(2 * tensor, name)]
+            if itemsize == 4 and name != "numba":
+                peaks.append((tensor, f"{name} tf32"))
+            for peak, label in peaks:
                 seconds = max(flops / peak, moved / bandwidth)
                 row = {"size": f"{H}x{W}", "work": work, "formulation": label, "gpu": gpu}
                 rows.append({**row, "bytes": int(moved), "flops": int(flops), "modelled_ms": 1000 * seconds})
-    if dtype != "float32":
-        rows += _floors_of_attention(H, W, C)
-    return rows
+    return rows + _floors_of_attention(H, W, C, dtype)
 
 
-def _floors_of_attention(H: int, W: int, C: int) -> list[Row]:
-    """Fused attention and the library's, along rows and columns, in 16 bits."""
+def _floors_of_attention(H: int, W: int, C: int, dtype: str) -> list[Row]:
+    """Fused attention and the library's, along rows and columns, on tensor cores."""
     pixels, c = H * W, max(C // 8, 1)
-    narrow, wide, number = 2 * pixels * c, 2 * pixels * C, 4 * pixels
-    products = 2 * pixels * (H + W)
-    # of both directions; the columns also read what the rows wrote
-    fused = 2 * (2 * narrow + wide) + 3 * wide + 3 * number
-    # delta; three jobs of each direction; what the rows leave of narrow gradients is float32
-    jobs = (2 * narrow + wide) + 2 * (2 * narrow + 2 * wide) + 4 * number
-    fused_backward = 2 * wide + number + 2 * jobs + 3 * wide + 2 * 5 * narrow
+    itemsize, suffix = (4, " tf32") if dtype == "float32" else (2, "")
+    narrow, wide, number = itemsize * pixels * c, itemsize * pixels * C, 4 * pixels
+    launches = plan_fused(H, W, C, dtype)
     # value in heads of c channels that share query and key, then outputs merged with value for the own pixel
     flash = 2 * (2 * narrow + 2 * wide + number) + 4 * wide + 2 * narrow + 3 * number
-    works = [
-        ("forward", "fused", fused, products * (c + C)),
-        ("backward", "fused", fused_backward, products * (8 * c + 3 * C)),
-        ("forward", "flash", flash, products * 2 * C),
-    ]
+    works = [("forward", "flash", flash, 2 * pixels * (H + W) * 2 * C)]
+    for work, steps_of in launches.items():
+        moved, flops = (sum(x) for x in zip(*map(_cost_fused, steps_of), strict=True))
+        works.append((work, "fused", moved, flops))
     rows: list[Row] = []
     for gpu, (_, tensor, bandwidth) in PEAKS.items():
+        peak = tensor if dtype == "float32" else 2 * tensor
         for work, name, moved, flops in works:
-            row = {"size": f"{H}x{W}", "work": work, "formulation": name, "gpu": gpu, "bytes": moved, "flops": flops}
-            rows.append({**row, "modelled_ms": 1000 * max(flops / (2 * tensor), moved / bandwidth)})
+            row = {"size": f"{H}x{W}", "work": work, "formulation": name + suffix, "gpu": gpu, "bytes": moved}
+            rows.append({**row, "flops": flops, "modelled_ms": 1000 * max(flops / peak, moved / bandwidth)})
     return rows
+
+
+def plan_fused(H: int, W: int, C: int, dtype: str) -> dict[str, list[Step]]:
+    """The launches of fused attention for one image, by name of the pass."""
+    c, grid = max(C // 8, 1), Grid(1, H, W, 0, dtype, largest=fused.LINE)
+    vector = 4 * fused.numbers_per_word(dtype)
+    query, key, value, out, grad = (
+        Buffer(name, width, width % vector == 0)
+        for name, width in (("query", c), ("key", c), ("value", C), ("out", C), ("grad", C))
+    )
+    return {
+        "forward": fused.forward(grid, c, C, query, key, value, out),
+        "backward": fused.backward(grid, c, C, out, query, key, value, grad),
+    }
+
+
+def _cost_fused(step: Step) -> tuple[int, int]:
+    """Bytes of a launch, each buffer moved once for each product that it is in, and FLOPs, none for padding."""
+    kernel, numbers = step.kernel, [x for x in step.arguments if isinstance(x, int)]
+    itemsize = 4 if kernel.dtype == "float32" else 2
+    if kernel.form == "fused_delta":
+        C, pixels = numbers[2:]
+        return pixels * (2 * itemsize * C + 4), 2 * pixels * C
+    H, W, c, C, column = numbers[-5:]
+    pixels, length = step.grid[2] * H * W, H if column else W
+    if kernel.form == "fused":
+        # the columns read what the rows wrote
+        return pixels * (itemsize * (2 * c + (3 if column else 2) * C) + (8 if column else 4)), 2 * pixels * length * (
+            c + C
+        )
+    reads, products = (8 * c + 5 * C, 5 * c + 3 * C) if kernel.sizes[2] else (4 * c + 3 * C, 3 * c + 2 * C)
+    wide = itemsize * (2 if column else 1) * C
+    # what the rows leave of narrow gradients of 16 bits is float32, as wide as a thread's channels
+    left = itemsize * c if itemsize == 4 else 4 * fused.scratch_width(c)
+    narrow = 2 * (left + itemsize * c if column else left)
+    return pixels * (itemsize * reads + wide + narrow + 8), 2 * pixels * length * products
 
 
 def _count(arch: tuple[int, int], size: tuple[int, int], C: int, dtype: str) -> list[Row]:

@@ -14,6 +14,20 @@ from ccnet_cli.ops.cuda import launch
 compiles = pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed: ccnet-cli[cuda13]")
 
 
+@pytest.mark.parametrize(("dtype", "tf32"), [("bfloat16", ""), ("float32", " tf32")])
+def test_floors_are_modelled_for_three_gpus_beside_the_librarys(dtype, tf32):
+    rows = kernels._floors(97, 97, 512, dtype)
+    by_name = {(row["gpu"], row["work"], row["formulation"]): row for row in rows}
+    names = {name for gpu, work, name in by_name if gpu == "H100" and work == "forward"}
+    assert {f"fused{tf32}", f"flash{tf32}", f"gemm{tf32}"} <= names
+    one = by_name["H100", "forward", f"fused{tf32}"]
+    # as ptxrun counts of two images in bfloat16: 107 MB and 257 MB
+    assert one["bytes"] == pytest.approx((2 if tf32 else 1) * 107e6 / 2, rel=0.02)
+    back = by_name["H100", "backward", f"fused{tf32}"]["bytes"]
+    assert back == pytest.approx((2 if tf32 else 1) * 257e6 / 2, rel=0.05) and back <= 2.5 * one["bytes"]
+    assert one["modelled_ms"] == pytest.approx(1000 * one["bytes"] / 3.35e12)
+
+
 @compiles
 def test_a_report_counts_what_a_pass_must_do(monkeypatch):
     counters = (PTXRUN / "ptxrun").is_dir()
@@ -24,7 +38,14 @@ def test_a_report_counts_what_a_pass_must_do(monkeypatch):
     assert len({(row["kernel"], row["arch"]) for row in rows}) == len(rows)
     products = 2 * 35 * 12 * (4 + 32)
     # forward once, backward each product twice, the gathering once more on tensor cores
+    on_chip = [row for row in rows if row["kernel"].startswith("fused")]
+    rows = [row for row in rows if row not in on_chip]
     assert sum(row["flops"] for row in rows) == 3 * products + 2 * 35 * 12 * 32
+    # forward; backward energies, pulls and three gradients, and delta
+    assert sum(row["flops"] for row in on_chip) == products + 2 * 35 * 12 * (3 * 4 + 2 * 32) + 2 * 35 * 32
+    for row in on_chip:
+        assert row["stack"] == row["spills"] == 0 < row["occupancy"] <= 1
+        assert (row["hmma"] > 0) == (row["ffma"] == 0) == (not row["kernel"].startswith("fused_delta"))
     for row in rows:
         assert row["arch"] == "sm_80" and row["stack"] == row["spills"] == 0 < row["registers"] and row["shared"] > 0
         form = row["kernel"].partition("-")[0]
