@@ -66,7 +66,7 @@ def predict(
             "--output",
             "-o",
             metavar="FILE|DIR",
-            help="A .png (or .tif of a TIFF) for one image, a .mp4 or .webm for one video, else a folder.",
+            help="A .png (or .tif of a TIFF) for one image, a .mp4, .webm, .gif or .webp for one video, else a folder.",
         ),
     ],
     checkpoint: CheckpointFile = None,

@@ -19,7 +19,7 @@ from ccnet_cli.inference.dispatch import TASK_SECONDS, read_launch_alone
 from ccnet_cli.inference.runtime import Runtime
 from ccnet_cli.inference.sharing import Recipe
 from ccnet_cli.inference.stream import Area, Collector, Keep, Outcome, Task
-from ccnet_cli.media import images, outputs, sources
+from ccnet_cli.media import films, images, outputs, sources, video
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.layout import Layout, Targets
 from ccnet_cli.media.sources import Collision, Listing, Source
@@ -300,7 +300,7 @@ def _open_stream(request: PredictRequest) -> _Stream:
         if count >= WINDOW:
             break
     if any(sources.is_video(source.path) for source in own):
-        notice("sound, if a video has any, is not kept")
+        _announce_codecs(request.output)
     path = find_artifact(request.checkpoint)
     _refuse_outputs(request, written, list_files(path))
     device = devices.local_device(request.gpus, request.processes, default_device(request.runtime.device, path))
@@ -316,6 +316,15 @@ def _open_stream(request: PredictRequest) -> _Stream:
     listing = Listing(first, stream) if request.overwrite and not is_all else None
     total, rest = len(own) if is_all else None, stream if listing is None else iter(listing)
     return _Stream(request, layout, first, rest, total, recipe, artifact.classes, [artifact], listing)
+
+
+def _announce_codecs(output: Path) -> None:
+    """Say what videos lose where they are written by OpenCV alone, or as animations."""
+    kept = films.is_installed() and output.suffix.lower() not in video.ANIMATIONS
+    if not kept:
+        notice("sound, if a video has any, is not kept")
+    if not films.is_installed() and output.suffix.lower() not in (".webm", *video.ANIMATIONS):
+        notice("browsers do not play the MPEG-4 that OpenCV writes; pip install 'ccnet-cli[video]' for H.264 and sound")
 
 
 def _check_first(request: PredictRequest, layout: Layout, first: list[Source]) -> list[Path]:

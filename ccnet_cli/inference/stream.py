@@ -229,7 +229,7 @@ class StreamSegmenter:
             if progress is not None:
                 stack.enter_context(closing(progress))
             writers = {
-                format: stack.enter_context(video.open_writer(path, film.rate, film.size))
+                format: stack.enter_context(video.open_writer(path, film.rate, film.size, film))
                 for format, path in task.targets.items()
             }
 

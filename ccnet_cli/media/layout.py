@@ -13,7 +13,7 @@ NPZ = "npz"
 MAX_FAN_OUT = 3
 # kinds of files that nobody means as a folder
 PICTURES = ("image/", "video/")
-WRITTEN = (*IMAGE_SUFFIXES, *video.SUFFIXES, *rasters.SUFFIXES)
+WRITTEN = (*IMAGE_SUFFIXES, *video.SUFFIXES, *video.ANIMATIONS, *rasters.SUFFIXES)
 
 # the file of each format
 Targets = dict[str, Path]
@@ -85,10 +85,10 @@ class Layout:
                 raise InputError(self.output, "a video cannot be written through a stream", "name a file")
             return dict.fromkeys([*self.formats, *[NPZ] * self.npz], self.output)
         suffix = self.output.suffix.lower()
-        known = tuple(video.ENCODERS) if film else rasters.SUFFIXES if self._by_windows(source) else (".png",)
+        known = video.WRITTEN if film else rasters.SUFFIXES if self._by_windows(source) else (".png",)
         if suffix not in known:
             kinds = f"masks of {source.name} are TIFF files" if len(known) > 1 else "masks are PNG files"
-            kinds = "videos are MP4 or WebM files" if film else kinds
+            kinds = "videos are MP4, WebM, GIF or WebP files" if film else kinds
             fix = f"end the name in {' or '.join(known)}, or name a folder"
             raise InputError(self.output, f"{kinds}, not {suffix}", fix)
         return {self.formats[0]: self.output} | ({NPZ: self.output.with_suffix(".npz")} if self.npz else {})

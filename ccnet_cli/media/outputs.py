@@ -63,6 +63,8 @@ def is_complete(path: Path) -> bool:
         elif path.suffix.lower() == ".npz":
             with zipfile.ZipFile(path) as file:
                 return file.testzip() is None
+        elif path.suffix.lower() in video.ANIMATIONS:
+            return video.is_whole_animation(path)
         else:
             video.inspect(path)
     except (InputError, OSError, EOFError, zipfile.BadZipFile, zlib.error):

@@ -1,9 +1,10 @@
-"""Read and write videos frame by frame; the only user of OpenCV's video reader and writer."""
+"""Read and write videos and animations frame by frame; the only user of OpenCV's video reader and writers."""
 
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, InputError
-from ccnet_cli.media import images
+from ccnet_cli.media import films, images
 from ccnet_cli.media.images import Pixels, cv2
 
 SUFFIXES = (
@@ -20,6 +21,10 @@ SUFFIXES = (
 )
 # the encoders that OpenCV's wheels hold: MPEG-4 and VP9; H.264 would need the system's libraries
 ENCODERS = {".mp4": "mp4v", ".webm": "VP90"}
+ANIMATIONS = (".gif", ".webp")
+WRITTEN = (*ENCODERS, *ANIMATIONS)
+# all pixels of an animation, which is held until it is written
+ANIMATION_PIXELS = 1 << 28
 # seconds by which sound, or a header's rounding, may exceed the picture
 SLACK = 1.0
 MAX_RATE = 1000
@@ -78,42 +83,92 @@ def frames(path: Path) -> Iterator[Pixels]:
 
 
 @contextmanager
-def open_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Callable[[Pixels], None]]:
+def open_writer(
+    path: Path, rate: float, size: tuple[int, int], source: Video | None = None
+) -> Iterator[Callable[[Pixels], None]]:
     """Yield a function that appends a BGR frame of size (H, W); the video appears when the block ends without error.
 
-    Encoders need even sizes: an odd one grows by a copy of its last row or column.
+    Encoders need even sizes: an odd one grows by a copy of its last row or column. Where PyAV is installed, frames have
+    the times of those of source, and its sound is kept.
     """
     height, width = size
-    down, right = height % 2, width % 2
     count = 0
+    animated = path.suffix.lower() in ANIMATIONS
+    down, right = (0, 0) if animated else (height % 2, width % 2)
     target = files.find_target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with files.replace_file(target) as temporary:
-        # says, as OpenCV does not, why a file cannot be made
+        # says, as the codecs do not, why a file cannot be made
         temporary.touch()
+        times = films.read_times(source.path) if source and films.is_installed() else []
+        clock = films.Clock(rate, times if source and len(times) == source.frames else [])
+        with _open_encoder(temporary, path, (height + down, width + right), clock, source) as append:
+
+            def write(frame_bgr: Pixels) -> None:
+                nonlocal count
+                if frame_bgr.shape != (height, width, 3):
+                    raise ValueError(f"a frame of {frame_bgr.shape} in a video of {size}")
+                append(cv2.copyMakeBorder(frame_bgr, 0, down, 0, right, cv2.BORDER_REPLICATE))
+                count += 1
+
+            yield write
+        # encoders do not report a full disk
+        if not is_whole_animation(temporary) if animated else _count_frames(temporary) != count:
+            raise EnvironmentFailure(f"output {path}", "not written whole", "make room and run again")
+
+
+@contextmanager
+def _open_encoder(
+    temporary: Path, path: Path, size: tuple[int, int], clock: films.Clock, source: Video | None
+) -> Iterator[Callable[[Pixels], None]]:
+    height, width = size
+    with ExitStack() as stack:
+        if path.suffix.lower() == ".webp" or (path.suffix.lower() == ".gif" and not films.is_installed()):
+            yield stack.enter_context(_open_animation(temporary, path, clock))
+            return
+        if films.is_installed():
+            yield stack.enter_context(films.open_writer(temporary, path, size, clock, source.path if source else None))
+            return
         code = cv2.VideoWriter.fourcc(*ENCODERS[path.suffix.lower()])
         # OpenCV prints that it has another name for the codec
         with images.codec_messages():
-            writer = cv2.VideoWriter(_file_name(temporary), cv2.CAP_FFMPEG, code, rate, (width + right, height + down))
+            writer = cv2.VideoWriter(_file_name(temporary), cv2.CAP_FFMPEG, code, clock.rate, (width, height))
         if not writer.isOpened():
             raise InputError(
                 f"output {path}", f"cannot hold {width}x{height} pixels", "try the other of .mp4 and .webm"
             )
+        stack.callback(writer.release)
+        yield writer.write
 
-        def write(frame_bgr: Pixels) -> None:
-            nonlocal count
-            if frame_bgr.shape != (height, width, 3):
-                raise ValueError(f"a frame of {frame_bgr.shape} in a video of {size}")
-            writer.write(cv2.copyMakeBorder(frame_bgr, 0, down, 0, right, cv2.BORDER_REPLICATE))
-            count += 1
 
-        try:
-            yield write
-        finally:
-            writer.release()
-        # the writer does not report a full disk
-        if _count_frames(temporary) != count:
-            raise EnvironmentFailure(f"output {path}", "not written whole", "make room and run again")
+@contextmanager
+def _open_animation(temporary: Path, path: Path, clock: films.Clock) -> Iterator[Callable[[Pixels], None]]:
+    frames: list[Pixels] = []
+
+    def write(frame_bgr: Pixels) -> None:
+        frames.append(frame_bgr)
+        if len(frames) * frame_bgr.shape[0] * frame_bgr.shape[1] > ANIMATION_PIXELS:
+            raise InputError(f"output {path}", "too long or too large for an animation", "write a .mp4 or a .webm file")
+
+    yield write
+    ticks = [clock.ticks(index) for index in range(len(frames) + 1)] if frames else []
+    animation = cv2.Animation()
+    animation.frames = frames
+    animation.durations = [round(1000 * (end - start) / films.TICKS) for start, end in itertools.pairwise(ticks)]
+    # a GIF has a fixed palette: without dithering, areas stay areas
+    options = [cv2.IMWRITE_GIF_QUALITY, cv2.IMWRITE_GIF_FAST_NO_DITHER] if path.suffix.lower() == ".gif" else []
+    done, content = cv2.imencodeanimation(path.suffix.lower(), animation, options)
+    if not done:
+        raise InputError(f"output {path}", "cannot hold these frames", "write a .mp4 or a .webm file")
+    temporary.write_bytes(bytes(content))
+
+
+def is_whole_animation(path: Path) -> bool:
+    """Whether all of a GIF or an animated WebP can be decoded."""
+    try:
+        return bool(cv2.imdecodeanimation(np.fromfile(path, np.uint8))[0])
+    except (OSError, cv2.error):
+        return False
 
 
 def _count_frames(path: Path) -> int:

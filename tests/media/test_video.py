@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from ccnet_cli.errors import InputError
-from ccnet_cli.media import images, video
+from ccnet_cli.media import films, images, video
+
+
+@pytest.fixture(autouse=True)
+def without_pyav(monkeypatch):
+    """What OpenCV does by itself; films has tests of its own."""
+    monkeypatch.setattr(films, "is_installed", lambda: False)
 
 
 def frame(number, height=48, width=64):

@@ -1,0 +1,187 @@
+"""Videos by PyAV: browsers play them, with the sound and the times of their source; and animations."""
+
+import base64
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import browser
+import cv2
+import numpy as np
+import pytest
+
+from ccnet_cli.errors import InputError
+from ccnet_cli.media import films, outputs, video
+
+av = pytest.importorskip("av")
+EVEN = [100 * number for number in range(20)]
+UNEVEN = [0, 50, 400, 450, 460, 900, 1900]
+
+
+def grey(number, size=(64, 96)):
+    return np.full((*size, 3), 40 + 9 * number, np.uint8)
+
+
+def film(path, codec="libx264", sound="aac", pixels="yuv420p", times=EVEN):
+    """A video of 2 s by PyAV itself, with a tone; times are in ms."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10, options={"x265-params": "log-level=none"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, pixels
+        stream.codec_context.time_base = Fraction(1, 1000)
+        track = container.add_stream(sound, rate=44_100, layout="mono") if sound else None
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(grey(number), "bgr24").reformat(format=pixels)
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if track is not None:
+            kind = track.codec_context.format.name
+            tone = np.sin(np.arange(88_200) * 0.06) * 0.3
+            tone = (tone * 32_767).astype(np.int16) if kind == "s16" else tone.astype(np.float32)
+            for start in range(0, len(tone), 1024):
+                frame = av.AudioFrame.from_ndarray(tone[None, start : start + 1024], kind, "mono")
+                frame.sample_rate, frame.pts = 44_100, start
+                container.mux(track.encode(frame))
+            container.mux(track.encode(None))
+    return path
+
+
+def rewrite(source, path):
+    """The frames of a video as they are, written by us."""
+    found = video.inspect(source)
+    with video.open_writer(path, found.rate, found.size, found) as write:
+        for frame in video.frames(source):
+            write(frame)
+        assert not path.exists()
+    return path
+
+
+def tracks(path):
+    with av.open(str(path)) as container:
+        codecs = {stream.type: stream.codec_context.name for stream in container.streams}
+        seconds = (
+            sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0)) if "audio" in codecs else 0
+        )
+    return codecs, seconds
+
+
+SOURCES = {
+    "a.mp4": ({}, ("aac", "opus")),
+    "pcm.mov": ({"sound": "pcm_s16le"}, ("aac", "opus")),
+    "ten bits.mkv": ({"codec": "libx265", "pixels": "yuv420p10le", "sound": "ac3"}, ("aac", "opus")),
+    "silent.mp4": ({"sound": None}, (None, None)),
+    "uneven.mp4": ({"times": UNEVEN}, ("aac", "opus")),
+}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+@pytest.mark.parametrize("name", SOURCES)
+def test_sound_and_times_are_those_of_the_source(tmp_path, name, suffix, capfd):
+    options, sounds = SOURCES[name]
+    path = rewrite(film(tmp_path / name, **options), tmp_path / f"out/new{suffix}")
+    codecs, seconds = tracks(path)
+    sound = sounds[suffix == ".webm"]
+    assert codecs == {"video": "h264" if suffix == ".mp4" else "vp9"} | ({"audio": sound} if sound else {})
+    assert sound is None or abs(seconds - 2) < 0.15
+    times = [float(time) for time in films.read_times(path)]
+    assert np.abs(np.array(times) - np.array(options.get("times", EVEN)) / 1000).max() < 0.002
+    for number, frame in enumerate(video.frames(path)):
+        assert np.abs(frame.astype(int) - grey(number)).max() <= 12
+    assert [each.name for each in path.parent.iterdir()] == [path.name] and outputs.is_complete(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_rotated_video_is_written_upright(tmp_path):
+    """As telephones do it: the picture lies, and a matrix says how to turn it."""
+    path = film(tmp_path / "a.mp4", sound=None)
+    content = bytearray(path.read_bytes())
+    # the matrix of the track's header is the second of two such
+    start = content.index(b"tkhd") + 4 + 40
+    assert content[start : start + 4] == (1 << 16).to_bytes(4)
+    turned = [0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30]
+    content[start : start + 36] = b"".join(number.to_bytes(4, signed=True) for number in turned)
+    path.write_bytes(content)
+    assert video.inspect(path).size == (96, 64)
+    new = rewrite(path, tmp_path / "new.mp4")
+    assert video.inspect(new).size == (96, 64)
+    with av.open(str(new)) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height) == (64, 96) and next(container.decode(stream)).rotation == 0
+
+
+def test_times_that_do_not_rise_still_follow_each_other():
+    clock = films.Clock(10.0, [Fraction(1), Fraction(1), Fraction(3, 2)])
+    assert [clock.ticks(index) for index in range(4)] == [0, 1, 45_000, 45_001]
+    assert [films.Clock(25.0, []).ticks(index) for index in (0, 1, 5)] == [0, 3600, 18_000]
+
+
+def test_after_an_interrupt_the_earlier_file_is_there(tmp_path):
+    source, path = film(tmp_path / "a.mp4"), tmp_path / "out/b.mp4"
+    path.parent.mkdir()
+    path.write_bytes(b"mine")
+    found = video.inspect(source)
+    with pytest.raises(KeyboardInterrupt), video.open_writer(path, 10, found.size, found) as write:
+        write(grey(0))
+        raise KeyboardInterrupt
+    assert [each.name for each in path.parent.iterdir()] == ["b.mp4"] and path.read_bytes() == b"mine"
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    code = f"""
+import resource
+from pathlib import Path
+import numpy as np
+from ccnet_cli.media import video
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+with video.open_writer(Path({str(tmp_path)!r}) / "out.mp4", 5, (64, 96)) as write:
+    for _ in range(40):
+        write(np.roll(noise, _, 1))
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert "EnvironmentFailure" in ran.stderr and "not written whole" in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_chromium_plays_it(tmp_path, suffix):
+    path = rewrite(film(tmp_path / "a.mp4"), tmp_path / f"new{suffix}")
+    content = base64.b64encode(path.read_bytes()).decode()
+    page = tmp_path / "page.html"
+    page.write_text(f'<video muted src="data:video/{suffix[1:]};base64,{content}"></video>')
+    with browser.launched() as program:
+        tab = program.page()
+        tab.open(page)
+        film_of = "document.querySelector('video')"
+        tab.value(
+            f"new Promise((done) => {{ const v = {film_of}; v.onended = () => done(1); v.onerror = () => done(0);"
+            " v.playbackRate = 4; v.play(); })"
+        )
+        assert tab.value(f"{film_of}.error && {film_of}.error.message") is None
+        assert tab.value(f"{film_of}.ended") and abs(tab.value(f"{film_of}.duration") - 2) < 0.1
+        assert tab.value(f"[{film_of}.videoWidth, {film_of}.videoHeight]") == [96, 64]
+        assert tab.value(f"{film_of}.webkitAudioDecodedByteCount") > 0
+        assert tab.value(f"{film_of}.getVideoPlaybackQuality().totalVideoFrames") >= 5
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_animations_hold_frames_and_their_times(tmp_path, suffix):
+    path = rewrite(film(tmp_path / "a.mp4", times=UNEVEN), tmp_path / f"new{suffix}")
+    done, animation = cv2.imdecodeanimation(np.fromfile(path, np.uint8))
+    assert done and len(animation.frames) == len(UNEVEN) and outputs.is_complete(path)
+    for number, frame in enumerate(animation.frames):
+        assert np.abs(frame[..., :3].astype(int) - grey(number)).max() <= 12
+    # a GIF counts hundredths of a second
+    assert np.abs(np.array(animation.durations[:-1]) - np.diff(UNEVEN)).max() <= 10
+    path.write_bytes(path.read_bytes()[:100])
+    assert not outputs.is_complete(path)
+
+
+def test_an_endless_animation_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "ANIMATION_PIXELS", 3 * 64 * 96)
+    with pytest.raises(InputError, match="too long or too large for an animation"):
+        rewrite(film(tmp_path / "a.mp4"), tmp_path / "new.webp")
+    assert not (tmp_path / "new.webp").exists()
