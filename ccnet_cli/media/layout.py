@@ -62,6 +62,8 @@ class Layout:
         if by_windows and self.npz:
             why = "too large for probabilities" if not self.tiff else "probabilities do not go into TIFF files"
             raise InputError(f"image {source}", why, "leave out --probabilities")
+        if by_windows and "overlay-legend" in self.formats:
+            raise InputError(f"image {source}", "a TIFF holds no overlay-legend", "use overlay, and --legend FILE")
         if self.is_file:
             return self._file(source)
         if self.fan_out:

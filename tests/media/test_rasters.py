@@ -172,6 +172,8 @@ def test_where_the_files_go(tmp_path, monkeypatch):
         Layout(tmp_path / "out.png", ("color",)).targets(small, "b")
     with pytest.raises(InputError, match="too large for probabilities"):
         Layout(tmp_path / "masks", ("color",), npz=True).targets(small, "b")
+    with pytest.raises(InputError, match="holds no overlay-legend"):
+        Layout(tmp_path / "masks", ("overlay-legend",), tiff=True).targets(tiff, "a")
     photo = tiny.write(tmp_path / "p.png", tiny.picture(8, 8, 1))
     with pytest.raises(InputError, match=r"masks are PNG files, not \.tif"):
         Layout(tmp_path / "out.tif", ("color",)).targets(photo, "p")
