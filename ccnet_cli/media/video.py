@@ -108,7 +108,7 @@ def open_writer(
                 nonlocal count
                 if frame_bgr.shape != (height, width, 3):
                     raise ValueError(f"a frame of {frame_bgr.shape} in a video of {size}")
-                append(cv2.copyMakeBorder(frame_bgr, 0, down, 0, right, cv2.BORDER_REPLICATE))
+                append(np.asarray(cv2.copyMakeBorder(frame_bgr, 0, down, 0, right, cv2.BORDER_REPLICATE), np.uint8))
                 count += 1
 
             yield write
@@ -138,7 +138,7 @@ def _open_encoder(
                 f"output {path}", f"cannot hold {width}x{height} pixels", "try the other of .mp4 and .webm"
             )
         stack.callback(writer.release)
-        yield writer.write
+        yield lambda frame_bgr: writer.write(frame_bgr)
 
 
 @contextmanager
