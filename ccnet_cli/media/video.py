@@ -120,7 +120,7 @@ def open_writer(
 @contextmanager
 def _open_encoder(
     temporary: Path, path: Path, size: tuple[int, int], clock: films.Clock, source: Video | None
-) -> Iterator[Callable[[Pixels], None]]:
+) -> Iterator[Callable[[Pixels], object]]:
     height, width = size
     with ExitStack() as stack:
         if path.suffix.lower() == ".webp" or (path.suffix.lower() == ".gif" and not films.is_installed()):
@@ -138,7 +138,7 @@ def _open_encoder(
                 f"output {path}", f"cannot hold {width}x{height} pixels", "try the other of .mp4 and .webm"
             )
         stack.callback(writer.release)
-        yield lambda frame_bgr: writer.write(frame_bgr)
+        yield writer.write
 
 
 @contextmanager
