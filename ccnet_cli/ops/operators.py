@@ -132,7 +132,7 @@ def fastest(query: Tensor, key: Tensor, value: Tensor, choices: Choices | None) 
         return "gemm"
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     device = choices.device or torch.cuda.get_device_name(query.device)
-    if value.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+    if value.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
         device += " in TF32"
     case = describe((_full(query.to("meta")), value), device, gradients)
     if case in choices.known:

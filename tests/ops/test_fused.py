@@ -15,6 +15,7 @@ from fused import ROUNDING, Fused
 from kernels import compiles, execute, runs
 
 from ccnet_cli import ops
+from ccnet_cli.bench import passes
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops.cuda import attention, launch, plan, steps
 
@@ -398,11 +399,10 @@ def test_float32_and_clips_and_older_gpus_keep_the_other_kernels(monkeypatch):
     full = SimpleNamespace(**vars(half) | {"dtype": torch.float32})
     arch = (8, 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: arch)
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
-    precision = "highest"
-    assert attention.fits(half) and not attention.fits(full)
-    precision = "high"
-    assert attention.fits(half) and attention.fits(full)
+    with passes.rounding("fp32"):
+        assert attention.fits(half) and not attention.fits(full)
+    with passes.rounding("tf32"):
+        assert attention.fits(half) and attention.fits(full)
     for changed in ({"dtype": torch.float64}, {"dim": lambda: 5}, {"is_cuda": False}):
         assert not attention.fits(SimpleNamespace(**vars(half) | changed))
     arch = (7, 5)
@@ -454,6 +454,15 @@ def test_launches_have_their_pointers_on_the_current_stream(monkeypatch):
     assert columns[:4] == rows[:4] == [*(x.data_ptr() for x in tensors), out.data_ptr()]
     # the rows' logarithms are read by the columns, which write the whole
     assert rows[4] == rows[5] == columns[4] and columns[5] == log.data_ptr()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_compilers_trace_the_choice_of_kernels(precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    half = SimpleNamespace(is_cuda=True, dtype=torch.float32, device="cuda:0", dim=lambda: 4)
+    traced = torch.compile(lambda x: x + int(attention.fits(half)), backend="eager", fullgraph=True)
+    with passes.rounding(precision):
+        assert traced(torch.zeros(1)).item() == (precision == "tf32")
 
 
 @compiles

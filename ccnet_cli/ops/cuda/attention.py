@@ -19,7 +19,8 @@ def fits(value: Tensor) -> bool:
     """
     if not value.is_cuda or value.dtype not in DTYPES or value.dim() != 4:
         return False
-    if value.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+    # torch.compile can trace this, and not torch.get_float32_matmul_precision
+    if value.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32:
         return False
     return torch.cuda.get_device_capability(value.device) >= (8, 0)
 
