@@ -123,7 +123,9 @@ def _draw(image_bgr: Pixels, models: Sequence[ModelMaps], clip: float, how: Prin
                 lines = sheet.wrap(_caption(point, number, several), layout.column)
                 for index, text in enumerate(lines):
                     sheet.write(text, (left, below + (1.8 + 0.85 * index) * sheet.line), layout.column)
-    sheet.write(layout.note, (layout.margin, layout.size[1] - 0.5 * sheet.line), layout.size[0], 0.8, FAINT)
+    sheet.write(
+        layout.note, (layout.margin, layout.size[1] - 0.5 * sheet.line), layout.size[0] - 2 * layout.margin, 0.8, FAINT
+    )
     return sheet
 
 
@@ -173,7 +175,7 @@ class Layout:
         height = round(header + rows * row + 1.2 * sheet.line)
         limits = [_row_limit(models, index, clip) if how.one_scale else None for index in range(rows)]
         scale = "one scale for the maps of a row" if how.one_scale else "each map has its own scale"
-        note = f"Colours: {scale}, up to the {clip:g}th percentile of its weights."
+        note = f"Colours: {scale}, up to percentile {clip:g} of its weights."
         # what was rounded is taken from the right margin
         width = round(zoom * natural)
         whole = zoom * natural_zoom

@@ -90,7 +90,7 @@ class Segmentation:
         return {name: int(count) / self.mask.size for name, count in zip(self.classes, counts, strict=True)}
 
     def save(self, path: str | PathLike[str], format: str = "color") -> None:
-        """Write a PNG as `ccnet predict --format` does: color, overlay, train-id or label-id."""
+        """Write a PNG as `ccnet predict --format` does: color, overlay, overlay-legend, train-id or label-id."""
         (format,) = outputs.check_formats([format])
         outputs.write(Path(path), format, self.mask, np.ascontiguousarray(self.image[..., ::-1]), self._table)
 

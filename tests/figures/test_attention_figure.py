@@ -195,10 +195,10 @@ def test_captions_say_what_the_fractions_are_and_how_the_colours_are_scaled():
     ]
     # the second map's percentile is far below its peak, of which a hundredth is the least scale
     assert [text for text in texts if "≥" in text] == ["≥ 0.02", "≥ 0.005"]
-    assert any("each map has its own scale, up to the 99th percentile" in text for text in texts)
+    assert any("each map has its own scale, up to percentile 99" in text for text in texts)
     shared = texts_of(encode_figure(image, [maps_of()], 98, Print("svg", one_scale=True)))
     assert [text for text in shared if "≥" in text] == ["≥ 0.02"] * 2
-    assert any("one scale for the maps of a row, up to the 98th" in text for text in shared)
+    assert any("one scale for the maps of a row, up to percentile 98" in text for text in shared)
 
 
 def test_small_weights_have_a_proper_minus():

@@ -92,14 +92,14 @@ def read(page: browser.Page) -> dict[str, list[str]]:
 
 def test_the_read_out_has_the_share_of_each_frame(page, written):
     page.open(written)
-    told, size = read(page), page.value("ccnet.map(30, 60, 1).length")
+    lines, size = read(page), page.value("ccnet.map(30, 60, 1).length")
     names = ["in the frame −1", "in the labelled frame", "in the frame +1"]
     for number in (1, 2, 3):
         map_T = np.array(page.value(f"Array.from(ccnet.map(30, 60, {number}))")).reshape(FRAMES, size // FRAMES)
-        shown = [float(told[name][number - 1].split()[0]) for name in names]
+        shown = [float(lines[name][number - 1].split()[0]) for name in names]
         assert shown == pytest.approx(100 * map_T.sum(1), abs=0.06)
     # one pass looks along the cross, three look everywhere
-    assert told["on the cross"][0].startswith("100.0") and not told["on the cross"][2].startswith("100.0")
+    assert lines["on the cross"][0].startswith("100.0") and not lines["on the cross"][2].startswith("100.0")
 
 
 def test_slider_and_keys_choose_the_frame_that_every_panel_shows(page, written):
