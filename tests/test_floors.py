@@ -47,8 +47,9 @@ DOORS = {
     "urllib.request": {"weights.transport"},
     "http.client": {"weights.transport"},
     "torch.onnx": {"inference.onnx"},
-    "onnx": {"inference.onnx"},
+    "onnx": {"inference.onnx", "inference.qdq"},
     "onnxruntime": {"inference.onnx"},
+    "openvino": {"inference.openvino"},
     "google.protobuf": {"inference.onnx"},
 }
 CODECS = {"imread", "imwrite", "imdecode", "imencode", "imreadmulti", "imdecodemulti"}

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +19,10 @@ from ccnet_cli.bench.meter import Meter, count_operations, open_meter
 from ccnet_cli.bench.report import Column, Report, Row, Table, spread_columns
 from ccnet_cli.bench.request import Run
 from ccnet_cli.devices import PRECISIONS
-from ccnet_cli.errors import InputError
-from ccnet_cli.inference import calibration, engine, int8, portable
+from ccnet_cli.errors import CCNetError, InputError
+from ccnet_cli.inference import calibration, engine, int8, openvino, portable
 from ccnet_cli.inference import onnx as onnxfile
+from ccnet_cli.inference.artifact import is_program, open_artifact
 from ccnet_cli.inference.engine import Engine
 from ccnet_cli.inference.int8 import INT8
 from ccnet_cli.models import network as models
@@ -29,13 +31,15 @@ from ccnet_cli.models.settings import Model
 
 # B batch, H and W the image
 
-OFFICIAL, PLAIN, ENGINE, COMPILED, RUNTIME = "official", "plain", "engine", "compiled", "onnxruntime"
+OFFICIAL, PLAIN, ENGINE, COMPILED = "official", "plain", "engine", "compiled"
+ONNX, OPENVINO = "onnxruntime", "openvino"
 DESCRIPTIONS = {
     OFFICIAL: "the authors' formulation: NCHW, batch norms apart, auxiliary head, concatenations",
     PLAIN: "ours without the auxiliary head, channels-last, all by torch",
     ENGINE: "what eval and predict run",
     COMPILED: "plain, compiled by torch with frozen weights",
-    RUNTIME: "ours, exported and run by ONNX Runtime",
+    ONNX: "ours, exported and run by ONNX Runtime",
+    OPENVINO: "ours, exported and run by OpenVINO",
 }
 # times is how many times as fast as the official one; gflop (2 per multiply-add) is what a network computes, rate
 # (GFLOP/s) what that makes of the median; fraction is the part of the median in which what inference needs could be
@@ -52,17 +56,18 @@ COLUMNS = (
     Column("of the floor", "fraction", ".2f"),
     Column("error", "error", ".1e"),
     Column("same class %", "agreement", ".2f", 0.01),
-    Column("", lambda row: DESCRIPTIONS[row["name"]]),
+    Column("", lambda row: DESCRIPTIONS.get(row["name"], "a file, whatever network it holds")),
 )
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One network in one precision."""
+    """One network in one precision; a foreign one is another, whose scores are its own."""
 
     name: str
     precision: str
     forward: Callable[[Tensor], Tensor]
+    foreign: bool = False
 
 
 def measure(
@@ -72,30 +77,33 @@ def measure(
     batch: int = 1,
     precisions: Sequence[str] | None = None,
     compiled: bool = False,
-    runtime: bool = False,
+    runtimes: Sequence[str] = (),
+    files: Sequence[Path] = (),
 ) -> Report:
     """Measure forward passes of images (batch, 3, *size) through a network of 19 classes with random weights.
 
-    The engine runs in every one of precisions (by default fp32, and bf16 where the device computes in it), and so does
-    compiled code, which takes half a minute for each size. In each round every network runs once. runtime adds ONNX
-    Runtime. InputError where torch cannot compile, or ONNX Runtime is not installed.
+    The engine runs in every one of precisions (by default fp32, and bf16 and int8 where the device computes in them),
+    and so does compiled code, which takes half a minute for each size. In each round every network runs once. runtimes
+    adds others, see installed_runtimes, and files what they hold, ONNX or OpenVINO. InputError where torch cannot
+    compile, or a runtime is not installed.
     """
     with open_meter(run) as meter, torch.no_grad():
         device = meter.device
-        if runtime:
+        if runtimes:
             onnxfile.require("onnx", "onnxscript", "onnxruntime")
+        if OPENVINO in runtimes:
+            openvino.require()
         if compiled and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
             raise InputError(
                 "option --compiled", "torch compiles for the CPU with a C++ compiler, and there is none", "install g++"
             )
-        native = ["fp32", "bf16"] if devices.computes_bf16(device) else ["fp32"]
-        precisions = [_resolve(name, device) for name in precisions or native]
+        precisions = [_resolve(name, device) for name in precisions or _native(device)]
         parts: Any = settings
         backbone, head = parts.backbone.kind, parts.head.kind
         network = make_network(settings).to(device)
         contenders = _contenders(network, head, precisions, compiled, sizes[0])
-        if runtime:
-            contenders.append(Contender(RUNTIME, "fp32", _export(network)))
+        contenders += _export(network, runtimes, INT8 in precisions, sizes[0]) if runtimes else []
+        contenders += [_open(path) for path in files]
         floats = [name for name in dict.fromkeys(["fp32", *precisions]) if name in PRECISIONS]
         rates = {name: 1000 * meter.convolution_rate(PRECISIONS[name]) for name in floats}
         rows = [row for size in sizes for row in _rows(contenders, make_image(batch, size).to(device), meter, rates)]
@@ -137,6 +145,25 @@ def make_image(batch: int, size: tuple[int, int]) -> Tensor:
     coarse = torch.randn(batch, 3, -(-size[0] // 32), -(-size[1] // 32))
     smooth = nn.functional.interpolate(coarse, size=size, mode="bilinear", align_corners=True)
     return 50 * smooth + 5 * torch.randn(batch, 3, *size)
+
+
+def installed_runtimes(device: str) -> list[str]:
+    """Other runtimes that can run the network on the CPU; none for other devices."""
+    if device not in ("auto", "cpu") or devices.device(device).type != "cpu":
+        return []
+    if not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+        return []
+    return [ONNX, *([OPENVINO] if find_spec("openvino") else [])]
+
+
+def _native(device: torch.device) -> list[str]:
+    try:
+        int8.check_support(device)
+    except CCNetError:
+        integers = []
+    else:
+        integers = [INT8]
+    return ["fp32", *(["bf16"] if devices.computes_bf16(device) else []), *integers]
 
 
 def _resolve(precision: str, device: torch.device) -> str:
@@ -183,9 +210,38 @@ def _compile(network: nn.Module, device: torch.device, precision: str) -> Callab
     return forward
 
 
-def _export(network: CCNet) -> nn.Module:
-    content = onnxfile.write(portable.program(network), {})
-    return onnxfile.OnnxNetwork(content, Path(RUNTIME), 19, network.normalisation, network.align_corners)
+def _export(network: CCNet, runtimes: Sequence[str], integers: bool, size: tuple[int, int]) -> list[Contender]:
+    """The network in other runtimes, in float32 and, if asked, in integers."""
+    from ccnet_cli.inference import qdq
+
+    contents = {"fp32": onnxfile.write(portable.program(network), {})}
+    if integers:
+        contents[INT8] = qdq.quantise(contents["fp32"], [calibration.Example(make_image(1, size))])
+    around: Any = (Path("network"), 19, network.normalisation, network.align_corners, network.stride)
+    contenders = []
+    for precision, content in contents.items():
+        if ONNX in runtimes:
+            contenders.append(Contender(ONNX, precision, onnxfile.OnnxNetwork(content, *around)))
+        if OPENVINO in runtimes:
+            converted = openvino.OpenVinoNetwork(openvino.write(content, {}), *around)
+            contenders.append(Contender(OPENVINO, precision, converted))
+    return contenders
+
+
+def _open(path: Path) -> Contender:
+    """The network of a runtime's file."""
+    if not is_program(path):
+        raise InputError(path, "no ONNX or OpenVINO file", "export it first (ccnet export --format onnx)")
+    return Contender(path.name, "as it is", open_artifact(path).network, foreign=True)
+
+
+def _compare(output: Tensor, expected: Tensor) -> Row:
+    """How far scores are from the expected ones; None where they are of another shape."""
+    if output.shape != expected.shape:
+        return {"error": None, "agreement": None}
+    spread = float(expected.max() - expected.min())
+    agreement = float((output.argmax(1) == expected.argmax(1)).double().mean())
+    return {"error": float((output - expected).abs().max()) / spread, "agreement": agreement}
 
 
 def _rows(contenders: Sequence[Contender], x_BCHW: Tensor, meter: Meter, rates: dict[str, float]) -> list[Row]:
@@ -206,10 +262,10 @@ def _rows(contenders: Sequence[Contender], x_BCHW: Tensor, meter: Meter, rates: 
         else:
             compute(key)
     expected, needed = scores[PLAIN, "fp32"], gflop[PLAIN, "fp32"]
-    spread = float(expected.max() - expected.min())
     times = meter.alternate(calls)
     slowest = next(iter(times.values()))
     rows = []
+    foreign = {(one.name, one.precision) for one in contenders if one.foreign}
     for (name, precision), time in times.items():
         computed, output = gflop.get((name, precision), needed), scores[name, precision]
         row: Row = {
@@ -221,8 +277,9 @@ def _rows(contenders: Sequence[Contender], x_BCHW: Tensor, meter: Meter, rates: 
             "gflop": computed,
             "rate": 1000 * computed / time.median,
             "fraction": 1000 * needed / rates[precision] / time.median if precision in rates else None,
-            "error": float((output - expected).abs().max()) / spread,
-            "agreement": float((output.argmax(1) == expected.argmax(1)).double().mean()),
+            **_compare(output, expected),
         }
+        if (name, precision) in foreign:
+            row |= dict.fromkeys(("gflop", "rate", "fraction", "error", "agreement"))
         rows.append(row)
     return rows

@@ -113,6 +113,9 @@ def bench_attention(
     "ccnet bench model --preset quickstart -s model.head.recurrence=1",
 )
 def bench_model(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE", help="ONNX and OpenVINO files to run beside them.")
+    ] = None,
     size: Annotated[list[str] | None, _sizes("image", "769x769")] = None,
     preset: Annotated[str, typer.Option("--preset", metavar="NAME|FILE", help="Whose model.")] = "cityscapes-r2",
     overrides: Overrides = None,
@@ -133,8 +136,9 @@ def bench_model(
         bool, typer.Option("--compiled", help="Compile ours with torch too, half a minute for each size.")
     ] = False,
     runtime: Annotated[
-        bool, typer.Option("--onnx", help="Run ONNX Runtime beside them (pip install 'ccnet-cli[onnx]').")
-    ] = False,
+        bool | None,
+        typer.Option("--onnx/--no-runtimes", help="ONNX Runtime, or no other runtime, not all that are installed."),
+    ] = None,
     device: Device = "auto",
     json_file: Json = None,
 ) -> None:
@@ -150,7 +154,8 @@ def bench_model(
     chosen = [] if backbone is None else [f"model.backbone={backbone}"]
     chosen += [] if recurrence is None else [f"model.head.recurrence={recurrence}"]
     settings, run = config.load(preset, [*(overrides or ()), *chosen]), Run(device, threads, repeats)
-    show([model.measure(settings.model, sizes, run, batch, precisions, compiled, runtime)], json_file)
+    runtimes = model.installed_runtimes(device) if runtime is None else [model.ONNX] if runtime else []
+    show([model.measure(settings.model, sizes, run, batch, precisions, compiled, runtimes, files or ())], json_file)
 
 
 @_command("cost", "ccnet bench cost", "ccnet bench cost --size 129x257 --json cost.json", "ccnet bench cost --json -")

@@ -81,6 +81,9 @@ def evaluate(
     gpus: Gpus = None,
     processes: Processes = 1,
     tolerate_damage: TolerateDamage = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse an ONNX or OpenVINO file that another program has changed.")
+    ] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, max=MAX_IMAGES, metavar="N", help="Score the first N images only.")
     ] = None,
@@ -132,6 +135,7 @@ def evaluate(
         split=split,
         limit=limit,
         tolerate_damage=tolerate_damage,
+        strict=strict,
         per_image=per_image is not None,
         boundary=boundary,
         calibration_error=calibration_error,

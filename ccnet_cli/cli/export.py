@@ -1,17 +1,19 @@
 """`ccnet export`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ccnet_cli.cli.options import (
+    Calibration,
     OtherPreset,
     Overrides,
     Overwrite,
     examples,
     preset_file,
     refuse_outputs,
+    runtime_of,
 )
 from ccnet_cli.cli.output import print_names
 from ccnet_cli.errors import InputError
@@ -27,6 +29,8 @@ app = typer.Typer()
         "ccnet export CS_scenes_60000.pth -o ours.pt",
         "ccnet export runs/camvid --format onnx -o camvid.onnx",
         "ccnet export runs/camvid --format onnx --with-processing -o street.onnx",
+        "ccnet export runs/camvid --format onnx --precision int8 --calibrate photos -o int8.onnx",
+        "ccnet export runs/camvid --format openvino -o camvid.xml",
         "ccnet predict camvid.onnx img.png -o mask.png",
         "ccnet export runs/camvid --format torch-export -o camvid.pt2",
     )
@@ -37,7 +41,7 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            metavar="weights|official|onnx|torch-export|...",
+            metavar="weights|official|onnx|openvino|torch-export|...",
             help="Our file, the layout of the authors or another project, or the network itself, to run without ccnet.",
         ),
     ] = "weights",
@@ -45,6 +49,10 @@ def export(
         bool,
         typer.Option("--with-processing", help="ONNX with all around the network: RGB bytes in, classes out."),
     ] = False,
+    precision: Annotated[
+        Literal["fp32", "int8"], typer.Option(metavar="fp32|int8", help="What ONNX and OpenVINO compute in.")
+    ] = "fp32",
+    calibration: Calibration = None,
     preset: OtherPreset = None,
     overrides: Overrides = None,
     overwrite: Overwrite = False,
@@ -54,14 +62,16 @@ def export(
     Without the optimiser's state it is about a third of the size.
     """
     _check_format(format)
-    from ccnet_cli.weights.layouts import LAYOUTS
-
-    outputs = LAYOUTS[format].files(output) if format in LAYOUTS else [output]
-    refuse_outputs(*outputs, inputs=[checkpoint, preset_file(preset)], overwrite=overwrite)
+    if precision == "int8" and not calibration:
+        raise InputError("option --precision int8", "no image to measure the ranges on", "name some by --calibrate")
+    images = runtime_of("cpu", precision, "off", calibration).calibration if calibration else None
     from ccnet_cli.commands.export import export as write
+    from ccnet_cli.commands.export import files_of
     from ccnet_cli.weights.find import find_artifact
 
-    write(find_artifact(checkpoint), output, format, preset, overrides or (), processed)
+    outputs = files_of(output, format)
+    refuse_outputs(*outputs, inputs=[checkpoint, preset_file(preset)], overwrite=overwrite)
+    write(find_artifact(checkpoint), output, format, preset, overrides or (), processed, images)
     print_names(*outputs)
 
 
@@ -69,6 +79,6 @@ def _check_format(format: str) -> None:
     from ccnet_cli.weights.layouts import LAYOUTS
 
     layouts = (name for name, layout in LAYOUTS.items() if layout.export is not None)
-    formats = ["weights", *layouts, "onnx", "torch-export"]
+    formats = ["weights", *layouts, "onnx", "openvino", "torch-export"]
     if format not in formats:
         raise InputError("option --format", f"'{format}' is not one of {str(formats)[1:-1]}", "see ccnet export --help")

@@ -58,7 +58,9 @@ app = typer.Typer()
 def predict(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE", help="Images, videos, folders, patterns; - reads names; a .onnx file first."),
+        typer.Argument(
+            metavar="SOURCE", help="Images, videos, folders, patterns; - reads names; a .onnx or .xml file first."
+        ),
     ],
     output: Annotated[
         Path,
@@ -87,7 +89,10 @@ def predict(
     ] = False,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Stop at the first bad image; refuse hidden, system and empty files in folders."),
+        typer.Option(
+            "--strict",
+            help="Stop at the first bad image; refuse hidden, system and empty files in folders, and changed models.",
+        ),
     ] = False,
     gpus: Gpus = None,
     processes: Processes = 1,

@@ -47,7 +47,8 @@ class EvaluateRequest:
     overrides ("key=value") its keys. limit scores the first images only. confusion draws the matrix as a PNG, report
     writes all figures as an HTML page; save writes one PNG per image and format into a folder, where existing files are
     refused unless overwrite.
-    tolerate_damage reads what is left of damaged images. others are files that the caller is going to write. per_image
+    tolerate_damage reads what is left of damaged images, strict refuses a runtime's file that others have changed.
+    others are files that the caller is going to write. per_image
     asks for the figures of each image, boundary for those of outlines, calibration_error for whether the probabilities
     are right. tf32 lets products of float32 be rounded, on GPUs with TF32.
     """
@@ -66,6 +67,7 @@ class EvaluateRequest:
     formats: tuple[str, ...] = ("color",)
     overwrite: bool = False
     tolerate_damage: bool = False
+    strict: bool = False
     others: tuple[Path, ...] = ()
     per_image: bool = False
     boundary: bool = False
@@ -136,7 +138,7 @@ def evaluate_in_group(request: EvaluateRequest, group: Group) -> Result:
     ):
         if path_asked is not None and path_asked.suffix.lower() != suffix and not files.is_stream(path_asked):
             raise InputError(path_asked, what, f"end the name in {suffix}")
-    artifact = open_artifact(path, request.preset, request.overrides)
+    artifact = open_artifact(path, request.preset, request.overrides, request.strict)
     source, labelled = _open_split(request, artifact)
     plan = {} if request.save is None else _plan(request, request.save, source, group)
     _refuse_outputs(request, plan, [*list_files(path), *source.samples.files()])

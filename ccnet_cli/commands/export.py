@@ -10,10 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from ccnet_cli import __version__, config, files
-from ccnet_cli.errors import EnvironmentFailure, InputError, out_of_memory
+from ccnet_cli.errors import EnvironmentFailure, InputError, notice, out_of_memory
 from ccnet_cli.inference import onnx as onnxfile
-from ccnet_cli.inference import portable
+from ccnet_cli.inference import openvino, portable
 from ccnet_cli.inference.artifact import Artifact, load_model
+from ccnet_cli.inference.calibration import Example
+from ccnet_cli.inference.int8 import INT8
+from ccnet_cli.inference.runtime import read_examples
 from ccnet_cli.inference.views import to_input
 from ccnet_cli.models.network import CCNet
 from ccnet_cli.runs import safetensors
@@ -22,13 +25,17 @@ from ccnet_cli.weights.load import read_facts, read_weights
 from ccnet_cli.weights.pairs import list_files
 
 # formats that hold the network itself, and the endings by which their files are known
-SUFFIXES = {"onnx": onnxfile.SUFFIX, "torch-export": portable.SUFFIX}
+SUFFIXES = {"onnx": onnxfile.SUFFIX, "openvino": openvino.SUFFIX, "torch-export": portable.SUFFIX}
+# of these, those that hold 8-bit integers too
+INTEGERS = ("onnx", "openvino")
 # batch, height and width of what a written network is tried with, none of them those that it was traced with
 SHAPES = ((1, 49, 73), (3, 66, 41))
 # of the range of the scores
 MAX_DEVIATION = 1e-4
 # of pixels with the model's class, where a file answers classes: others lie on a tie
 MIN_AGREEMENT = 0.999
+# of cells, where a file is in integers
+MIN_INT8_AGREEMENT = 0.5
 
 
 def export(
@@ -38,27 +45,24 @@ def export(
     preset: str | None = None,
     overrides: Sequence[str] = (),
     processed: bool = False,
+    calibration: Sequence[Path] | None = None,
 ) -> Path:
     """Write a checkpoint's model alone: "weights", about a third of the size, or in a layout, such as "official".
 
     "onnx" and "torch-export" write the network itself, to be run without ccnet; nothing is written where their scores
-    differ from the model's. processed puts all around the network into an ONNX file, see portable.Processed. source
+    differ from the model's. processed puts all around the network into an ONNX file, see portable.Processed. With
+    calibration, images, "onnx" and "openvino" are in 8-bit integers; a notice says how alike they answer. source
     may be anybody's weights; preset and overrides are those of read_weights.
     """
-    for name, suffix in SUFFIXES.items():
-        if (format == name) != (output.suffix.lower() == suffix) and not files.is_stream(output):
-            fix = f"end the name in {suffix}" if format == name else f"add --format {name}, or choose another name"
-            raise InputError(output, f"{suffix} is the ending of --format {name}", fix)
-    if processed and format != "onnx":
-        raise InputError("option --with-processing", f"--format {format} holds no processing", "add --format onnx")
+    _check_options(output, format, processed, calibration is not None)
     layout = LAYOUTS.get(format)
-    outputs = layout.files(output) if layout else [output]
+    outputs = files_of(output, format)
     files.refuse_outputs(outputs, [*list_files(source), None if preset is None else config.find(preset)])
-    if format == "onnx":
-        onnxfile.require("onnx", "onnxscript", "onnxruntime")
     if format in SUFFIXES:
-        network = _network(source, output, format, load_model(source, preset, overrides), processed)
-        return _write(output, lambda file: file.write(network))
+        contents = _network(source, output, format, load_model(source, preset, overrides), processed, calibration)
+        for path, data in zip(outputs, contents, strict=True):
+            _write(path, partial(_write_bytes, data))
+        return output
     content: Any = read_weights(source, preset, overrides).content
     content = {key: value for key, value in content.items() if key != "training"}
     if format != "weights":
@@ -72,6 +76,36 @@ def export(
     own = {key: value for key, value in content.items() if key != "model"} if format == "weights" else None
     tensors = content["model"] if own else _tensors(content)
     return _write(output, lambda file: safetensors.write(file, tensors, own))
+
+
+def _check_options(output: Path, format: str, processed: bool, integers: bool) -> None:
+    """InputError for what a format does not hold, for a name that is another's, and for packages that are missing."""
+    for name, suffix in SUFFIXES.items():
+        if (format == name) != (output.suffix.lower() == suffix) and not files.is_stream(output):
+            fix = f"end the name in {suffix}" if format == name else f"add --format {name}, or choose another name"
+            raise InputError(output, f"{suffix} is the ending of --format {name}", fix)
+    if processed and format != "onnx":
+        raise InputError("option --with-processing", f"--format {format} holds no processing", "add --format onnx")
+    if integers and (format not in INTEGERS or processed):
+        why = "--with-processing holds float32 alone" if processed else f"--format {format} holds no integers"
+        raise InputError("option --precision int8", why, "use --format onnx or openvino, without --with-processing")
+    if format == "openvino":
+        openvino.require()
+        if files.is_stream(output):
+            raise InputError(output, "OpenVINO's weights are a second file beside it", "name a file that ends in .xml")
+    if format in INTEGERS:
+        onnxfile.require("onnx", "onnxscript", "onnxruntime")
+
+
+def files_of(output: Path, format: str) -> list[Path]:
+    """The files that an export writes."""
+    if format in LAYOUTS:
+        return LAYOUTS[format].files(output)
+    return [output, output.with_suffix(openvino.WEIGHTS)] if format == "openvino" else [output]
+
+
+def _write_bytes(content: bytes, file: Any) -> None:
+    file.write(content)
 
 
 def _tensors(content: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -106,24 +140,53 @@ def _write(output: Path, fill: Callable[[Any], object]) -> Path:
     return output
 
 
-def _network(source: Path, output: Path, format: str, artifact: Artifact[CCNet], processed: bool) -> bytes:
-    """The content of an ONNX file or of a program of torch's, once its scores are known to be the model's."""
+def _network(
+    source: Path,
+    output: Path,
+    format: str,
+    artifact: Artifact[CCNet],
+    processed: bool,
+    calibration: Sequence[Path] | None,
+) -> Sequence[bytes]:
+    """The content of each file of an exported network, once its scores are known to be the model's."""
     model = artifact.network
     if model.takes_clips:
         why = f"its head takes clips, which --format {format} does not hold"
         raise InputError(source, why, "use --format weights")
     traced, facts = portable.program(model, processed), _facts(artifact)
+    if format == "torch-export":
+        content = portable.save(traced, facts)
+        _check_scores(portable.load(content), output, model)
+        return [content]
     if processed:
         content = onnxfile.write(traced, facts | {onnxfile.PROCESSED: True})
         _check_classes(content, output, model)
-        return content
-    written: Callable[[torch.Tensor], Any]
-    if format == "onnx":
-        content = onnxfile.write(traced, facts)
-        written = onnxfile.OnnxNetwork(content, output, len(artifact.classes), model.normalisation, model.align_corners)
+        return [content]
+    facts = facts | ({} if calibration is None else {"precision": INT8})
+    content = onnxfile.write(traced, facts)
+    examples = [] if calibration is None else read_examples(calibration, model.normalisation)
+    if examples:
+        from ccnet_cli.inference import qdq
+
+        content = qdq.quantise(content, examples)
+    written: onnxfile.OnnxNetwork
+    contents: Sequence[bytes]
+    around: Any = (output, len(artifact.classes), model.normalisation, model.align_corners, model.stride)
+    if format == "openvino":
+        contents = openvino.write(content, facts)
+        written = openvino.OpenVinoNetwork(contents, *around)
     else:
-        content = portable.save(traced, facts)
-        written = portable.load(content)
+        contents = [content]
+        written = onnxfile.OnnxNetwork(content, *around)
+    if examples:
+        _compare_classes(written, output, model, examples)
+    else:
+        _check_scores(written, output, model)
+    return contents
+
+
+def _check_scores(written: Callable[[torch.Tensor], Any], output: Path, model: CCNet) -> None:
+    """InputError or EnvironmentFailure unless a written network's scores of noise are the model's."""
     try:
         worst = max(deviation(written, model, shape) for shape in SHAPES)
     except (InputError, RuntimeError, AssertionError) as error:
@@ -135,7 +198,20 @@ def _network(source: Path, output: Path, format: str, artifact: Artifact[CCNet],
     if not worst <= MAX_DEVIATION:
         why = f"not written: its scores are {worst:.1e} of their range away from the model's"
         raise EnvironmentFailure(output, why, "update torch, or report it")
-    return content
+
+
+@torch.inference_mode()
+def _compare_classes(
+    written: Callable[[torch.Tensor], Any], output: Path, model: CCNet, examples: Sequence[Example]
+) -> None:
+    """Say in how many cells of some images a network in integers finds the model's classes."""
+    same = torch.cat([(written(x.input).argmax(1) == model(x.input).argmax(1)).flatten() for x in examples])
+    share = float(same.double().mean())
+    if share < MIN_INT8_AGREEMENT:
+        why = f"not written: in integers {100 * share:.1f} % of the cells keep their class"
+        raise InputError(output, why, "export it in float32, or calibrate it on images like those it was trained on")
+    number = f"{len(examples)} image{'s' if len(examples) > 1 else ''}"
+    notice(f"int8: calibrated on {number}, where {100 * share:.2f} % of the cells keep their class")
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from typing import Any
 from ccnet_cli import config, devices, files
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, Interrupted, notice
 from ccnet_cli.inference import sharing
-from ccnet_cli.inference.artifact import Artifact, Network, default_device, is_onnx
+from ccnet_cli.inference.artifact import Artifact, Network, default_device, is_program
 from ccnet_cli.inference.dispatch import TASK_SECONDS, read_launch_alone
 from ccnet_cli.inference.runtime import Runtime
 from ccnet_cli.inference.sharing import Recipe
@@ -45,10 +45,11 @@ MAX_SWEPT = 1 << 16
 class PredictRequest:
     """What to segment, with which checkpoint, and what to write.
 
-    sources are names of images, videos, folders or globs, see sources.find; a first one that ends in .onnx is the
-    checkpoint. output ends in .png for one image and in .mp4 or .webm for one video, else it is a folder that mirrors
-    the sources' names. probabilities writes those of the classes beside each mask, legend a picture of their colours.
-    preset (a name or file) replaces the one that the checkpoint holds or suggests, overrides ("key=value") its keys.
+    sources are names of images, videos, folders or globs, see sources.find; a first one that ends in .onnx or .xml is
+    the checkpoint. output ends in .png for one image and in .mp4 or .webm for one video, else it is a folder that
+    mirrors the sources' names. probabilities writes those of the classes beside each mask, legend a picture of their
+    colours. preset (a name or file) replaces the one that the checkpoint holds or suggests, overrides ("key=value") its
+    keys.
     skip_complete leaves out sources whose outputs are complete; with areas these are read from the masks, or the source
     is segmented again where the masks do not hold them. strict refuses folders with hidden or empty files, and stops at
     the first source that cannot be segmented. shard (k, n) takes those sources of n parts that part k from 1 on has.
@@ -81,7 +82,7 @@ class PredictRequest:
     def recipe(self, checkpoint: Path, runtime: Runtime, images: int = 1) -> Recipe:
         """What a process needs of it, with the checkpoint's file and the runtime that auto stands for."""
         keep = Keep(self.skip_complete, self.overwrite, self.areas, self.tolerate_damage)
-        return Recipe(checkpoint, self.preset, self.overrides, runtime, keep, images, self.timeout)
+        return Recipe(checkpoint, self.preset, self.overrides, runtime, keep, images, self.timeout, self.strict)
 
 
 @dataclass
@@ -198,7 +199,7 @@ def _check(request: PredictRequest) -> PredictRequest:
     if request.skip_complete and request.overwrite:
         raise InputError("--continue", "--overwrite is given too", "give one of them")
     request = replace(request, formats=outputs.check_formats(request.formats))
-    if not (request.sources and is_onnx(Path(request.sources[0]))):
+    if not (request.sources and is_program(Path(request.sources[0]))):
         return request
     first, *others = request.sources
     if request.checkpoint is not None:

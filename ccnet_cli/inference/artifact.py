@@ -1,16 +1,16 @@
 """Artifacts: files that hold a model, whoever wrote them, opened for inference."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
 from ccnet_cli import config
 from ccnet_cli.datasets.settings import Clip
 from ccnet_cli.errors import InputError
-from ccnet_cli.inference import onnx
+from ccnet_cli.inference import onnx, openvino
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.models.network import CCNet, Normalisation
 from ccnet_cli.weights.find import find_artifact
@@ -31,6 +31,19 @@ class Network(Protocol):
         """Normalised image (B, 3, H, W) -> class scores (B, K, h, w)."""
 
 
+class RuntimeFiles(NamedTuple):
+    """How the files of a runtime are read and run."""
+
+    read: Callable[[Path, bool], tuple[dict[str, Any], Any]]
+    network: type[onnx.OnnxNetwork]
+    offers_cuda: Callable[[], bool]
+
+
+# by suffix
+RUNTIMES = {
+    onnx.SUFFIX: RuntimeFiles(onnx.read, onnx.OnnxNetwork, lambda: onnx.offers_cuda()),
+    openvino.SUFFIX: RuntimeFiles(openvino.read, openvino.OpenVinoNetwork, lambda: False),
+}
 N = TypeVar("N", bound=Network, covariant=True)
 
 
@@ -57,15 +70,20 @@ class Artifact(Generic[N]):
 
 
 def open_artifact(
-    path: Path | None = None, preset: str | None = None, overrides: Sequence[str] = ()
+    path: Path | None = None, preset: str | None = None, overrides: Sequence[str] = (), strict: bool = False
 ) -> Artifact[Network]:
-    """Open a checkpoint, a run folder, other people's weights, or an ONNX file that we wrote; see find_artifact.
+    """Open a checkpoint, a run folder, other people's weights, or a file of ours for a runtime; see find_artifact.
 
-    preset, a name or a file, replaces the one that the file holds or suggests; overrides ("key=value") come last. Of an
-    ONNX file they may change what lies around the network. InputError if the file is damaged, unknown, or does not fit.
+    preset, a name or a file, replaces the one that the file holds or suggests; overrides ("key=value") come last. Of a
+    runtime's file they may change what lies around the network; strict refuses one that others have changed. InputError
+    if the file is damaged, unknown, or does not fit.
     """
     path = find_artifact(path)
-    return _open_onnx(path, preset, overrides) if is_onnx(path) else load_model(path, preset, overrides)
+    if not is_program(path):
+        return load_model(path, preset, overrides)
+    runtime = RUNTIMES[path.suffix.lower()]
+    facts, content = runtime.read(path, strict)
+    return _open_program(path, runtime.network, content, _override(path, facts, preset, overrides))
 
 
 def load_model(
@@ -82,8 +100,16 @@ def load_model(
     return Artifact(network, facts.preset, facts.classes, facts.origin, facts.metrics, facts.step, path)
 
 
-def _open_onnx(path: Path, preset: str | None, overrides: Sequence[str]) -> Artifact[Network]:
-    facts, content = onnx.read(path)
+def _open_program(path: Path, kind: type[onnx.OnnxNetwork], content: Any, facts: dict[str, Any]) -> Artifact[Network]:
+    f = read_facts(facts, path)
+    m = f.preset.model
+    normalisation = Normalisation(m.channel_order, m.mean, m.std)
+    network = kind(content, path, len(f.classes), normalisation, m.align_corners, facts.get("stride", 8))
+    return Artifact(network.eval(), f.preset, f.classes, f.origin, f.metrics, f.step, path)
+
+
+def _override(path: Path, facts: dict[str, Any], preset: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """A file's facts with another preset around the network."""
     try:
         model = dict(facts["preset"]["model"])
         mapping = facts["preset"] if preset is None else config.to_mapping(config.load(preset)) | {"model": model}
@@ -92,25 +118,25 @@ def _open_onnx(path: Path, preset: str | None, overrides: Sequence[str]) -> Arti
     for text in overrides:
         if text.startswith("model."):
             fix = "override it when you export the file (ccnet export -s)"
-            raise InputError(f"--set {text}", "the network of an ONNX file stays as it is", fix)
+            raise InputError(f"--set {text}", "the network of an exported file stays as it is", fix)
         config.override(mapping, text)
-    f = read_facts(facts | {"preset": mapping}, path)
-    m = f.preset.model
-    normalisation = Normalisation(m.channel_order, m.mean, m.std)
-    network = onnx.OnnxNetwork(content, path, len(f.classes), normalisation, m.align_corners, facts.get("stride", 8))
-    return Artifact(network.eval(), f.preset, f.classes, f.origin, f.metrics, f.step, path)
+    return facts | {"preset": mapping}
 
 
-def is_onnx(path: Path) -> bool:
-    """Whether a file is an ONNX file, by its name."""
-    return path.suffix.lower() == onnx.SUFFIX
+def is_program(path: Path) -> bool:
+    """Whether a file is one for ONNX Runtime or OpenVINO, by its name."""
+    return path.suffix.lower() in RUNTIMES
+
+
+def _has_cuda(path: Path) -> bool:
+    return is_program(path) and RUNTIMES[path.suffix.lower()].offers_cuda()
 
 
 def default_device(name: str, path: Path | None) -> str:
-    """A device's name; for auto it is cpu if an ONNX file is to run in an ONNX Runtime without CUDA."""
-    return "cpu" if name == "auto" and path and is_onnx(path) and not onnx.offers_cuda() else name
+    """A device's name; for auto it is cpu if a file is to run in a runtime without CUDA."""
+    return "cpu" if name == "auto" and path and is_program(path) and not _has_cuda(path) else name
 
 
 def default_precision(name: str, path: Path | None) -> str:
-    """A precision's name; for auto it is fp32 if an ONNX file is to run, whose only precision that is."""
-    return "fp32" if name == "auto" and path and is_onnx(path) else name
+    """A precision's name; for auto it is fp32 if a runtime's file is to run, whose only precision that is."""
+    return "fp32" if name == "auto" and path and is_program(path) else name

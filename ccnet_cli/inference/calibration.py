@@ -227,7 +227,7 @@ def _hooked(engine: Engine, measured: dict[Convolution, Ranges], trial: bool) ->
     def leave(conv: nn.Module, _: Any, out: Tensor) -> None:
         assert isinstance(conv, Convolution)
         arguments, onto = inputs.pop(conv)
-        own = Ranges([_range(x) for x in arguments], _range(out))
+        own = Ranges([measure_range(x) for x in arguments], measure_range(out))
         if trial and conv.groups == 1:
             other = floats(Int8Convolution(conv, own)(*arguments, onto=onto))
             own.error = float((other - out).norm() / out.norm().clamp(min=1e-12))
@@ -244,7 +244,7 @@ def _hooked(engine: Engine, measured: dict[Convolution, Ranges], trial: bool) ->
             hook.remove()
 
 
-def _range(x: Tensor) -> tuple[float, float]:
+def measure_range(x: Tensor) -> tuple[float, float]:
     """Low and high of a map, without the few values far out."""
     flat = x.permute(0, 2, 3, 1).reshape(-1)
     # an odd step goes through all channels

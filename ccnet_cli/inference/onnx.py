@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from ccnet_cli.errors import InputError, out_of_memory
+from ccnet_cli.errors import InputError, notice, out_of_memory
 from ccnet_cli.inference.portable import exporting
 from ccnet_cli.models.network import Normalisation
 from ccnet_cli.runs.fields import FORMAT, check_facts
@@ -59,8 +59,16 @@ ArgMax ArgMin TopK CumSum NonZero
 Cast CastLike Identity Constant ConstantOfShape Range Shape Size Reshape Flatten Squeeze Unsqueeze Transpose Expand
 Concat Split Slice Gather GatherElements GatherND Scatter ScatterElements ScatterND Pad Tile Trilu EyeLike OneHot
 ReverseSequence Compress DepthToSpace SpaceToDepth Resize Upsample GridSample CenterCropPad Col2Im RoiAlign
-QuantizeLinear DequantizeLinear DynamicQuantizeLinear Dropout
+QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul Dropout
 """
+# what ONNX Runtime's own quantisers and optimisers write beside these
+CONTRIBUTED = """
+QuantizeLinear DequantizeLinear QLinearAdd QLinearMul QLinearConcat QLinearLeakyRelu QLinearSigmoid QLinearSoftmax
+QLinearAveragePool QLinearGlobalAveragePool QGemm FusedConv FusedMatMul
+"""
+CONTRIBUTOR = "com.microsoft"
+# what runs a network on one device: image (N, 3, H, W) -> scores (N, K, h, w)
+Session = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
 
 
 def require(*packages: str) -> None:
@@ -108,19 +116,31 @@ def write(traced: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
     graph.input[0].doc_string, graph.output[0].doc_string = DOCUMENTED[processed]
     model.doc_string = f"ccnet {facts.get('ccnet', '')}: {', '.join(facts.get('classes', {}).get('names', ()))}"
     text = json.dumps({"format": FORMAT, "opset": OPSET, **facts})
-    onnx.helper.set_model_props(model, {FACTS: text, SEAL: _seal(graph.SerializeToString(), text)})
+    onnx.helper.set_model_props(model, {FACTS: text})
+    return seal_again(model)
+
+
+def seal_again(model: Any) -> bytes:
+    """The content of a file whose graph was changed by us."""
+    import onnx
+
+    text = next(entry.value for entry in model.metadata_props if entry.key == FACTS)
+    onnx.helper.set_model_props(model, {FACTS: text, SEAL: _seal(model.graph.SerializeToString(), text)})
     onnx.checker.check_model(model)
     content: bytes = model.SerializeToString()
     return content
 
 
-def read(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The facts that `write` got, and the file's bytes, known to be whole and to run no more than a network."""
+def read(path: Path, strict: bool = False) -> tuple[dict[str, Any], bytes]:
+    """The facts that `write` got, and the file's bytes, known to run no more than a network.
+
+    Where another program changed them, such as a quantiser, a notice says so; with strict it is an InputError.
+    """
     require("onnx", "onnxruntime")
     import onnx
     from google.protobuf.message import DecodeError
 
-    content = _read_bytes(path)
+    content = read_bytes(path, FIX)
     try:
         begin, end, weights = _outline(content)
         if len(content) - weights > MAX_GRAPH_BYTES:
@@ -129,30 +149,51 @@ def read(path: Path) -> tuple[dict[str, Any], bytes]:
     except (LookupError, ValueError, DecodeError):
         raise InputError(path, "damaged, or not an ONNX file", FIX) from None
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    if not {FACTS, SEAL} <= metadata.keys():
+    if FACTS not in metadata:
         raise InputError(path, "an ONNX file that ccnet did not write", FIX)
     # a string that is no UTF-8 comes as bytes
     text = metadata[FACTS]
-    if not isinstance(text, str) or metadata[SEAL] != _seal(memoryview(content)[begin:end], text):
-        raise InputError(path, "damaged, or changed since it was written", "export or copy it again")
+    if not isinstance(text, str) or metadata.get(SEAL) != _seal(memoryview(content)[begin:end], text):
+        report_change(path, strict)
     _refuse_unknown(path, model)
-    try:
-        facts = dict(json.loads(text))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(path, "what it tells of its network is damaged", "export or copy it again") from None
-    check_facts(facts, path)
+    facts = parse_facts(text, path)
     if facts.get(PROCESSED):
         why = "holds image in and classes out, for other programs"
         raise InputError(path, why, "export it without --with-processing to run it here")
     return facts, content
 
 
-def classify(content: bytes, image_NHW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The classes (N, H, W) that a file with processing, of ours alone, answers for RGB images."""
+def report_change(path: Path, strict: bool) -> None:
+    """Say that a file is not as ccnet wrote it, or refuse it."""
+    if strict:
+        raise InputError(path, "damaged, or changed since it was written", "export or copy it again")
+    notice(
+        f"{path}: changed since ccnet wrote it: what it answers may not be its model's (--strict refuses such files)"
+    )
+
+
+def parse_facts(text: str | bytes, path: Path) -> dict[str, Any]:
+    """The facts of a file; InputError where they are damaged."""
+    try:
+        facts = dict(json.loads(text))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(path, "what it says of its network is damaged", "export or copy it again") from None
+    check_facts(facts, path)
+    return facts
+
+
+def open_session(content: bytes) -> Callable[[npt.NDArray[Any], Sequence[str]], list[npt.NDArray[Any]]]:
+    """What computes some outputs of a graph on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    (classes,) = session.run(None, {"image": image_NHW3})
+    (image,) = session.get_inputs()
+    return lambda x, names: list(session.run(names, {image.name: x}))
+
+
+def classify(content: bytes, image_NHW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The classes (N, H, W) that a file with processing, of ours alone, answers for RGB images."""
+    (classes,) = open_session(content)(image_NHW3, ["classes"])
     return np.asarray(classes, np.uint8)
 
 
@@ -165,15 +206,17 @@ def offers_cuda() -> bool:
 
 
 class OnnxNetwork(nn.Module):
-    """The network of an ONNX file as ONNX Runtime runs it, on the device on which its input lies, always in float32.
+    """The network of an ONNX file as ONNX Runtime runs it, on the device on which its input lies, of float32 inputs.
 
     (B, 3, H, W) -> (B, K, h, w); normalisation, align_corners and stride are those of models.network.CCNet. InputError,
     naming the path, for a network that cannot be run.
     """
 
+    runtime = "ONNX Runtime"
+
     def __init__(
         self,
-        content: bytes,
+        content: Any,
         path: Path,
         classes: int,
         normalisation: Normalisation,
@@ -187,25 +230,24 @@ class OnnxNetwork(nn.Module):
         self.normalisation = normalisation
         self.align_corners = align_corners
         self.stride = stride
-        self._sessions: dict[torch.device, Any] = {}
+        self._sessions: dict[torch.device, Session] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """The main scores."""
         if torch.is_autocast_enabled(x.device.type):
-            raise InputError(self.path, "ONNX Runtime runs it in float32 alone", "use precision fp32")
+            raise InputError(self.path, f"{self.runtime} runs it in float32 alone", "use precision fp32")
         with self._translate_errors():
             if x.device not in self._sessions:
-                self._sessions[x.device] = self._session(x.device)
-            session = self._sessions[x.device]
-            (image,) = session.get_inputs()
-            scores = session.run(None, {image.name: x.detach().float().contiguous().cpu().numpy()})[0]
+                self._sessions[x.device] = self.open(x.device)
+            scores = self._sessions[x.device](x.detach().float().contiguous().cpu().numpy())
         # a map is never finer than its image
         (B, _, H, W), shape = x.shape, scores.shape
         if scores.ndim != 4 or shape[:2] != (B, self.classes) or not (0 < shape[2] <= H and 0 < shape[3] <= W):
             raise InputError(self.path, f"answers with scores of shape {shape} for {self.classes} classes", FIX)
         return torch.from_numpy(scores).to(x.device, torch.float32)
 
-    def _session(self, device: torch.device) -> Any:
+    def open(self, device: torch.device) -> Session:
+        """What runs it on a device; InputError where it cannot be had."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -224,13 +266,14 @@ class OnnxNetwork(nn.Module):
             )
             # where CUDA cannot be loaded it falls back
             if not cuda or session.get_providers()[0] == "CUDAExecutionProvider":
-                return session
+                name = session.get_inputs()[0].name
+                return lambda image: np.asarray(session.run(None, {name: image})[0])
         why = "the ONNX Runtime that is installed has no CUDA, or cannot load it"
         raise InputError(f"device {device}", why, "use --device cpu, or install onnxruntime-gpu")
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """Raise errors of ours for those of ONNX Runtime, which has a dozen classes for them."""
+        """Raise errors of ours for those of the runtime, which has a dozen classes for them."""
         try:
             yield
         except InputError:
@@ -239,7 +282,7 @@ class OnnxNetwork(nn.Module):
             reason = str(error).strip().splitlines() or [type(error).__name__]
             if out_of_memory(error) or any(words in str(error) for words in OUT_OF_MEMORY):
                 raise MemoryError(reason[0][:160]) from None
-            raise InputError(self.path, f"ONNX Runtime cannot run it ({reason[0][:160]})", FIX) from None
+            raise InputError(self.path, f"{self.runtime} cannot run it ({reason[0][:160]})", FIX) from None
 
 
 def _pool_adaptively(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -263,13 +306,14 @@ def _seal(graph: bytes | memoryview, text: str) -> str:
     return digest.hexdigest()
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, fix: str) -> bytes:
+    """The content of a file of at most 2 GiB."""
     if not path.exists():
         raise InputError(path, "does not exist", "give the path of a checkpoint")
     if not path.is_file():
-        raise InputError(path, "not a regular file", FIX)
+        raise InputError(path, "not a regular file", fix)
     if path.stat().st_size > MAX_BYTES:
-        raise InputError(path, "larger than an ONNX file can be", FIX)
+        raise InputError(path, "larger than an ONNX file can be", fix)
     try:
         return path.read_bytes()
     except OSError as error:
@@ -320,8 +364,8 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
 
 
 def _unknown_operators(graph: Any) -> list[str]:
-    known = set(OPERATORS.split())
-    return sorted({str(node.op_type) for node in graph.node if node.domain or node.op_type not in known})
+    known = {"": OPERATORS.split(), CONTRIBUTOR: CONTRIBUTED.split()}
+    return sorted({str(node.op_type) for node in graph.node if node.op_type not in known.get(node.domain, ())})
 
 
 def _refuse_unknown(path: Path, model: Any) -> None:

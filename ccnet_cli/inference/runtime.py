@@ -1,4 +1,4 @@
-"""What runs an artifact's network: torch as it is, the engine in floats or in integers, or ONNX Runtime."""
+"""What runs an artifact's network: torch as it is, the engine in floats or in integers, or another runtime."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -72,10 +72,11 @@ class Runtime:
             if self.precision == INT8:
                 return cast(Network, self._quantise(artifact.network, device, count, read_label))
             return cast(Network, engine.prepare(artifact.network, device, self.precision, compiled, count))
+        name = getattr(artifact.network, "runtime", "another runtime")
         if self.precision != "fp32":
-            raise InputError(artifact.path, "ONNX Runtime runs it in float32 alone", "use precision fp32")
+            raise InputError(artifact.path, f"{name} runs it in float32 alone", "use precision fp32")
         if self.compile == "on":
-            raise InputError("option --compile on", "an ONNX file is run by ONNX Runtime, not by torch", "leave it out")
+            raise InputError("option --compile on", f"the file is run by {name}, not by torch", "leave it out")
         return artifact.network
 
     def calibrate(self, candidates: Iterable[Path]) -> "Runtime":

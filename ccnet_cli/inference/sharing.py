@@ -44,10 +44,11 @@ class Recipe:
     keep: Keep
     images: int = 1
     task_seconds: float = TASK_SECONDS
+    strict: bool = False
 
     def open(self) -> Artifact[Network]:
         """The checkpoint."""
-        return open_artifact(self.checkpoint, self.preset, self.overrides)
+        return open_artifact(self.checkpoint, self.preset, self.overrides, self.strict)
 
     def prepare(self, artifact: Artifact[Network]) -> Segmenter:
         """The checkpoint's network, as it runs."""

@@ -14,8 +14,8 @@ from ccnet_cli.bench import model as bench
 from ccnet_cli.bench.alternatives import Official, official_network
 from ccnet_cli.bench.meter import count_operations
 from ccnet_cli.bench.request import Run
-from ccnet_cli.errors import InputError
-from ccnet_cli.inference import engine
+from ccnet_cli.errors import CCNetError, InputError
+from ccnet_cli.inference import engine, int8
 from ccnet_cli.models import network as models
 from ccnet_cli.models.attention import RecurrentCrissCross
 
@@ -89,7 +89,10 @@ def test_bfloat16_is_measured_where_the_device_has_it(monkeypatch):
     for native in (True, False):
         monkeypatch.setattr(devices, "computes_bf16", lambda device, native=native: native)
         rows = bench.measure(**ONE).values["rows"]
-        assert [row["precision"] for row in rows if row["name"] == "engine"] == ["fp32", "bf16"][: 1 + native]
+        integers = [int8.INT8] if has_integers() else []
+        assert [row["precision"] for row in rows if row["name"] == "engine"] == ["fp32", "bf16"][
+            : 1 + native
+        ] + integers
 
 
 def test_compiled_code_is_measured_where_asked(monkeypatch):
@@ -112,13 +115,38 @@ def test_onnx_runtime_runs_beside_where_asked(monkeypatch):
     once = ONE | {"sizes": [(33, 41)], "precisions": ["fp32"]}
     monkeypatch.setattr(bench.onnxfile, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"onnxruntime not installed; run pip install 'ccnet-cli\[onnx\]'"):
-        bench.measure(**once, runtime=True)
+        bench.measure(**once, runtimes=[bench.ONNX])
     monkeypatch.undo()
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    rows = bench.measure(**once, runtime=True).values["rows"]
+    rows = bench.measure(**once, runtimes=[bench.ONNX]).values["rows"]
     assert [row["name"] for row in rows] == ["official", "plain", "engine", "onnxruntime"]
     assert rows[-1]["error"] < 1e-5 and rows[-1]["agreement"] == 1 and rows[-1]["forward"].median > 0
+
+
+def has_integers():
+    try:
+        int8.check_support(torch.device("cpu"))
+    except CCNetError:
+        return False
+    return True
+
+
+def test_installed_runtimes_run_beside_in_integers_too(monkeypatch):
+    for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    assert bench.installed_runtimes("cpu") == ["onnxruntime", "openvino"] and bench.installed_runtimes("cuda") == []
+    monkeypatch.setattr(bench, "find_spec", lambda name: None if name == "openvino" else name)
+    assert bench.installed_runtimes("cpu") == ["onnxruntime"]
+    settings = variant(RESNET, width=16, channels=32)
+    chosen = {"precisions": [int8.INT8] if has_integers() else ["fp32"], "runtimes": ["onnxruntime", "openvino"]}
+    rows = bench.measure(settings, [(65, 65)], RUN, **chosen).values["rows"]
+    kinds = ["fp32", *([int8.INT8] if has_integers() else [])]
+    got = [(row["name"], row["precision"]) for row in rows[3:]]
+    assert got == [(name, kind) for kind in kinds for name in ("onnxruntime", "openvino")]
+    for row in rows[3:]:
+        assert row["error"] < (1e-4 if row["precision"] == "fp32" else 0.3) and row["forward"].median > 0
+        assert (row["error"] > 1e-4) == (row["precision"] == int8.INT8)
 
 
 def test_what_cannot_be_measured_is_refused_in_one_line():

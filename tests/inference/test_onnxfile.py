@@ -230,7 +230,7 @@ def test_auto_is_the_cpu_where_the_runtime_knows_no_gpu(monkeypatch):
 def test_a_gpu_that_the_runtime_does_not_know_is_refused(made, monkeypatch):
     monkeypatch.setattr(onnxfile, "offers_cuda", lambda: False)
     with pytest.raises(InputError, match="device cuda:0: the ONNX Runtime that is installed has no CUDA"):
-        open_artifact(made / "model.onnx").network._session(torch.device("cuda:0"))
+        open_artifact(made / "model.onnx").network.open(torch.device("cuda:0"))
 
 
 CHOICES = [
@@ -373,7 +373,7 @@ def test_damaged_and_hostile_files_are_refused(made, tmp_path, name):
     write, reason = HOSTILE[name]
     write(tmp_path / "bad.onnx", (made / "model.onnx").read_bytes())
     with pytest.raises(InputError, match=reason):
-        open_artifact(tmp_path / "bad.onnx")
+        open_artifact(tmp_path / "bad.onnx", strict=True)
 
 
 def test_a_large_graph_is_not_parsed(made, tmp_path, monkeypatch):
@@ -396,7 +396,7 @@ def test_no_bit_of_weights_or_facts_can_change_unnoticed(made, tmp_path):
         changed[at] ^= 1 << chosen.randrange(8)
         (tmp_path / "changed.onnx").write_bytes(changed)
         try:
-            found, content = onnxfile.read(tmp_path / "changed.onnx")
+            found, content = onnxfile.read(tmp_path / "changed.onnx", strict=True)
         except InputError:
             continue
         # what stands around the two, such as the name of the program that wrote it, is nobody's concern
