@@ -41,7 +41,9 @@ class RuntimeFiles(NamedTuple):
 
 # by suffix
 RUNTIMES = {
-    onnx.SUFFIX: RuntimeFiles(onnx.read, onnx.OnnxNetwork, lambda: onnx.offers_cuda()),
+    onnx.SUFFIX: RuntimeFiles(
+        lambda path, strict: onnx.read(path, strict), onnx.OnnxNetwork, lambda: onnx.offers_cuda()
+    ),
     openvino.SUFFIX: RuntimeFiles(openvino.read, openvino.OpenVinoNetwork, lambda: False),
 }
 N = TypeVar("N", bound=Network, covariant=True)

@@ -216,7 +216,7 @@ def test_an_openvino_file_that_was_changed_is_noticed(openvino, tmp_path, capfd)
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(InputError, match=r"weights.bin: does not exist"):
         open_artifact(tmp_path / "weights.xml")
-    (tmp_path / "facts.xml").write_text(re.sub(r'<facts value="[^"]*"', '<facts value="[]"', text))
+    (tmp_path / "facts.xml").write_text(re.sub(r'<facts value="[^"]*"', '<facts value="{"', text))
     (tmp_path / "facts.bin").write_bytes(weights.read_bytes())
     with pytest.raises(InputError, match="of its network is damaged"):
         open_artifact(tmp_path / "facts.xml")
