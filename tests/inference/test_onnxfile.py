@@ -108,7 +108,7 @@ def test_a_file_says_how_far_apart_its_cells_are(made, monkeypatch, told, stride
     """Files of version 0.1.0 say nothing: their networks were all of stride 8."""
     facts, content = onnxfile.read(made / "model.onnx")
     assert facts.pop("stride") == 8
-    monkeypatch.setattr(onnxfile, "read", lambda _: (facts | told, content))
+    monkeypatch.setattr(onnxfile, "read", lambda *_: (facts | told, content))
     network = open_artifact(made / "model.onnx").network
     assert network.stride == stride
     wanted = load_model(made / "model.pt").network.normalisation
