@@ -383,8 +383,12 @@ def _narrow_outputs(parts):
     return read, write
 
 
-def _products(parts, gather, read, write):
-    """A function that adds a thread's rows of words, by pixels, times the line's pixels to its rows of an output."""
+def _products(parts, gather, read, write, late=False):
+    """A function that adds a thread's rows of words, by pixels, times the line's pixels to its rows of an output.
+
+    late: the next channels load after these are multiplied, where registers are short and few have any.
+    """
+    LATE = late
     (CUT_CHANNELS, PITCH), BUFFER = cut_channels(parts.dtype), 4 * parts.tiles * (CUT + 8)
     (load, save), zeros = _stages(parts), tuples.zeros(CUT_CHANNELS // 8)
     find = _reader(parts.dtype, PITCH)
@@ -398,9 +402,12 @@ def _products(parts, gather, read, write):
             # what is added, and the next channels, load while these are multiplied
             before = read(target, place, c0)
             cuda.syncthreads()
-            ahead = load(source, channels, line, int32(0), int32(c0 + CUT_CHANNELS))
+            if not LATE:
+                ahead = load(source, channels, line, int32(0), int32(c0 + CUT_CHANNELS))
             total = gather(zeros(), made[0], shared, int32(base + at))
             write(target, place, c0, total, made[1], before)
+            if LATE:
+                ahead = load(source, channels, line, int32(0), int32(c0 + CUT_CHANNELS))
             base = int32(BUFFER - base)
             c0 = int32(c0 + CUT_CHANNELS)
             if c0 < channels:
@@ -601,7 +608,7 @@ def _gradients(parts):
     pull, keep, largest = tuples.pull(parts.tiles), tuples.keep_rows(parts.tiles), tuples.largest(parts.tiles)
     times, whole, split = tuples.times(parts.tiles), parts.whole, parts.split
     value_product = _products(parts, parts.gather, *_outputs_of(parts, False))
-    narrow_product = _products(parts, parts.gather_split, *_outputs_of(parts, True))
+    narrow_product = _products(parts, parts.gather_split, *_outputs_of(parts, True), late=True)
     narrow_targets = _narrow_targets(parts)
 
     @_device
