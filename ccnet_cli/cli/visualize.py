@@ -199,9 +199,16 @@ def _show(summary: "Summary | ClipSummary", json_file: Path | None) -> None:
 def _show_clip(summary: "ClipSummary") -> None:
     """A table of each point and pass, with the share of each frame."""
     times = [f"{time - summary.place:+d}" if time != summary.place else "labelled" for time in range(summary.frames)]
+    models = [summary, *([summary.compared] if summary.compared else [])]
     rows = [
-        (f"{p.point[0]},{p.point[1]}", p.name, f"R={r}", *map(percent, (*own.frames, own.on_cross)))
-        for p in summary.points
+        (
+            f"{p.point[0]},{p.point[1]}",
+            *([model.checkpoint] if summary.compared else []),
+            *(p.name, f"R={r}", *map(percent, (*own.frames, own.on_cross))),
+        )
+        for model in models
+        for p in model.points
         for r, own in enumerate(p.shares, start=1)
     ]
-    table(f"{summary.image}: where the attention lies, %", ("point", "class", "pass", *times, "on cross"), rows)
+    columns = ("point", *(["model"] if summary.compared else []), "class", "pass", *times, "on cross")
+    table(f"{summary.image}: where the attention lies, %", columns, rows)

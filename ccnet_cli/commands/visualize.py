@@ -3,7 +3,7 @@
 import difflib
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +118,12 @@ def visualize(request: VisualizeRequest) -> "Summary | ClipSummary":
     path = find_artifact(request.checkpoint)
     _refuse_outputs(request, list_files(path))
     artifacts = [load_attentive(path, request.preset, request.overrides)]
-    if artifacts[0].clip is not None:
-        return _visualize_clip(request, artifacts[0], artifacts[0].clip, device)
-    if request.frame is not None:
-        raise InputError("option --frame", "the network takes images", "leave it out")
     if request.compare is not None:
         artifacts.append(load_attentive(request.compare))
+    if clip := _agree_on_clip(artifacts):
+        return _visualize_clip(request, artifacts, clip, device)
+    if request.frame is not None:
+        raise InputError("option --frame", "the network takes images", "leave it out")
     image = request.image or find_sample()
     picture = images.read_image(image, exif=True, tolerate=request.tolerate_damage)
     check_inside(request.points, picture)
@@ -158,6 +158,7 @@ class ClipSummary:
     frames: int
     place: int
     points: tuple[ClipPoint, ...]
+    compared: "ClipSummary | None" = None
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain types, fit for JSON; each point has its class and a mapping r1, r2, ... of shares."""
@@ -166,31 +167,63 @@ class ClipSummary:
             | {f"r{r}": asdict(shares) for r, shares in enumerate(p.shares, start=1)}
             for p in self.points
         ]
-        own = {key: value for key, value in vars(self).items() if key != "points"}
-        return own | {"size": list(self.size), "grid": list(self.grid), "points": points}
+        compared = None if self.compared is None else self.compared.to_mapping()
+        return vars(self) | {"size": list(self.size), "grid": list(self.grid), "points": points, "compared": compared}
+
+
+def _agree_on_clip(artifacts: Sequence[Artifact[CCNet]]) -> Clip | None:
+    """The clip that the networks see, None for images; InputError where they do not see the same frames."""
+    first, *others = [artifact.clip and artifact.clip.model_copy(update={"shuffle": False}) for artifact in artifacts]
+    for artifact, clip in zip(artifacts[1:], others, strict=True):
+        if clip != first:
+            seen = [f"clips ({each.frames} frames)" if each else "images" for each in (first, clip)]
+            why = f"its network takes {seen[1]}, that of {artifacts[0].path} {seen[0]}"
+            why = why if seen[0] != seen[1] else "its clips have another stride, labelled frame or folder"
+            raise InputError(f"option --compare {artifact.path}", why, "compare networks that see the same frames")
+    return first
 
 
 def _visualize_clip(
-    request: VisualizeRequest, artifact: Artifact[CCNet], clip: Clip, device: torch.device
+    request: VisualizeRequest, artifacts: Sequence[Artifact[CCNet]], clip: Clip, device: torch.device
 ) -> ClipSummary:
-    for option, value in (("--compare", request.compare), ("--class", request.drawn_class)):
-        if value is not None:
-            raise InputError(f"option {option}", "not for a network of clips", "leave it out")
+    if request.drawn_class is not None:
+        raise InputError("option --class", "not for a network of clips", "leave it out")
     image = request.image or find_sample()
     frames = read_clip(image, clip, request.frame, request.tolerate_damage)
     check_inside(request.points, frames[clip.place])
-    attention = attend_clip(artifact, frames, device)
-    points = attention.maps(request.points)
-    align_corners = artifact.network.align_corners
+    seen = [attend_clip(artifact, frames, device) for artifact in artifacts]
+    models = [attention.maps(request.points) for attention in seen]
+    # each point by one model, then by the other
+    points = [
+        replace(point, model="/".join(artifact.path.parts[-2:]) if len(artifacts) > 1 else "")
+        for of_point in zip(*models, strict=True)
+        for artifact, point in zip(artifacts, of_point, strict=True)
+    ]
+    align_corners = artifacts[0].network.align_corners
     figure = encode_clip_figure(frames, clip.place, points, align_corners, request.clip, request.how)
     files.write_bytes(request.output, figure)
     size = frames[0].shape[0], frames[0].shape[1]
     if request.maps is not None:
-        files.write_bytes(request.maps, _npz(request.points, [[point.maps for point in points]], size))
-    head = artifact.network.head
-    facts = str(artifact.path), int(head.recurrence), float(head.gamma)
-    grid, place = attention.grid, clip.place
-    return ClipSummary(str(request.output), str(image), *facts, size, grid, clip.frames, place, tuple(points))
+        maps = [[point.maps for point in own] for own in models]
+        files.write_bytes(request.maps, _npz(request.points, maps, size))
+    summary: ClipSummary | None = None
+    for artifact, attention, own in reversed([*zip(artifacts, seen, models, strict=True)]):
+        head = artifact.network.head
+        summary = ClipSummary(
+            figure=str(request.output),
+            image=str(image),
+            checkpoint=str(artifact.path),
+            recurrence=int(head.recurrence),
+            gamma=float(head.gamma),
+            size=size,
+            grid=attention.grid,
+            frames=clip.frames,
+            place=clip.place,
+            points=tuple(own),
+            compared=summary,
+        )
+    assert summary is not None
+    return summary
 
 
 def read_clip(source: Path, clip: Clip, number: int | None, tolerate: bool = False) -> list[images.Pixels]:

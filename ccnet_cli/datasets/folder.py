@@ -3,8 +3,9 @@
 import colorsys
 from pathlib import Path
 
+from ccnet_cli import files
 from ccnet_cli.datasets.dataset import DataSet, Split
-from ccnet_cli.datasets.listing import Samples, pair_by_suffix
+from ccnet_cli.datasets.listing import Samples, pair_by_suffix, scan
 from ccnet_cli.datasets.settings import FolderData
 from ccnet_cli.media.classes import Classes
 
@@ -33,7 +34,17 @@ def list_files(split: Split) -> Samples:
     image_folder = split.images(split.root / found, "a folder of images")
     label_folder = split.labels(split.root / labels, "a folder of label maps, PNGs named as the images are")
     suffix = data.label_suffix or ".png"
-    return pair_by_suffix(image_folder, label_folder, suffix if "." in suffix else f"{suffix}.png")
+    suffix = suffix if "." in suffix else f"{suffix}.png"
+    if data.clip is not None:
+        # it loads OpenCV
+        from ccnet_cli.datasets.films import find_films, list_films
+
+        if films := find_films(image_folder, label_folder, suffix):
+            samples = list_films(image_folder, films, data.clip)
+            if not scan(image_folder):
+                return samples
+            return Samples(samples.root, [*samples.rows, *pair_by_suffix(image_folder, label_folder, suffix).rows])
+    return pair_by_suffix(image_folder, label_folder, suffix)
 
 
 def _first(root: Path, names: list[str]) -> str:
@@ -42,8 +53,9 @@ def _first(root: Path, names: list[str]) -> str:
 
 
 def find_frame(data: FolderData, root: Path, image: Path) -> Path:
-    """The folder data.clip.folder, or beside the image."""
-    return root / data.clip.folder / image.name if data.clip and data.clip.folder else image
+    """The folder data.clip.folder, or beside the image, as the frames of videos are."""
+    apart = data.clip and data.clip.folder
+    return root / apart / image.name if apart and files.cache_folder().absolute() not in image.parents else image
 
 
 def distinct_colours(count: int) -> list[tuple[int, int, int]]:

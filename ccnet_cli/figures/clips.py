@@ -34,13 +34,17 @@ class Shares:
 
 @dataclass(frozen=True, eq=False)
 class ClipPoint:
-    """A pixel of the labelled frame, its cell and predicted class, and each pass's map (T, h, w) and shares."""
+    """A pixel of the labelled frame, its cell and predicted class, and each pass's map (T, h, w) and shares.
+
+    model is what the model is called beside another one.
+    """
 
     point: tuple[int, int]
     cell: tuple[int, int]
     name: str
     maps: tuple[Map, ...]
     shares: tuple[Shares, ...]
+    model: str = ""
 
 
 def cross_mask(size: tuple[int, ...], place: int, cell: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -84,7 +88,7 @@ def _draw(
     how: Print,
 ) -> Sheet:
     H, W = frames_bgr[0].shape[:2]
-    count, passes = len(frames_bgr), len(points[0].maps)
+    count, rows = len(frames_bgr), [(point, number) for point in points for number in range(len(point.maps))]
     natural_zoom = min(PANEL_HEIGHT / H, PANEL_WIDTH / W)
     natural_column = max(round(natural_zoom * W), MIN_COLUMN)
     natural = 2 * MARGIN + count * natural_column + (count - 1) * GAP
@@ -96,11 +100,11 @@ def _draw(
     row = size[0] + round(4.4 * line)
     # what was rounded is taken from the right margin
     width = round(zoom * natural)
-    sheet = Sheet((width, len(points) * passes * row + round(1.4 * line)), how, natural)
+    sheet = Sheet((width, len(rows) * row + round(1.4 * line)), how, natural)
     small = [resize(frame, size) for frame in frames_bgr]
-    for index, (point, number) in enumerate((point, number) for point in points for number in range(passes)):
+    for index, (point, number) in enumerate(rows):
         top = index * row + round(1.8 * line)
-        title = f"R = {number + 1}   ({point.point[0]}, {point.point[1]})  {point.name}"
+        title = f"R = {number + 1}   ({point.point[0]}, {point.point[1]})  {point.name}  {point.model}".rstrip()
         sheet.write(title, (margin, top - 0.5 * line), width - 2 * margin, 1.2)
         limit = clip_limit(point.maps if how.one_scale else [point.maps[number]], clip)
         pixel = tuple(

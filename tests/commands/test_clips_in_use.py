@@ -1,13 +1,15 @@
 """A network of clips through what a user does: training in every way, resumption, scoring, videos, figures."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 import torch
 from calls import evaluate, predict
-from runs import train
+from runs import outcome, start, steps, train, wait_until
 
 from ccnet_cli import config
 from ccnet_cli.commands.explore import ExploreRequest, explore
@@ -24,6 +26,10 @@ SMALL = (
     *("model.auxiliary={kind: fcn, channels: 4}", "loss.auxiliary.kind=cross_entropy"),
     *("loss.auxiliary.output=auxiliary", "loss.category_consistent={}", "data.clip.frames=3"),
 )
+
+
+EVERY_TERM = ("loss.cross_entropy={label_smoothing: 0.1}", "loss.lovasz={}", "loss.dice={}", "loss.focal={}")
+RICH = (*EVERY_TERM, "train.ema=0.9", "train.micro_batch=2", "train.precision=bf16", "data.photometric=true")
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +53,37 @@ def losses_of(run):
     return [row["loss"] for row in rows if "loss" in row]
 
 
-def test_a_run_goes_on_bit_for_bit_with_ema_accumulation_and_bf16(data, tmp_path):
-    more = ("train.ema=0.9", "train.micro_batch=2", "train.precision=bf16", "data.photometric=true")
+def test_a_run_goes_on_bit_for_bit_with_every_term_ema_accumulation_and_bf16(data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(preset(data, 4, *more), whole)
+    train(preset(data, 4, *RICH), whole)
     shutil.copytree(whole, parts)
     for path in (parts / "checkpoints").glob("step_00000004.*"):
         path.unlink()
-    train(preset(data, 4, *more), parts, resume="auto")
+    train(preset(data, 4, *RICH), parts, resume="auto")
     assert not np.array_equal(losses_of(parts)[2], losses_of(parts)[3])
     assert losses_of(parts) == losses_of(whole)
     assert all(np.isfinite(losses_of(whole)))
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_killed_go_on_bit_for_bit(data, tmp_path):
+    settings = (f"data.root={data}", *SMALL, *RICH, "schedule.steps=8", "checkpoint.every=1")
+
+    def words(run):
+        options = [word for setting in settings for word in ("-s", setting)]
+        return ["train", "--preset", "toyclips-t5", "-o", str(run), "--processes", "2", *options]
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    with start(words(whole)) as process:
+        assert process.wait(300) == 0, process.communicate()[1]
+    with start(words(parts)) as process:
+        wait_until(lambda: steps(parts)[:1] >= [3], process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    assert 3 <= (at := steps(parts)[0]) < 8
+    with start([*words(parts), "--resume"]) as process:
+        assert process.wait(300) == 0, process.communicate()[1]
+    assert outcome(parts, after=at) == outcome(whole, after=at)
 
 
 def test_the_other_frames_count_in_a_score(run, tmp_path):
@@ -115,6 +141,30 @@ def test_attention_is_drawn_frame_by_frame(run, data, tmp_path):
         visualize(VisualizeRequest(source, ((3, 4),), tmp_path / "b.png", run, frame=6))
     explore(ExploreRequest((source,), tmp_path / "a.html", checkpoint=run, frame=3))
     assert '"frames": 3' in (tmp_path / "a.html").read_text(encoding="utf-8")
+
+
+def test_two_networks_of_one_clip_are_compared(run, tmp_path, capsys):
+    source, other = film(tmp_path / "film.mp4"), tmp_path / "other.pt"
+    content = torch.load(run / "checkpoints/step_00000003.pt", weights_only=False)
+    content["model"]["head.rcca.attention.key_conv.weight"].neg_()
+    torch.save(content, other)
+    request = VisualizeRequest(source, ((30, 60),), tmp_path / "a.png", run, compare=other, maps=tmp_path / "m.npz")
+    summary = visualize(request).to_mapping()
+    alone = visualize(VisualizeRequest(source, ((30, 60),), tmp_path / "b.png", other)).to_mapping()
+    assert summary["compared"]["points"] == alone["points"] != summary["points"]
+    assert summary["compared"]["checkpoint"] == str(other)
+    with np.load(tmp_path / "m.npz") as maps:
+        assert maps["compared_r2"].shape == maps["r2"].shape and not np.array_equal(maps["compared_r2"], maps["r2"])
+    # two rows of panels for each model
+    assert read_image(tmp_path / "a.png").shape[0] > 1.8 * read_image(tmp_path / "b.png").shape[0]
+    for clip, why in (
+        ({"frames": 4}, r"takes clips \(4 frames\), that of"),
+        ({"frames": 3, "stride": 2}, "another stride"),
+    ):
+        content["preset"]["data"]["clip"] = clip
+        torch.save(content, other)
+        with pytest.raises(InputError, match=why):
+            visualize(VisualizeRequest(source, ((30, 60),), tmp_path / "c.png", run, compare=other))
 
 
 def test_the_clip_of_an_image_is_of_the_frames_beside_it(run, data, tmp_path):

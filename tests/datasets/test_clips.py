@@ -13,6 +13,7 @@ from ccnet_cli.datasets import toyclips
 from ccnet_cli.datasets.source import load_frames, load_pair, open_source
 from ccnet_cli.datasets.training import Augmentation, TrainingSet, collate, to_device
 from ccnet_cli.errors import InputError
+from ccnet_cli.media import video
 
 VEHICLES = set(toyclips.CLASSES.values())
 
@@ -136,6 +137,46 @@ def test_frames_of_your_own_lie_beside_the_labelled_ones(tmp_path):
         assert clip_of(data) == [8, 9, 10, 11]
     with pytest.raises(InputError, match="has no label"):
         open_source(settings(tmp_path), "train")
+
+
+@pytest.fixture
+def filmed(tmp_path, monkeypatch):
+    """A video of 9 grey frames, each 20 brighter than the one before, of which two have labels."""
+    monkeypatch.setenv("CCNET_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "images/train/day").mkdir(parents=True)
+    with video.open_writer(tmp_path / "images/train/day/film.mp4", 10, (32, 48)) as write:
+        for number in range(9):
+            write(np.full((32, 48, 3), 20 * number, np.uint8))
+    for name in ("film_1", "film_0007"):
+        put(tmp_path / f"labels/train/day/{name}.png", png(np.zeros((32, 48), int)))
+    return tmp_path
+
+
+def test_labelled_frames_of_a_video_and_their_clips_are_decoded_once(filmed, capsys):
+    data = settings(filmed, clip={"frames": 4, "stride": 2, "labelled": 2})
+    source = open_source(data, "train")
+    assert [sample.name for sample in source.samples] == ["day/film_000001", "day/film_000007"]
+    # frames -3, -1 and 9 do not exist: the next one towards the labelled takes their place
+    assert source.clips.missing == 3
+    for index, numbers in enumerate(([1, 1, 1, 3], [3, 5, 7, 7])):
+        assert np.abs(np.array(clip_of(data, index=index)) / 20 - numbers).max() < 0.4
+    said = capsys.readouterr().err
+    assert "3 of 6 neighbouring frames are missing" in said and said.count("decoding 5 frames of 1 videos") == 1
+    # frames beside the video count too, wherever data.clip.folder is
+    put_frames(filmed / "images/train", "walk_{}.png", [4, 5])
+    put(filmed / "labels/train/walk_5.png", png(np.zeros((3, 4), int)))
+    assert clip_of(settings(filmed, clip={"frames": 2}), index=2) == [4, 5]
+    apart = settings(filmed, clip={"frames": 2, "folder": "images/train"})
+    assert np.abs(np.array(clip_of(apart, index=1)) / 20 - [6, 7]).max() < 0.4
+
+
+def test_a_label_of_a_frame_that_the_video_does_not_have_is_refused(filmed):
+    put(filmed / "labels/train/day/film_9.png", png(np.zeros((32, 48), int)))
+    with pytest.raises(
+        InputError, match=r"film_9.png: is of frame 9, and .*film.mp4 has 9 frames; count frames from 0"
+    ):
+        open_source(settings(filmed, clip={}), "train")
+    assert not any(path.name.startswith(".") for path in (filmed / "cache").rglob("*"))
 
 
 def test_a_frame_of_another_size_and_names_without_number_are_refused(tmp_path):
