@@ -246,9 +246,10 @@ def test_nan_reaches_the_pixels_whose_cross_holds_it_and_no_other(on_ptxrun):
     assert 0 < found.sum() < found.numel()
 
 
-def typical(dtype: str) -> list[steps.Kernel]:
-    """What a 97x97 map of 512 channels launches, forward and backward, and one kernel for each odd layout."""
-    grid = steps.Grid(1, 97, 97, steps.pad_length(97), dtype)
+def typical(dtype: str, frames: int = 0) -> list[steps.Kernel]:
+    """What a 97x97 map of 512 channels, or a clip of such frames, launches, and one kernel for each odd layout."""
+    column = steps.pad_length(frames)
+    grid = steps.Grid(1, 97, 97, column + steps.pad_length(97), dtype, frames=frames, column=column)
     buffers = [steps.Buffer(name, 64) for name in ("query", "key", "value", "energy")]
     forward = steps.forward(grid, 64, 512, *buffers, steps.Buffer("out", 512))
     rest = [steps.Buffer(name, 512) for name in ("grad", "pull", "d_query", "d_key", "d_value")]
@@ -305,6 +306,23 @@ def test_nothing_spills_for_any_type_and_tile(arch, dtype):
             for aligned in (True, False):
                 found[replace(kernel, sizes=sizes, aligned=aligned)] = None
     for kernel in found:
+        gate(kernel, arch)
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("dtype", "arch"),
+    [
+        ("bfloat16", (8, 0)),
+        *(pytest.param(dtype, arch, marks=pytest.mark.slow) for dtype in ("bfloat16", "float16") for arch in ARCHS),
+    ],
+)
+def test_nothing_spills_for_the_third_arm_of_a_clip(dtype, arch, request):
+    """Lines of five frames need tiles of their own."""
+    kernels = [kernel for kernel in typical(dtype, frames=5) if kernel not in typical(dtype)]
+    assert {"nt", "nn", "tn"} <= {kernel.form for kernel in kernels}
+    whole = request.node.get_closest_marker("slow") is not None
+    for kernel in kernels if whole else [kernel for kernel in kernels if kernel.form == "nn"]:
         gate(kernel, arch)
 
 
