@@ -127,6 +127,13 @@ def seconds_of(value: float) -> float:
     return value
 
 
+def duration_of(value: float | None) -> float | None:
+    """A time to record, in seconds, above 0."""
+    if value is not None and not 0 < value <= MAX_SECONDS:
+        raise typer.BadParameter(f"{value:g} is not a time above 0 and of {MAX_SECONDS} seconds at most")
+    return value
+
+
 Mode = Annotated[
     Literal["whole", "sliding"] | None,
     typer.Option(metavar="whole|sliding", help="The whole image at once, or tile by tile."),

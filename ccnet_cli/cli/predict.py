@@ -24,6 +24,7 @@ from ccnet_cli.cli.options import (
     Processes,
     Scales,
     TolerateDamage,
+    duration_of,
     examples,
     numbers_of,
     part_of,
@@ -51,6 +52,7 @@ app = typer.Typer()
         "ccnet predict - -o masks --shard 3/16 --fan-out 2 --continue < names.txt",
         "ccnet predict - -o masks --probabilities npz --json areas.json < names.txt",
         "ccnet predict drive.mov -o drive.webm --format overlay --precision auto",
+        "ccnet predict rtsp://camera/live -o out.mp4 --format overlay --seconds 60",
         "ccnet predict scene.tif -o classes.tif --memory 4G",
         "ccnet predict model.onnx photos -o masks",
     )
@@ -59,7 +61,8 @@ def predict(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE", help="Images, videos, folders, patterns; - reads names; a .onnx or .xml file first."
+            metavar="SOURCE",
+            help="Images, videos, folders, patterns, a stream's address; - reads names; a .onnx or .xml file first.",
         ),
     ],
     output: Annotated[
@@ -105,6 +108,9 @@ def predict(
     tiff: Annotated[
         bool, typer.Option("--tiff", help="Write TIFF masks of TIFF images, with their georeference (ccnet-cli[geo]).")
     ] = False,
+    seconds: Annotated[
+        float | None, typer.Option(callback=duration_of, metavar="N", help="Record that much of a stream.")
+    ] = None,
     timeout: Annotated[
         float,
         typer.Option(
@@ -151,6 +157,7 @@ def predict(
         shard=(1, 1) if shard is None else part_of(shard),
         fan_out=fan_out,
         tiff=tiff,
+        seconds=seconds,
         gpus=gpus,
         processes=processes,
         timeout=timeout,

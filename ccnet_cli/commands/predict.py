@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ccnet_cli import config, devices, files
+from ccnet_cli.commands import live
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, Interrupted, notice
 from ccnet_cli.inference import sharing
 from ccnet_cli.inference.artifact import Artifact, Network, default_device, is_program
@@ -19,7 +20,7 @@ from ccnet_cli.inference.dispatch import TASK_SECONDS, read_launch_alone
 from ccnet_cli.inference.runtime import Runtime
 from ccnet_cli.inference.sharing import Recipe
 from ccnet_cli.inference.stream import Area, Collector, Keep, Outcome, Task
-from ccnet_cli.media import films, images, outputs, sources, video
+from ccnet_cli.media import films, images, outputs, sources, streams, video
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.layout import Layout, Targets
 from ccnet_cli.media.sources import Collision, Listing, Source
@@ -53,8 +54,9 @@ class PredictRequest:
     skip_complete leaves out sources whose outputs are complete; with areas these are read from the masks, or the source
     is segmented again where the masks do not hold them. strict refuses folders with hidden or empty files, and stops at
     the first source that cannot be segmented. shard (k, n) takes those sources of n parts that part k from 1 on has.
-    fan_out, tiff: see Layout. tolerate_damage reads what is left of damaged images. Of several processes, one that
-    takes more seconds than timeout for an image is killed. others are files that the caller is going to write.
+    fan_out, tiff: see Layout. seconds are for streams. tolerate_damage reads what is left of damaged images. Of several
+    processes, one that takes more seconds than timeout for an image is killed. others are files that the caller is
+    going to write.
     """
 
     sources: tuple[str, ...]
@@ -74,6 +76,7 @@ class PredictRequest:
     shard: tuple[int, int] = (1, 1)
     fan_out: int = 0
     tiff: bool = False
+    seconds: float | None = None
     gpus: int | None = None
     processes: int = 1
     timeout: float = TASK_SECONDS
@@ -145,6 +148,8 @@ def predict(request: PredictRequest, on_outcome: OnOutcome = lambda *_: None) ->
     """
     launch = read_launch_alone(request.gpus, request.processes)
     request = _check(request)
+    if any(map(streams.is_address, request.sources)):
+        return _predict_live(request, on_outcome)
     if launch is None:
         count = request.gpus or request.processes
         return _run(request, on_outcome, lambda stream, collector: stream.segment(collector, count))
@@ -166,6 +171,21 @@ def predict(request: PredictRequest, on_outcome: OnOutcome = lambda *_: None) ->
         except InputError as error:
             sharing.refuse_launch(error, group)
             raise
+
+
+def _predict_live(request: PredictRequest, on_outcome: OnOutcome) -> Prediction:
+    live.check(request)
+    _announce_codecs(request.output)
+    path = find_artifact(request.checkpoint)
+    recipe = request.recipe(path, request.runtime.resolve(path), WINDOW)
+    artifact = recipe.open()
+    prediction = Prediction(path, artifact.classes)
+    outcome, number = live.record(request, recipe, artifact)
+    prediction.count(outcome)
+    on_outcome(outcome, prediction)
+    if number:
+        raise live.interrupted(request, number)
+    return prediction
 
 
 def _run(request: PredictRequest, on_outcome: OnOutcome, segment: Callable[["_Stream", Collector], int]) -> Prediction:

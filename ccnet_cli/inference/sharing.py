@@ -66,7 +66,7 @@ def segment_here(recipe: Recipe, artifact: Artifact[Network], tasks: Tasks, coll
         collector.progress.close()
         return Progress(count, unit="frame", every=PROGRESS_IMAGES)
 
-    with _record_signals() as received:
+    with record_signals() as received:
         segmenter, classes = recipe.prepare(artifact), artifact.classes
         # the weights that it was made of go
         del artifact
@@ -225,7 +225,7 @@ def _read_outcome(task: Message, result: Message) -> Outcome:
 
 
 @contextmanager
-def _record_signals() -> Iterator[list[int]]:
+def record_signals() -> Iterator[list[int]]:
     """Record signals instead of ending in the middle of a file; a second one ends the process as usual."""
     received: list[int] = []
     handlers: dict[int, Any] = {}

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -84,12 +85,16 @@ def frames(path: Path) -> Iterator[Pixels]:
 
 @contextmanager
 def open_writer(
-    path: Path, rate: float, size: tuple[int, int], source: Video | None = None
+    path: Path,
+    rate: float,
+    size: tuple[int, int],
+    source: Video | None = None,
+    times: list[Fraction] | None = None,
 ) -> Iterator[Callable[[Pixels], None]]:
     """Yield a function that appends a BGR frame of size (H, W); the video appears when the block ends without error.
 
     Encoders need even sizes: an odd one grows by a copy of its last row or column. Where PyAV is installed, frames have
-    the times of those of source, and its sound is kept.
+    the times of those of source, and its sound is kept; or the times that the caller adds before each frame.
     """
     height, width = size
     count = 0
@@ -100,8 +105,10 @@ def open_writer(
     with files.replace_file(target) as temporary:
         # says, as the codecs do not, why a file cannot be made
         temporary.touch()
-        times = films.read_times(source.path) if source and films.is_installed() else []
-        clock = films.Clock(rate, times if source and len(times) == source.frames else [])
+        if times is None and source is not None and films.is_installed():
+            own = films.read_times(source.path)
+            times = own if len(own) == source.frames else None
+        clock = films.Clock(rate, [] if times is None else times)
         with _open_encoder(temporary, path, (height + down, width + right), clock, source) as append:
 
             def write(frame_bgr: Pixels) -> None:
