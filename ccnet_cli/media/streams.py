@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def is_address(name: str) -> bool:
 class Stream:
     """An open stream of frames of one size; endless where it has no length, as cameras have none."""
 
-    def __init__(self, capture: cv2.VideoCapture, first: Pixels) -> None:
+    def __init__(self, capture: Any, first: Pixels) -> None:
         rate = capture.get(cv2.CAP_PROP_FPS)
         self.capture = capture
         self.rate = rate if 0 < rate <= video.MAX_RATE else DEFAULT_RATE
@@ -81,10 +81,7 @@ class Stream:
 @contextmanager
 def open_stream(address: str) -> Iterator[Stream]:
     """Yield the stream at an address; InputError where nothing comes."""
-    patience = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, PATIENCE_SECONDS * 1000]
-    patience += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, PATIENCE_SECONDS * 1000]
-    camera = Path(address).is_absolute()
-    capture = cv2.VideoCapture(address, cv2.CAP_V4L2) if camera else cv2.VideoCapture(address, cv2.CAP_FFMPEG, patience)
+    capture = video.open_address(address, PATIENCE_SECONDS)
     try:
         success, frame = capture.read() if capture.isOpened() else (False, None)
         if not success or frame is None:

@@ -178,6 +178,14 @@ def is_whole_animation(path: Path) -> bool:
         return False
 
 
+def open_address(address: str, seconds: int) -> cv2.VideoCapture:
+    """What reads a camera or a stream; it waits that long for each frame of a stream."""
+    if Path(address).is_absolute():
+        return cv2.VideoCapture(address, cv2.CAP_V4L2)
+    limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 1000 * seconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 1000 * seconds)
+    return cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
+
+
 def _count_frames(path: Path) -> int:
     """Number of frames that can be decoded; 0 for a damaged video."""
     try:
