@@ -22,7 +22,7 @@ COMMANDS = [
     "bench data",
 ]
 # what a small machine can do without torch
-LIGHT = {"--version", "presets show quickstart", "data sample sample.png"}
+LIGHT = {"--version", "presets list", "presets show quickstart", "data sample sample.png"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
