@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -213,6 +214,7 @@ def simulate(launches: Sequence[steps.Step], arrays: dict[str, np.ndarray]) -> N
 
     # the simulator waits for its threads by polling
     sys.setswitchinterval(5e-5)
+    share_once()
     for step in launches:
         kernel = cuda.jit(build.make_function(step.kernel))
         # the simulator copies what a launch gets back element by element, so the arrays stay themselves
@@ -222,6 +224,24 @@ def simulate(launches: Sequence[steps.Step], arrays: dict[str, np.ndarray]) -> N
         else:
             arguments[3:] = [tuple(arguments[3:6]), tuple(arguments[6:15]), tuple(arguments[15:])]
         kernel[step.grid, step.kernel.threads](*arguments)
+
+
+def share_once() -> None:
+    """Give all threads of a simulated block the same shared arrays: two that ask at once get one each by themselves."""
+    from numba.cuda.simulator import kernelapi
+
+    lock = threading.Lock()
+
+    def array(self: Any, shape: Any, dtype: Any) -> np.ndarray:
+        # one array for each line, as in the simulator's own
+        frame = sys._getframe(1)
+        place = frame.f_code.co_filename, frame.f_lineno
+        with lock:
+            if place not in self._allocations:
+                self._allocations[place] = np.empty(shape, getattr(dtype, "name", dtype))
+            return self._allocations[place]
+
+    kernelapi.FakeCUDAShared.array = array
 
 
 def simulate_apart(cases: list[dict[str, Any]]) -> list[dict[str, float]]:

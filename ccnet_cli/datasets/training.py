@@ -194,9 +194,10 @@ def watch_workers() -> Iterator[None]:
         from_loader = isinstance(error, RuntimeError) and "DataLoader" in str(error)
         if not from_loader and not isinstance(error, ConnectionError | EOFError):
             raise
-        why = str(error).partition("\n")[0].rstrip(". ")
+        # of one that dies while it answers, only the end of its connection is seen
+        why = str(error).partition("\n")[0].rstrip(". ") if from_loader else "ended unexpectedly"
         fix = "see if memory or /dev/shm ran out, raise data.timeout, or set data.workers=0, and resume"
-        raise EnvironmentFailure("a loader's worker", why or type(error).__name__, fix) from error
+        raise EnvironmentFailure("a loader's worker", why, fix) from error
 
 
 def _start(loader: Iterable[Batch | CCNetError]) -> Iterator[Batch | CCNetError]:

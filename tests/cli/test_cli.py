@@ -949,7 +949,7 @@ def test_colours_are_for_terminals_that_want_them(no_color: str, colours: bool, 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("ccnet presets show cam", ["camvid", "camvid-clips"]),
+        ("ccnet presets show cam", ["camvid", "camvid-clips", "camvid-strong"]),
         ("ccnet presets diff camvid quick", ["quickstart"]),
         ("ccnet train --preset mmseg-r50-voc-512-2", ["mmseg-r50-voc-512-20k"]),
         ("ccnet eval --preset quick", ["quickstart"]),

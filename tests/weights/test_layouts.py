@@ -86,7 +86,7 @@ def test_the_command_line_takes_layouts_from_outside(ccnet, tmp_path):
     layouts = (
         "'csail', 'openseg', 'ocnet', 'torchvision', 'semseg', 'danet', 'encoding', 'toolbox', 'mmseg', 'official'"
     )
-    names = f"'weights', {layouts}, 'onnx', 'torch-export'"
+    names = f"'weights', {layouts}, 'onnx', 'openvino', 'torch-export'"
     assert refused.returncode == 2
     assert f"option --format: 'somebody' is not one of {names}; see ccnet export --help" in refused.stderr
 
