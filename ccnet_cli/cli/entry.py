@@ -44,8 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ[VERBOSITY] = "quiet" if "quiet" in flags else "verbose" if "verbose" in flags else ""
     # torch's C++ reports a lost connection in many lines, ccnet in one
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # threads that wait for each other in busy loops take the cores from those that work, if others work there too
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # torch's own folder for compiled code is emptied when the machine starts
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(files.cache_folder() / "compiled"))
     handlers = _handle_signals() if arguments is None else {}
