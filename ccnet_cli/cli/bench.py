@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from ccnet_cli import files
-from ccnet_cli.bench.report import Report
 from ccnet_cli.bench.request import Run, Work
 from ccnet_cli.cli.options import (
     CONTEXT,
@@ -26,7 +25,7 @@ from ccnet_cli.cli.options import (
     refuse_outputs,
     size_of,
 )
-from ccnet_cli.cli.output import print_names, table, write_json
+from ccnet_cli.cli.output import print_names, show_reports, write_json
 from ccnet_cli.errors import CCNetError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -51,17 +50,6 @@ Threads = Annotated[int | None, typer.Option(min=1, max=1024, metavar="N", help=
 Repeats = Annotated[int, typer.Option(min=1, max=10000, metavar="N", help="Rounds; each runs everything.")]
 MapSize = Annotated[list[str] | None, _sizes("feature map", "97x97")]
 KernelSizes = Annotated[list[str] | None, _sizes("feature map", "97x97", "129x257")]
-
-
-def show(reports: list[Report], json_file: Path | None) -> bool:
-    """Print the tables of reports, or all values as JSON (a list where there are several); True for JSON alone."""
-    values = [report.to_mapping() for report in reports]
-    if write_json(values[0] if len(values) == 1 else values, json_file):
-        return True
-    for report in reports:
-        for sheet in report.sheets():
-            table(*sheet)
-    return False
 
 
 @app.callback(invoke_without_command=True)
@@ -102,7 +90,7 @@ def bench_attention(
     from ccnet_cli.bench import attention
 
     run, works = Run(device, threads, repeats), [Work(size, channels, recurrence, batch) for size in sizes]
-    show([attention.measure(work, run, implementations, precision) for work in works], json_file)
+    show_reports([attention.measure(work, run, implementations, precision) for work in works], json_file)
 
 
 @_command(
@@ -155,7 +143,8 @@ def bench_model(
     chosen += [] if recurrence is None else [f"model.head.recurrence={recurrence}"]
     settings, run = config.load(preset, [*(overrides or ()), *chosen]), Run(device, threads, repeats)
     runtimes = model.installed_runtimes(device) if runtime is None else [model.ONNX] if runtime else []
-    show([model.measure(settings.model, sizes, run, batch, precisions, compiled, runtimes, files or ())], json_file)
+    report = model.measure(settings.model, sizes, run, batch, precisions, compiled, runtimes, files or ())
+    show_reports([report], json_file)
 
 
 @_command("cost", "ccnet bench cost", "ccnet bench cost --size 129x257 --json cost.json", "ccnet bench cost --json -")
@@ -176,7 +165,7 @@ def bench_cost(
     sizes = parse_sizes(size, (97, 97), numbers=batch * channels)
     from ccnet_cli.bench import cost
 
-    show([cost.measure(Work(size, channels, batch=batch), device) for size in sizes], json_file)
+    show_reports([cost.measure(Work(size, channels, batch=batch), device) for size in sizes], json_file)
 
 
 @_command("growth", "ccnet bench growth", "ccnet bench growth --size 33x33 --size 97x97 --plot growth.png")
@@ -203,7 +192,7 @@ def bench_growth(
     report = growth.measure(sizes or growth.SIZES, Run(device, threads, repeats), channels, implementation)
     if plot is not None:
         growth.write_plot(report, plot)
-    show([report], json_file)
+    show_reports([report], json_file)
 
 
 @_command("loss", "ccnet bench loss", "ccnet bench loss --size 385x385 --size 769x769 --threads 2 --json loss.json")
@@ -224,7 +213,7 @@ def bench_loss(
     sizes = parse_sizes(size, (769, 769), numbers=batch * classes)
     from ccnet_cli.bench import loss
 
-    show([loss.measure(sizes, Run(device, threads, repeats), batch, classes)], json_file)
+    show_reports([loss.measure(sizes, Run(device, threads, repeats), batch, classes)], json_file)
 
 
 @_command(
@@ -251,7 +240,7 @@ def bench_step(
     from ccnet_cli.bench import step
 
     settings = config.load(preset, overrides or ())
-    show([step.measure(settings, sizes, Run(device, threads, repeats), batch, classes)], json_file)
+    show_reports([step.measure(settings, sizes, Run(device, threads, repeats), batch, classes)], json_file)
 
 
 @_command(
@@ -294,7 +283,7 @@ def bench_data(
     settings = None if preset is None else config.load(preset, path_override("data.root", data))
     if settings is not None:
         refuse_outputs(json_file, inputs=open_source(settings.data, "train").samples.files())
-    show([samples.measure(settings, sizes, Run(device, threads, repeats), cut, counts, batch)], json_file)
+    show_reports([samples.measure(settings, sizes, Run(device, threads, repeats), cut, counts, batch)], json_file)
 
 
 @_command(
@@ -319,7 +308,7 @@ def bench_eval(
     sizes, tiles = parse_sizes(size, (1024, 2048), numbers=classes), size_of(tile, "--tile")
     from ccnet_cli.bench import evaluation
 
-    show([evaluation.measure(sizes, Run("cpu", threads, repeats), classes, tiles)], json_file)
+    show_reports([evaluation.measure(sizes, Run("cpu", threads, repeats), classes, tiles)], json_file)
 
 
 @_command(
@@ -345,7 +334,7 @@ def bench_predict(
     from ccnet_cli.bench import prediction
 
     work = prediction.Prediction(checkpoint, tuple(overrides or ()), precision, processes, images)
-    show([prediction.measure(work, sizes, Run(device, threads, repeats))], json_file)
+    show_reports([prediction.measure(work, sizes, Run(device, threads, repeats))], json_file)
 
 
 @_command(
@@ -374,7 +363,7 @@ def bench_kernels(
     sizes = parse_sizes(size, (97, 97), (129, 257), numbers=channels)
     from ccnet_cli.bench import kernels
 
-    show([kernels.analyse(archs or ("sm_80", "sm_90"), sizes, channels, dtype, counters)], json_file)
+    show_reports([kernels.analyse(archs or ("sm_80", "sm_90"), sizes, channels, dtype, counters)], json_file)
 
 
 @_command("gpu", "ccnet bench gpu -o report.json", "ccnet bench gpu -o r.json --device cuda:1")
@@ -398,7 +387,7 @@ def bench_gpu(
     # to a terminal or a pipe only the whole is written
     keep = str(output) != "-" and not files.is_stream(output)
     report = gpu.examine(device, sizes, lambda values: write_json(values, output) if keep else None)
-    alone = show([report], output)
+    alone = show_reports([report], output)
     if report.values["failed"]:
         raise CCNetError(output, f"{report.values['failed']} checks failed", "see it, and send it to us")
     if not alone:

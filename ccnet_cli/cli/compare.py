@@ -22,7 +22,7 @@ from ccnet_cli.cli.options import (
     preset_names,
     refuse_outputs,
 )
-from ccnet_cli.cli.output import print_names, table, write_json
+from ccnet_cli.cli.output import print_names, show_reports, table, write_json
 from ccnet_cli.errors import InputError
 
 app = typer.Typer()
@@ -79,7 +79,7 @@ def bench_heads(
     reports = [measured.measure(models, each, run, classes, batch) for each in sizes]
     if plot is not None:
         measured.write_plot(reports[0], plot)
-    bench.show(reports, json_file)
+    show_reports(reports, json_file)
 
 
 @app.command(

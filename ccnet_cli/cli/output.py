@@ -14,6 +14,8 @@ from ccnet_cli.errors import EnvironmentFailure, one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ccnet_cli.bench.report import Report
+
 # also as wide characters, which spreadsheets take for the same
 FORMULA_SIGNS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 # what - stands for
@@ -165,3 +167,14 @@ def _console() -> "Console":
     plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR")
     # wide enough for any table where there is no terminal to ask
     return Console(width=None if sys.stdout.isatty() else 160, color_system=None if plain else "auto")
+
+
+def show_reports(reports: "list[Report]", json_file: Path | None) -> bool:
+    """Print the tables of reports, or all values as JSON (a list where there are several); True for JSON alone."""
+    values = [report.to_mapping() for report in reports]
+    if write_json(values[0] if len(values) == 1 else values, json_file):
+        return True
+    for report in reports:
+        for sheet in report.sheets():
+            table(*sheet)
+    return False

@@ -167,7 +167,7 @@ def plan_tile(size: tuple[int, int], max_pixels: int) -> tuple[tuple[int, int], 
 
 
 def _divide(length: int, count: int, overlap: int) -> int:
-    """The length of so many tiles that overlap and cover an axis."""
+    """The length of each of a number of tiles that overlap and cover an axis."""
     return min(length, -(-(length + (count - 1) * overlap) // count))
 
 

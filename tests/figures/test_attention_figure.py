@@ -6,7 +6,6 @@ import re
 import struct
 from pathlib import Path
 
-import browser
 import cv2
 import numpy as np
 import pytest
@@ -160,12 +159,6 @@ def test_only_a_narrow_peak_is_shown_larger():
         for map_hw in (narrow, wide)
     ]
     assert framed[0] > 80 and framed[1] < 60
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser.launched() as running:
-        yield running
 
 
 PASSES = (Fractions(0.5, 1, 0), Fractions(own_class=0.25, on_cross=0.9, off_cross=0.1))

@@ -93,14 +93,14 @@ def test_the_page_tells_the_run_and_needs_nothing_else(tmp_path):
     worst = WorstImages(1, PALETTE, 255)
     worst.add("<img src=x>", *scene(0.5))
     text = page(tmp_path, rows, merge_worst([worst], 1))
-    told = Page(text)
-    assert "40.00 % at step 10" in told.text and "30.00 %" in told.text and "60.00 %" in told.text
+    shown = Page(text)
+    assert "40.00 % at step 10" in shown.text and "30.00 %" in shown.text and "60.00 %" in shown.text
     assert [float(x) for x in re.findall(r">(\d\d\.\d\d)</td>", text)] == [40.0, 50.0, 25.0, 25.0]
     assert text.count("<polyline") == 2
     # nothing is loaded, nothing runs, what others wrote stays text
-    assert told.links and all(link.startswith("data:image/png;base64,") for link in told.links)
-    assert "script" not in told.tags and told.tags.count("img") == 2 and all(told.alts)
-    assert "default-src 'none'" in text and "<img src=x>: mIoU" in told.text and "name: <mine>" in told.text
+    assert shown.links and all(link.startswith("data:image/png;base64,") for link in shown.links)
+    assert "script" not in shown.tags and shown.tags.count("img") == 2 and all(shown.alts)
+    assert "default-src 'none'" in text and "<img src=x>: mIoU" in shown.text and "name: <mine>" in shown.text
 
 
 def test_a_class_has_its_colour_and_a_line_that_falls_as_its_score_does(tmp_path):
@@ -137,8 +137,8 @@ def test_a_run_has_a_curve_for_all_that_it_logs_and_a_number_for_one_evaluation(
     # between the first two rows 0.2 s a step, in the resumed part 0.4
     assert drawings[3].startswith("Step time, ms: step time from 200 at step 20 to 400 at step 40")
     assert "median step" in text and "300 ms" in text
-    told = Page(text)
-    assert told.tags.count("h1") == 1 and "'<script>alert(1)</script>'" in told.text
+    shown = Page(text)
+    assert shown.tags.count("h1") == 1 and "'<script>alert(1)</script>'" in shown.text
 
 
 def test_one_evaluation_of_many_is_a_marked_point_each(tmp_path):
@@ -159,13 +159,14 @@ def test_an_evaluation_has_a_page_of_its_measures(tmp_path):
     matrix = np.zeros((50, 60, 3), np.uint8)
     write_evaluation(tmp_path / "e.html", "best.pt", result, around, CLASSES, (matrix, merge_worst([worst], 1)))
     text = (tmp_path / "e.html").read_text(encoding="utf-8")
-    told = Page(text)
-    assert "ccnet eval 'a b'" in told.text and "/somewhere" not in told.text.partition("Environment")[0]
+    shown = Page(text)
+    assert "ccnet eval 'a b'" in shown.text and "/somewhere" not in shown.text.partition("Environment")[0]
     assert re.findall(r'<th scope="col">(.*?)</th>', text) == ["class", "IoU %", "Dice %", "recall %"]
     assert re.findall(r">(\d+\.\d\d|-)</td>", text) == ["50.00"] * 3 + ["-"] * 3 + ["25.00"] * 3
-    assert "37.50 %" in told.text and "12,345" in told.text and "hard: mIoU" in told.text and "<h2>Curves" not in text
+    assert "37.50 %" in shown.text and "12,345" in shown.text and "hard: mIoU" in shown.text
+    assert "<h2>Curves" not in text
 
 
 def test_a_run_that_was_never_scored_has_a_page_too(tmp_path):
-    told = Page(page(tmp_path, []))
-    assert "mIoU" not in told.text.partition("Classes")[0] and "road" in told.text
+    shown = Page(page(tmp_path, []))
+    assert "mIoU" not in shown.text.partition("Classes")[0] and "road" in shown.text

@@ -5,7 +5,6 @@ import html
 import json
 import re
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import browser
@@ -32,19 +31,8 @@ PIXELS = "document.querySelector('{}').toDataURL()"
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[browser.Browser]:
-    with browser.launched() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def page(chromium: browser.Browser) -> browser.Page:
     return chromium.page()
-
-
-@pytest.fixture(scope="module")
-def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("image") / "street.png", picture(120, 184, seed=5))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The viewer in a browser: zoom and moving, one class alone, two models, insets, a telephone."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import browser
@@ -19,20 +18,9 @@ POINT = "[...location.hash.matchAll(/\\d+/g)].map(Number)"
 ZOOM = "parseFloat(document.querySelector('#zoom-value').textContent)"
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[browser.Browser]:
-    with browser.launched() as running:
-        yield running
-
-
 @pytest.fixture
 def page(chromium: browser.Browser) -> browser.Page:
     return chromium.page()
-
-
-@pytest.fixture(scope="module")
-def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("image") / "street.png", picture(120, 184, seed=5))
 
 
 @pytest.fixture(scope="module")

@@ -253,7 +253,7 @@ def test_when_one_worker_was_stopped_the_others_have_time_to_save(monkeypatch):
 
 
 def _signal_myself(supervised, world_size, numbers, seconds):
-    """The exit code of a process that gets these signals so many seconds apart; 0 if it recorded the first."""
+    """The exit code of a process that gets these signals, that many seconds apart; 0 if it recorded the first."""
 
     def work():
         worker = Worker()

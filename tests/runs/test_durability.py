@@ -83,7 +83,7 @@ def found_in_place(folder):
 
 
 def kill_savers(folder, kills, save, found, seed):
-    """Kill a process that saves step after step, at random instants, so many times; what could be read after each."""
+    """Kill a process that saves step after step, at random instants, several times; what could be read after each."""
     instants = random.Random(seed)
     told, tell = os.pipe()
     last = 0

@@ -197,7 +197,7 @@ def test_nothing_of_the_state_can_be_left_out(whole, data, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("process", [2, 4])
 def test_every_image_comes_once_an_epoch_though_processes_come_and_go(process):
-    """Three epochs of 24 in global batches of 8: so many processes to the middle of the second epoch, then one."""
+    """Three epochs of 24 in global batches of 8: that many processes to the middle of the second epoch, then one."""
     alone = [set(batch) for batch in Batches(24, 8, 7, steps=9)]
     ranks = [list(Batches(24, 8, 7, rank, process, steps=4)) for rank in range(process)]
     shared = [set(itertools.chain(*shares)) for shares in zip(*ranks, strict=True)]

@@ -162,7 +162,8 @@ def discover_table(masks: Sequence[Path]) -> dict[str, str | None]:
 
 
 def _colours(table: Table, names: Sequence[str]) -> dict[str, Colour]:
-    return dict(zip(names, table.colours_of(names) or (), strict=False))
+    colours = table.colours_of(names)
+    return dict(zip(names, colours, strict=True)) if colours else {}
 
 
 def _reader(table: Table, names: Sequence[str], source: str) -> Callable[[Path], Pixels]:

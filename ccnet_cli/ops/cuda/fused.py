@@ -221,7 +221,7 @@ def _turn(parts):
     TILES, WARPS, WORDS = parts.tiles, parts.warps, turned_words(parts.dtype, parts.warps)
     # between rows, in numbers
     PITCH = WORDS * numbers_per_word(parts.dtype)
-    # so many warps' rows at once as fit
+    # the rows of as many warps at once as fit
     HALF = WARPS if parts.dtype != "float32" else -(-WARPS // 2)
     FIRST = min(2 * HALF, TILES)
     TWICE, SECOND, WIDE = FIRST < TILES, TILES - FIRST, parts.dtype == "float32"
