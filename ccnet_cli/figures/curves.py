@@ -10,6 +10,8 @@ Line = Sequence[tuple[float, float]]
 
 # of the drawing, in its own units, which a telephone shows a little smaller
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400, 250, 58, 14, 10, 42
+# the widest that a digit of a label is
+DIGIT = 9
 # of a line; every n-th is drawn of more
 MAX_POINTS = 1000
 # points of at most that many are marked
@@ -89,7 +91,10 @@ def _draw(plot: Plot, lines: Mapping[str, Line]) -> Markup:
     for tick in along:
         x, y = place(tick, up[0])
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{y + 5:.1f}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{y + 19:.1f}" text-anchor="middle">{tick:,.0f}</text>')
+        label = f"{tick:,.0f}"
+        # the last one stays within the drawing
+        middle = min(x, WIDTH - len(label) * DIGIT / 2)
+        parts.append(f'<text x="{middle:.1f}" y="{y + 19:.1f}" text-anchor="middle">{label}</text>')
     base = HEIGHT - BOTTOM
     parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{base}H{WIDTH - RIGHT}"/>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 5}" text-anchor="middle">step</text>')

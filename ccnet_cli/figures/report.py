@@ -94,7 +94,7 @@ def write_report(
     """
     scored = [row for row in rows if "miou" in row]
     table = Table(
-        ("IoU %", "best %", "over the steps"),
+        ("IoU %", "best %", "over the steps") if len(scored) > 1 else ("IoU %",),
         [_class_row(scored, *entry) for entry in zip(classes.names, classes.palette, strict=True)],
     )
     curves = [plot.render() for plot in _plots(rows)]
@@ -214,11 +214,14 @@ def _facts(rows: Sequence[Row], scored: Sequence[Row]) -> dict[str, str]:
 
 
 def _class_row(scored: Sequence[Row], name: str, colour: tuple[int, int, int]) -> dict[str, Any]:
-    """A class in the table: its last and its best IoU, and its line over the steps."""
+    """A class in the table: its last and, of several evaluations, its best IoU, and its line over the steps."""
     history = [(row["step"], row.get("classes", {}).get(name)) for row in scored]
     points = [(step, value) for step, value in history if value is not None]
     last, best = history[-1][1] if history else None, max((value for _, value in points), default=None)
-    row = {"name": name, "colour": _colour(colour), "numbers": [_percent(last), _percent(best)], "line": _line(points)}
+    row = {"name": name, "colour": _colour(colour), "numbers": [_percent(last)]}
+    if len(scored) < 2:
+        return row
+    row |= {"numbers": [_percent(last), _percent(best)], "line": _line(points)}
     if points:
         begin, end = points[0][1], points[-1][1]
         row["label"] = f"IoU of {name} from {100 * begin:.1f} to {100 * end:.1f} percent"

@@ -67,7 +67,7 @@ def test_names_are_text():
 def page(tmp_path_factory) -> tuple[browser.Page, Path]:
     path = tmp_path_factory.mktemp("page") / "report.html"
     lines = {
-        f"loss/{name}": [(step, 1 / (step + k + 1)) for step in range(0, 900, 30)] for k, name in enumerate("abcdef")
+        f"loss/{name}": [(step, 1 / (step + k + 1)) for step in range(0, 1001, 40)] for k, name in enumerate("abcdef")
     }
     style = (pages.FOLDER / "report.css").read_text(encoding="utf-8")
     fill = {"started": "now", "device": "cpu", "command": "ccnet " + 40 * "word ", "facts": {"mIoU": "80 %"}}
@@ -125,5 +125,9 @@ def test_curves_are_readable_on_a_telephone(page):
     )
     for one, other in itertools.combinations(boxes, 2):
         assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] + 3 or other[3] <= one[1] + 3
+    # and none is cut off at the drawing's edge
+    left, right = tab.value("(b => [b.left, b.right])(document.querySelector('svg.curves').getBoundingClientRect())")
+    drawn = tab.value("[...document.querySelectorAll('svg.curves text')].map((t) => t.textContent)")
+    assert "1,000" in drawn and all(left <= box[0] and box[2] <= right for box in boxes)
     assert tab.value("document.documentElement.lang") == "en"
     assert tab.value("document.querySelectorAll('h1').length") == 1

@@ -116,6 +116,12 @@ def test_a_class_has_its_colour_and_a_line_that_falls_as_its_score_does(tmp_path
     assert re.findall(r">(\d+\.\d\d|-)</td>", text) == ["0.00", "100.00", "-", "25.00", "-", "-"]
 
 
+def test_the_classes_of_one_evaluation_are_numbers_alone(tmp_path):
+    text = page(tmp_path, [{"step": 10, "miou": 0.5, "classes": {"road": 0.5}}])
+    assert re.findall(r">(\d+\.\d\d|-)</td>", text) == ["50.00", "-", "-"]
+    assert "<polyline" not in text and "over the steps" not in text
+
+
 ROWS = [
     {"step": 10, "loss": 1.5, "loss/ohem": 1.0, "loss/auxiliary": 0.5, "lr": 0.1, "gamma": -0.25, "seconds": 1.0},
     {"step": 20, "loss": 1.25, "loss/ohem": 1.0, "loss/auxiliary": 0.25, "lr": 0.05, "gamma": 0.5, "seconds": 3.0},
