@@ -188,7 +188,7 @@ Compile = Annotated[
 
 Formats = Annotated[
     list[Format] | None,
-    typer.Option("--format", metavar="NAME", help="color, overlay, train-id or label-id; repeatable."),
+    typer.Option("--format", metavar="NAME", help="color, overlay, overlay-legend, train-id or label-id; repeatable."),
 ]
 
 
