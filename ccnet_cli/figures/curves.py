@@ -91,10 +91,10 @@ def _draw(plot: Plot, lines: Mapping[str, Line]) -> Markup:
     for tick in along:
         x, y = place(tick, up[0])
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{y + 5:.1f}"/>')
-        label = f"{tick:,.0f}"
+        number = f"{tick:,.0f}"
         # the last one stays within the drawing
-        middle = min(x, WIDTH - len(label) * DIGIT / 2)
-        parts.append(f'<text x="{middle:.1f}" y="{y + 19:.1f}" text-anchor="middle">{label}</text>')
+        middle = min(x, WIDTH - len(number) * DIGIT / 2)
+        parts.append(f'<text x="{middle:.1f}" y="{y + 19:.1f}" text-anchor="middle">{number}</text>')
     base = HEIGHT - BOTTOM
     parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{base}H{WIDTH - RIGHT}"/>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 5}" text-anchor="middle">step</text>')
