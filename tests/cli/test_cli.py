@@ -442,7 +442,7 @@ def test_every_command_that_prints_a_table_writes_json_too():
     printing = {
         path
         for path, command in COMMANDS.items()
-        if command.callback and re.search(r"\b(table|block|_?show)\(", inspect.getsource(command.callback))
+        if command.callback and re.search(r"\b(table|block|_?show|show_reports)\(", inspect.getsource(command.callback))
     }
     assert printing >= {("eval",), ("visualize",), ("doctor",), ("presets", "list"), ("bench", "cost")}
     assert [path for path in printing if all("--json" not in each.opts for each in COMMANDS[path].params)] == []
