@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,19 +79,19 @@ def agent(tmp_path, monkeypatch):
     """Run work by an agent of its own process with two workers; what it answers or raises, as text."""
     monkeypatch.setattr(elastic, "START_METHOD", "fork")
 
-    def run(work, *arguments, restarts=1, then=lambda pid: None):
+    def run(work, *arguments, restarts=1, then=lambda pid: None, port=None, run_id="test", join=30):
         def start():
-            nodes = Nodes(1, 1, "127.0.0.1", free_port(), "test")
+            nodes = Nodes(1, 1, "127.0.0.1", port or free_port(), run_id)
             try:
-                answer = elastic.run(work, arguments, 2, nodes, restarts, Limits(30, 30, 20), tmp_path / "agent.log")
+                answer = elastic.run(work, arguments, 2, nodes, restarts, Limits(join, 30, 20), tmp_path / "agent.log")
             except CCNetError as error:
                 answer = f"{'silent ' * error.reported}{type(error).__name__} {error.exit_code}: {error}"
-            (tmp_path / "answer").write_text(answer)
+            (tmp_path / f"answer-{run_id}").write_text(answer)
 
         pid = forked(start)
         then(pid)
         code = ended(pid)
-        return (tmp_path / "answer").read_text() if code == 0 else code
+        return (tmp_path / f"answer-{run_id}").read_text() if code == 0 else code
 
     return run
 
@@ -133,6 +134,41 @@ def test_a_signal_to_the_agent_lets_its_workers_save(agent, tmp_path):
         os.kill(pid, signal.SIGTERM)
 
     assert agent(_wait_for_signal, tmp_path, then=then) == "Interrupted 143: run: stopped by 15, saved; continue"
+
+
+def _wait_for_release(worker, folder):
+    with join_group(CPU, Limits(join=30)) as group, worker.signals(group):
+        (folder / f"{os.getpid()}.pid").touch()
+        while not group.largest((folder / "released").exists()):
+            time.sleep(0.01)
+        return f"{group.world_size} of attempt {group.attempt}"
+
+
+def _meet(worker, folder):
+    with join_group(CPU, Limits(join=30)) as group:
+        return f"{group.world_size} met"
+
+
+@pytest.mark.parametrize("stray", ["bytes", "another run", "a machine too many"])
+def test_a_run_does_not_notice_what_comes_to_its_address(agent, tmp_path, stray):
+    """Contract row C16."""
+    port = free_port()
+
+    def then(pid):
+        _await_workers(tmp_path)
+        if stray == "bytes":
+            for content in (b"", b"GET / HTTP/1.0\r\n\r\n", bytes(range(256)) * 300):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as client:
+                    client.sendall(content)
+        elif stray == "another run":
+            assert agent(_meet, tmp_path, port=port, run_id="other") == "2 met"
+        else:
+            # it waits for a place until it is killed
+            extra = forked(lambda: agent(_meet, tmp_path, port=port, then=lambda pid: time.sleep(3) or os.kill(pid, 9)))
+            assert ended(extra) == 0
+        (tmp_path / "released").touch()
+
+    assert agent(_wait_for_release, tmp_path, port=port, restarts=0, then=then) == "2 of attempt 0"
 
 
 def _hang(worker, folder):
