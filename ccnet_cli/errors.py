@@ -2,10 +2,12 @@
 
 import io
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -224,3 +226,14 @@ def exit_at_once(code: int) -> NoReturn:
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(code)
+
+
+def transportable(error: Exception) -> Exception:
+    """An error that another process can read: a CCNetError is itself, any other one its traceback."""
+    return error if isinstance(error, CCNetError) else RuntimeError("".join(traceback.format_exception(error)))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of torch's message."""
+    # torch begins with its source's line: [/pytorch/third_party/gloo/...:123]
+    return re.sub(r"^(\[[^\]]*\]\s*)+", "", str(error).strip()).partition("\n")[0][:160]

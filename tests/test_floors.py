@@ -24,7 +24,7 @@ FLOORS = {
     3: "config figures",
     2: "models losses datasets runs",
     1: "parallel media ops",
-    0: "devices progress version errors files parts",
+    0: "children devices progress version errors files parts",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 # in ops, implementations import neither each other nor the reference; only these files gather them

@@ -111,7 +111,8 @@ def evaluate(request: EvaluateRequest) -> Result | None:
     device = devices.local_device(request.gpus, request.processes, default_device(request.runtime.device, path))
     request = replace(request, checkpoint=path, runtime=replace(request.runtime, device=str(device)))
     if launch is None and count > 1:
-        result: Result = supervisor.run(_evaluate_in_worker, (request,), count)
+        with supervisor.fork(0 if request.gpus else count) as forked:
+            result: Result = supervisor.run(_evaluate_in_worker, (request,), count, forked=forked)
         return result
     result = _evaluate_in_worker(Worker(), request)
     return result if launch is None or launch.rank == 0 else None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ccnet_cli import config, devices, files
+from ccnet_cli.children import Child
 from ccnet_cli.commands import live
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, Interrupted, notice
 from ccnet_cli.inference import sharing
@@ -25,6 +26,7 @@ from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.layout import Layout, Targets
 from ccnet_cli.media.sources import Collision, Listing, Source
 from ccnet_cli.media.video import declared_frames
+from ccnet_cli.parallel import supervisor
 from ccnet_cli.parallel.group import share_store
 from ccnet_cli.progress import Progress
 from ccnet_cli.weights.find import find_artifact
@@ -152,7 +154,8 @@ def predict(request: PredictRequest, on_outcome: OnOutcome = lambda *_: None) ->
         return _predict_live(request, on_outcome)
     if launch is None:
         count = request.gpus or request.processes
-        return _run(request, on_outcome, lambda stream, collector: stream.segment(collector, count))
+        with supervisor.fork(0 if request.gpus or count == 1 else count) as forked:
+            return _run(request, on_outcome, lambda stream, collector: stream.segment(collector, count, forked))
     path = find_artifact(request.checkpoint)
     with share_store(devices.device(default_device(request.runtime.device, path))) as group:
         if group.attempt and not request.overwrite:
@@ -246,11 +249,11 @@ class _Stream:
     artifacts: list[Artifact[Network]]
     listing: Listing | None = None
 
-    def segment(self, collector: Collector, processes: int) -> int:
+    def segment(self, collector: Collector, processes: int, forked: list[Child]) -> int:
         """Segment all in this process, or in others; the number of the signal that stopped it, or 0."""
         if processes == 1 and not self.request.gpus:
             return sharing.segment_here(self.recipe, self.artifacts.pop(), self.tasks(collector), collector)
-        return sharing.segment_in_processes(self.recipe, self.tasks(collector), collector, processes)
+        return sharing.segment_in_processes(self.recipe, self.tasks(collector), collector, processes, forked)
 
     def tasks(self, collector: Collector) -> Iterator[Task | None]:
         """The tasks of this shard in order; None where there is none at present."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ccnet_cli.children import Child
 from ccnet_cli.errors import CCNetError, EnvironmentFailure, PeerLost, hush
 from ccnet_cli.inference.artifact import Artifact, Network, open_artifact
 from ccnet_cli.inference.dispatch import TASK_SECONDS, Dispatcher
@@ -77,12 +78,16 @@ def segment_here(recipe: Recipe, artifact: Artifact[Network], tasks: Tasks, coll
     return next(iter(received), 0)
 
 
-def segment_in_processes(recipe: Recipe, tasks: Tasks, collector: Collector, count: int) -> int:
+def segment_in_processes(
+    recipe: Recipe, tasks: Tasks, collector: Collector, count: int, forked: list[Child] | None = None
+) -> int:
     """Segment tasks in N processes of this machine, as segment_here; they share its threads."""
     threads = max(1, torch.get_num_threads() // count)
     with _dispatch(recipe, tasks, collector) as dispatcher:
         arguments = (recipe, dispatcher.address, dispatcher.key, threads)
-        signals = supervisor.run(_segment_in_worker, arguments, count, restarts=REPLACEMENTS, independent=True)
+        signals = supervisor.run(
+            _segment_in_worker, arguments, count, restarts=REPLACEMENTS, independent=True, forked=forked
+        )
     return next((number for number in signals if number), 0)
 
 

@@ -20,7 +20,16 @@ from typing import Any
 
 from ccnet_cli import files, parts
 from ccnet_cli.devices import RENDEZVOUS, network_variables, resolve, wait_for_store
-from ccnet_cli.errors import SIGNALS, CCNetError, EnvironmentFailure, Interrupted, PeerLost, exit_at_once
+from ccnet_cli.errors import (
+    SIGNALS,
+    CCNetError,
+    EnvironmentFailure,
+    Interrupted,
+    PeerLost,
+    exit_at_once,
+    first_line,
+    transportable,
+)
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel.group import Limits
 
@@ -105,7 +114,7 @@ def run(
             if isinstance(stopped := _cause(Path(errors)), Interrupted):
                 raise stopped from None
             where = f"rendezvous {nodes.host}:{nodes.port}"
-            why = f"lost ({type(error).__name__}: {groups.first_line(error)})"
+            why = f"lost ({type(error).__name__}: {first_line(error)})"
             if type(error).__name__ == "RendezvousTimeoutError":
                 why = f"fewer than {nodes.least} machines came within {limits.join:.0f} s"
             raise EnvironmentFailure(where, why, "see that its machine runs, and resume") from None
@@ -121,7 +130,7 @@ def _run_worker(payload: bytes) -> Any:
         work, arguments = ForkingPickler.loads(payload)
         return work(groups.Worker(), *arguments)
     except Exception as error:
-        pickled = bytes(ForkingPickler.dumps(groups.transportable(error))).hex()
+        pickled = bytes(ForkingPickler.dumps(transportable(error))).hex()
         # torch's agent reads the message
         content = {"error": pickled, "time": time.time(), "timestamp": int(time.time()), "message": str(error)}
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(content))

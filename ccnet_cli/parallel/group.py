@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ccnet_cli import errors, files
 from ccnet_cli.devices import Launch, agree_on_attempt, read_launch, refuse_taken, resolve, wait_for_store
-from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, PeerLost, out_of_memory
+from ccnet_cli.errors import CCNetError, EnvironmentFailure, InputError, PeerLost, first_line, out_of_memory
 
 # torch declares its stores without types
 STORES: Any = dist
@@ -302,11 +302,6 @@ def _appears(store: Any, key: str, seconds: float) -> bool:
     return bool(store.check([key]))
 
 
-def transportable(error: Exception) -> Exception:
-    """An error that another process can read: a CCNetError is itself, any other one its traceback."""
-    return error if isinstance(error, CCNetError) else RuntimeError("".join(traceback.format_exception(error)))
-
-
 def _lost_peer(error: RuntimeError, rank: int) -> PeerLost | None:
     """The error to raise for one from a collective, whatever its text; None for one from anywhere else."""
     frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -316,12 +311,6 @@ def _lost_peer(error: RuntimeError, rank: int) -> PeerLost | None:
         return None
     fix = "see what became of them, and resume"
     return PeerLost(f"process {rank}", f"lost the other processes ({first_line(error)})", fix)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of torch's message."""
-    # torch begins with its source's line: [/pytorch/third_party/gloo/...:123]
-    return re.sub(r"^(\[[^\]]*\]\s*)+", "", str(error).strip()).partition("\n")[0][:160]
 
 
 class Worker:

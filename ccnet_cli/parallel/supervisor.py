@@ -1,21 +1,21 @@
 """Start the processes of a command on this machine, watch them, and restart or replace them."""
 
-import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
-from ccnet_cli import errors, files, parts
-from ccnet_cli.errors import SIGNALS, EnvironmentFailure, Interrupted, PeerLost, notice
+from ccnet_cli import children, errors, files, parts
+from ccnet_cli.children import Child
+from ccnet_cli.errors import EnvironmentFailure, Interrupted, PeerLost, notice
 from ccnet_cli.parallel import group as groups
 from ccnet_cli.parallel.group import Limits, Worker
 
@@ -71,20 +71,21 @@ def run(
     restarts: int = 0,
     limits: Limits | None = None,
     independent: bool = False,
+    forked: list[Child] | None = None,
 ) -> Any:
     """Run `work(worker, *arguments)` in N processes; rank 0's answer. Signals are forwarded; see Worker.signals.
 
     The first failure is raised: the CCNetError of a worker, EnvironmentFailure for one that was killed or does not
     answer, RuntimeError with the traceback for any other error. Up to `restarts` times an EnvironmentFailure restarts
     all workers instead; or, of independent workers, which share the store alone (see share_store), replaces the one
-    that failed, and the answers of all are returned, by rank.
+    that failed, and the answers of all are returned, by rank. Workers that were forked are taken before others start.
     """
     limits = limits or Limits()
     files.reserve_handles(48 + 8 * processes)
     payload = bytes(ForkingPickler.dumps((work, arguments)))
     with errors.record_signals() as received:
         store = groups.open_store("127.0.0.1", 0, True, limits.join)
-        start = partial(_start, payload, processes, store.port)
+        start = partial(_start, payload, processes, store.port, [] if forked is None else forked)
         try:
             restarts, replacements = (0, restarts) if independent else (restarts, 0)
             for left in range(restarts, -1, -1):
@@ -101,25 +102,20 @@ def run(
             del store
 
 
-def _start(payload: bytes, processes: int, port: int, rank: int, attempt: int) -> _Process:
-    """Start a worker, which unpickles work and arguments once it has imported the extensions."""
-    context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()
+def fork(processes: int) -> AbstractContextManager[list[Child]]:
+    """Workers for `run` that need not import anything, where the system has them; see children.fork."""
+    return children.fork(processes, _run_worker)
+
+
+def _start(payload: bytes, processes: int, port: int, forked: list[Child], rank: int, attempt: int) -> _Process:
+    """Give work to a worker, which unpickles work and arguments once it has imported the extensions."""
     # torchrun's variables, which `read_launch` reads
     ranks = dict.fromkeys(("RANK", "LOCAL_RANK"), rank) | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), processes)
     store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
     store |= {"TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}
-    environment = ranks | store | {"TORCHELASTIC_RESTART_COUNT": attempt}
-    # children inherit the mask, so early signals stay pending
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        pipe, far_end = context.Pipe()
-        process = context.Process(target=_run_worker, args=(far_end, environment, payload))
-        process.start()
-        far_end.close()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    return _Process(rank, pipe, process)
+    child = forked.pop(0) if forked else children.launch("spawn", _run_worker)
+    child.send((ranks | store | {"TORCHELASTIC_RESTART_COUNT": attempt}, payload))
+    return _Process(rank, child.pipe, child.process)
 
 
 def _replace(workers: list[_Process], start: Callable[[int, int], _Process], left: int, limits: Limits) -> int:
@@ -209,8 +205,9 @@ def _cause(workers: list[_Process], silent: list[_Process], received: list[int],
     )
 
 
-def _run_worker(pipe: Connection, environment: Mapping[str, object], payload: bytes) -> None:
+def _run_worker(pipe: Connection, task: tuple[dict[str, object], bytes]) -> None:
     """Entry of a worker: run the work and report its outcome."""
+    environment, payload = task
     os.environ.update({name: str(value) for name, value in environment.items()})
     errors.mend_streams()
     worker = Worker(pipe)
@@ -219,7 +216,7 @@ def _run_worker(pipe: Connection, environment: Mapping[str, object], payload: by
         work, arguments = ForkingPickler.loads(payload)
         outcome = Outcome(0.0, work(worker, *arguments))
     except Exception as error:
-        outcome = Outcome(0.0, failure=groups.transportable(error))
+        outcome = Outcome(0.0, failure=errors.transportable(error))
     # a supervisor that was killed wants no answer
     with suppress(OSError):
         pipe.send(outcome._replace(time=time.time()))

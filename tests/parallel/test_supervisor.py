@@ -13,7 +13,7 @@ import pytest
 import torch
 from runs import ended, forked
 
-from ccnet_cli import parts
+from ccnet_cli import errors, parts
 from ccnet_cli.errors import EnvironmentFailure, InputError, Interrupted, NonFiniteError, PeerLost
 from ccnet_cli.models import network as models
 from ccnet_cli.parallel import group as groups
@@ -217,7 +217,7 @@ def stop(tmp_path, ready_ranks, obeys=True, shutdown=20.0, number=signal.SIGTERM
         return run(_wait, tmp_path, ready_ranks, obeys, limits=Limits(shutdown=shutdown))
 
 
-@pytest.mark.parametrize("number", supervisor.SIGNALS)
+@pytest.mark.parametrize("number", errors.SIGNALS)
 def test_workers_that_are_ready_have_time_to_save(tmp_path, number):
     answer, seconds = stop(tmp_path, (0, 1), number=number)
     assert isinstance(answer, Interrupted) and answer.why == "saved", repr(answer)
@@ -277,11 +277,11 @@ def test_a_second_signal_ends_a_process_at_once_unless_it_is_the_launcher_s_echo
 
 
 def test_signals_are_handled_as_before_once_the_context_is_left():
-    handlers = [signal.getsignal(number) for number in supervisor.SIGNALS]
+    handlers = [signal.getsignal(number) for number in errors.SIGNALS]
     with Worker().signals(Group()) as stop_signal:
-        assert [signal.getsignal(number) for number in supervisor.SIGNALS] != handlers
+        assert [signal.getsignal(number) for number in errors.SIGNALS] != handlers
         assert stop_signal() == 0
-    assert [signal.getsignal(number) for number in supervisor.SIGNALS] == handlers
+    assert [signal.getsignal(number) for number in errors.SIGNALS] == handlers
 
 
 def test_outside_the_main_thread_python_handles_no_signals():
