@@ -257,6 +257,29 @@ def labelstudio(folder, labels):
     put(folder / "export.json", json.dumps(tasks).encode())
 
 
+def labelstudio_min(folder, labels):
+    """JSON-MIN: the same values, without the records around them."""
+    labelstudio(folder, labels)
+    tasks = json.loads((folder / "export.json").read_text())
+    (folder / "export.json").unlink()
+    plain = []
+    for task in tasks:
+        results = task["annotations"][0]["result"]
+        tag = [
+            {**each["value"], **{key: each[key] for key in ("original_width", "original_height")}} for each in results
+        ]
+        plain.append({"image": task["data"]["image"], "id": task["id"], "tag": tag, "annotator": 1, "annotation_id": 7})
+    put(folder / "export-min.json", json.dumps(plain).encode())
+
+
+def sequences(folder, labels):
+    """Frames of the same name in folders of their own, below the images and below the masks."""
+    write_images(folder, labels, "images/{}/frame1.png")
+    for name, label in labels.items():
+        put(folder / f"masks/{name}/frame1.png", png(label))
+    put(folder / "classes.txt", "\n".join(NAMES).encode())
+
+
 def pascal(folder, labels):
     write_images(folder, labels, "JPEGImages/{}.png")
     palette = [*COLOURS, *[(0, 0, 0)] * 250, (224, 224, 192)]
@@ -296,6 +319,6 @@ FORMATS = {
     "labelme": [labelme],
     "cvat": [cvat_polygons, cvat_masks],
     "supervisely": [supervisely],
-    "labelstudio": [labelstudio],
-    "masks": [roboflow_masks, pascal, colours, beside, spread],
+    "labelstudio": [labelstudio, labelstudio_min],
+    "masks": [roboflow_masks, pascal, colours, beside, spread, sequences],
 }

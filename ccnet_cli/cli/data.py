@@ -284,11 +284,9 @@ def _table(text: str | None) -> dict[str, str | None] | None:
     """The table of --labels, as the key data.labels has it."""
     if text is None:
         return None
-    from ccnet_cli import config
+    from ccnet_cli.config.text import parse
 
-    mapping: dict[str, Any] = {"data": {"dataset": "folder"}}
-    config.override(mapping, f"data.labels={text}")
-    labels = mapping["data"]["labels"]
+    labels = parse(text, "option --labels")
     if not isinstance(labels, dict) or not all(name is None or isinstance(name, str) for name in labels.values()):
         raise InputError("option --labels", "no table of values", "write for example {0: background, 255: car}")
     return labels

@@ -85,6 +85,9 @@ def convert(request: ConvertRequest) -> Converted:
     notice(f"{request.source}: {FORMATS[name].title}, {len(annotations.pictures)} images")
     if not annotations.pictures:
         raise InputError(f"folder {request.source}", "its annotations name no image", "export it again")
+    if not annotations.maps and not any(picture.paints for picture in annotations.pictures):
+        why = f"nothing is outlined in its {len(annotations.pictures)} images"
+        raise InputError(f"folder {request.source}", why, "outline something in the program, and export it again")
     names = _name(tree, annotations.pictures)
     drawing = _plan(annotations, request.unlabelled)
     palette, present = _palette(annotations, drawing.names), dict[str, set[int]]()
@@ -98,7 +101,10 @@ def convert(request: ConvertRequest) -> Converted:
         splits = _part(names, annotations.pictures, request, present)
         _write_lists(folder, splits)
         files.write_bytes(folder / "preset.yaml", _preset(request.output, drawing.names, palette, annotations).encode())
-    for count, what in ((annotations.skipped, "shapes that outline nothing"), (annotations.others, "other images")):
+    for count, what in (
+        (annotations.skipped, "shapes that outline nothing"),
+        (annotations.others, "images without a label"),
+    ):
         if count > 0:
             notice(f"{count} {what} were left out")
     counts = {split: len(own) for split, own in splits.items()}

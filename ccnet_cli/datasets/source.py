@@ -14,7 +14,7 @@ from ccnet_cli.datasets.dataset import LABEL_IDS, OWN_IDS, TRAIN_IDS, Split
 from ccnet_cli.datasets.listing import Sample, Samples, holds_train_ids, labelled_ones, read_list, require_files
 from ccnet_cli.datasets.parting import part
 from ccnet_cli.datasets.settings import IGNORED, Data, FolderData
-from ccnet_cli.datasets.tables import Table, colour_reader, value_reader
+from ccnet_cli.datasets.tables import MAX_VALUES, Table, colour_reader, refuse_swapped, value_reader
 from ccnet_cli.errors import InputError, detail
 from ccnet_cli.media import images
 from ccnet_cli.media.classes import Classes
@@ -23,8 +23,7 @@ from ccnet_cli.media.images import Pixels, cv2
 REFUSED = -1
 Values = npt.NDArray[np.integer[Any]]
 ReadLabel = Callable[[Path], npt.NDArray[Any]]
-# a label map has hardly more values than this, a photograph hardly fewer
-MAX_VALUES = 64
+SWAP = "exchange data.train_images and data.train_labels (val_images, val_labels), or the columns of the list"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +95,7 @@ def _apply_table(table: Table, classes: Classes, ignored: int) -> tuple[npt.NDAr
     lookup[ignored] = IGNORED
     for value, name in table.values.items():
         lookup[value] = IGNORED if name is None else classes.names.index(name)
-    return lookup, value_reader(table)
+    return lookup, value_reader()
 
 
 def _find_root(data: Data) -> Path:
@@ -165,13 +164,13 @@ def _read_label(source: Source, sample: Sample) -> Pixels:
     try:
         values = source.read_label(sample.label)
     except InputError:
-        _refuse_swapped(sample)
+        refuse_swapped(sample.image, sample.label, SWAP)
         raise
     present = _present(values)
     refused = present[source.lookup[present] == REFUSED]
     if len(refused):
         if len(present) > MAX_VALUES:
-            _refuse_swapped(sample)
+            refuse_swapped(sample.image, sample.label, SWAP)
         raise _describe_wrong_values(source, sample.label, present, refused)
     if source.label_kind == LABEL_IDS and looks_like_train_ids(present):
         why = "its values look like train ids (255 beside 0 to 6, nothing from 19 to 33) where labelIds are expected"
@@ -180,18 +179,6 @@ def _read_label(source: Source, sample: Sample) -> Pixels:
         # 255 for the values that are refused: they do not occur here
         return np.asarray(cv2.LUT(values, source.lookup[:256].astype(np.uint8)))
     return source.lookup[values].astype(np.uint8)
-
-
-def _refuse_swapped(sample: Sample) -> None:
-    """InputError if a label that cannot be read as one has an image that can."""
-    try:
-        values = images.read_label(sample.image)
-    except InputError:
-        return
-    if len(_present(values)) <= MAX_VALUES:
-        why = f"looks like a picture, and its image {sample.image} like a label map: the two are swapped"
-        fix = "exchange data.train_images and data.train_labels (val_images, val_labels), or the columns of the list"
-        raise InputError(f"label {sample.label}", why, fix)
 
 
 def _present(values: Values) -> Values:

@@ -18,6 +18,11 @@ COLOUR = re.compile(r"#([0-9a-fA-F]{6})")
 TRIPLE = re.compile(r"(\d{1,3}) *, *(\d{1,3}) *, *(\d{1,3})")
 VALUES = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 MAX_LISTED = 8
+KEY = "data.labels"
+# a label map has hardly more values than this, a photograph hardly fewer
+MAX_VALUES = 64
+# as a JPEG too, this part of its pixels has its commonest colours
+MIN_FLAT = 0.5
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,11 @@ def _values(key: str) -> range:
     return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
-def value_reader(table: Table) -> "Callable[[Path], np.ndarray]":
-    """A reader of label files whose values the table names: one channel, or three that are the same."""
+def value_reader(key: str = KEY) -> "Callable[[Path], np.ndarray]":
+    """A reader of label files whose values a table names: one channel, or three that are the same.
+
+    key is where colours can be named instead.
+    """
     from ccnet_cli.media import images
 
     def read(path: Path) -> "np.ndarray":
@@ -90,15 +98,20 @@ def value_reader(table: Table) -> "Callable[[Path], np.ndarray]":
         pixels = images.read_colours(path)
         if (pixels != pixels[..., :1]).any():
             listed = ", ".join(map(_hex, list(_distinct(pixels))[:MAX_LISTED]))
-            fix = "name its colours in data.labels, such as {'#804080': road}"
+            fix = f"name its colours in {key}, such as {{'#804080': road}}"
             raise InputError(f"label {path}", f"has colours ({listed}) where values are expected", fix)
         return pixels[..., 0]
 
     return read
 
 
-def colour_reader(table: Table, names: Sequence[str], ignored: int) -> "Callable[[Path], np.ndarray]":
-    """A reader of label files whose colours the table names, as train ids (H, W) uint8."""
+def colour_reader(
+    table: Table, names: Sequence[str], ignored: int, source: str = KEY, key: str = KEY
+) -> "Callable[[Path], np.ndarray]":
+    """A reader of label files whose colours the table names, as train ids (H, W) uint8.
+
+    source is what the table was read of, key where it can be corrected.
+    """
     import numpy as np
 
     from ccnet_cli.media import images
@@ -109,24 +122,53 @@ def colour_reader(table: Table, names: Sequence[str], ignored: int) -> "Callable
     train_ids = np.array([*ids, *(rest or [ignored])], np.uint8)
 
     def read(path: Path) -> "np.ndarray":
-        pixels = images.read_colours(path).astype(np.int64)
-        packed = pixels[..., 2] << 16 | pixels[..., 1] << 8 | pixels[..., 0]
+        packed = pack(images.read_colours(path))
         index = np.searchsorted(known, packed).clip(max=len(known) - 1)
         listed = known[index] == packed
         if not rest and not listed.all():
-            raise _describe_colours(path, np.unique(packed[~listed]).tolist())
+            raise _describe_colours(path, np.unique(packed[~listed]).tolist(), source, key)
         return train_ids[np.where(listed, index, len(known))]
 
     return read
 
 
-def _describe_colours(path: Path, colours: list[int]) -> InputError:
+def _describe_colours(path: Path, colours: list[int], source: str, key: str) -> InputError:
     listed = ", ".join(map(_hex, colours[:MAX_LISTED])) + (", ..." if len(colours) > MAX_LISTED else "")
     if len(colours) > 4 * MAX_LISTED:
-        fix = f"give masks without smoothed edges or JPEG compression, or ignore them: {REST}: null in data.labels"
-        return InputError(f"label {path}", f"{len(colours)} colours are not in data.labels ({listed})", fix)
-    fix = f"add them to data.labels, or ignore what is not named with {REST}: null"
-    return InputError(f"label {path}", f"colour {listed} is not in data.labels", fix)
+        fix = f"give masks without smoothed edges or JPEG compression, or ignore them: {REST}: null in {key}"
+        return InputError(f"label {path}", f"{len(colours)} colours are not in {source} ({listed})", fix)
+    there = "" if source == key else "correct it there, or "
+    fix = f"{there}add them to {key}, or ignore what is not named with {REST}: null"
+    return InputError(f"label {path}", f"colour {listed} is not in {source}", fix)
+
+
+def pack(pixels_bgr: "np.ndarray") -> "np.ndarray":
+    """Colours 0xRRGGBB (H, W) of a picture (H, W, 3)."""
+    import numpy as np
+
+    blue, green, red = np.moveaxis(pixels_bgr.astype(np.int64), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def refuse_swapped(image: Path, label: Path, fix: str) -> None:
+    """InputError where a label that cannot be read looks like a picture, and its image like a label map."""
+    import numpy as np
+
+    from ccnet_cli.media import images
+
+    try:
+        if images.is_one_channel(image):
+            swapped = len(np.unique(images.read_label(image))) <= MAX_VALUES
+        else:
+            swapped = len(np.unique(pack(images.read_colours(image)))) <= MAX_VALUES
+            # images may be drawn too
+            counts = np.sort(np.unique(pack(images.read_image(label)), return_counts=True)[1])
+            swapped = swapped and counts[-MAX_VALUES:].sum() < MIN_FLAT * counts.sum()
+    except InputError:
+        return
+    if swapped:
+        why = f"looks like a picture, and its image {image} like a label map: the two are swapped"
+        raise InputError(f"label {label}", why, fix)
 
 
 def _distinct(pixels: "np.ndarray") -> Iterator[int]:

@@ -171,6 +171,11 @@ def read_colours(path: Path) -> Pixels:
         pixels, damage = _decode(content, cv2.IMREAD_COLOR)
         if pixels is None or damage or pixels.shape != (found.height, found.width, 3):
             raise UnreadableError(damage or UNDECODABLE)
+        if (pixels == pixels[0, 0]).all():
+            alpha, _ = _decode(content, cv2.IMREAD_UNCHANGED)
+            if alpha is not None and alpha.ndim == 3 and alpha.shape[2] == 4 and np.ptp(alpha[..., 3]):
+                why = "has one colour alone, and shows its picture by transparency, which is not read"
+                raise InputError(f"label {path}", why, "save it as a grey or palette PNG without transparency")
     except UnreadableError as error:
         raise InputError(f"label {path}", str(error), REPLACE) from None
     return np.asarray(pixels, np.uint8)

@@ -1,6 +1,7 @@
 """What tools export becomes the label maps that were exported."""
 
 import json
+import shutil
 from pathlib import Path
 
 import exports
@@ -39,7 +40,7 @@ def test_every_format_gives_back_the_labels(tmp_path, name, writer):
     seen = set()
     for source in sources.values():
         for sample in source.samples:
-            stem = Path(sample.name).name[0]
+            stem = next(part for part in Path(sample.name).parts if part[0] in LABELS)[0]
             seen.add(stem)
             image, label = load_pair(source, sample)
             np.testing.assert_array_equal(image, exports.image_of(LABELS[stem]))
@@ -158,6 +159,116 @@ def test_a_mask_in_the_wrong_format_is_explained(tmp_path, capsys):
     (tmp_path / "export/masks/a.png").unlink()
     exports.put(tmp_path / "export/masks/a.jpg", jpeg(exports.image_of(LABELS["a"])))
     assert "masks/a.jpg: not a PNG: other formats change or cannot hold class" in refused(tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("writer", "change", "words"),
+    [
+        (exports.cvat_masks, ("annotations.xml", lambda text: text.replace("annotations>", "dataset>")),
+         "begins with <dataset>, and CVAT's files with <annotations>"),
+        (exports.coco_runs, ("annotations/instances.json", lambda text: text[:999]), "invalid JSON: EOF"),
+        (exports.coco_runs, ("annotations/instances.json", lambda text: text.replace('"images"', '"pictures"')),
+         "has the keys info, pictures, annotations, categories, as none of"),
+        (exports.labelme, ("a.json", lambda text: text[:99]), "a.json: invalid JSON: EOF"),
+        (exports.supervisely, ("meta.json", None), "holds no meta.json; give the folder of the whole"),
+        (exports.roboflow_masks, ("train/_classes.csv", None), "has no _classes.csv, which says what the values"),
+        (exports.beside, ("a.png", None), "a_L.png: has no image of its name (1 of 3 masks have none)"),
+    ],
+)  # fmt: skip
+def test_what_is_not_recognised_is_explained(tmp_path, capsys, writer, change, words):
+    writer(tmp_path / "export", LABELS)
+    name, edit = change
+    path = tmp_path / "export" / name
+    if edit is None:
+        path.unlink()
+    else:
+        path.write_text(edit(path.read_text()))
+    assert words in refused(tmp_path, capsys)
+
+
+def test_folders_without_annotations_are_explained(tmp_path, capsys):
+    exports.write_images(tmp_path / "export", one_label())
+    exports.put(tmp_path / "export/labels/a.npy", b"x")
+    assert "holds 1 images, and nothing but .npy files that labels them" in refused(tmp_path, capsys)
+    (tmp_path / "export/images/a.png").unlink()
+    assert "holds no image but 1 .npy files; give the folder of the images" in refused(tmp_path, capsys)
+
+
+def test_a_document_type_cannot_hide_in_another_encoding(tmp_path, capsys):
+    exports.cvat_masks(tmp_path / "export", one_label())
+    path = tmp_path / "export/annotations.xml"
+    text = (
+        path.read_text()
+        .replace("<annotations>", '<!DOCTYPE a [<!ENTITY b "c">]><annotations>')
+        .replace("utf-8", "utf-16")
+    )
+    path.write_bytes(text.encode("utf-16"))
+    assert "annotations.xml: is not UTF-8 text" in refused(tmp_path, capsys)
+
+
+def test_other_xml_of_cvat_and_of_others_is_not_read_as_images(tmp_path, capsys):
+    exports.cvat_masks(tmp_path / "export", one_label())
+    path = tmp_path / "export/annotations.xml"
+    text = path.read_text()
+    path.write_text(text.replace("</annotations>", '<track id="0" label="car"/></annotations>'))
+    assert 'is CVAT for video, where CVAT for images is expected; export it as "CVAT' in refused(tmp_path, capsys)
+    path.write_text(text.replace("annotations>", "dataset>"))
+    assert "begins with <dataset>, where CVAT" in refused(tmp_path, capsys, "--format", "cvat")
+
+
+def test_an_export_in_which_nothing_is_outlined_is_refused(tmp_path, capsys):
+    exports.coco_runs(tmp_path / "export", LABELS)
+    rewrite(tmp_path / "export/annotations/instances.json", lambda value: value.update(annotations=[]))
+    assert "nothing is outlined in its 3 images; outline something" in refused(tmp_path, capsys)
+
+
+def test_a_polygon_is_cut_at_the_border_and_refused_far_beyond(tmp_path, capsys):
+    exports.coco_polygons(tmp_path / "export", LABELS)
+    file = tmp_path / "export/annotations/instances.json"
+    rewrite(file, lambda value: first(value, segmentation=[[70, 10, 95, 10, 95, 50, 70, 50]]))
+    convert(ConvertRequest(tmp_path / "export", tmp_path / "export/new", "coco"))
+    rewrite(file, lambda value: first(value, segmentation=[[70, 10, 110, 10, 110, 50, 70, 50]]))
+    shutil.rmtree(tmp_path / "export/new")
+    words = "a polygon of sky, from 70,10 to 110,50, lies outside of the picture (81 x 60)"
+    assert words in refused(tmp_path, capsys)
+
+
+def test_a_class_file_in_another_encoding_and_unnamed_values_are_named(tmp_path, capsys):
+    exports.beside(tmp_path / "export", LABELS)
+    (tmp_path / "export/classes.txt").write_bytes("Tür\nroad".encode("latin-1"))
+    assert "classes.txt: byte 1 is not UTF-8; save it" in refused(tmp_path, capsys)
+    (tmp_path / "export/classes.txt").write_text("sky\nroad\ntree\ncar\nvoid\n")
+    line = refused(tmp_path, capsys)
+    assert "value 5 is not in file" in line and "correct it there, or add it to --labels, or ignore" in line
+    assert "option --labels:1:" in refused(tmp_path, capsys, "--labels", "{0: a")
+
+
+def test_masks_that_are_transparency_alone_are_refused(tmp_path, capsys):
+    exports.write_images(tmp_path / "export", LABELS)
+    for name, label in LABELS.items():
+        hidden = np.dstack([np.zeros_like(label)] * 3 + [label % 255 * 20]).astype(int)
+        exports.put(tmp_path / f"export/masks/{name}.png", png(hidden, colour=6))
+    assert "has one colour alone, and shows its picture by transparency" in refused(tmp_path, capsys)
+
+
+def photographs(count):
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (60, 81, 3)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["values", "colours"])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_swapped_folders_are_called_so(tmp_path, capsys, kind, suffix):
+    for (name, label), photograph in zip(LABELS.items(), photographs(3), strict=True):
+        mask = png(label) if kind == "values" else png(exports.image_of(label)[..., ::-1].astype(int), colour=2)
+        picture = png(photograph, colour=2) if suffix == "png" else jpeg(photograph.astype(np.uint8))
+        exports.put(tmp_path / f"export/images/{name}.png", mask)
+        exports.put(tmp_path / f"export/masks/{name}.{suffix}", picture)
+    words = "looks like a picture, and its image"
+    line = refused(tmp_path, capsys)
+    assert words in line and line.endswith("the two are swapped; exchange the two folders")
+    (tmp_path / "export/classes.txt").write_text("\n".join(exports.NAMES))
+    assert words in refused(tmp_path, capsys)
 
 
 def test_masks_that_nobody_names_are_named_after_their_values(tmp_path):

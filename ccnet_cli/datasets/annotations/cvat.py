@@ -25,6 +25,9 @@ def read(tree: Tree) -> Annotations:
     for name in tree.ending(".xml"):
         where = f"file {tree.top / name}"
         root = parse(read_bytes(tree.top / name, "file"), where)
+        if root.tag != "annotations" or root.find("track") is not None:
+            kind = f"begins with <{root.tag[:40]}>" if root.tag != "annotations" else "is CVAT for video"
+            raise InputError(where, f"{kind}, where CVAT for images is expected", 'export it as "CVAT for images"')
         for label in root.iterfind("meta//labels/label"):
             names.append(label.findtext("name") or "")
             if colour := parse_colour(label.findtext("color")):
@@ -46,7 +49,9 @@ def parse(content: bytes, where: str) -> Element:
     """An XML document in UTF-8 without a document type, so that no entity can grow or name a file."""
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise InputError(where, "has a document type, which could name other files or grow without end", "remove it")
-    # another encoding could hide one
+    # another encoding could hide one, and a byte order mark chooses it whatever the parser is asked for
+    if b"\0" in content:
+        raise InputError(where, "is not UTF-8 text", "save it as UTF-8, or export it again")
     parser = XMLParser(encoding="utf-8")
     try:
         parser.feed(content)

@@ -32,8 +32,8 @@ class _File(Record):
 
 
 def recognise(tree: Tree) -> bool:
-    """Whether the first JSON file has shapes and an image."""
-    first = tree.peek(names[0]) if (names := tree.ending(".json")) else None
+    """Whether the first JSON file that can be read has shapes and an image."""
+    first = next((value for name in tree.ending(".json") if (value := tree.peek(name)) is not None), None)
     return isinstance(first, dict) and {"shapes", "imagePath"} <= first.keys()
 
 

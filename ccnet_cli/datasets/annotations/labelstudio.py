@@ -4,10 +4,11 @@ import posixpath
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
-from pydantic import Field, RootModel
+from pydantic import Field, RootModel, model_validator
 
 from ccnet_cli.datasets.annotations.shapes import Bits, Mask, Paint, Polygon, read_ring
 from ccnet_cli.datasets.annotations.tree import Annotations, Number, Picture, Record, Tree, require_classes, split_of
@@ -38,6 +39,17 @@ class _Task(Record):
     data: dict[str, object]
     annotations: list[_Annotation] = Field(default_factory=list)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, task: Any) -> Any:
+        """JSON-MIN has the values of each tag in a list, and the image among the other keys."""
+        if not isinstance(task, dict) or "data" in task:
+            return task
+        values = [value for key in task.values() if isinstance(key, list) for value in key if isinstance(value, dict)]
+        sizes = ("original_width", "original_height")
+        results = [{"type": "", "value": value, **{key: value.get(key) for key in sizes}} for value in values]
+        return {"data": task, "annotations": [{"result": results}]}
+
 
 class _File(RootModel[list[_Task]]):
     pass
@@ -54,7 +66,7 @@ def _files(tree: Tree) -> list[str]:
 
 
 def _is_task(value: object) -> bool:
-    return isinstance(value, dict) and {"data", "annotations"} <= value.keys()
+    return isinstance(value, dict) and ({"data", "annotations"} <= value.keys() or "annotation_id" in value)
 
 
 def read(tree: Tree) -> Annotations:

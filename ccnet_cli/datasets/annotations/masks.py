@@ -2,15 +2,16 @@
 
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ccnet_cli.datasets import tables
 from ccnet_cli.datasets.annotations.tree import VOID, Annotations, Colour, Picture, Tree, require_classes, split_of
-from ccnet_cli.datasets.tables import Table, colour_reader, parse_table, value_reader
-from ccnet_cli.errors import InputError
+from ccnet_cli.datasets.tables import MAX_VALUES, REST, Table, pack, parse_table, refuse_swapped
+from ccnet_cli.errors import InputError, notice
 from ccnet_cli.media.images import Pixels, is_one_channel, read_bytes, read_colours, read_label
 
 WORDS = "masks?|labels?|l|gt|annotations?|annot|ann|segmentations?|seg|segmentationclass(?:aug)?|targets?"
@@ -26,24 +27,29 @@ TABLES = re.compile(
 )
 # the outlines in Pascal's masks
 BORDER = "#e0e0c0"
-MAX_VALUES = 64
 IGNORED = 255
+KEY = "--labels"
+EXAMPLE = f"{KEY} '{{0: background, 1: car}}'"
 
 
 def recognise(tree: Tree) -> bool:
     """Whether an image has a mask, by the names."""
-    return bool(_pair(tree))
+    return bool(_pair(tree)[0])
 
 
 def read(tree: Tree) -> Annotations:
     """Every image that has a mask; what its values mean is said by --labels, a text file, or the values themselves."""
-    masks = _pair(tree)
+    masks, lonely = _pair(tree)
     if not masks:
         fix = "name masks as the images, in a folder masks or labels or with an ending such as _mask"
         raise InputError(f"folder {tree.top}", "holds no image with a mask", fix)
-    labels, source = (tree.labels, "--labels") if tree.labels else read_table(tree)
+    folders = {posixpath.dirname(mask) for mask in masks.values()}
+    if missing := [mask for mask in lonely if posixpath.dirname(mask) in folders]:
+        why = f"has no image of its name ({len(missing)} of {len(masks) + len(missing)} masks have none)"
+        raise InputError(f"mask {tree.top / missing[0]}", why, "put the images there, or take the masks away")
+    labels, source = (tree.labels, KEY) if tree.labels else read_table(tree)
     if labels is None:
-        labels, source = discover_table([tree.top / mask for mask in masks.values()]), "what the other masks hold"
+        labels, source = _discover(tree, masks), "what the other masks hold"
     try:
         table = parse_table(labels)
     except ValueError as error:
@@ -59,12 +65,12 @@ def read(tree: Tree) -> Annotations:
         )
         for image in masks
     ]
-    maps = [partial(reader, tree.top / mask) for mask in masks.values()]
+    maps = [partial(_read_map, reader, tree.top / image, tree.top / mask) for image, mask in masks.items()]
     return Annotations(names, pictures, _colours(table, names), maps=maps, others=len(tree.images) - 2 * len(masks))
 
 
-def _pair(tree: Tree) -> dict[str, str]:
-    """The mask of each image that has one; InputError for an image with two."""
+def _pair(tree: Tree) -> tuple[dict[str, str], list[str]]:
+    """The mask of each image that has one, and masks without an image; InputError for an image with two."""
     images: dict[tuple[str | None, str], list[str]] = {}
     masks: dict[tuple[str | None, str], list[str]] = {}
     for path in tree.images:
@@ -75,11 +81,31 @@ def _pair(tree: Tree) -> dict[str, str]:
         is_mask = ending is not None or (folder and FOLDER.fullmatch(folder) is not None)
         key = (split_of(folder), ending[1] if ending else name)
         (masks if is_mask else images).setdefault(key, []).append(path)
-    for key in images:
-        for kind, paths in (("images", images[key]), ("masks", masks.get(key, ()))):
-            if len(paths) > 1 and key in masks:
-                raise InputError(f"{kind} {paths[0]}", f"has the same name as {paths[1]}", "rename one of them")
-    return {paths[0]: masks[key][0] for key, paths in images.items() if key in masks}
+    pairs: dict[str, str] = {}
+    for key, paths in images.items():
+        pairs |= _match(paths, masks.get(key, []))
+    return pairs, sorted({mask for paths in masks.values() for mask in paths} - set(pairs.values()))
+
+
+def _match(images: Sequence[str], masks: Sequence[str]) -> dict[str, str]:
+    """The mask of each image, all of one name: the one whose folders are most alike; InputError where two are."""
+    pairs: dict[str, str] = {}
+    for image in images if masks else ():
+        best = max(_likeness(image, mask) for mask in masks)
+        chosen = [mask for mask in masks if _likeness(image, mask) == best]
+        if len(chosen) > 1:
+            raise InputError(f"masks {chosen[0]}", f"has the same name as {chosen[1]}", "rename one of them")
+        if other := next((each for each, mask in pairs.items() if mask == chosen[0]), None):
+            raise InputError(f"images {other}", f"has the same name as {image}", "rename one of them")
+        pairs[image] = chosen[0]
+    return pairs
+
+
+def _likeness(one: str, other: str) -> int:
+    """How many folders two paths share, from the top and from the bottom."""
+    above, below = (posixpath.dirname(path).split("/") for path in (one, other))
+    top = len(posixpath.commonprefix([above, below]))
+    return top + len(posixpath.commonprefix([above[top:][::-1], below[top:][::-1]]))
 
 
 def _read_splits(tree: Tree) -> dict[str, str]:
@@ -92,12 +118,35 @@ def _read_splits(tree: Tree) -> dict[str, str]:
     return splits
 
 
+def _read_map(reader: Callable[[Path], Pixels], image: Path, mask: Path) -> Pixels:
+    try:
+        return reader(mask)
+    except InputError:
+        refuse_swapped(image, mask, "exchange the two folders")
+        raise
+
+
+def _discover(tree: Tree, masks: Mapping[str, str]) -> dict[str, str | None]:
+    """The table of masks that no file explains; InputError where one ought to."""
+    if any(".rf." in mask for mask in masks.values()):
+        why = "has no _classes.csv, which says what the values of Roboflow's masks mean"
+        raise InputError(f"folder {tree.top}", why, f"export it again, or say it by {EXAMPLE}")
+    try:
+        table = discover_table([tree.top / mask for mask in masks.values()])
+    except InputError:
+        image, mask = next(iter(masks.items()))
+        refuse_swapped(tree.top / image, tree.top / mask, "exchange the two folders")
+        raise
+    notice(f"no file says what the values of the masks mean: classes are named after them; {EXAMPLE} names them")
+    return table
+
+
 def read_table(tree: Tree) -> tuple[dict[str, str | None] | None, str]:
     """The meaning of values or colours in the first text file that says it; files in several folders must agree."""
     tables: dict[str, dict[str, str | None]] = {}
     for path in tree.ending(".txt", ".csv", ".names"):
         if TABLES.fullmatch(posixpath.basename(path)) and "imagesets/" not in path.lower():
-            tables[path] = _parse_lines(read_bytes(tree.top / path, "file").decode("utf-8-sig", "replace"))
+            tables[path] = _parse_lines(_decode(read_bytes(tree.top / path, "file"), f"file {tree.top / path}"))
     tables = {path: table for path, table in tables.items() if table}
     if not tables:
         return None, ""
@@ -106,6 +155,13 @@ def read_table(tree: Tree) -> tuple[dict[str, str | None] | None, str]:
         if posixpath.basename(path) == posixpath.basename(first) and other != table:
             raise InputError(f"file {tree.top / path}", f"says something else than {tree.top / first}", "make them one")
     return table, f"file {tree.top / first}"
+
+
+def _decode(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(where, f"byte {error.start} is not UTF-8", "save it as plain UTF-8 text") from None
 
 
 def _parse_lines(text: str) -> dict[str, str | None]:
@@ -141,8 +197,7 @@ def discover_table(masks: Sequence[Path]) -> dict[str, str | None]:
         if is_one_channel(path):
             values |= set(np.unique(read_label(path)).tolist())
         else:
-            pixels = read_colours(path).astype(np.int64)
-            colours |= set(np.unique(pixels[..., 2] << 16 | pixels[..., 1] << 8 | pixels[..., 0]).tolist())
+            colours |= set(np.unique(pack(read_colours(path))).tolist())
         if len(values) > MAX_VALUES or len(colours) > MAX_VALUES:
             why = f"holds more than {MAX_VALUES} values or colours, as a picture or a smoothed mask does"
             raise InputError(
@@ -169,8 +224,8 @@ def _colours(table: Table, names: Sequence[str]) -> dict[str, Colour]:
 def _reader(table: Table, names: Sequence[str], source: str) -> Callable[[Path], Pixels]:
     """A reader of masks as indices of names, 255 ignored; InputError for what the table does not name."""
     if table.colours:
-        return colour_reader(table, names, IGNORED)
-    plain = value_reader(table)
+        return tables.colour_reader(table, names, IGNORED, source, KEY)
+    plain = tables.value_reader(KEY)
     known = np.full(65536, -1, np.int16)
     for name in table.rest:
         known[:] = IGNORED if name is None else names.index(name)
@@ -181,9 +236,9 @@ def _reader(table: Table, names: Sequence[str], source: str) -> Callable[[Path],
         values = plain(path)
         if (unknown := np.unique(values[known[values] < 0])).size:
             listed = ", ".join(map(str, unknown[:8].tolist()))
-            raise InputError(
-                f"mask {path}", f"value {listed} is not in {source}", "add it, or say what it means with --labels"
-            )
+            there = "" if source == KEY else "correct it there, or "
+            fix = f"{there}add it to {KEY}, or ignore what is not named with {REST}: null"
+            raise InputError(f"mask {path}", f"value {listed} is not in {source}", fix)
         return np.asarray(known[values], np.uint8)
 
     return read

@@ -9,6 +9,8 @@ import numpy.typing as npt
 from ccnet_cli.errors import InputError
 from ccnet_cli.media.images import PIXEL_LIMIT, Pixels, cv2
 
+# how far a polygon may reach out of its picture, as a part of its side: it is cut off there
+OUTSIDE = 0.25
 Bits = npt.NDArray[np.bool_]
 Ring = npt.NDArray[np.float64]
 
@@ -35,8 +37,11 @@ class Polygon:
     def draw(self, height: int, width: int, corners: bool) -> tuple[int, int, Bits]:
         """Top, left, and the pixels inside; InputError for a polygon outside of the picture."""
         size, low, high = (width, height), self.rings[0].min(0), self.rings[0].max(0)
-        if (high < 0).any() or (low > size).any() or (low < -np.array(size)).any() or (high > 2 * np.array(size)).any():
-            why = f"a polygon of {self.name} lies outside of the picture ({width} x {height})"
+        margin = OUTSIDE * np.array(size)
+        if (high < 0).any() or (low > size).any() or (low < -margin).any() or (high > size + margin).any():
+            left, top, right, bottom = [*low.round().astype(int).tolist(), *high.round().astype(int).tolist()]
+            extent = f"from {left},{top} to {right},{bottom}"
+            why = f"a polygon of {self.name}, {extent}, lies outside of the picture ({width} x {height})"
             raise InputError(self.where, why, "correct it, or export again")
         left, top = np.clip(np.floor(low).astype(int), 0, (width - 1, height - 1)).tolist()
         right, bottom = np.clip(np.ceil(high).astype(int) + 1, 1, size).tolist()

@@ -61,8 +61,11 @@ class _File(Record):
 
 
 def recognise(tree: Tree) -> bool:
-    """Whether there is a meta.json, and a folder ann."""
-    return any(posixpath.basename(name) == "meta.json" for name in tree.files) and bool(_files(tree))
+    """Whether there is a folder ann of files of objects, or beside a meta.json."""
+    if not (own := _files(tree)) or any(posixpath.basename(name) == "meta.json" for name in tree.files):
+        return bool(own)
+    first = tree.peek(own[0])
+    return isinstance(first, dict) and {"size", "objects"} <= first.keys()
 
 
 def _files(tree: Tree) -> list[str]:
@@ -73,7 +76,8 @@ def read(tree: Tree) -> Annotations:
     """One picture for each file; lines and points are skipped."""
     metas = [name for name in tree.files if posixpath.basename(name) == "meta.json"]
     if not metas:
-        raise InputError(f"folder {tree.top}", "holds no meta.json", "give the folder of a Supervisely project")
+        fix = "give the folder of the whole Supervisely project, with the meta.json that names its classes"
+        raise InputError(f"folder {tree.top}", "holds no meta.json", fix)
     classes = tree.load(metas[0], _Meta).classes
     names = require_classes([each.title for each in classes], f"file {tree.top / metas[0]}")
     colours = {each.title: colour for each in classes if (colour := parse_colour(each.color))}

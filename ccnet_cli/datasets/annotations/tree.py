@@ -92,6 +92,8 @@ class Tree:
             if (path := posixpath.normpath(path)) in self._known:
                 return self.top / path
         named = self._names.get(base, [])
+        # in a folder of the export's own
+        named = [path for path in named if path.endswith(f"/{plain}")] or named
         if len(named) == 1:
             return self.top / named[0]
         why = f"names {len(named)} images below {self.top}" if named else f"is no image below {self.top}"
@@ -146,7 +148,9 @@ def from_base64(text: str, where: str) -> bytes:
 def require_classes(names: Sequence[str], where: object) -> list[str]:
     """The names of classes, each once; InputError for none or too many."""
     unique = list(dict.fromkeys(names))
-    if not 1 <= len(unique) <= 254:
+    if not unique:
+        raise InputError(where, "nothing in it has a class", "outline something in the program, and export it again")
+    if len(unique) > 254:
         raise InputError(where, f"names {len(unique)} classes", "1 to 254 are possible")
     bad = [name for name in unique if not name.strip() or not name.isprintable() or len(name) > 200]
     if bad:
