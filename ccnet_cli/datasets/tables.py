@@ -146,8 +146,7 @@ def pack(pixels_bgr: "np.ndarray") -> "np.ndarray":
     """Colours 0xRRGGBB (H, W) of a picture (H, W, 3)."""
     import numpy as np
 
-    blue, green, red = np.moveaxis(pixels_bgr.astype(np.int64), -1, 0)
-    return red << 16 | green << 8 | blue
+    return np.asarray(pixels_bgr.astype(np.int64) @ (1, 1 << 8, 1 << 16))
 
 
 def refuse_swapped(image: Path, label: Path, fix: str) -> None:

@@ -229,6 +229,7 @@ def test_a_polygon_is_cut_at_the_border_and_refused_far_beyond(tmp_path, capsys)
     convert(ConvertRequest(tmp_path / "export", tmp_path / "export/new", "coco"))
     rewrite(file, lambda value: first(value, segmentation=[[70, 10, 110, 10, 110, 50, 70, 50]]))
     shutil.rmtree(tmp_path / "export/new")
+    capsys.readouterr()
     words = "a polygon of sky, from 70,10 to 110,50, lies outside of the picture (81 x 60)"
     assert words in refused(tmp_path, capsys)
 

@@ -39,8 +39,7 @@ class Polygon:
         size, low, high = (width, height), self.rings[0].min(0), self.rings[0].max(0)
         margin = OUTSIDE * np.array(size)
         if (high < 0).any() or (low > size).any() or (low < -margin).any() or (high > size + margin).any():
-            left, top, right, bottom = [*low.round().astype(int).tolist(), *high.round().astype(int).tolist()]
-            extent = f"from {left},{top} to {right},{bottom}"
+            extent = f"from {low[0]:.0f},{low[1]:.0f} to {high[0]:.0f},{high[1]:.0f}"
             why = f"a polygon of {self.name}, {extent}, lies outside of the picture ({width} x {height})"
             raise InputError(self.where, why, "correct it, or export again")
         left, top = np.clip(np.floor(low).astype(int), 0, (width - 1, height - 1)).tolist()
