@@ -68,7 +68,8 @@ class VideoNetwork:
                 deepest, *rest = (each[offset : offset + 1] for each in encoded)
                 self._keep(first + offset, (deepest, tuple(rest)))
             self.done = self.next
-        return torch.cat([self._decode(self.views[index]) for index in range(first, self.next)])
+        scores = [self._decode(self.views[index]) for index in range(first, self.next)]
+        return scores[0] if len(scores) == 1 else torch.cat(scores)
 
     def _keep(self, view: int, newest: Kept) -> None:
         if view == len(self.views):

@@ -112,7 +112,8 @@ def plain_sums(attention_BSP: Tensor, value_BCS: Tensor) -> Tensor:
         stop = start + length if axis < last else None
         weight = attention_BSP[..., start:stop].movedim(axis + 1, -2)
         gathered_BSC = (weight @ value_BCS.permute(*_order(value_BCS, axis), axis + 2, 1)).movedim(-2, axis + 1)
-        total = gathered_BSC if total is None else total + gathered_BSC
+        # the sum lies in memory as its first summand does
+        total = gathered_BSC if total is None else gathered_BSC + total
         start += length
     assert total is not None
     return total

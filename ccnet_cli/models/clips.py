@@ -1,7 +1,6 @@
 """Criss-cross attention over clips, of which one frame is wanted: its last pass looks from this frame alone."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from ccnet_cli.models.attention import FoldedPasses, RecurrentCrissCross, plain_
 from ccnet_cli.models.layers import Make
 from ccnet_cli.ops import cpu
 
-# numbers of a frame's projection up to which the frames of a clip are copied together, for fewer and larger steps
+# numbers of a frame's projection up to which the frames of a clip look into themselves together, in fewer steps
 MAX_NUMBERS = 1 << 18
 # multiply-adds of a pass over a clip for which the CPU's kernels are faster than all else
 MIN_MACS = cpu.MIN_MACS // 4
@@ -50,125 +49,160 @@ class RecurrentClips(RecurrentCrissCross):
         return FoldedClips(self, make)
 
 
-class Plane(NamedTuple):
-    """What positions gather in their own frame, (B, T, H, W, C), and the logarithms of their weights' sums."""
-
-    gathered: Tensor
-    log: Tensor
-
-
-# some frames of a clip, (B, T, H, W, C): their input, its projection, and their Plane where it is known already
-Group = tuple[Tensor, ...]
+# of one frame, (B, H, W, C) each: its input and, of several passes, its projection, what its positions gather in the
+# frame itself, and the logarithms (B, H, W) of their weights' sums
+Frame = tuple[Tensor, ...]
 
 
 class FoldedClips(FoldedPasses):
-    """The recurrent attention with one projection, gamma in the value's; channels lie innermost."""
+    """The recurrent attention with one projection, gamma in the value's; channels lie innermost.
+
+    The last pass looks from one frame, and reads the other frames' places without their projection: the query goes
+    through the key's weights, and what it gathers through the value's, one frame each instead of T.
+    """
+
+    key_weight: Tensor
+    value_weight: Tensor
 
     def __init__(self, rcca: RecurrentClips, make: Make) -> None:
         super().__init__(rcca, make)
         self.chooses = rcca.attention.implementation == "auto"
+        joined = rcca.attention.joined_projection(torch.float64)
+        assert joined.bias is not None
+        weights = torch.cat([joined.weight[:, :, 0, 0], joined.bias[:, None]], dim=1).float().detach()
+        _, key_weight, value_weight = weights.split(self.widths)
+        # (C', C + 1) and (C + 1, C): the last is the bias
+        self.register_buffer("key_weight", key_weight)
+        self.register_buffer("value_weight", value_weight.T.contiguous())
 
-    def encode(self, x_BCHW: Tensor) -> Group:
-        """What a frame gives to the first pass over any clip: itself, its projection and, of several passes, its Plane.
+    def encode(self, x_BCHW: Tensor) -> Frame:
+        """What a frame gives to every clip: itself and, of several passes, what the first one needs.
 
-        Each is (B, H, W, C). A single pass looks from one frame of the clip alone.
+        A single pass looks from one frame of the clip alone.
         """
-        group = self._project(x_BCHW.movedim(1, -1)[:, None])
-        plane = () if self.recurrence == 1 else self._look(group[1])
-        return tuple(each[:, 0] for each in (*group, *plane))
+        x_BTHWC = x_BCHW.movedim(1, -1)[:, None]
+        if self.recurrence == 1:
+            return (x_BTHWC[:, 0],)
+        projected = self._project(x_BTHWC)
+        return x_BTHWC[:, 0], projected[:, 0], *(each[:, 0] for each in self._look(projected))
 
-    def at(self, frames: Sequence[Group], frame: int) -> Tensor:
+    def at(self, frames: Sequence[Frame], frame: int) -> Tensor:
         """The output at one frame, (B, C, H, W), from what all frames of the clip were encoded to."""
-        small = frames[0][1][0].numel() <= MAX_NUMBERS
-        groups = [_stack(frames)] if small else [_stack([each]) for each in frames]
-        for _ in range(self.recurrence - 1):
-            groups = [self._project(x_BTHWC) for x_BTHWC in self._pass(groups)]
-        (x, projected), own = groups[0 if small else frame][:2], slice(frame, frame + 1) if small else slice(None)
-        x, projected = x[:, own], projected[:, own]
-        gathered = gather_in_time(self._split(projected)[0], *self._lines(groups), self._look(projected), frame)
-        return gathered.add_(x)[:, 0].movedim(-1, 1)
+        inputs, *rest = zip(*frames, strict=True)
+        if rest:
+            projected, *planes = rest
+            x_BTHWC = self._mix(inputs, projected, *planes)
+            for _ in range(self.recurrence - 2):
+                x_BTHWC = self._pass(x_BTHWC)
+            inputs = x_BTHWC.unbind(1)
+        return self._look_from(inputs, frame).movedim(-1, 1)
 
-    def _pass(self, groups: Sequence[Group]) -> list[Tensor]:
+    def _pass(self, x_BTHWC: Tensor) -> Tensor:
         """The output at all frames."""
-        if len(groups[0]) == 2 and self._pays_off(groups[0][1], sum(each[1].shape[1] for each in groups)):
-            whole = torch.cat([projected for _, projected in groups], dim=1)
-            query, key, value = (each.movedim(-1, 1) for each in self._split(whole))
-            name = "numba" if whole.is_cpu and self.implementation == "auto" else self.implementation
-            out = ops.criss_cross(query, key, value, name, self.choices).movedim(1, -1)
-            outputs = out.split([x.shape[1] for x, _ in groups], dim=1)
-            return [gathered.add_(x) for gathered, (x, _) in zip(outputs, groups, strict=True)]
-        keys, values = self._lines(groups)
-        outputs = []
-        for first, (x, projected, *plane) in enumerate(groups):
-            known = Plane(*plane) if plane else self._look(projected)
-            outputs.append(gather_in_time(self._split(projected)[0], keys, values, known, first).add_(x))
-        return outputs
+        projected_BTHWC = self._project(x_BTHWC)
+        if self._pays_off(projected_BTHWC):
+            query, key, value = (each.movedim(-1, 1) for each in self._split(projected_BTHWC))
+            name = "numba" if x_BTHWC.is_cpu and self.implementation == "auto" else self.implementation
+            out: Tensor = ops.criss_cross(query, key, value, name, self.choices).movedim(1, -1).add_(x_BTHWC)
+            return out
+        together = projected_BTHWC[:, 0].numel() <= MAX_NUMBERS
+        looks = [self._look(part) for part in projected_BTHWC.split(projected_BTHWC.shape[1] if together else 1, dim=1)]
+        planes = ([frame for part in parts for frame in part.unbind(1)] for parts in zip(*looks, strict=True))
+        return self._mix(x_BTHWC.unbind(1), projected_BTHWC.unbind(1), *planes)
 
-    def _pays_off(self, projected_BTHWC: Tensor, frames: int) -> bool:
-        """Whether a pass over this number of frames is one for the operator over three axes."""
+    def _pays_off(self, projected_BTHWC: Tensor) -> bool:
+        """Whether a pass over these frames is one for the operator over three axes."""
         if not projected_BTHWC.is_cpu or self.implementation not in ("auto", "gemm"):
             return True
         # lines as short as a clip cost more in products of matrices than in sums over the frames
-        B, _, H, W, C = projected_BTHWC.shape
-        macs = B * frames * H * W * (frames + H + W) * C
+        B, T, H, W, C = projected_BTHWC.shape
+        macs = B * T * H * W * (T + H + W) * C
         return self.implementation == "auto" and projected_BTHWC.dtype == torch.float32 and macs >= MIN_MACS
 
-    def _project(self, x_BTHWC: Tensor) -> Group:
-        tall: Tensor = self.project(x_BTHWC.flatten(1, 2).movedim(-1, 1))
-        return x_BTHWC, tall.movedim(1, -1).unflatten(1, x_BTHWC.shape[1:3])
+    def _project(self, x_BTHWC: Tensor) -> Tensor:
+        tall = self.project(x_BTHWC.flatten(1, 2).movedim(-1, 1)).movedim(1, -1)
+        projected: Tensor = tall.unflatten(1, x_BTHWC.shape[1:3])
+        return projected
 
-    def _split(self, projected: Tensor) -> tuple[Tensor, ...]:
-        parts: tuple[Tensor, ...] = projected.split(self.widths, dim=-1)
+    def _split(self, projected: Tensor, dim: int = -1) -> tuple[Tensor, ...]:
+        parts: tuple[Tensor, ...] = projected.split(self.widths, dim)
         return parts
 
-    def _lines(self, groups: Sequence[Group]) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values frame by frame, (B, 1, H, W, C)."""
-        frames = [self._split(frame) for group in groups for frame in group[1].split(1, dim=1)]
-        return [key for _, key, _ in frames], [value for _, _, value in frames]
+    def _mix(
+        self,
+        inputs_BHWC: Sequence[Tensor],
+        projected_BHWC: Sequence[Tensor],
+        gathered_BHWC: Sequence[Tensor],
+        log_BHW: Sequence[Tensor],
+    ) -> Tensor:
+        """The output at all frames: what each gathers from itself and from its place in the others, and its input.
 
-    def _look(self, projected_BTHWC: Tensor) -> Plane:
-        """What these frames gather in themselves."""
-        images_NCHW = projected_BTHWC.flatten(0, 1).movedim(-1, 1)
-        query, key, value = images_NCHW.split(self.widths, dim=1)
-        # small maps cost least without the operators' own work
-        plain = self.chooses and value.is_cpu and value.dtype == torch.float32
-        if plain:
-            energy_NHWP = plain_energies(query, key)
-        else:
-            energy_NHWP = ops.affinity(query, key, self.implementation).movedim(1, -1)
+        A position's own frame is one entry of the softmax, with all of its weights.
+        """
+        queries, keys, values = zip(*map(self._split, projected_BHWC), strict=True)
+        full = log_BHW[0].dtype
+        energy_BHWQT = torch.stack(queries, -2).to(full) @ torch.stack(keys, -2).to(full).transpose(-2, -1)
+        # a softmax over the outer axis is quicker than one over few numbers that lie together
+        energy_BTQHW = energy_BHWQT.permute(0, 4, 3, 1, 2).contiguous()
+        energy_BTQHW.diagonal(dim1=1, dim2=2).copy_(torch.stack(list(log_BHW), dim=-1))
+        weights_BTQHW = energy_BTQHW.softmax(dim=1).to(values[0].dtype)[..., None]
+        out_BQHWC: Tensor = values[0].new_empty(len(values[0]), *weights_BTQHW.shape[2:5], values[0].shape[-1])
+        for frame, (x, gathered) in enumerate(zip(inputs_BHWC, gathered_BHWC, strict=True)):
+            torch.addcmul(x, weights_BTQHW[:, frame, frame], gathered, out=out_BQHWC[:, frame])
+        weights_BTQHW.diagonal(dim1=1, dim2=2).zero_()
+        for weight_BQHW1, value in zip(weights_BTQHW.unbind(1), values, strict=True):
+            out_BQHWC.addcmul_(weight_BQHW1, value[:, None])
+        return out_BQHWC
+
+    def _look(self, projected_BTHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """What positions gather in their own frame, (B, T, H, W, C), and the logarithms of their weights' sums."""
+        query, key, value = self._images(projected_BTHWC.flatten(0, 1))
+        energy_NHWP = self._energies(query, key)
         weights_NHWP = energy_NHWP.softmax(dim=-1)
         # by the greatest of them, which is no less than 1 / P
         log_NHW = energy_NHWP.amax(-1) - weights_NHWP.amax(-1).log()
-        if plain:
-            gathered_NHWC = plain_sums(weights_NHWP, value)
-        else:
-            gathered_NHWC = ops.aggregate(weights_NHWP.movedim(-1, 1), value, self.implementation).movedim(1, -1)
-        return Plane(*(each.unflatten(0, (len(projected_BTHWC), -1)) for each in (gathered_NHWC, log_NHW)))
+        planes = self._sums(weights_NHWP, value), log_NHW
+        gathered, log = (each.unflatten(0, projected_BTHWC.shape[:2]) for each in planes)
+        return gathered, log
 
+    def _look_from(self, inputs_BHWC: Sequence[Tensor], frame: int) -> Tensor:
+        """The output at one frame, (B, H, W, C)."""
+        x = inputs_BHWC[frame]
+        query, key, value = self._images(self._project(x[:, None])[:, 0])
+        energy_BHWP = self._energies(query, key)
+        P, full = energy_BHWP.shape[-1], energy_BHWP.dtype
+        others = [each.to(full) for place, each in enumerate(inputs_BHWC) if place != frame]
+        if not others:
+            return self._sums(energy_BHWP.softmax(dim=-1), value).add_(x)
+        *_, C = x.shape
+        seen_BHWC, constant_BHW1 = (query.movedim(1, -1).to(full) @ self.key_weight.to(full)).split([C, 1], dim=-1)
+        line_BHWT = torch.stack([(seen_BHWC * each).sum(-1) for each in others], dim=-1) + constant_BHW1
+        weights_BHWP = torch.cat([energy_BHWP, line_BHWT], dim=-1).softmax(dim=-1)
+        line = weights_BHWP[..., P:]
+        mixed_BHWC = line[..., :1] * others[0]
+        for place in range(1, len(others)):
+            mixed_BHWC.addcmul_(line[..., place : place + 1], others[place])
+        wanted, bias = self.value_weight.to(full).split([C, 1])
+        mixed_BHWC = (mixed_BHWC @ wanted).addcmul_(line.sum(-1, keepdim=True), bias).to(x.dtype)
+        out_BHWC: Tensor = mixed_BHWC.add_(self._sums(weights_BHWP[..., :P], value)).add_(x)
+        return out_BHWC
 
-def gather_in_time(
-    query_BQHWC: Tensor, keys_B1HWC: Sequence[Tensor], values_B1HWC: Sequence[Tensor], plane: Plane, first: int
-) -> Tensor:
-    """What positions gather from their own frame and their place in all others, (B, Q, H, W, C).
+    def _images(self, projected_NHWC: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value of frames, (N, C', H, W) twice and (N, C, H, W)."""
+        return self._split(projected_NHWC.movedim(-1, 1), dim=1)
 
-    They lie in Q frames from `first` on. Their own frame is one entry of the softmax, with all of its weights.
-    """
-    if len(keys_B1HWC) == 1:
-        return plane.gathered
-    full = plane.log.dtype
-    query_BQHWC = query_BQHWC.to(full)
-    energy_BTQHW = torch.stack([(query_BQHWC * key.to(full)).sum(-1) for key in keys_B1HWC], dim=1)
-    energy_BTQHW.diagonal(-first, 1, 2).copy_(plane.log.movedim(1, -1))
-    weights_BTQHW = energy_BTQHW.softmax(dim=1).to(plane.gathered.dtype)
-    own_BHWQ = weights_BTQHW.diagonal(-first, 1, 2)
-    out_BQHWC = own_BHWQ.movedim(-1, 1)[..., None] * plane.gathered
-    own_BHWQ.zero_()
-    for weight_BQHW, value in zip(weights_BTQHW.unbind(1), values_B1HWC, strict=True):
-        out_BQHWC.addcmul_(weight_BQHW[..., None], value)
-    return out_BQHWC
+    def _energies(self, query_NCHW: Tensor, key_NCHW: Tensor) -> Tensor:
+        """Of each position over its cross in its own frame, (N, H, W, P)."""
+        if self._is_plain(query_NCHW):
+            return plain_energies(query_NCHW, key_NCHW)
+        return ops.affinity(query_NCHW, key_NCHW, self.implementation).movedim(1, -1)
 
+    def _sums(self, weights_NHWP: Tensor, value_NCHW: Tensor) -> Tensor:
+        """What positions gather in their own frame, (N, H, W, C)."""
+        if self._is_plain(value_NCHW):
+            return plain_sums(weights_NHWP, value_NCHW)
+        return ops.aggregate(weights_NHWP.movedim(-1, 1), value_NCHW, self.implementation).movedim(1, -1)
 
-def _stack(frames: Sequence[Group]) -> Group:
-    if len(frames) == 1:
-        return tuple(each[:, None] for each in frames[0])
-    return tuple(torch.stack(of_frames, dim=1) for of_frames in zip(*frames, strict=True))
+    def _is_plain(self, x: Tensor) -> bool:
+        """Whether small maps cost least without the operators' own work."""
+        return self.chooses and x.is_cpu and x.dtype == torch.float32
