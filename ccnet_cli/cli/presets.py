@@ -53,14 +53,14 @@ def presets_list(
     names = [name for name in config.names() if all(word in name for word in words or ())]
     if words and not names:
         raise InputError(f"presets {' '.join(words)}", "none has these words in its name", "leave some out")
-    found = [config.load(name) for name in names]
-    if write_json([config.to_mapping(preset) for preset in found], json_file):
+    if json_file and write_json([config.to_mapping(config.load(name)) for name in names], json_file):
         return
+    own = config.describe()
     table(
         None,
         ("preset", "what", "published", "source"),
-        [(p.name, p.description, p.published or "", p.source) for p in found],
-        widths=(max((len(p.name) for p in found), default=0), 24),
+        [(name, *(own[name][key] for key in ("description", "published", "source"))) for name in names],
+        widths=(max(map(len, names), default=0), 24),
     )
 
 

@@ -1,6 +1,6 @@
 """What a run is: the preset's schema, and how a preset is found, overridden, checked and written."""
 
-from ccnet_cli.config.library import MAX_FILE_BYTES, find, folder, names, source
+from ccnet_cli.config.library import MAX_FILE_BYTES, describe, find, folder, names, source
 from ccnet_cli.config.presets import (
     UnknownKeyError,
     differences,
@@ -27,6 +27,7 @@ __all__ = [
     "Schedule",
     "Train",
     "UnknownKeyError",
+    "describe",
     "differences",
     "dump",
     "find",

@@ -6,6 +6,7 @@ and a row is the mIoU that was published for it, single scale and with scales an
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,8 @@ MAX_BASES = 16
 TABLES: dict[str, Table] = {"model.backbone": BACKBONES, "model.head": HEADS, "model.auxiliary": HEADS}
 # what a preset says of itself alone
 OWN_KEYS = ("name", "description", "source", "published")
+# these keys with their lines, and the rows of a family
+OWN_LINES = re.compile(rf"^(?:{'|'.join(OWN_KEYS)}|rows):.*\n(?:[ #].*\n|\n)*", re.MULTILINE)
 
 
 def folder() -> Path:
@@ -34,8 +37,17 @@ def folder() -> Path:
 
 def names() -> list[str]:
     """Names of the presets that come with ccnet, sorted."""
-    rows = [f"{path.stem}-{row}" for path in _families() for row in _parse(path)["rows"]]
+    rows = [f"{path.stem}-{row}" for path in _families() for row in _parse_own(path)["rows"]]
     return sorted([*(path.stem for path in folder().glob("*.yaml")), *rows])
+
+
+def describe() -> dict[str, dict[str, str]]:
+    """What the presets that come with ccnet say of themselves alone (OWN_KEYS), by name, sorted; no base is read."""
+    own = {path.stem: _parse_own(path) for path in folder().glob("*.yaml")}
+    for path in _families():
+        family = _parse_own(path)
+        own |= dict(_fill(path.stem, family, row) for row in family["rows"])
+    return {name: {key: own[name].get(key) or "" for key in OWN_KEYS} for name in sorted(own)}
 
 
 def find(name_or_path: str) -> Path:
@@ -121,10 +133,17 @@ def _row(name: str) -> tuple[Path, dict[str, Any]] | None:
     for path in _families():
         row = name.removeprefix(f"{path.stem}-")
         if row != name and row in (family := _parse(path))["rows"]:
-            scores = family.pop("rows")[row]
-            own = {key: value.replace("*", row) if isinstance(value, str) else value for key, value in family.items()}
-            return path, {"name": name, **own, "published": _published(scores)}
+            return path, _fill(path.stem, family, row)[1]
     return None
+
+
+def _fill(family: str, mapping: Mapping[str, Any], row: str) -> tuple[str, dict[str, Any]]:
+    """Name and keys of the preset in a row of a family."""
+    own: dict[str, Any] = {
+        key: value.replace("*", row) if isinstance(value, str) else value for key, value in mapping.items()
+    }
+    name, scores = f"{family}-{row}", own.pop("rows")[row]
+    return name, {"name": name, **own, "published": _published(scores)}
 
 
 def _published(scores: list[float] | None) -> str | None:
@@ -155,6 +174,12 @@ def _parse(path: Path) -> dict[str, Any]:
         why = f"keys and values expected, found {kind}"
         raise InputError(f"preset {path}:1:1", why, "start from ccnet presets copy quickstart FILE")
     return mapping
+
+
+def _parse_own(path: Path) -> dict[str, Any]:
+    """What a file that comes with ccnet says of itself: most of its text need not be parsed."""
+    own: dict[str, Any] = text.parse("".join(OWN_LINES.findall(path.read_text(encoding="utf-8"))), str(path))
+    return own
 
 
 def _copy(value: Any) -> Any:

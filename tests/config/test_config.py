@@ -40,6 +40,13 @@ def test_the_promised_presets_are_there():
     assert promised | {f"toyscapes-r{r}" for r in range(3)} <= set(config.names())
 
 
+def test_presets_are_described_as_they_are_without_being_read_whole():
+    for name, own in config.describe().items():
+        preset = config.load(name)
+        assert own == {key: getattr(preset, key) or "" for key in ("name", "description", "source", "published")}
+    assert list(config.describe()) == config.names()
+
+
 FILES = sorted(path.stem for path in config.folder().glob("*.yaml"))
 
 
