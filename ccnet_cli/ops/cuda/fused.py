@@ -1,9 +1,10 @@
 """Criss-cross attention whose energies stay on chip: products on tensor cores, sums in float32.
 
-Numbers of 16 bits are multiplied as they are, and float32 rounded to TF32. A block takes up to 128 pixels of a row or a
+Numbers of 16 bits are multiplied as they are, and float32 rounded to TF32; for energies, whose errors powers make
+larger, query and key are two TF32 each, and so is the output's gradient. A block takes up to 128 pixels of a row or a
 column, 16 in each warp, and all of the line's in blocks of 8 `tiles`. Two launches make a pass. The rows' leaves the
 logarithm of each pixel's sum of weights, and the output for these; the columns' adds its own sum, knows every weight
-then, and adds to the output scaled to the whole.
+then, and adds to the output scaled to the whole. In bfloat16 the rows leave 10 bits of each number instead of 8.
 
 The gradients need these logarithms, and for each pixel `delta`, the sum of the output times its gradient: weights are
 computed again, and again the columns add to what the rows wrote:
@@ -15,7 +16,7 @@ computed again, and again the columns add to what the rows wrote:
 A line of one block makes weights^T and pulls^T once for all three, and exchanges rows and columns of the pulls in
 shared memory. Of a longer line three blocks make one each, and what a block makes of its pixels is computed anew for
 every cut of channels, from the same numbers in the same order. Pulls of 16 bits are two numbers each, the second what
-rounding left of the first. No sum depends on the order in which blocks run.
+rounding left of the first, and so are weights of short lines. No sum depends on the order in which blocks run.
 """
 
 import math
@@ -40,6 +41,8 @@ INFINITE = float32(math.inf)
 # float16 holds numbers up to 65504: pulls are scaled below this
 LARGE = float32(16384)
 ALL = 0xFFFFFFFF
+# tiles of a line whose weights are two numbers each too: what rounding makes of few does not average out
+FEW = 4
 
 
 @inline
@@ -95,10 +98,12 @@ def _device(function):
     return cuda.jit(function, device=True, forceinline=True)
 
 
-def _energies(tiles, warps, dtype, fetch):
+def _energies(tiles, warps, dtype, aligned, splits=(True, True)):
+    """A function for products of a line's pixels. splits: whether a float32 of left, and of right, is two TF32."""
+    fetch_left, fetch_right = (tuples.fetch(dtype, aligned, rounded=not split) for split in splits)
     KEYS, THREADS, ROUNDS, PER = 8 * tiles, 32 * warps, -(-tiles // warps), numbers_per_word(dtype)
     BUFFER, VECTOR, CHANNELS = KEYS * STEP, 4 * PER, PER * STEP
-    zeros, dot = tuples.zeros(tiles), tuples.dot(dtype, tiles)
+    zeros, dot = tuples.zeros(tiles), tuples.dot(dtype, tiles, splits if dtype == "float32" else (False, False))
 
     @_device
     def energies(shared, sources, strides, depth, line, m, block):
@@ -124,11 +129,11 @@ def _energies(tiles, warps, dtype, fetch):
         while k0 < depth:
             # load the next channels while multiplying these; the first round has none to multiply
             k1 = int32(k0 + CHANNELS)
-            next_near = fetch(left, int32(left_at + k1), int32(near_rest - k1))
-            next_far = fetch(left, int32(left_at + far_hop + k1), int32(far_rest - k1))
-            one = fetch(right, int32(right_at + k1), int32(one_rest - k1))
+            next_near = fetch_left(left, int32(left_at + k1), int32(near_rest - k1))
+            next_far = fetch_left(left, int32(left_at + far_hop + k1), int32(far_rest - k1))
+            one = fetch_right(right, int32(right_at + k1), int32(one_rest - k1))
             if ROUNDS > 1:
-                two = fetch(right, int32(right_at + right_hop + k1), int32(two_rest - k1))
+                two = fetch_right(right, int32(right_at + right_hop + k1), int32(two_rest - k1))
             if k0 >= 0:
                 total = dot(total, near + far, shared, int32(base + at))
             base = int32(BUFFER - base)
@@ -165,6 +170,7 @@ def _weights(parts, turned, pulled):
     TURNED, PULLED, KEYS, COLUMNS = turned, pulled, 8 * parts.tiles, parts.columns
     SCALED = parts.dtype == "float16"
     energies, mask, powers = parts.energies, tuples.mask(parts.tiles), tuples.powers(parts.tiles)
+    pull_energies = parts.pulls[TURNED]
     columns, minus, pull = tuples.columns(parts.tiles), tuples.minus(parts.tiles), tuples.pull(parts.tiles)
     largest, times, load = tuples.largest(parts.tiles), tuples.times(parts.tiles), _load_numbers(parts)
     split = parts.split if pulled else parts.whole
@@ -192,7 +198,7 @@ def _weights(parts, turned, pulled):
             total = powers(total, sums[0], sums[1])
         scale = float32(1)
         if PULLED:
-            other = energies(shared, (left_pull, right_pull), strides[2:], sizes[3], line, m, block)
+            other = pull_energies(shared, (left_pull, right_pull), strides[2:], sizes[3], line, m, block)
             if TURNED:
                 other = minus(other, columns(shared, int32(at + KEYS)))
                 total = pull(total, other, float32(0), float32(0))
@@ -308,9 +314,31 @@ def _stages(parts):
     return load, save
 
 
+def _finish(parts):
+    """A function for the words of `count` numbers to write: in bfloat16 the rows leave what is rounded but once."""
+    blend, leave, blend_left = tuples.blend(parts.dtype), tuples.leave, tuples.blend_left
+
+    if parts.dtype == "bfloat16":
+
+        @_device
+        def finish(values, scale, before, weight, count, column):
+            # those at the end of a pixel may be fewer than it takes
+            if count < 8:
+                return blend(values, scale, before, weight)
+            return blend_left(values, scale, before, weight) if column else leave(values, scale)
+
+    else:
+
+        @_device
+        def finish(values, scale, before, weight, count, column):
+            return blend(values, scale, before, weight)
+
+    return finish
+
+
 def _outputs(parts):
     """Functions for a thread's channels of each of its two rows: what is there, and what is written."""
-    fetch, put, blend = parts.exact, parts.put, tuples.blend(parts.dtype)
+    fetch, put, finish = parts.exact, parts.put, _finish(parts)
     near_one, far_one, near_two, far_two = parts.pieces
     VECTOR = 4 * numbers_per_word(parts.dtype)
     PART = 4 * VECTOR
@@ -335,12 +363,13 @@ def _outputs(parts):
     @_device
     def write(target, place, c0, total, scale, before):
         """Write a total times a scale, and what was there times each row's weight."""
-        out, weight = target
+        (out, weight), column = target, place[3]
         at, hop, near, far = locate(place, c0)
-        put(out, at, near, blend(near_one(total), scale, before[0], weight[0]))
-        put(out, int32(at + hop), far, blend(far_one(total), scale, before[1], weight[1]))
-        put(out, int32(at + PART), int32(near - PART), blend(near_two(total), scale, before[2], weight[0]))
-        put(out, int32(at + hop + PART), int32(far - PART), blend(far_two(total), scale, before[3], weight[1]))
+        put(out, at, near, finish(near_one(total), scale, before[0], weight[0], near, column))
+        put(out, int32(at + hop), far, finish(far_one(total), scale, before[1], weight[1], far, column))
+        at, near, far = int32(at + PART), int32(near - PART), int32(far - PART)
+        put(out, at, near, finish(near_two(total), scale, before[2], weight[0], near, column))
+        put(out, int32(at + hop), far, finish(far_two(total), scale, before[3], weight[1], far, column))
 
     return read, write
 
@@ -488,12 +517,16 @@ def _splits(dtype, tiles):
 def _parts(dtype, tiles, warps, long, aligned):
     """The functions that the kernels share, for one size of tile."""
     fetch, exact = tuples.fetch(dtype, aligned, rounded=True), tuples.fetch(dtype, aligned)
-    energies = _energies(tiles, warps, dtype, fetch)
+    energies = _energies(tiles, warps, dtype, aligned)
+    # grad left or right; value is rounded as the output was made of it, so that a pull is 0 where it should be
+    pulls = [_energies(tiles, warps, dtype, aligned, (left, not left)) for left in (True, False)]
     columns = shared_words(tiles) - 16 * tiles
     whole, gather, split, gather_split = _splits(dtype, tiles)
+    if tiles <= FEW:
+        whole, gather = split, gather_split
     names = {"dtype": dtype, "tiles": tiles, "warps": warps, "long": long, "columns": columns, "aligned": aligned}
     names |= {"whole": whole, "gather": gather, "split": split, "gather_split": gather_split}
-    names |= {"put": tuples.put(dtype, aligned), "fetch": fetch, "exact": exact, "energies": energies}
+    names |= {"put": tuples.put(dtype, aligned), "fetch": fetch, "exact": exact, "energies": energies, "pulls": pulls}
     # near one, far one, near two, far two
     pieces = [tuples.piece(dtype, part, row) for part in (0, 1) for row in (0, 1)]
     return SimpleNamespace(pieces=pieces, **names)
@@ -603,7 +636,13 @@ def attend_backward(dtype: str, tiles: int, warps: int, long: bool, aligned: boo
 def _gradients(parts):
     SHARED, COLUMNS, KEYS, WARPS = shared_words(parts.tiles), parts.columns, 8 * parts.tiles, parts.warps
     SCALED, SPLIT = parts.dtype == "float16", parts.dtype != "float32"
-    energies, mask, load, turn = parts.energies, tuples.mask(parts.tiles), _load_numbers(parts), _turn(parts)
+    energies, pull_energies, mask, load, turn = (
+        parts.energies,
+        parts.pulls[True],
+        tuples.mask(parts.tiles),
+        _load_numbers(parts),
+        _turn(parts),
+    )
     powers, columns, minus = tuples.powers(parts.tiles), tuples.columns(parts.tiles), tuples.minus(parts.tiles)
     pull, keep, largest = tuples.pull(parts.tiles), tuples.keep_rows(parts.tiles), tuples.largest(parts.tiles)
     times, whole, split = tuples.times(parts.tiles), parts.whole, parts.split
@@ -654,7 +693,7 @@ def _gradients(parts):
         # as soon as there are weights: fewer registers are used at once
         value_product(shared, wide, (grad, g), (whole(total), one), (outputs[2], (one, one)))
         cuda.syncthreads()
-        other = energies(shared, (value, grad), (v, g), sizes[3], line, m, int32(0))
+        other = pull_energies(shared, (value, grad), (v, g), sizes[3], line, m, int32(0))
         total = pull(total, minus(other, columns(shared, int32(at + KEYS))), zero, zero)
         # what is beyond the line has no pixels to be multiplied with, and may be infinite
         total, scale = scale_block(shared, keep(total, m < L, m + 8 < L))

@@ -301,18 +301,32 @@ def zeros(tiles):
     return _made(_totals(tiles))(lambda *_: [_F32(0)] * 4 * tiles)
 
 
+def _split(builder, words):
+    """Float32 as two TF32 each: without its last bits, and what these are."""
+    high = [builder.and_(word, _I32(0xFFFFE000)) for word in words]
+    pairs = ([builder.bitcast(x, _F32) for x in pair] for pair in zip(words, high, strict=True))
+    return high, [_tf32(builder, builder.fsub(x, y)) for x, y in pairs]
+
+
 @lru_cache
-def dot(dtype, tiles):
-    """Add to a total the products of STEP words: 16 rows' own, near and far, by those of 8 `tiles` rows of an array."""
+def dot(dtype, tiles, splits=(False, False)):
+    """Add to a total the products of STEP words: 16 rows' own, near and far, by those of 8 `tiles` rows of an array.
+
+    splits: whether the words of the rows, and of the array, are float32, to be multiplied as two TF32 each.
+    """
+    split_left, split_right = splits
 
     def multiply(context, builder, kinds, total, words, shared, at):
         address, sums = _address(context, builder, kinds[2], shared, at), []
-        near, far = words[:4], words[4:]
+        lefts = _split(builder, words) if split_left else (words,)
         for j in range(tiles):
             part, right = total[4 * j : 4 * j + 4], _read4(builder, address, 8 * STEP * j)
-            for k in (0, 2):
-                left = [near[k], far[k], near[k + 1], far[k + 1]]
-                part = _multiply(builder, dtype, left, right[k : k + 2], part)
+            rights = _split(builder, right) if split_right else (right,)
+            # the smallest first; that of two remainders is nothing
+            pairs = [(a, b) for a in (1, 0) for b in (1, 0) if a < len(lefts) and b < len(rights) and not a & b]
+            for (a, b), k in product(pairs, (0, 2)):
+                left = [lefts[a][i] for i in (k, k + 4, k + 1, k + 5)]
+                part = _multiply(builder, dtype, left, rights[b][k : k + 2], part)
             sums += part
         return sums
 
@@ -563,16 +577,59 @@ def piece(dtype, part, row):
     return _made(_piece(dtype), _sums(dtype))(pick)
 
 
+def _blended(builder, dtype, values, scale, others, weight):
+    pairs = zip(values, others, strict=True)
+    return _pack(builder, dtype, [builder.fadd(builder.fmul(x, scale), builder.fmul(y, weight)) for x, y in pairs])
+
+
 @lru_cache
 def blend(dtype):
     """Numbers times one, and those of four words times another, as words."""
 
     def change(context, builder, kinds, values, scale, before, weight):
         others = [x for word in before for x in _halves(builder, dtype, word)]
-        pairs = zip(values, others, strict=True)
-        return _pack(builder, dtype, [builder.fadd(builder.fmul(x, scale), builder.fmul(y, weight)) for x, y in pairs])
+        return _blended(builder, dtype, values, scale, others, weight)
 
     return _made(FOUR, _piece(dtype), types.float32, FOUR, types.float32)(change)
+
+
+# Eight numbers of 10 bits in 16 bytes: float16 without their last bits, times a power of two whose exponent these are.
+_LAST = 0x00010001
+
+
+@_made(FOUR, OCTET, types.float32)
+def leave(context, builder, kinds, values, scale):
+    """Eight numbers times one, in four words, more precise than in bfloat16."""
+    values, most = [builder.fmul(x, scale) for x in values], _F32(0)
+    for value in values:
+        negative = builder.fcmp_ordered("<", value, _F32(0))
+        size = builder.select(negative, builder.fsub(_F32(-0.0), value), value)
+        # one that is infinite or nan stays so, and the others what they are
+        finite = builder.fcmp_ordered("<", size, _F32(float("inf")))
+        most = builder.select(builder.and_(finite, builder.fcmp_ordered(">", size, most)), size, most)
+    exponent = builder.lshr(builder.bitcast(most, _I32), _I32(23))
+    exponent = builder.select(builder.icmp_signed(">", exponent, _I32(15)), exponent, _I32(15))
+    # the greatest becomes 2^14 to 2^15
+    power = builder.bitcast(builder.shl(builder.sub(_I32(268), exponent), _I32(23)), _F32)
+    words = _pack(builder, "float16", [builder.fmul(x, power) for x in values])
+    bits = builder.or_(exponent, builder.shl(exponent, _I32(15)))
+    return [
+        builder.or_(builder.and_(word, _I32(~_LAST)), builder.and_(builder.lshr(bits, _I32(2 * i)), _I32(_LAST)))
+        for i, word in enumerate(words)
+    ]
+
+
+@_made(FOUR, OCTET, types.float32, FOUR, types.float32)
+def blend_left(context, builder, kinds, values, scale, before, weight):
+    """Eight numbers times one, and eight that `leave` made words of times another, as words of bfloat16."""
+    bits, others = _I32(0), []
+    for i, word in enumerate(before):
+        bits = builder.or_(bits, builder.shl(builder.and_(word, _I32(_LAST)), _I32(2 * i)))
+        others += _halves(builder, "float16", builder.and_(word, _I32(~_LAST)))
+    exponent = builder.and_(builder.or_(bits, builder.lshr(bits, _I32(15))), _I32(255))
+    power = builder.bitcast(builder.shl(builder.sub(exponent, _I32(14)), _I32(23)), _F32)
+    weight = builder.fmul(weight, power)
+    return _blended(builder, "bfloat16", values, scale, others, weight)
 
 
 @lru_cache
