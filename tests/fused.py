@@ -10,6 +10,7 @@ from kernels import decode, encode, execute
 from ccnet_cli.ops import composed, reference
 from ccnet_cli.ops.cuda import plan, steps
 
+GAMMA = -0.7
 RESULTS = ("out", "d_query", "d_key", "d_value")
 # relative to the greatest entry of each result in float64
 ROUNDING = {"bfloat16": 5e-3, "float16": 1e-3, "float32": 1e-3}
@@ -19,7 +20,8 @@ ROUNDING = {"bfloat16": 5e-3, "float16": 1e-3, "float32": 1e-3}
 class Fused:
     """One case. slices: query, key and value lie in one tensor; what lies between them is nan.
 
-    line: pixels of a line that a block takes at once, so that a small map has lines of several.
+    line: pixels of a line that a block takes at once, so that a small map has lines of several. added: gamma times the
+    pass, plus x, which is a slice as the others are.
     """
 
     images: int
@@ -31,6 +33,7 @@ class Fused:
     line: int = plan.LINE
     slices: bool = False
     backward: bool = True
+    added: bool = False
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     exact: dict[str, np.ndarray] = field(default_factory=dict)
     launches: list[steps.Step] = field(default_factory=list)
@@ -38,20 +41,23 @@ class Fused:
     def __post_init__(self) -> None:
         B, c, C, H, W = self.images, self.c, self.C, self.H, self.W
         random = np.random.default_rng([B, c, C, H, W])
-        shapes = {"query": c, "key": c, "value": C, "grad": C}
+        shapes = {"query": c, "key": c, "value": C, "grad": C} | ({"x": C} if self.added else {})
         small = c**-0.25
         inputs = {
             name: encode(random.standard_normal((B, H, W, n)) * (small if n == c else 1), self.dtype)
             for name, n in shapes.items()
         }
         self.inputs = {name: decode(x).astype(np.float64) for name, x in inputs.items()}
-        self.exact = define(*self.inputs.values())
+        self.exact = define(*list(self.inputs.values())[:4])
+        if self.added:
+            self.exact["out"] = GAMMA * self.exact["out"] + self.inputs["x"]
+            self.arrays["gamma"] = np.array([GAMMA], np.float32)
         vector = 4 if self.dtype == "float32" else 8
         even = c % vector == 0 and C % vector == 0
         gap = vector if even else 3
-        stride = 2 * c + C + gap
+        stride = 2 * c + 2 * C + 2 * gap
         whole = encode(np.full((B, H, W, stride), np.nan), self.dtype)
-        offsets = {"query": 0, "key": c, "value": 2 * c + gap}
+        offsets = {"query": 0, "key": c, "value": 2 * c + gap, "x": 2 * c + C + 2 * gap}
         for name, array in inputs.items():
             if self.slices and name != "grad":
                 whole[..., offsets[name] : offsets[name] + shapes[name]] = array
@@ -68,14 +74,14 @@ class Fused:
             self.arrays[name] = np.full(B * H * W * n, np.nan, np.float32)
         grid = steps.Grid(B, H, W, 0, self.dtype, largest=self.line)
         buffers = {name: steps.Buffer(name, strides.get(name, C), even) for name in (*shapes, "out")}
-        query, key, value, grad, out = buffers.values()
-        self.launches = plan.forward(grid, c, C, query, key, value, out)
+        query, key, value, grad, *more, out = buffers.values()
+        self.launches = plan.forward(grid, c, C, query, key, value, out, *more)
         if self.backward:
             self.launches += plan.backward(grid, c, C, out, query, key, value, grad)
 
     def run(self, arch: tuple[int, int] = (8, 0)) -> list[Any]:
         """By ptxrun, with its checks."""
-        return execute(self.launches, self.arrays, arch)
+        return execute(self.launches, self.arrays, arch, {*self.inputs, "gamma"})
 
     def errors(self) -> dict[str, float]:
         """Greatest difference of each result, relative to the greatest entry of the exact one or 1e-3 of the grad's."""

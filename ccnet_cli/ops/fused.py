@@ -23,6 +23,12 @@ def criss_cross(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out
 
 
+def residual(query: Tensor, key: Tensor, value: Tensor, x: Tensor, gamma: Tensor) -> Tensor:
+    """Gamma times one pass, plus x, in the type of value; without gradients, which need the pass itself."""
+    out: Tensor = torch.ops.ccnet.fused_residual(query, key, value, x, gamma)
+    return out
+
+
 @torch.no_grad()
 def run_once(query: Tensor, key: Tensor, value: Tensor, gradients: bool) -> None:
     """One pass to measure, without autograd."""
@@ -35,6 +41,11 @@ def run_once(query: Tensor, key: Tensor, value: Tensor, gradients: bool) -> None
 @operator("fused")
 def _fused(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return attention.attend(query, key, value)
+
+
+@operator("fused_residual")
+def _fused_residual(query: Tensor, key: Tensor, value: Tensor, x: Tensor, gamma: Tensor) -> Tensor:
+    return attention.attend_and_add(query, key, value, x, gamma)
 
 
 @operator("fused_backward")
@@ -53,6 +64,11 @@ def _empty(like: Tensor) -> Tensor:
 def _(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     B, _, H, W = value.shape
     return _empty(value), value.new_empty(B, H, W, dtype=torch.float32)
+
+
+@_fused_residual.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, x: Tensor, gamma: Tensor) -> Tensor:
+    return _empty(value)
 
 
 @_fused_backward.register_fake
@@ -80,7 +96,7 @@ def _gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor,
 _fused.register_autograd(_gradient, setup_context=_save)
 
 
-@register_flop_formula(torch.ops.ccnet.fused)
+@register_flop_formula([torch.ops.ccnet.fused, torch.ops.ccnet.fused_residual])
 def _flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
     return registered._criss_cross_flops(query, key, value)
 

@@ -84,20 +84,25 @@ def residual(
     implementation: str = "auto",
     choices: Choices | None = None,
 ) -> Tensor:
-    """Gamma times criss_cross, plus x: one operator on the CPU's "numba", which "auto" is as in criss_cross.
+    """Gamma times criss_cross, plus x: one operator in "numba" on the CPU and, without gradients, fused on CUDA.
 
     projected_BCS is query, key (`reduced` channels each) and value in one tensor; gamma has one entry.
     """
     _refuse_tangents(projected_BCS, x_BCS, gamma)
     query, key, value = registered.split_projection(projected_BCS, reduced)
-    name, on_cpu = resolve(implementation, value), value.device.type == "cpu"
-    if implementation == "auto" and on_cpu:
-        name = fastest(query, key, value, choices)
-    if name == "numba" and on_cpu and value.dtype == x_BCS.dtype == gamma.dtype:
-        with _without_autocast(value):
+    name = resolve(implementation, value)
+    alike = value.dtype == x_BCS.dtype
+    # gradients need what gamma is multiplied with
+    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (projected_BCS, x_BCS, gamma))
+    with _without_autocast(value):
+        if implementation == "auto":
+            name = fastest(query, key, value, choices)
+        if name == "numba" and alike and fused.fits(value) and not gradients:
+            return fused.residual(query, key, value, x_BCS, gamma)
+        if name == "numba" and alike and value.dtype == gamma.dtype and value.device.type == "cpu":
             out: Tensor = torch.ops.ccnet.residual(projected_BCS, x_BCS, gamma, reduced)[0]
-        return out
-    gathered = criss_cross(query, key, value, implementation, choices)
+            return out
+    gathered = criss_cross(query, key, value, name)
     return gamma.to(gathered.dtype) * gathered + x_BCS
 
 

@@ -65,6 +65,23 @@ def test_any_size_and_its_gradients_are_the_definition_within_rounding(dtype, ar
 
 
 @runs
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        ("bfloat16", SQUARE),
+        *(pytest.param(x, SQUARE, marks=pytest.mark.slow) for x in ("float16", "float32")),
+        *(pytest.param("bfloat16", x, marks=pytest.mark.slow) for x in RAGGED if x.get("slices")),
+    ],
+)
+def test_a_residual_is_added_where_a_pass_ends(dtype, options):
+    case = Fused(**options, dtype=dtype, backward=False, added=True)
+    results = case.run()
+    assert [step.kernel.form for step in case.launches] == ["fused", "fused_residual"]
+    assert [(result.faults, result.bank_conflicts) for result in results] == [([], 0)] * 2
+    assert case.failures() == []
+
+
+@runs
 def test_channels_that_are_not_finite_leave_others_as_they_are():
     # channels of one group, which share an exponent where the rows leave them
     case = Fused(**SQUARE, backward=False)
@@ -136,6 +153,7 @@ def kernels(dtype: str) -> list[steps.Kernel]:
     grids = [steps.Grid(1, H, W, 0, dtype, largest=plan.LINE) for H, W in ((97, 97), (128, 128), (129, 257))]
     buffers = [steps.Buffer(name, 512) for name in ("query", "key", "value", "out")]
     launches = [step for grid in grids for step in plan.forward(grid, 64, 512, *buffers)]
+    launches += [step for grid in grids for step in plan.forward(grid, 64, 512, *buffers, steps.Buffer("x", 512))]
     launches += [step for grid in grids for step in plan.backward(grid, 64, 512, buffers[3], *buffers)]
     return list(dict.fromkeys(step.kernel for step in launches))
 
@@ -395,6 +413,9 @@ def test_torch_accepts_the_operators_and_their_second_gradients_are_right(on_ptx
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     outcome = torch.library.opcheck(torch.ops.ccnet.fused.default, tuple(leaves), test_utils=tests)
     assert set(outcome.values()) == {"SUCCESS"}
+    arguments = (*(x.detach() for x in leaves), leaves[2].detach(), torch.ones(1))
+    outcome = torch.library.opcheck(torch.ops.ccnet.fused_residual.default, arguments, test_utils=tests)
+    assert set(outcome.values()) == {"SUCCESS"}
 
 
 def test_only_the_logarithms_are_saved_and_a_step_is_five_launches(on_cpu):
@@ -408,6 +429,27 @@ def test_only_the_logarithms_are_saved_and_a_step_is_five_launches(on_cpu):
     assert [len(launches) for launches, _ in on_cpu] == [2, 3]
     made = {name for _, tensors in on_cpu for name in tensors}
     assert all(tensor.numel() <= 2 * 5 * 5 * 72 for _, tensors in on_cpu for tensor in tensors.values()), made
+
+
+@runs
+@pytest.mark.parametrize("layout", ["last", pytest.param("contiguous", marks=pytest.mark.slow)])
+def test_a_module_without_gradients_adds_its_residual_in_the_kernel(on_ptxrun, layout):
+    query, key, value = inputs(layout)
+    projected, x, gamma = torch.cat([query, key, value], dim=1), value.flip(0), torch.tensor([0.6], requires_grad=True)
+    with torch.no_grad():
+        out = ops.residual(projected, x, gamma, 16, "numba")
+        exact = ops.residual(*(t.double() for t in (projected, x, gamma)), 16, "reference")
+    ((launches, _),) = on_ptxrun
+    assert [step.kernel.form for step in launches] == ["fused", "fused_residual"]
+    assert out.dtype == torch.bfloat16 and (out.double() - exact).abs().max() <= 5e-3 * exact.abs().max()
+
+
+def test_gradients_of_a_residual_have_the_pass_itself(on_cpu):
+    query, key, value = inputs("last")
+    projected = torch.cat([query, key, value], dim=1).requires_grad_()
+    ops.residual(projected, value, torch.tensor([0.6], requires_grad=True), 16, "numba").sum().backward()
+    forms = [step.kernel.form for launches, _ in on_cpu for step in launches]
+    assert forms == ["fused"] * 2 + ["fused_delta"] + ["fused_backward"] * 2
 
 
 def test_float32_and_clips_and_older_gpus_keep_the_other_kernels(monkeypatch):

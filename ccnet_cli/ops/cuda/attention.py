@@ -37,6 +37,18 @@ def attend(query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor) -> tuple[Te
     return out.permute(0, 3, 1, 2), log
 
 
+def attend_and_add(query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor, x_BCHW: Tensor, gamma: Tensor) -> Tensor:
+    """Gamma, which has one entry, times one pass, plus x: the columns add it before they round."""
+    query, key, value, x = map(pixels, (query_BCHW, key_BCHW, value_BCHW, x_BCHW))
+    B, H, W, C = value.shape
+    out, log = value.new_empty(B, H, W, C), value.new_empty(B, H, W, dtype=torch.float32)
+    if out.numel():
+        tensors = {"query": query, "key": key, "value": value, "out": out, "x": x}
+        launches = _forward(_grid(value), query.shape[-1], C, *_buffers(tensors))
+        launch.run(launches, tensors | {"gamma": gamma.float(), "log": log, "log_rows": torch.empty_like(log)})
+    return out.permute(0, 3, 1, 2)
+
+
 def attend_backward(
     grad_BCHW: Tensor, query_BCHW: Tensor, key_BCHW: Tensor, value_BCHW: Tensor, out_BCHW: Tensor, log_BHW: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -43,8 +43,9 @@ def _make_fused(kernel: Kernel) -> Callable[..., None]:
     tiles, warps, long = kernel.sizes
     if kernel.form == "fused_delta":
         return fused.inner_products(kernel.dtype, warps, kernel.aligned)
-    make = fused.attend if kernel.form == "fused" else fused.attend_backward
-    return make(kernel.dtype, tiles, warps, bool(long), kernel.aligned)
+    make = fused.attend_backward if kernel.form == "fused_backward" else fused.attend
+    added = {"added": True} if kernel.form == "fused_residual" else {}
+    return make(kernel.dtype, tiles, warps, bool(long), kernel.aligned, **added)
 
 
 def signature(kernel: Kernel) -> Any:
@@ -70,9 +71,11 @@ def _fused_signature(kernel: Kernel) -> Any:
     half = full if kernel.dtype == "float32" else types.CPointer(types.uint16)
     if form == "fused_delta":
         return types.void(half, half, full, several(number, 2), number, number)
-    pointers = [several(half, 4)] if form == "fused" else [several(half, 4), several(half, 3)]
-    strides = several(number, 3 if form == "fused" else 4)
-    return types.void(*pointers, several(full, 2 if form == "fused" else 4), strides, several(number, 4), number)
+    # of pointers to numbers and to float32, and strides
+    counts = {"fused": (4, 2, 3), "fused_residual": (5, 3, 4), "fused_backward": (4, 4, 4)}
+    halves, fulls, strides = counts[form]
+    pointers = [several(half, halves), *([several(half, 3)] if form == "fused_backward" else [])]
+    return types.void(*pointers, several(full, fulls), several(number, strides), several(number, 4), number)
 
 
 def launch_bounds(kernel: Kernel) -> tuple[int, int]:

@@ -314,62 +314,87 @@ def _stages(parts):
     return load, save
 
 
-def _finish(parts):
+def _finish(parts, added):
     """A function for the words of `count` numbers to write: in bfloat16 the rows leave what is rounded but once."""
-    blend, leave, blend_left = tuples.blend(parts.dtype), tuples.leave, tuples.blend_left
+    PARTIAL, leave = not parts.aligned, tuples.leave
+    blend, blend_left = (tuples.blend(parts.dtype, left, added) for left in (False, parts.dtype == "bfloat16"))
 
-    if parts.dtype == "bfloat16":
+    if added:
 
         @_device
-        def finish(values, scale, before, weight, count, column):
+        def finish(values, scale, before, weight, more, count, column):
+            if PARTIAL and count < 8:
+                return blend(values, scale, before, weight, more)
+            return blend_left(values, scale, before, weight, more)
+
+    elif parts.dtype == "bfloat16":
+
+        @_device
+        def finish(values, scale, before, weight, more, count, column):
             # those at the end of a pixel may be fewer than it takes
-            if count < 8:
+            if PARTIAL and count < 8:
                 return blend(values, scale, before, weight)
             return blend_left(values, scale, before, weight) if column else leave(values, scale)
 
     else:
 
         @_device
-        def finish(values, scale, before, weight, count, column):
+        def finish(values, scale, before, weight, more, count, column):
             return blend(values, scale, before, weight)
 
     return finish
 
 
-def _outputs(parts):
-    """Functions for a thread's channels of each of its two rows: what is there, and what is written."""
-    fetch, put, finish = parts.exact, parts.put, _finish(parts)
+def _outputs(parts, added=False):
+    """Functions for a thread's channels of each of its two rows: what is there, and what is written.
+
+    added: a target has another tensor, with its stride, and a number too; it is the tensor and what is written times
+    the number.
+    """
+    fetch, put, finish, ADDED = parts.exact, parts.put, _finish(parts, added), added
     near_one, far_one, near_two, far_two = parts.pieces
     VECTOR = 4 * numbers_per_word(parts.dtype)
     PART = 4 * VECTOR
 
     @_device
-    def locate(place, c0):
+    def locate(place, c0, stride):
         """Where a thread's channels from c0 on lie, how far its other row's, and how many there are of each."""
         (L, hop, first), m, channels, _ = place
         c0 = int32(c0 + (cuda.threadIdx.x & 3) * VECTOR)
-        at, rest = int32((first + m * hop) * channels + c0), int32(channels - c0)
-        return at, int32(8 * hop * channels), rest if m < L else int32(0), rest if m + 8 < L else int32(0)
+        at, rest = int32((first + m * hop) * stride + c0), int32(channels - c0)
+        return at, int32(8 * hop * stride), rest if m < L else int32(0), rest if m + 8 < L else int32(0)
+
+    @_device
+    def fetch_rows(source, at, hop, near, far):
+        first, third = fetch(source, at, near), fetch(source, int32(at + PART), int32(near - PART))
+        at = int32(at + hop)
+        return first, fetch(source, at, far), third, fetch(source, int32(at + PART), int32(far - PART))
 
     @_device
     def read(target, place, c0):
-        out = target[0]
-        at, hop, near, far = locate(place, c0)
+        at, hop, near, far = locate(place, c0, place[2])
+        if ADDED:
+            before = fetch_rows(target[0], at, hop, near, far)
+            at, hop, near, far = locate(place, c0, target[3])
+            return before, fetch_rows(target[2], at, hop, near, far)
         if not place[3]:
             near = far = int32(0)
-        first, third = fetch(out, at, near), fetch(out, int32(at + PART), int32(near - PART))
-        return first, fetch(out, int32(at + hop), far), third, fetch(out, int32(at + hop + PART), int32(far - PART))
+        before = fetch_rows(target[0], at, hop, near, far)
+        return before, before
 
     @_device
-    def write(target, place, c0, total, scale, before):
+    def write(target, place, c0, total, scale, both):
         """Write a total times a scale, and what was there times each row's weight."""
-        (out, weight), column = target, place[3]
-        at, hop, near, far = locate(place, c0)
-        put(out, at, near, finish(near_one(total), scale, before[0], weight[0], near, column))
-        put(out, int32(at + hop), far, finish(far_one(total), scale, before[1], weight[1], far, column))
+        out, (weight_near, weight_far), column, (before, more) = target[0], target[1], place[3], both
+        if ADDED:
+            gamma = target[4]
+            scale, weight_near, weight_far = float32(scale * gamma), weight_near * gamma, weight_far * gamma
+        at, hop, near, far = locate(place, c0, place[2])
+        put(out, at, near, finish(near_one(total), scale, before[0], weight_near, more[0], near, column))
+        put(out, int32(at + hop), far, finish(far_one(total), scale, before[1], weight_far, more[1], far, column))
         at, near, far = int32(at + PART), int32(near - PART), int32(far - PART)
-        put(out, at, near, finish(near_two(total), scale, before[2], weight[0], near, column))
-        put(out, int32(at + hop), far, finish(far_two(total), scale, before[3], weight[1], far, column))
+        put(out, at, near, finish(near_two(total), scale, before[2], weight_near, more[2], near, column))
+        put(out, int32(at + hop), far, finish(far_two(total), scale, before[3], weight_far, more[3], far, column))
 
     return read, write
 
@@ -570,15 +595,16 @@ def _sums(parts):
     return sum_weights
 
 
-def attend(dtype: str, tiles: int, warps: int, long: bool, aligned: bool) -> Callable[..., None]:
+def attend(dtype: str, tiles: int, warps: int, long: bool, aligned: bool, added: bool = False) -> Callable[..., None]:
     """One direction of a pass: grid of tiles of 16 `warps` pixels, lines, and images.
 
     Halves are query, key, value and out; logs those that the rows left, which a column adds to, and those it writes.
+    added: of the columns, with another half, to which what they would write is added, times the number in a third log.
     """
     parts = _parts(dtype, tiles, warps, long, aligned)
     SHARED, sum_weights = shared_words(tiles), _sums(parts)
-    LONG, powers = long, tuples.powers(tiles)
-    outputs = _outputs(parts)
+    LONG, ADDED, powers = long, added, tuples.powers(tiles)
+    outputs = _outputs(parts, added)
     if long:
         product = _long_products(parts, _weights(parts, False, False), parts.gather, *outputs)
     else:
@@ -586,8 +612,8 @@ def attend(dtype: str, tiles: int, warps: int, long: bool, aligned: bool) -> Cal
     words = parts.whole
 
     def kernel(halves, logs, strides, sizes, column):
-        query, key, value, out = halves
-        before, log = logs
+        query, key, value, out = halves[:4]
+        before, log = logs[:2]
         shared = cuda.shared.array(SHARED, uint32)
         t = int32(cuda.threadIdx.x)
         line = _locate(int32(cuda.blockIdx.y), int32(cuda.blockIdx.z), column, sizes)
@@ -605,7 +631,8 @@ def attend(dtype: str, tiles: int, warps: int, long: bool, aligned: bool) -> Cal
                 log[at_near] = log_near
             if far_inside:
                 log[at_far] = log_far
-        place, target = (line, m, sizes[3], column != 0), (out, (weight_near, weight_far))
+        place, weights = (line, m, sizes[3], column != 0), (weight_near, weight_far)
+        target = (out, weights, halves[4], strides[3], logs[2][0]) if ADDED else (out, weights)
         if LONG:
             sums = (log_near, log_far, float32(0), float32(0))
             both = (strides[0], strides[1], strides[0], strides[1])

@@ -9,7 +9,7 @@ CUT = 64  # channels of an output that a thread holds at once; 32 of float32
 LINE = 128  # pixels of a line in one block of tiles
 BLOCK = 64  # of a longer line, whose energies take fewer registers
 WARPS = 8  # of a block of delta
-FORMS = ("fused", "fused_backward", "fused_delta")
+FORMS = ("fused", "fused_residual", "fused_backward", "fused_delta")
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,25 @@ def _directions(form: str, grid: Grid, names: tuple[str, ...], numbers: tuple[in
     return steps
 
 
-def forward(grid: Grid, c: int, C: int, query: Buffer, key: Buffer, value: Buffer, out: Buffer) -> list[Step]:
+def forward(grid: Grid, c: int, C: int, *buffers: Buffer) -> list[Step]:
     """One pass with c channels of query and key, C of value: to out, whose pixels are side by side, and the logarithms.
 
-    The rows leave theirs in log_rows; log is of all.
+    Buffers are query, key, value and out, and may have another, to which the pass is added, times gamma. The rows leave
+    their logarithms in log_rows; log is of all.
     """
-    buffers = query, key, value, out
+    (query, key, value, _), added = buffers[:4], buffers[4:]
     check(grid, *(buffer.stride for buffer in buffers))
     numbers = (query.stride, key.stride, value.stride, grid.height, grid.width, c, C)
-    names = tuple(buffer.name for buffer in buffers)
+    names = tuple(buffer.name for buffer in buffers[:4])
     aligned = all(buffer.aligned for buffer in buffers)
     rows, columns = _directions("fused", grid, (*names, "log_rows", "log"), numbers, aligned)
     # what the rows do not read is what they write, under the name that they read it by
-    return [replace(rows, arguments=(*names, "log_rows", "log_rows", *rows.arguments[6:])), columns]
+    rows = replace(rows, arguments=(*names, "log_rows", "log_rows", *rows.arguments[6:]))
+    for x in added:
+        rest = columns.arguments[6:]
+        arguments = (*names, x.name, "log_rows", "log", "gamma", *rest[:3], x.stride, *rest[3:])
+        columns = Step(replace(columns.kernel, form="fused_residual"), columns.grid, arguments)
+    return [rows, columns]
 
 
 def backward(grid: Grid, c: int, C: int, out: Buffer, *buffers: Buffer) -> list[Step]:

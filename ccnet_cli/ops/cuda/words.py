@@ -577,22 +577,6 @@ def piece(dtype, part, row):
     return _made(_piece(dtype), _sums(dtype))(pick)
 
 
-def _blended(builder, dtype, values, scale, others, weight):
-    pairs = zip(values, others, strict=True)
-    return _pack(builder, dtype, [builder.fadd(builder.fmul(x, scale), builder.fmul(y, weight)) for x, y in pairs])
-
-
-@lru_cache
-def blend(dtype):
-    """Numbers times one, and those of four words times another, as words."""
-
-    def change(context, builder, kinds, values, scale, before, weight):
-        others = [x for word in before for x in _halves(builder, dtype, word)]
-        return _blended(builder, dtype, values, scale, others, weight)
-
-    return _made(FOUR, _piece(dtype), types.float32, FOUR, types.float32)(change)
-
-
 # Eight numbers of 10 bits in 16 bytes: float16 without their last bits, times a power of two whose exponent these are.
 _LAST = 0x00010001
 
@@ -619,17 +603,37 @@ def leave(context, builder, kinds, values, scale):
     ]
 
 
-@_made(FOUR, OCTET, types.float32, FOUR, types.float32)
-def blend_left(context, builder, kinds, values, scale, before, weight):
-    """Eight numbers times one, and eight that `leave` made words of times another, as words of bfloat16."""
+def _read_left(builder, words):
+    """What `leave` made words of: float32, and what they are to be multiplied with."""
     bits, others = _I32(0), []
-    for i, word in enumerate(before):
+    for i, word in enumerate(words):
         bits = builder.or_(bits, builder.shl(builder.and_(word, _I32(_LAST)), _I32(2 * i)))
         others += _halves(builder, "float16", builder.and_(word, _I32(~_LAST)))
     exponent = builder.and_(builder.or_(bits, builder.lshr(bits, _I32(15))), _I32(255))
-    power = builder.bitcast(builder.shl(builder.sub(exponent, _I32(14)), _I32(23)), _F32)
-    weight = builder.fmul(weight, power)
-    return _blended(builder, "bfloat16", values, scale, others, weight)
+    return others, builder.bitcast(builder.shl(builder.sub(exponent, _I32(14)), _I32(23)), _F32)
+
+
+@lru_cache
+def blend(dtype, left=False, added=False):
+    """Numbers times one, and those of four words times another, as words.
+
+    left: words that `leave` made. added: and the numbers of four others.
+    """
+
+    def change(context, builder, kinds, values, scale, before, weight, more=()):
+        if left:
+            others, power = _read_left(builder, before)
+            weight = builder.fmul(weight, power)
+        else:
+            others = [x for word in before for x in _halves(builder, dtype, word)]
+        pairs = zip(values, others, strict=True)
+        sums = [builder.fadd(builder.fmul(x, scale), builder.fmul(y, weight)) for x, y in pairs]
+        if added:
+            numbers = [x for word in more for x in _halves(builder, dtype, word)]
+            sums = [builder.fadd(x, y) for x, y in zip(sums, numbers, strict=True)]
+        return _pack(builder, dtype, sums)
+
+    return _made(FOUR, _piece(dtype), types.float32, FOUR, types.float32, *[FOUR] * added)(change)
 
 
 @lru_cache
