@@ -143,7 +143,7 @@ Mode = Annotated[
 Scales = Annotated[str | None, typer.Option(metavar="LIST", help="Scales to average over, such as 0.75,1,1.25.")]
 
 
-Flip = Annotated[bool | None, typer.Option("--flip", help="Average over the mirrored image too.")]
+Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Average over the mirrored image too.")]
 
 
 InferencePrecision = Annotated[
