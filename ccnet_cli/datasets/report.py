@@ -1,6 +1,8 @@
 """Check a data set: read every pair, collect every problem, count every pixel; say what no training can learn from."""
 
+import filecmp
 import hashlib
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ccnet_cli.datasets import DATASETS
+from ccnet_cli.datasets import DATASETS, alignment
 from ccnet_cli.datasets.dataset import LABEL_IDS
 from ccnet_cli.datasets.listing import Sample
 from ccnet_cli.datasets.settings import IGNORED
@@ -86,7 +88,7 @@ def check(source: Source, names: dict[bytes, str] | None = None) -> Report:
     """
     names = {} if names is None else names
     counts = np.zeros(256, np.int64)
-    maps, blank = set[bytes](), 0
+    maps, blank, aligned = set[bytes](), 0, alignment.Alignment()
     sizes: Counter[str] = Counter()
     errors: list[tuple[str, InputError]] = []
     labels = 0
@@ -105,13 +107,14 @@ def check(source: Source, names: dict[bytes, str] | None = None) -> Report:
         blank += bool((image == image[0, 0]).all())
         if label is not None:
             labels += 1
+            aligned.add(image, label)
             maps.add(_digest(label))
             counts += np.bincount(label.ravel(), minlength=256)
     classes = source.classes.names
     pixels = {name: int(count) for name, count in zip(classes, counts[: len(classes)], strict=True)}
     problems, warnings = _judge(source, counts, labels) if labels else ([], [])
     problems = [*merge_alike(errors), *problems]
-    warnings += _find_same_labels(labels, maps)
+    warnings += [*_find_same_labels(labels, maps), *aligned.judge()]
     warnings += [f"{blank} of its {len(source.samples)} images show one colour alone; look at them"] if blank else []
     ignored = int(counts[IGNORED])
     count = len(source.samples)
@@ -147,8 +150,19 @@ def warn_of_dead_labels(source: Source, split: str) -> None:
     part = "" if read == len(source.samples) else f" in {read} of its {len(source.samples)} labels"
     problems, warnings = _judge(source, counts, read) if read else ([], [])
     warnings = [] if part and _has_own_classes(source) else warnings
-    for line in [*problems, *warnings, *_find_same_labels(read, maps)]:
+    for line in [*problems, *warnings, *_find_same_labels(read, maps), *alignment.probe(source)]:
         notice(f"warning: split {split}{part}: {line}")
+
+
+def warn_of_shared_images(train: Source, val: Source) -> None:
+    """Warn where several images to validate on have the name and the content of one to train on."""
+    names = {posixpath.basename(row[0]): index for index, row in enumerate(train.samples.rows)}
+    chosen = [(sample, names.get(sample.image.name)) for sample in _choose(val)]
+    pairs = [(sample, train.samples[index]) for sample, index in chosen if index is not None]
+    shared = [sample for sample, other in pairs if filecmp.cmp(sample.image, other.image, shallow=False)]
+    if len(shared) >= MIN_SAME:
+        part = f"{len(shared)} of {len(chosen)} images of val that were looked at are in train too"
+        notice(f"warning: {part} ({shared[0].name}): scores say nothing of new ones; remove them")
 
 
 def _choose(source: Source) -> Iterable[Sample]:

@@ -216,6 +216,10 @@ def _suggest_table(source: Source, present: Values) -> str:
     keys = "data.classes and data.ignore_index"
     if len(present) > MAX_VALUES:
         return f"{keys}: {len(present)} different values look like a picture or a smoothed mask"
+    classes = len(source.classes)
+    if present[0] > 0 and classes in present and not ((present > classes) & (present != IGNORED)).any():
+        # numbers from 1 on, of which this file need not have all
+        present = np.arange(1, classes + 1)
     examples = zip(present.tolist(), (*source.classes.names, "null"), strict=False)
     table = ", ".join(f"{value}: {name}" for value, name in examples)
     more = ", ..." if len(present) > len(source.classes) + 1 else ""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ccnet_cli import config, files
-from ccnet_cli.datasets.report import count_pixels, warn_of_dead_labels
+from ccnet_cli.datasets.report import count_pixels, warn_of_dead_labels, warn_of_shared_images
 from ccnet_cli.datasets.source import Source, open_source
 from ccnet_cli.datasets.training import watch_workers
 from ccnet_cli.errors import InputError, notice
@@ -60,6 +60,7 @@ def prepare(request: TrainRequest, group: Group, resources: ExitStack) -> tuple[
         opened = {split: open_source(preset.data, split) for split in ("train", "val")}
         for split, each in opened.items():
             warn_of_dead_labels(replace(each, tolerate_damage=request.tolerate_damage), split)
+        warn_of_shared_images(opened["train"], opened["val"])
         resources.enter_context(_run_folder(plan))
     plan = plan if plan.lease else replace(plan, lease=claim(plan.run))
     assert plan.lease is not None

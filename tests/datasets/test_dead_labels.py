@@ -8,7 +8,7 @@ from bad_inputs import jpeg, photograph, png
 from dataset_files import picture, put, settings
 
 from ccnet_cli.datasets import report
-from ccnet_cli.datasets.report import check, check_all, warn_of_dead_labels
+from ccnet_cli.datasets.report import check, check_all, warn_of_dead_labels, warn_of_shared_images
 from ccnet_cli.datasets.source import open_source
 from ccnet_cli.errors import InputError
 
@@ -68,6 +68,7 @@ def test_a_split_that_is_ignored_is_noticed(own, capsys):
     ("values", "words"),
     [
         (np.arange(48).reshape(6, 8) % 3 + 1, "value 3 is no label of folder"),
+        (np.arange(48).reshape(6, 8) % 2 * 2 + 1, "data.labels={1: a, 2: b, 3: c}"),
         (np.arange(48).reshape(6, 8) % 3 * 50, "data.labels={0: a, 50: b, 100: c}"),
         (np.arange(48).reshape(6, 8) % 3 * 9000, "value 9000, 18000 is no label"),
         (np.arange(48).reshape(6, 8) * 5, "data.labels={0: a, 5: b, 10: c, 15: null, ...}"),
@@ -172,6 +173,21 @@ def test_images_of_one_split_that_are_in_the_other_are_named(own):
     assert check_all({"val": sources["val"]})["val"].warnings == ()
 
 
+def test_images_of_both_splits_are_named_before_a_run(own, capsys):
+    random = np.random.default_rng(0)
+    label, train = np.arange(48).reshape(6, 8) % 3, random.integers(0, 255, (6, 6, 8, 3))
+    for other, warned in (((0, 1, 2), False), ((0, 1, 2, 3), True)):
+        val = random.integers(0, 255, (6, 6, 8, 3))
+        val[list(other)] = train[list(other)]
+        numbered(own, "train", [label] * 6, train)
+        numbered(own, "val", [label] * 6, val)
+        warn_of_shared_images(*(open_source(settings(own), split) for split in ("train", "val")))
+        line = (
+            "ccnet: warning: 4 of 6 images of val that were looked at are in train too (0): scores say nothing of new"
+        )
+        assert capsys.readouterr().err == (f"{line} ones; remove them\n" if warned else "")
+
+
 def test_labels_that_are_all_the_same_and_images_of_one_colour_are_named(own, capsys):
     random = np.random.default_rng(0)
     label, images = np.arange(48).reshape(6, 8) % 3, random.integers(0, 255, (4, 6, 8, 3))
@@ -185,3 +201,54 @@ def test_labels_that_are_all_the_same_and_images_of_one_colour_are_named(own, ca
     numbered(own, "train", [label] * 3 + [label[::-1]], images)
     warn_of_dead_labels(source, "train")
     assert capsys.readouterr().err == ""
+
+
+def discs(count, size=(48, 64)):
+    """Pictures and labels of two discs in places of their own."""
+    random = np.random.default_rng(1)
+    pairs = []
+    for _ in range(count):
+        label = np.zeros(size, np.uint8)
+        for value in (1, 2):
+            y, x = (int(random.integers(10, side - 10)) for side in size)
+            label[np.hypot(*np.ogrid[-y : size[0] - y, -x : size[1] - x]) < random.integers(6, 14)] = value
+        colours = random.integers(0, 200, (3, 3))
+        pairs.append((colours[label] + random.integers(0, 40, (*size, 3)), label))
+    return pairs
+
+
+MOVED = {
+    "after its own": lambda pairs: [(image, pairs[(i + 1) % len(pairs)][1]) for i, (image, _) in enumerate(pairs)],
+    "before its own": lambda pairs: [(image, pairs[i - 1][1]) for i, (image, _) in enumerate(pairs)],
+    "mirrored left to right": lambda pairs: [(image, label[:, ::-1]) for image, label in pairs],
+    "turned upside down": lambda pairs: [(image, label[::-1]) for image, label in pairs],
+    "turned by half a turn": lambda pairs: [(image, label[::-1, ::-1]) for image, label in pairs],
+    "rows and columns are exchanged": lambda pairs: [(image[:, :48], label[:, :48].T) for image, label in pairs],
+    "turned by a quarter clockwise": lambda pairs: [(image[:, :48], np.rot90(label[:, :48])) for image, label in pairs],
+}
+
+
+@pytest.mark.parametrize("place", MOVED)
+def test_labels_that_lie_elsewhere_than_their_images_are_noticed(own, capsys, place):
+    images, labels = zip(*MOVED[place](discs(12)), strict=True)
+    numbered(own, "train", labels, images)
+    source = open_source(settings(own), "train")
+    (line,) = check(source).warnings
+    assert "do not lie on their images: borders fit the edges better if" in line and place in line
+    warn_of_dead_labels(source, "train")
+    assert capsys.readouterr().err == f"ccnet: warning: split train: {line}\n"
+
+
+@pytest.mark.parametrize("size", [(48, 64), (48, 48), (30, 64)])
+@pytest.mark.parametrize("count", [2, 12])
+def test_labels_in_their_place_are_not_suspected(own, capsys, size, count):
+    images, labels = zip(*discs(count, size), strict=True)
+    numbered(own, "train", labels, images)
+    lines(own, capsys)
+    assert check(open_source(settings(own), "train")).warnings == ()
+
+
+def test_labels_without_any_relation_to_their_images_are_not_suspected(own):
+    random = np.random.default_rng(2)
+    numbered(own, "train", [label for _, label in discs(24)], random.integers(0, 256, (24, 48, 64, 3)))
+    assert check(open_source(settings(own), "train")).warnings == ()

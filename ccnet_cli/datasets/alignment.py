@@ -1,0 +1,132 @@
+"""Whether labels lie on their images: borders between classes follow the edges of their own picture, not of another."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ccnet_cli.datasets.source import Source, load_pair
+from ccnet_cli.errors import InputError
+from ccnet_cli.media.images import Pixels, cv2, read_size
+
+# sides are compared at this size at most, smaller ones not at all; a label has this number of pixels on borders
+SIDE, MIN_SIDE, MIN_BORDER = 128, 32, 20
+# another place of the labels is better if it is for so large a part of the pairs, by so much, and by standard errors
+MIN_PAIRS, MIN_WINS, MIN_GAIN, MIN_ERRORS = 5, 0.65, 0.01, 4.0
+# read before a run: neighbours, as labels may be shifted by one name, and fewer where pictures are large
+MAX_PROBES, MIN_PROBES, NEIGHBOURS, MAX_PIXELS = 24, 8, 4, 1 << 25
+FIX = "look at them with ccnet data show, and correct the labels' files or names"
+
+Edges = npt.NDArray[np.float32]
+Borders = npt.NDArray[np.bool_]
+
+
+class Alignment:
+    """Compares the labels of pictures, in the order of their names, with the same labels in other places."""
+
+    def __init__(self) -> None:
+        self.gains: dict[str, list[float]] = {}
+        self.before: tuple[Edges, Borders] | None = None
+
+    def add(self, image: Pixels, label: Pixels) -> None:
+        """Compare one label (H, W) of an image (H, W, 3), and both with those before."""
+        square, previous, self.before = label.shape[0] == label.shape[1], self.before, None
+        if min(label.shape) < MIN_SIDE:
+            return
+        edges, borders = rank_edges(image), find_borders(label)
+        if borders.sum() < MIN_BORDER:
+            return
+        self.before = edges, borders
+        moved = {
+            "if they are mirrored left to right": borders[:, ::-1],
+            "if they are turned upside down": borders[::-1],
+        }
+        moved["if they are turned by half a turn"] = borders[::-1, ::-1]
+        if square:
+            turned = {"clockwise": np.rot90(borders, -1), "counterclockwise": np.rot90(borders)}
+            moved |= {f"if they are turned by a quarter {way}": each for way, each in turned.items()}
+            moved["if their rows and columns are exchanged"] = borders.T
+        own = _agree(edges, borders)
+        for place, other in moved.items():
+            self._note(place, _agree(edges, other) - own)
+        if previous is not None and previous[0].shape == edges.shape:
+            self._note("if each belongs to the image after its own", _agree(edges, previous[1]) - own)
+            self._note("if each belongs to the image before its own", _agree(previous[0], borders) - _agree(*previous))
+
+    def _note(self, place: str, gain: float) -> None:
+        self.gains.setdefault(place, []).append(gain)
+
+    def judge(self) -> list[str]:
+        """A warning where the labels would lie better in another place, with strong evidence alone."""
+        better = {place: gain for place, gains in self.gains.items() if (gain := _evidence(np.array(gains)))}
+        if not better:
+            return []
+        place = max(better, key=better.__getitem__)
+        return [f"the labels do not lie on their images: borders fit the edges better {place}; {FIX}"]
+
+
+def probe(source: Source) -> list[str]:
+    """The warning of some pictures of a source, evenly spread; those that cannot be read are passed over."""
+    alignment, count = Alignment(), len(source.samples)
+    labelled = [index for index in range(count) if source.samples.rows[index][1] is not None]
+    if not labelled or source.clips is not None:
+        return []
+    height, width = read_size(source.samples[labelled[0]].image, source.tolerate_damage)
+    limit = min(max(MAX_PIXELS // (height * width), MIN_PROBES), MAX_PROBES, len(labelled))
+    blocks = max(limit // NEIGHBOURS, 1)
+    for block in range(blocks):
+        start = block * (len(labelled) - limit // blocks) // max(blocks - 1, 1)
+        alignment.before = None
+        for index in labelled[start : start + limit // blocks]:
+            try:
+                alignment.add(*load_pair(source, source.samples[index]))
+            except InputError:
+                alignment.before = None
+    return alignment.judge()
+
+
+def rank_edges(image: Pixels) -> Edges:
+    """The largest difference between neighbours around each pixel of the shrunk picture, as its rank from 0 to 1."""
+    small = cv2.resize(image, _shrink(image), interpolation=cv2.INTER_AREA).astype(np.float32)
+    steps = np.zeros(small.shape[:2], np.float32)
+    for one, other, difference in _neighbours(steps, small):
+        np.maximum(one, difference.max(-1), out=one)
+        np.maximum(other, difference.max(-1), out=other)
+    steps = np.asarray(cv2.dilate(steps, np.ones((3, 3), np.uint8)))
+    return (np.searchsorted(np.sort(steps, None), steps.ravel()) / steps.size).reshape(steps.shape).astype(np.float32)
+
+
+def find_borders(label: Pixels) -> Borders:
+    """The pixels of the shrunk label that have a neighbour of another value."""
+    small = cv2.resize(label, _shrink(label), interpolation=cv2.INTER_NEAREST).astype(np.float32)
+    borders = np.zeros(small.shape, np.bool_)
+    for one, other, difference in _neighbours(borders, small):
+        one |= difference > 0
+        other |= difference > 0
+    return borders
+
+
+def _shrink(picture: Pixels) -> tuple[int, int]:
+    return min(SIDE, picture.shape[1]), min(SIDE, picture.shape[0])
+
+
+def _neighbours(into: Any, picture: Edges) -> Iterator[tuple[Any, Any, Edges]]:
+    """Both sides of each pair of neighbours in an array (H, W), and the difference of their values in a picture.
+
+    Both, so that a mirrored label has no advantage.
+    """
+    yield into[:, 1:], into[:, :-1], np.abs(np.diff(picture, axis=1))
+    yield into[1:], into[:-1], np.abs(np.diff(picture, axis=0))
+
+
+def _agree(edges: Edges, borders: Borders) -> float:
+    return float(edges[borders].mean())
+
+
+def _evidence(gains: npt.NDArray[np.float64]) -> float:
+    """The mean gain where it is no accident, else 0."""
+    if len(gains) < MIN_PAIRS or (gains > 0).mean() < MIN_WINS:
+        return 0.0
+    mean, error = float(gains.mean()), float(gains.std(ddof=1)) / len(gains) ** 0.5
+    return mean if mean >= MIN_GAIN and mean >= MIN_ERRORS * error else 0.0
