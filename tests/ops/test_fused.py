@@ -1,8 +1,6 @@
 """Fused attention on tensor cores without a GPU: as compiled PTX run by ptxrun, as machine code, and as launches."""
 
-import ctypes
 import re
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from types import SimpleNamespace
@@ -465,53 +463,6 @@ def test_float32_and_clips_and_older_gpus_keep_the_other_kernels(monkeypatch):
         assert not attention.fits(SimpleNamespace(**vars(half) | changed))
     arch = (7, 5)
     assert not attention.fits(half)
-
-
-def test_launches_have_their_pointers_on_the_current_stream(monkeypatch):
-    launched = []
-
-    class Driver:
-        cuInit = staticmethod(lambda flags: (0,))
-        cuDeviceGet = staticmethod(lambda index: (0, index))
-        cuDevicePrimaryCtxRetain = staticmethod(lambda device: (0, device))
-        cuCtxSetCurrent = staticmethod(lambda context: (0,))
-        cuModuleLoadData = staticmethod(lambda image: (0, image))
-        cuModuleGetFunction = staticmethod(lambda module, name: (0, module))
-
-        @staticmethod
-        def cuLaunchKernel(function, *rest):
-            *shape, _, stream, table, _ = rest
-            slots = (ctypes.c_void_p * 6).from_address(table)
-            launched.append((function, shape, stream, [ctypes.c_void_p.from_address(x).value for x in slots]))
-            return (0,)
-
-    monkeypatch.setattr(launch, "_driver", lambda: Driver)
-    monkeypatch.setattr(launch, "machine_code", lambda kernel, arch: (kernel.form, arch))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
-    caches = (launch._prepare, launch._load, launch._context)
-    for cache in caches:
-        cache.cache_clear()
-    try:
-        tensors = inputs("last slices")
-        out, log = attention.attend(*tensors)
-        attention.attend_backward(out, *tensors, out, log)
-    finally:
-        for cache in caches:
-            cache.cache_clear()
-    assert [function for function, *_ in launched] == [
-        *[("fused", (9, 0))] * 2,
-        ("fused_delta", (9, 0)),
-        *[("fused_backward", (9, 0))] * 2,
-    ]
-    assert {stream for _, _, stream, _ in launched} == {7}
-    assert [shape[:6] for _, shape, *_ in launched[:2]] == [[1, 5, 2, 32, 1, 1]] * 2
-    assert [shape[:6] for _, shape, *_ in launched[3:]] == [[1, 5, 2, 32, 1, 1]] * 2
-    rows, columns = (pointers for *_, pointers in launched[:2])
-    assert columns[:4] == rows[:4] == [*(x.data_ptr() for x in tensors), out.data_ptr()]
-    # the rows' logarithms are read by the columns, which write the whole
-    assert rows[4] == rows[5] == columns[4] and columns[5] == log.data_ptr()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])

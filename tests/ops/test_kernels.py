@@ -732,6 +732,7 @@ def test_a_pass_is_five_launches_with_its_pointers_on_the_current_stream(monkeyp
     monkeypatch.setattr(launch, "_driver", lambda: driver)
     monkeypatch.setattr(launch, "machine_code", lambda kernel, arch: (kernel.name, arch))
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 6))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=next(streams)))
     caches = (launch._prepare, launch._load, launch._context)
@@ -755,7 +756,7 @@ def test_a_pass_is_five_launches_with_its_pointers_on_the_current_stream(monkeyp
         again, _ = cuda.criss_cross(*inputs)
         assert [ctypes.c_void_p.from_address(slot).value for slot in slots][2] == again.data_ptr()
         assert driver.launches[-1][2] == 8
-        assert driver.context == "primary context of None"
+        assert driver.context == "primary context of 0"
     finally:
         for cache in caches:
             cache.cache_clear()
@@ -772,6 +773,7 @@ def test_no_grid_with_a_0_reaches_the_driver(monkeypatch, empty):
     monkeypatch.setattr(launch, "_context", lambda index: None)
     monkeypatch.setattr(launch, "_driver", Driver)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
     B, c, C, H, W = empty
     query, key, value = (torch.randn(B, n, H, W) for n in (c, c, C))

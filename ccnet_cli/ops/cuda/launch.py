@@ -31,12 +31,12 @@ def run(steps: Sequence[Step], tensors: dict[str, Tensor]) -> None:
     device = next(iter(tensors.values())).device
     pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     with torch.cuda.device(device):
-        stream = torch.cuda.current_stream().cuda_stream
+        index, stream = torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream
         # a thread that has not called the CUDA runtime yet has no context
-        _check(_driver().cuCtxSetCurrent(_context(device.index)))
+        _check(_driver().cuCtxSetCurrent(_context(index)))
         # an empty batch, line or channel axis leaves nothing to do
         for step in (step for step in steps if 0 not in step.grid):
-            _prepare(step, device.index)(pointers, stream)
+            _prepare(step, index)(pointers, stream)
 
 
 class _Launch:
