@@ -54,7 +54,7 @@ def _is_sound(entry: Entry, path: Path) -> bool:
 @contextmanager
 def _lock(entry: Entry) -> Iterator[None]:
     """Let one process at a time fill the folder; another one waits, and then finds the file there."""
-    with (entry.cache / ".lock").open("w") as file:
+    with (entry.cache / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -67,6 +67,10 @@ def _bring(entry: Entry, local: Path | None, url: str, timeout: float) -> Path:
     part = entry.cache / f".{entry.file_name}.part"
     hashed = entry.sha256 is not None or entry.sha1 is not None
     job = transport.Job(entry.name, url, part, hashed, timeout, url == entry.url and bool(entry.drive))
+    for path in (part, job.state):
+        # what is written goes nowhere else
+        if path.is_symlink():
+            path.unlink()
     if local is not None:
         _copy(local, part)
         job.state.unlink(missing_ok=True)

@@ -153,6 +153,7 @@ def _begin(job: Job, url: str) -> Body:
         # one more than it says, to notice where there is more
         response.length = size + 1
     try:
+        _check_form(job, response, total)
         _check_size(job, total, start)
         if not start:
             _write_state(job, {"url": job.url, "validator": _validator(response), "total": total})
@@ -229,6 +230,16 @@ def _write(job: Job, file: IO[bytes], block: bytes) -> None:
         raise EnvironmentFailure(job.part, why, fix) from None
 
 
+def _check_form(job: Job, response: http.client.HTTPResponse, total: int | None) -> None:
+    """EnvironmentFailure for an answer of which nobody could say whether it is the whole file as it was published."""
+    coding = response.headers.get("Content-Encoding", "identity")
+    if coding.lower() != "identity":
+        raise EnvironmentFailure(job.url, f"sends the file packed ({coding[:20]}), against what was asked", FROM)
+    if total is None and not response.chunked and not job.hashed:
+        why = "does not say how long the file is, and no hash is published to check it by"
+        raise EnvironmentFailure(job.url, why, FROM)
+
+
 def _check_size(job: Job, total: int | None, start: int) -> None:
     """InputError for a file that is too large for weights, EnvironmentFailure where the disk has no room for it."""
     if total is not None and total > MAX_BYTES:
@@ -250,7 +261,7 @@ def _open(job: Job, url: str, headers: dict[str, str]) -> http.client.HTTPRespon
         with error:
             if error.code == 416 and "Range" in headers:
                 raise
-            raise _refusal(url, error.code) from None
+            raise _refusal(url, error) from None
     except (URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         if isinstance(reason, ssl.SSLError):
@@ -265,10 +276,14 @@ def _open(job: Job, url: str, headers: dict[str, str]) -> http.client.HTTPRespon
         raise EnvironmentFailure(url, why, fix) from None
 
 
-def _refusal(url: str, code: int) -> InputError | EnvironmentFailure:
+def _refusal(url: str, error: HTTPError) -> InputError | EnvironmentFailure:
     """The error of an answer that is no file."""
-    meaning = http.client.responses.get(code, "")
+    code, meaning = error.code, http.client.responses.get(error.code, "")
     why = f"the server answers {code} {meaning}".rstrip()
+    if str(error.reason).startswith(HTTPRedirectHandler.inf_msg):
+        return EnvironmentFailure(url, "redirects in a circle, or too often", FROM)
+    if code == 407:
+        return EnvironmentFailure(url, "the proxy asks for a name and a password", "write them into $https_proxy")
     if code in (408, 429) or code >= 500:
         return EnvironmentFailure(url, why, FROM)
     return InputError(url, why, "give another place by --from")

@@ -1,5 +1,6 @@
 """Downloads from a server that fails in every way: nothing is ever half in its place."""
 
+import gzip
 import hashlib
 import http.client
 import io
@@ -220,6 +221,78 @@ def test_hosts_of_one_site(before, after, own):
 def test_an_answer_that_is_no_file(status, error):
     with shelf.serve(shelf.fail(status)) as server:
         refuses(PLAIN, server.url, error, f"the server answers {status} ")
+
+
+def test_redirects_in_a_circle_end():
+    with shelf.serve(lambda request: shelf.redirect(request.path)(request)) as server:
+        refuses(HASHED, server.url, EnvironmentFailure, "redirects in a circle, or too often; try later")
+        server.answer = lambda request: shelf.redirect(f"{request.path}x")(request)
+        refuses(HASHED, server.url, EnvironmentFailure, "redirects in a circle, or too often; try later")
+
+
+@pytest.mark.parametrize("entry", [PLAIN, HASHED], ids=["plain", "hashed"])
+def test_a_packed_answer_is_not_taken_for_the_file(entry):
+    def packed(request):
+        content = gzip.compress(CONTENT)
+        shelf.head(request, 200, len(content))
+        request.send_header("Content-Encoding", "gzip")
+        request.end_headers()
+        request.wfile.write(content)
+
+    with shelf.serve(packed) as server:
+        refuses(entry, server.url, EnvironmentFailure, r"sends the file packed \(gzip\)")
+        assert server.requests[0][1]["Accept-Encoding"] == "identity"
+        server.answer = shelf.whole(CONTENT)
+        assert get(entry, server.url).read_bytes() == CONTENT
+
+
+def test_a_file_of_unknown_length_needs_a_hash():
+    def endless(count):
+        def answer(request):
+            request.send_response(200)
+            request.end_headers()
+            request.wfile.write(CONTENT[:count])
+
+        return answer
+
+    with shelf.serve(endless(9000)) as server:
+        refuses(PLAIN, server.url, EnvironmentFailure, "does not say how long the file is, and no hash is published")
+        refuses(HASHED, server.url, InputError, "its sha256 begins with")
+        server.answer = endless(None)
+        assert get(HASHED, server.url).read_bytes() == CONTENT
+
+
+def test_a_server_that_speaks_no_http():
+    with shelf.serve(lambda request: request.wfile.write(b"220 mail ready\r\n\r\nx\r\n")) as server:
+        refuses(PLAIN, server.url, EnvironmentFailure, "not reached")
+
+
+@pytest.mark.parametrize("status", [407, 403])
+def test_a_proxy_that_refuses(monkeypatch, status):
+    with shelf.serve(shelf.fail(status)) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("https_proxy", proxy.url)
+        error, words = (
+            (EnvironmentFailure, "the proxy asks for a name") if status == 407 else (InputError, "answers 403")
+        )
+        refuses(PLAIN, "http://weights.invalid/a.pth", error, words)
+        # it knows no CONNECT
+        refuses(
+            PLAIN, "https://weights.invalid/a.pth", EnvironmentFailure, "not reached .Tunnel connection failed: 501"
+        )
+    refuses(PLAIN, "http://weights.invalid/a.pth", EnvironmentFailure, "not reached .*; check network and proxy")
+
+
+def test_links_in_the_cache_lead_nowhere(tmp_path):
+    victim = write(tmp_path / "victim", b"own")
+    folder = PLAIN.cache
+    folder.mkdir(parents=True)
+    for name in (".lock", PLAIN.file_name, f".{PLAIN.file_name}.part", f".{PLAIN.file_name}.part.json"):
+        (folder / name).symlink_to(victim)
+    with shelf.serve(shelf.whole(CONTENT)) as server:
+        path = get(PLAIN, server.url)
+    assert path.read_bytes() == CONTENT and not path.is_symlink()
+    assert victim.read_bytes() == b"own"
 
 
 def test_no_server_at_all():
