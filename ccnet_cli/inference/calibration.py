@@ -23,6 +23,7 @@ from ccnet_cli.inference.views import upsample
 from ccnet_cli.models.attention import FoldedPasses
 from ccnet_cli.models.backbones.resnet import Residual
 from ccnet_cli.models.layers import FoldedStages
+from ccnet_cli.ops.cpu import integer_convolution as kernels
 
 # a map's range leaves out this part of its values at either end, which are few and far
 OUTLIERS = 2e-5
@@ -228,6 +229,7 @@ def _hooked(engine: Engine, measured: dict[Convolution, Ranges], trial: bool) ->
         assert isinstance(conv, Convolution)
         arguments, onto = inputs.pop(conv)
         own = Ranges([measure_range(x) for x in arguments], measure_range(out))
+        own.quick = conv.quick and kernels.is_faster(conv.widths, len(conv.bias))
         if trial and conv.groups == 1:
             other = floats(Int8Convolution(conv, own)(*arguments, onto=onto))
             own.error = float((other - out).norm() / out.norm().clamp(min=1e-12))
@@ -263,7 +265,8 @@ def _mean(ranges: Sequence[Ranges]) -> Ranges:
         return low, high
 
     error = max(own.error for own in ranges)
-    return Ranges([mean(column) for column in columns], mean([own.output for own in ranges]), error)
+    quick = all(own.quick for own in ranges)
+    return Ranges([mean(column) for column in columns], mean([own.output for own in ranges]), error, quick)
 
 
 def _replace_all(module: nn.Module, suited: Mapping[Convolution, Int8Convolution]) -> None:

@@ -1,9 +1,11 @@
 """Layers of the engine in 8-bit integers, for the CPU: oneDNN's integer convolutions, and what lies between them.
 
+Where there is much to do, minimal filtering takes the place of the 3x3 convolutions, as it does in floats.
 Weights have a scale for each output channel, maps one scale and one zero for all (Jacob et al., CVPR 2018). What the
 ranges are, and which layers stay in float32, is for calibration.py to say.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.inference.engine import Convolution
 from ccnet_cli.models.backbones.resnet import Residual
+from ccnet_cli.ops.cpu import integer_convolution as kernels
 
 # the name of this precision, which is none of torch's types
 INT8 = "int8"
@@ -82,17 +85,44 @@ class Int8Convolution(nn.Module):
         self.packed: dict[tuple[int, ...], Tensor] = {}
         self.range = ranges.output
         self.out: Levels | None = None
+        scales, zeros = [own.scale for own in self.levels], [own.zero for own in self.levels]
+        self.filters = kernels.transform_filters(weight, conv.widths, scales, zeros) if ranges.quick else None
 
     def forward(self, *inputs: Map, onto: Map | None = None) -> Map:
         """(B, C, H, W) of each input -> (B, outputs, h, w), added to `onto` in place where that is given."""
         last = len(inputs) - 1
         total: Map | None = onto.dequantise() if isinstance(onto, Quantised) and self.out is None else onto
-        for index, (x, own) in enumerate(zip(inputs, self.levels, strict=True)):
-            x = x if isinstance(x, Quantised) else own.quantise(x)
+        pairs = zip(inputs, self.levels, strict=True)
+        integers = [x if isinstance(x, Quantised) else own.quantise(x) for x, own in pairs]
+        # filters are for these levels alone, and their output can only be added to its own kind
+        alike = total is None or isinstance(total, Tensor) == (self.out is None)
+        if self.filters and alike and [x.levels for x in integers] == self.levels:
+            return self._convolve_transformed(integers, total)
+        for index, x in enumerate(integers):
             act = "relu" if index == last and self.slope == 0 else "none"
             total = self._convolve(x, index, self.bias if index == 0 else None, act, total)
         assert total is not None
         return F.leaky_relu_(total, self.slope) if self.slope and isinstance(total, Tensor) else total
+
+    def _convolve_transformed(self, inputs: Sequence[Quantised], onto: Map | None) -> Map:
+        assert self.filters is not None
+        B, _, H, W = inputs[0].data.shape
+        before = onto.data if isinstance(onto, Quantised) else onto
+        dtype = torch.float32 if self.out is None else torch.uint8
+        data = inputs[0].data.new_empty(B, len(self.bias), H, W, dtype=dtype) if before is None else before
+        data = data.contiguous(memory_format=torch.channels_last)
+        finish = kernels.Finish(self.bias, data, onto is not None, 1.0 if self.slope is None else self.slope)
+        if self.out is not None:
+            # levels, of which what is behind the point is left out
+            low, unit = self.out.zero + 0.5, 1 / self.out.scale
+            own = onto.levels if isinstance(onto, Quantised) else self.out
+            bias, factor = self.bias * unit + low, own.scale * unit
+            bias = bias if onto is None else bias - own.zero * factor
+            low = low if self.slope == 0 else 0.0
+            finish = kernels.Finish(bias, data, onto is not None, factor, low, unit)
+        maps = [kernels.Input(x.data, x.levels.zero) for x in inputs]
+        kernels.convolve(maps, self.filters, self.geometry[2][0], finish)
+        return data if self.out is None else Quantised(data, self.out)
 
     def _pack(self, x: Tensor, index: int) -> Tensor:
         """The weights as the operator wants them for a map of this size: in any other form they are slow."""
@@ -162,11 +192,15 @@ class FloatMaps(nn.Module):
 
 @dataclass
 class Ranges:
-    """What was measured of a convolution: its inputs' ranges, its output's, and the error that integers make."""
+    """What was measured of a convolution: its inputs' ranges, its output's, and the error that integers make.
+
+    quick says that minimal filtering is to take its place.
+    """
 
     inputs: list[tuple[float, float]]
     output: tuple[float, float]
     error: float = 0.0
+    quick: bool = False
 
     def join(self, other: "Ranges") -> "Ranges":
         """Those of both."""
@@ -175,7 +209,8 @@ class Ranges:
             return min(a[0], b[0]), max(a[1], b[1])
 
         inputs = list(map(both, self.inputs, other.inputs))
-        return Ranges(inputs, both(self.output, other.output), max(self.error, other.error))
+        error, quick = max(self.error, other.error), self.quick and other.quick
+        return Ranges(inputs, both(self.output, other.output), error, quick)
 
 
 def check_support(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """The engine in integers against floats: convolutions to the last rounding, networks within what eight bits allow."""
 
 import copy
+import dataclasses
 
 import calls
 import numpy as np
@@ -21,6 +22,7 @@ from ccnet_cli.inference.runtime import Runtime
 from ccnet_cli.inference.views import upsample
 from ccnet_cli.media import images
 from ccnet_cli.models.network import build
+from ccnet_cli.ops.cpu import integer_convolution as kernels
 
 CPU = torch.device("cpu")
 PAPER = config.load("cityscapes-r2").model
@@ -113,6 +115,51 @@ def test_integers_are_handed_on_and_summed_by_their_own_levels(act):
     torch.testing.assert_close(
         ours(Quantised(ours.levels[0].quantise(inputs[0]).data, ours.levels[0])).data, ours(*inputs).data
     )
+
+
+filtering = pytest.mark.skipif(not kernels.is_faster([64], 64), reason="no filtering of integers on this processor")
+
+
+@filtering
+@pytest.mark.parametrize("act", [None, nn.ReLU(), nn.LeakyReLU()])
+@pytest.mark.parametrize("into", [None, Levels.of(-3, 5)])
+def test_a_filtered_convolution_is_nearly_the_direct_one(into, act):
+    conv, inputs = folded(160, 64, act=act, widths=[96, 64], padding=2, dilation=2), maps(96, 64)
+    ranges = Ranges([(float(x.min()), float(x.max())) for x in inputs], (0.0, 1.0))
+    direct, quick = Int8Convolution(conv, ranges), Int8Convolution(conv, dataclasses.replace(ranges, quick=True))
+    before = torch.randn(2, 64, 9, 12).contiguous(memory_format=torch.channels_last)
+    if into is not None and isinstance(act, nn.LeakyReLU):
+        pytest.skip("no layer of this kind is given levels")
+    direct.out = quick.out = into
+    for onto in (None, before, Levels.of(-4, 3).quantise(before)):
+        if isinstance(onto, torch.Tensor) and into is not None:
+            continue
+        answers = [own(*inputs, onto=copy.deepcopy(onto)) for own in (direct, quick)]
+        exact, ours = map(int8.floats, answers)
+        assert type(answers[0]) is type(answers[1])
+        assert 0 < float((ours - exact).norm() / exact.norm()) < 0.05
+    assert not direct.filters and not quick.packed
+    # other levels than it was made for
+    other = [Levels.of(-9, 9).quantise(x) for x in inputs]
+    assert torch.equal(int8.floats(quick(*other)), int8.floats(direct(*other)))
+
+
+@filtering
+def test_a_network_with_much_to_do_filters_integers(monkeypatch, capfd):
+    monkeypatch.setattr(engine, "MIN_MACS_FOR_WINOGRAD", 0)
+    torch.manual_seed(1)
+    model = build(variant(PAPER, backbone="resnet18", stem="7x7", width=64, channels=64, auxiliary=None), 5).eval()
+    tiny.stir(model)
+    picture = 50 * torch.randn(1, 3, 65, 49)
+    exact = engine.prepare(model, CPU)
+    ours = calibration.quantise(exact, [Example(picture)], search=False)
+    convolutions = [module for module in ours.modules() if isinstance(module, Int8Convolution)]
+    assert sum(module.filters is not None for module in convolutions) > len(convolutions) / 2
+    scores, expected = ours(picture), exact(picture)
+    assert (scores - expected).norm() < 0.15 * expected.norm()
+    for module in convolutions:
+        module.filters = None
+    assert 0 < (ours(picture) - scores).norm() < 0.1 * expected.norm()
 
 
 def test_levels_hold_a_range_and_zero_exactly():

@@ -85,7 +85,7 @@ def convolve(x_BCHW: Tensor, weight_KCYX: Tensor, bias_K: Tensor | None, dilatio
     K, C = weight_KCYX.shape[:2]
 
     def block(first: tuple[int, int]) -> Tensor:
-        return _transform(weight_KCYX, _span(C, first[0]), _span(K, first[1]), _workspace("filters"))
+        return _transform(weight_KCYX, _span(C, first[0]), _span(K, first[1]), workspace("filters"))
 
     return _convolve(x_BCHW, (C, K), dilation, block, bias_K)
 
@@ -95,7 +95,7 @@ def input_gradient(grad_BKHW: Tensor, weight_KCYX: Tensor, dilation: int) -> Ten
     K, C = weight_KCYX.shape[:2]
 
     def block(first: tuple[int, int]) -> Tensor:
-        return _transform(weight_KCYX, _span(K, first[0]), _span(C, first[1]), _workspace("filters"), flipped=True)
+        return _transform(weight_KCYX, _span(K, first[0]), _span(C, first[1]), workspace("filters"), flipped=True)
 
     return _convolve(grad_BKHW, (K, C), dilation, block)
 
@@ -107,18 +107,18 @@ def weight_gradient(x_BCHW: Tensor, grad_BKHW: Tensor, dilation: int) -> Tensor:
     x, grad = pixels(x_BCHW), pixels(grad_BKHW)
     (B, H, W, C), K = x.shape, grad.shape[-1]
     out = x.new_empty(K, 3, 3, C, dtype=torch.float32)
-    tiles = _Tiles(H, W, dilation)
+    tiles = Tiles(H, W, dilation, winograd.OUT)
     count = B * tiles.per_image
     pieces = -(-count * winograd.POINTS * K // MAX_SPREAD)
     most = -(-count // pieces)
-    spread = _workspace("spread")(winograd.POINTS * most * K)
+    spread = workspace("spread")(winograd.POINTS * most * K)
     # at least one task for every thread
     threads = torch.get_num_threads()
     block = PANEL if MAX_INPUTS * threads > C else MAX_INPUTS
     blocks = -(-C // block)
     part = K if blocks >= threads else max(K * blocks // threads // PANEL, 1) * PANEL
     size = winograd.gradient_scratch(most, min(block, C), part)
-    plan = tiles.plan(C, K) | _address("x", x) | _address("out", grad)
+    plan = tiles.plan(C, K) | address("x", x) | address("out", grad)
     plan |= {"weight": out.data_ptr(), "weight_step": C * WORD, "spread": spread.data_ptr()}
     plan |= {"block": block, "part": part}
     for piece in range(pieces):
@@ -153,7 +153,7 @@ def _convolve(
         if exact and out.data_ptr() != onto_BKHW.data_ptr():
             raise ValueError("onto must have its channels innermost in memory")
     bias = None if bias_K is None else bias_K.detach().float().contiguous()
-    tiles = _Tiles(H, W, dilation)
+    tiles = Tiles(H, W, dilation, winograd.OUT)
     count, threads = B * tiles.per_image, torch.get_num_threads()
     # equally many groups for each thread
     groups = -(-max(count // MAX_TILES, 1) // threads) * threads
@@ -161,7 +161,7 @@ def _convolve(
     for o in range(0, K, MAX_BLOCK):
         for i in starts:
             (_, inputs), (_, outputs) = _span(C, i), _span(K, o)
-            plan = tiles.plan(inputs, outputs) | _address("x", x, i) | _address("out", out, o)
+            plan = tiles.plan(inputs, outputs) | address("x", x, i) | address("out", out, o)
             plan |= {"filters": block((i, o)).data_ptr(), "first": 0, "last": count, "group": group}
             plan |= {"bias": plan["zeros"] if bias is None or i else bias.data_ptr() + o * WORD}
             plan |= {"add": int(onto_BKHW is not None or i > 0), "slope": slope if i == starts[-1] else 1.0}
@@ -200,14 +200,12 @@ def _span(channels: int, first: int) -> tuple[int, int]:
     return first, min(MAX_BLOCK, channels - first)
 
 
-class _Tiles:
+class Tiles:
     """The output tiles of an image, grid by grid: a dilated convolution is one of each of several interleaved grids."""
 
-    def __init__(self, H: int, W: int, dilation: int) -> None:
-        from ccnet_cli.ops.cpu import winograd
-
+    def __init__(self, H: int, W: int, dilation: int, side: int) -> None:
         self.sizes = {"height": H, "width": W, "dilation": dilation}
-        span = winograd.OUT * dilation
+        span = side * dilation
         self.rows, self.columns = (
             np.array([pixel for grid in range(min(dilation, side)) for pixel in range(grid, side, span)], np.int64)
             for side in (H, W)
@@ -220,18 +218,23 @@ class _Tiles:
 
     def plan(self, inputs: int, outputs: int) -> dict[str, Any]:
         """The fields of a plan that describe them."""
-        zeros = _workspace("zeros", torch.zeros)(max(inputs, outputs))
-        addresses = {"rows": self.rows.ctypes.data, "columns": self.columns.ctypes.data, "zeros": zeros.data_ptr()}
-        counts = {"down": len(self.rows), "across": len(self.columns)}
-        return self.sizes | addresses | counts | {"inputs": inputs, "outputs": outputs}
+        zeros = workspace("zeros", torch.zeros)(max(inputs, outputs))
+        return self.fields | {"inputs": inputs, "outputs": outputs, "zeros": zeros.data_ptr()}
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """Those that describe the tiles alone."""
+        addresses = {"rows": self.rows.ctypes.data, "columns": self.columns.ctypes.data}
+        return self.sizes | addresses | {"down": len(self.rows), "across": len(self.columns)}
 
 
-def _address(name: str, x_BHWC: Tensor, first: int = 0) -> dict[str, int]:
+def address(name: str, x_BHWC: Tensor, first: int = 0) -> dict[str, int]:
+    """The fields of a plan that say where a channel of the first pixel lies, and how far it is to the next pixel."""
     size = x_BHWC.element_size()
     return {name: x_BHWC.data_ptr() + first * size, f"{name}_step": pixel_step(x_BHWC) * size}
 
 
-def _workspace(name: str, make: Callable[[int], Tensor] = torch.empty) -> Callable[[int], Tensor]:
+def workspace(name: str, make: Callable[[int], Tensor] = torch.empty) -> Callable[[int], Tensor]:
     """A function that returns N floats of this thread's memory of that name, with what was last written there."""
 
     def empty(count: int) -> Tensor:
@@ -253,7 +256,7 @@ def _run(task: str, count: int, fields: dict[str, Any], size: int, *elements: in
     threads = min(torch.get_num_threads(), count)
     # a cache line's multiple
     size = -(-size // 64) * 64
-    scratch = _workspace("scratch")(threads * size // WORD)
+    scratch = workspace("scratch")(threads * size // WORD)
     plan = np.zeros(1, winograd.PLAN)
     fields = fields | {"task": winograd.TASKS[task], "count": count} | winograd.addresses(*elements)
     for name, value in (fields | {"scratch": scratch.data_ptr(), "scratch_whole": size}).items():

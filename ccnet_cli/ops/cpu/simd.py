@@ -93,6 +93,11 @@ def advance(builder: Any, address: Any, step: Any, count: int) -> Any:
     return builder.add(address, builder.mul(step, I64(count)))
 
 
+def entry(builder: Any, table: Any, index: int) -> Any:
+    """The integer of that index in a table."""
+    return builder.load(builder.gep(pointer(builder, table, I64), [I32(index)]))
+
+
 def tile_address(builder: Any, start: Any, step: Any, row: int, half: int) -> Any:
     """The address of a vector in a tile whose rows are `step` bytes apart."""
     return builder.add(advance(builder, start, step, row), I64(WORD * LANES * half))
@@ -197,6 +202,42 @@ def transpose(typingctx, target, target_step, source, source_step, rows, count):
         return context.get_dummy_value()
 
     return types.void(*[INT] * 6), generate
+
+
+@intrinsic
+def peek(typingctx, address):
+    """The integer at an address."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load(pointer(builder, arguments[0], I64))
+
+    return INT(INT), generate
+
+
+@intrinsic
+def poke(typingctx, address, value):
+    """Write an integer."""
+
+    def generate(context, builder, signature, arguments):
+        builder.store(arguments[1], pointer(builder, arguments[0], I64))
+        return context.get_dummy_value()
+
+    return types.void(INT, INT), generate
+
+
+@helper
+def pixel_table(plan, tile, base, step, side, before, outside, table):
+    """The addresses of a square of pixels that starts `before` pixels before the tile; `outside` beyond the image."""
+    image, index = tile // (plan.down * plan.across), tile % (plan.down * plan.across)
+    top = peek(plan.rows + index // plan.across * 8) - before * plan.dilation
+    left = peek(plan.columns + index % plan.across * 8) - before * plan.dilation
+    for i in range(side):
+        y = top + i * plan.dilation
+        for j in range(side):
+            x = left + j * plan.dilation
+            inside = y >= 0 and y < plan.height and x >= 0 and x < plan.width
+            pixel = (image * plan.height + y) * plan.width + x
+            poke(table + (i * side + j) * 8, base + pixel * step if inside else outside)
 
 
 @intrinsic

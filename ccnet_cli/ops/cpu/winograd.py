@@ -23,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ccnet_cli.ops.cpu import simd
-from ccnet_cli.ops.cpu.simd import FLOAT, I32, I64, INT, LANES, NUMBERS, PANEL, TILE, VECTOR, WORD
+from ccnet_cli.ops.cpu.simd import FLOAT, I64, INT, LANES, NUMBERS, PANEL, TILE, VECTOR, WORD
 
 # output and input pixels of a tile's side, and products of a tile
 OUT = 4
@@ -152,10 +152,6 @@ def _write(builder: Any, vector: Any, address: Any) -> None:
     builder.store(vector, simd.pointer(builder, address), align=WORD)
 
 
-def _entry(builder: Any, table: Any, index: int) -> Any:
-    return builder.load(builder.gep(simd.pointer(builder, table, I64), [I32(index)]))
-
-
 def _read_half(builder: Any, address: Any) -> Any:
     """A vector of bfloat16, which are the upper halves of float32."""
     kind = ir.VectorType(ir.IntType(16), LANES)
@@ -193,7 +189,7 @@ def _gathering(matrix: list[list[float]], access: tuple[Any, Any, int]) -> Any:
             with cgutils.for_range(builder, vectors) as loop:
                 shift = builder.mul(builder.add(offset, builder.mul(loop.index, I64(LANES))), I64(size))
                 pixels = len(matrix[0]) ** 2
-                read = [read_one(builder, builder.add(_entry(builder, table, i), shift)) for i in range(pixels)]
+                read = [read_one(builder, builder.add(simd.entry(builder, table, i), shift)) for i in range(pixels)]
                 pair = builder.mul(builder.lshr(loop.index, I64(1)), pair_step)
                 odd = builder.mul(builder.and_(loop.index, I64(1)), odd_step)
                 address = builder.add(target, builder.add(pair, odd))
@@ -260,7 +256,7 @@ def _scattering(access: tuple[Any, Any, int]) -> Any:
                     address = builder.add(address, step)
                 constant = _read(builder, builder.add(bias, shift))
                 for index, result in enumerate(_square(builder, _OUTPUT, read)):
-                    address = builder.add(_entry(builder, table, index), builder.mul(loop.index, I64(LANES * size)))
+                    address = builder.add(simd.entry(builder, table, index), builder.mul(loop.index, I64(LANES * size)))
                     result = builder.fadd(result, constant)
                     # read even where nothing is added: the vector is written next
                     result = builder.fadd(result, builder.select(more, read_one(builder, address), zero))
@@ -274,27 +270,6 @@ def _scattering(access: tuple[Any, Any, int]) -> Any:
 
 
 _scatter_full, _scatter_half = _scattering(_FULL), _scattering(_HALF)
-
-
-@intrinsic
-def _peek(typingctx, address):
-    """The integer at an address."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.load(simd.pointer(builder, arguments[0], I64))
-
-    return INT(INT), generate
-
-
-@intrinsic
-def _poke(typingctx, address, value):
-    """Write an integer."""
-
-    def generate(context, builder, signature, arguments):
-        builder.store(arguments[1], simd.pointer(builder, arguments[0], I64))
-        return context.get_dummy_value()
-
-    return types.void(INT, INT), generate
 
 
 def _sums(builder: Any, rows: int, row_step: int, depth_step: int, arguments: Sequence[Any]) -> None:
@@ -400,21 +375,6 @@ def _collect(source, source_step, target, target_step, vectors, add):
 
 
 @simd.helper
-def _pixels(plan, tile, base, step, side, before, outside, table):
-    """The addresses of a square of pixels that starts `before` pixels before the tile; `outside` beyond the image."""
-    image, index = tile // (plan.down * plan.across), tile % (plan.down * plan.across)
-    top = _peek(plan.rows + index // plan.across * 8) - before * plan.dilation
-    left = _peek(plan.columns + index % plan.across * 8) - before * plan.dilation
-    for i in range(side):
-        y = top + i * plan.dilation
-        for j in range(side):
-            x = left + j * plan.dilation
-            inside = y >= 0 and y < plan.height and x >= 0 and x < plan.width
-            pixel = (image * plan.height + y) * plan.width + x
-            _poke(table + (i * side + j) * 8, base + pixel * step if inside else outside)
-
-
-@simd.helper
 def _filters(plan, task, scratch):
     """G g G^T of LANES input channels, into panels of output channels, DEPTH input channels at a time."""
     first = task * LANES
@@ -459,7 +419,7 @@ def _forward(plan, task, scratch):
     step = tiles * ((inputs + DEPTH - 1) // DEPTH) * DEPTH * WORD
     product = gathered + POINTS * step
     for tile in range(tiles):
-        _pixels(plan, first + tile, plan.x, plan.x_step, IN, 1, plan.zeros, table)
+        simd.pixel_table(plan, first + tile, plan.x, plan.x_step, IN, 1, plan.zeros, table)
         for block in range(0, inputs, DEPTH):
             target = gathered + (block * tiles + tile * DEPTH) * WORD
             vectors = min(DEPTH, inputs - block) // LANES
@@ -473,7 +433,7 @@ def _forward(plan, task, scratch):
             out, add = product + point * out_step, 1 if block else 0
             simd.call(plan.multiply, (tiles, outputs, depth, left, right, out, outputs * WORD, add))
     for tile in range(tiles):
-        _pixels(plan, first + tile, plan.out, plan.out_step, OUT, 0, waste, table)
+        simd.pixel_table(plan, first + tile, plan.out, plan.out_step, OUT, 0, waste, table)
         source = product + tile * outputs * WORD
         simd.call(plan.scatter, (source, out_step, table, outputs // LANES, plan.bias, plan.add, plan.slope))
 
@@ -482,7 +442,7 @@ def _forward(plan, task, scratch):
 def _spread(plan, task, scratch):
     """A d A^T of one tile of the output's gradient d, which out is."""
     tiles, outputs = plan.last - plan.first, plan.outputs
-    _pixels(plan, plan.first + task, plan.out, plan.out_step, OUT, 0, plan.zeros, scratch)
+    simd.pixel_table(plan, plan.first + task, plan.out, plan.out_step, OUT, 0, plan.zeros, scratch)
     step, vector = outputs * tiles * WORD, tiles * LANES * WORD
     target = plan.spread + task * LANES * WORD
     simd.call(plan.unfold, (scratch, 0, outputs // LANES, target, step, 2 * vector, vector))
@@ -499,7 +459,7 @@ def _gradient(plan, task, scratch):
     product = gathered + POINTS * tiles * width * WORD
     step, panel = tiles * width * WORD, tiles * PANEL * WORD
     for tile in range(tiles):
-        _pixels(plan, plan.first + tile, plan.x, plan.x_step, IN, 1, plan.zeros, table)
+        simd.pixel_table(plan, plan.first + tile, plan.x, plan.x_step, IN, 1, plan.zeros, table)
         target = gathered + tile * PANEL * WORD
         simd.call(plan.gather, (table, start, width // LANES, target, step, panel, LANES * WORD))
     point_step = height * width * WORD
