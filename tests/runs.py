@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from ccnet_cli import config
+from ccnet_cli import config, files
 from ccnet_cli.commands import train as commands
 from ccnet_cli.media import images
 from ccnet_cli.runs import checkpoint
@@ -165,3 +167,34 @@ def outcome(run: Path, after: int = 0) -> tuple[str, list[tuple[Any, ...]]]:
     kept = ("step", "epoch", "loss", "lr", "miou", "skipped")
     lines = [tuple(row.get(key) for key in kept) for row in rows if row["step"] > after]
     return canonical(checkpoint.read(run / "last.pt")), lines
+
+
+def on_another_host() -> None:
+    """What a process sees that was started there, but for the machine."""
+    files.HOST = "elsewhere"
+
+
+def kill_three_times(made: config.Preset, run: Path, seed: int) -> tuple[str, list[tuple[Any, ...]]]:
+    """The outcome of a run of two processes, killed three times and resumed, every second time under another host name.
+
+    It is killed within 50 ms of a row of its log, of which the preset writes one every three steps.
+    """
+    numbers = random.Random(seed)
+
+    def work(other: bool) -> None:
+        if other:
+            on_another_host()
+        os.setsid()
+        train(made, run, resume="auto", processes=2, device="cpu")
+
+    for kill, last in enumerate(sorted(numbers.sample(range(3, made.schedule.steps, 3), 3))):
+        process = forked(lambda kill=kill: work(bool(kill % 2)))
+        deadline = time.monotonic() + 60
+        while not (run / "log.jsonl").exists() or f'"step": {last},' not in (run / "log.jsonl").read_text():
+            assert os.waitpid(process, os.WNOHANG) == (0, 0) and time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(numbers.uniform(0, 0.05))
+        os.killpg(process, signal.SIGKILL)
+        assert ended(process) == -signal.SIGKILL
+    assert ended(forked(lambda: work(True))) == 0
+    return outcome(run)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from calls import evaluate, predict
-from runs import outcome, start, steps, train, wait_until
+from runs import kill_three_times, outcome, start, steps, train, wait_until
 
 from ccnet_cli import config
 from ccnet_cli.commands.explore import ExploreRequest, explore
@@ -84,6 +84,23 @@ def test_two_processes_that_are_killed_go_on_bit_for_bit(data, tmp_path):
     with start([*words(parts), "--resume"]) as process:
         assert process.wait(300) == 0, process.communicate()[1]
     assert outcome(parts, after=at) == outcome(whole, after=at)
+
+
+@pytest.fixture(scope="module")
+def disturbed(data):
+    """Rows of the log and checkpoints fall on different steps."""
+    return preset(data, 24, *RICH, "checkpoint.every=5", "log.every=3", "eval.every=12", "data.workers=1")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(disturbed, tmp_path_factory, forked_workers):
+    return outcome(train(disturbed, tmp_path_factory.mktemp("undisturbed") / "run", processes=2, device="cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_three_kills_of_two_processes_change_nothing(disturbed, tmp_path, undisturbed, seed):
+    assert kill_three_times(disturbed, tmp_path / "run", seed) == undisturbed
 
 
 def test_the_other_frames_count_in_a_score(run, tmp_path):
