@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ccnet_cli.datasets.dataset import DataSet
+from ccnet_cli.datasets.films import films_folder
 from ccnet_cli.datasets.listing import Sample, Samples
 from ccnet_cli.datasets.settings import Clip, Data
 from ccnet_cli.errors import InputError, notice
@@ -46,7 +47,7 @@ def find_clips(data: Data, dataset: DataSet, root: Path, samples: Samples) -> Cl
     """The clips around the images of a split, None where a clip is the image alone.
 
     A frame that is missing is replaced by the next one towards the labelled, and a notice counts these. InputError
-    where no image has any neighbour, or the data set has no videos.
+    where no image has any neighbour, though its video goes on there, or the data set has no videos.
     """
     clip = data.clip
     if clip is None or clip.frames == 1:
@@ -54,18 +55,17 @@ def find_clips(data: Data, dataset: DataSet, root: Path, samples: Samples) -> Cl
     if dataset.frames is None:
         raise InputError("preset key data.clip", f"{data.dataset} has images alone", "set data.clip=null")
     folders: dict[Path, dict[Frame, Path]] = {}
+    owns = [dataset.frames(data, root, sample.image) for sample in samples]
     frames, missing = {}, 0
-    for sample in samples:
-        own = dataset.frames(data, root, sample.image)
+    for sample, own in zip(samples, owns, strict=True):
         if own.parent not in folders:
             folders[own.parent] = _list(own.parent)
         frames[sample.image], gone = _neighbours(sample.image, own, folders[own.parent], clip)
         missing += gone
     total = len(frames) * (clip.frames - 1)
-    if missing == total:
-        where = dataset.frames(data, root, samples[0].image)
-        why = f"none of the frames around {where.stem} lies there"
-        raise InputError(f"folder {where.parent}", why, "extract the videos' frames there, or set data.clip=null")
+    if missing == total and not all(_is_at_an_end(own, folders[own.parent], clip) for own in owns):
+        why = f"none of the frames around {owns[0].stem} lies there"
+        raise InputError(f"folder {owns[0].parent}", why, "extract the videos' frames there, or set data.clip=null")
     if missing:
         notice(f"{missing} of {total} neighbouring frames are missing: the next one towards the labelled is repeated")
     return Clips(clip.place, _shuffle(frames, clip.place) if clip.shuffle else frames, missing, clip.stride)
@@ -98,6 +98,17 @@ def _neighbours(image: Path, own: Path, known: dict[Frame, Path], clip: Clip) ->
             missing += path is None
             frames[place] = path or frames[place + step]
     return tuple(frames[place] for place in range(clip.frames)), missing
+
+
+def _is_at_an_end(own: Path, known: dict[Frame, Path], clip: Clip) -> bool:
+    """Whether all other frames of a clip would lie before or after those of a video; an image alone is no video."""
+    name = _read_name(own)
+    assert name is not None
+    numbers = [number for before, number, behind in known if (before, behind) == (name[0], name[2])]
+    places = (place for place in range(clip.frames) if place != clip.place)
+    others = (name[1] + (place - clip.place) * clip.stride for place in places)
+    is_video = len(numbers) > 1 or films_folder() in own.parents
+    return is_video and not any(min(numbers) <= other <= max(numbers) for other in others)
 
 
 def _list(folder: Path) -> dict[Frame, Path]:

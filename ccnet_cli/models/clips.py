@@ -13,7 +13,7 @@ from ccnet_cli.ops import cpu
 # numbers of a frame's projection up to which the frames of a clip look into themselves together, in fewer steps
 MAX_NUMBERS = 1 << 18
 # multiply-adds of a pass over a clip for which the CPU's kernels are faster than all else
-MIN_MACS = cpu.MIN_MACS // 4
+MIN_MACS = cpu.MIN_MACS // 16
 
 # B batch, C channels, T frames, H height, W width, P = T + H + W positions on a cross: the own one counts in the row
 

@@ -139,6 +139,32 @@ def test_frames_of_your_own_lie_beside_the_labelled_ones(tmp_path):
         open_source(settings(tmp_path), "train")
 
 
+def test_clips_that_begin_before_their_videos_repeat_the_first_frame(tmp_path, capsys):
+    """Where frames are missing inside of the video, something is wrong."""
+    put_frames(tmp_path / "images/train", "film-{}.png", [10, 11, 12])
+    put(tmp_path / "labels/train/film-10.png", png(np.zeros((3, 4), int)))
+    put(tmp_path / "train.lst", b"images/train/film-10.png labels/train/film-10.png\n")
+    assert clip_of(settings(tmp_path, clip={"frames": 3}, train_list="train.lst")) == [10, 10, 10]
+    assert "2 of 2 neighbouring frames are missing" in capsys.readouterr().err
+    assert clip_of(settings(tmp_path, clip={"frames": 2, "labelled": 0, "stride": 3}, train_list="train.lst")) == [
+        10,
+        10,
+    ]
+    (tmp_path / "images/train/film-11.png").unlink()
+    with pytest.raises(InputError, match="none of the frames around film-10 lies there"):
+        clip_of(settings(tmp_path, clip={"frames": 2, "labelled": 0}, train_list="train.lst"))
+
+
+def test_a_video_of_one_frame_is_a_clip_of_equal_frames(tmp_path, monkeypatch):
+    monkeypatch.setenv("CCNET_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "images/train").mkdir(parents=True)
+    with video.open_writer(tmp_path / "images/train/film.mp4", 10, (32, 48)) as write:
+        write(np.full((32, 48, 3), 100, np.uint8))
+    put(tmp_path / "labels/train/film_0.png", png(np.zeros((32, 48), int)))
+    source = open_source(settings(tmp_path, clip={"frames": 3}), "train")
+    assert source.clips.missing == 2 and len(set(source.clips.frames[source.samples[0].image])) == 1
+
+
 @pytest.fixture
 def filmed(tmp_path, monkeypatch):
     """A video of 9 grey frames, each 20 brighter than the one before, of which two have labels."""
