@@ -76,7 +76,8 @@ def analyse(
 ) -> Report:
     """Compile the kernels of a forward and a backward pass of one image for each architecture.
 
-    counters executes both passes at the first architecture and size with ptxrun, where it can be imported.
+    Their machine code is left in the cache folder, for a machine with a GPU and no compiler. counters executes both
+    passes at the first architecture and size with ptxrun, where it can be imported.
     InputError without the compiler, for an unknown architecture, or for counters without ptxrun.
     """
     chosen = [_arch(name) for name in archs]
@@ -154,7 +155,7 @@ def occupancy(threads: int, registers: int, shared: int, arch: tuple[int, int]) 
 def _row(kernel: Kernel, arch: tuple[int, int], launches: Sequence[Step], size: str) -> Row:
     from ccnet_cli.ops.cuda import build
 
-    code = build.assemble(kernel, arch)
+    code = launch.compile_to_cache(kernel, arch)
     on_chip = kernel.form in fused.FORMS
     tensor = kernel.form == "tensor" or (on_chip and kernel.form != "fused_delta")
     multiplies, lds = build.inner_loop(code.image, "HMMA" if tensor else "FFMA")

@@ -163,14 +163,15 @@ def gate(kernel: steps.Kernel, arch: tuple[int, int]) -> None:
     made, text = build.assemble(kernel, arch), build.ptx(kernel, arch)
     assert (made.stack, made.spills) == (0, 0)
     assert 0 < made.registers * kernel.threads <= 65536 and made.shared <= 48 << 10
-    assert ("ld.global.v4" in text) == kernel.aligned
+    # 16 bytes at once
+    assert bool(re.search(r"ld\.global\S*\.(v4|v2\.b64)", text)) == kernel.aligned
     if kernel.form != "fused_delta":
         # a step of 32 channels: two products of 16 for each 8 pixels, which one vector serves
         tiles = kernel.sizes[0]
         multiplies, loads = build.inner_loop(made.image, "HMMA")
         assert multiplies >= 2 * tiles and 0 < loads <= multiplies
         # numbers whose rows and columns are exchanged are read one by one, outside of the loops of products
-        turned = {"u32", "b32"} if kernel.form == "fused_backward" else set()
+        turned = {"u32", "b32", "f32"} if kernel.form == "fused_backward" else set()
         assert set(re.findall(r"ld\.shared\.(\w+)", text)) <= {"v4", "v2"} | turned
 
 

@@ -665,8 +665,30 @@ def test_compiled_kernels_have_a_file_for_each_architecture_alignment_and_source
     folder = Path(launch.__file__).parent
     for changed in (None, *sorted(folder.glob("*.py"))):
         monkeypatch.setattr(Path, "read_bytes", lambda path, changed=changed: read(path) + b"#" * (path == changed))
-        versions.append(launch._version.__wrapped__())
+        versions.append(launch._sources.__wrapped__())
     assert len(set(versions)) == len(versions) > 8
+
+
+def test_without_a_compiler_what_another_made_of_these_sources_runs(monkeypatch, tmp_path):
+    monkeypatch.setenv("CCNET_CACHE", str(tmp_path))
+
+    def refuse():
+        raise InputError("implementation numba", "numba_cuda is not installed", "pip install it")
+
+    monkeypatch.setattr(launch, "require", refuse)
+    kernel = steps.Kernel("nn", "float32", (16, 13), True, 32)
+    path = launch._path(kernel, (9, 0))
+    path.parent.mkdir(parents=True)
+    for other in (replace(kernel, sizes=(8, 13)), replace(kernel, aligned=False)):
+        launch._path(other, (9, 0)).write_bytes(b"another kernel")
+    # of other sources
+    path.with_name(path.name.replace(launch._sources(), "0" * 16)).write_bytes(b"old")
+    with pytest.raises(InputError, match="numba_cuda"):
+        launch.machine_code(kernel, (9, 0))
+    path.with_name(path.name.replace(launch._version(), launch._sources() + "f" * 8)).write_bytes(b"image")
+    assert launch.machine_code(kernel, (9, 0)) == b"image"
+    with pytest.raises(InputError, match="numba_cuda"):
+        launch.machine_code(kernel, (8, 0))
 
 
 @compiles

@@ -83,20 +83,43 @@ def _load(kernel: Kernel, index: int) -> Any:
 def machine_code(kernel: Kernel, arch: tuple[int, int]) -> bytes:
     """The kernel's machine code for one architecture, from the cache folder, or compiled and written there.
 
-    Where the folder cannot be written to, each process compiles its own.
+    Without a compiler, that of any which made it from these sources elsewhere.
     """
-    path = files.cache_folder() / "kernels" / f"{kernel.name}-sm_{arch[0]}{arch[1]}-{_version()}.cubin"
+    path = _path(kernel, arch)
     with suppress(OSError):
         return path.read_bytes()
-    require()
+    try:
+        require()
+    except InputError:
+        others = sorted(path.parent.glob(f"{path.name.rpartition('-')[0]}-{_sources()}*.cubin"))
+        if not others:
+            raise
+        return others[0].read_bytes()
+    image: bytes = compile_to_cache(kernel, arch).image
+    return image
+
+
+def compile_to_cache(kernel: Kernel, arch: tuple[int, int]) -> Any:
+    """The compiled kernel with the assembler's figures, written to the cache folder.
+
+    Where the folder cannot be written to, each process compiles its own.
+    """
     from ccnet_cli.ops.cuda import build
 
-    image = build.assemble(kernel, arch).image
+    code, path = build.assemble(kernel, arch), _path(kernel, arch)
     try:
-        files.write_bytes(path, image)
+        files.write_bytes(path, code.image)
     except (OSError, CCNetError) as error:
         _warn_of_cache(path.parent, error.why if isinstance(error, CCNetError) else str(error.strerror or error))
-    return image
+    return code
+
+
+def _path(kernel: Kernel, arch: tuple[int, int]) -> Path:
+    return _folder() / f"{kernel.name}-sm_{arch[0]}{arch[1]}-{_version()}.cubin"
+
+
+def _folder() -> Path:
+    return files.cache_folder() / "kernels"
 
 
 @lru_cache(maxsize=1)
@@ -130,19 +153,27 @@ def _is_missing(name: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _version() -> str:
-    """A hash of everything that decides the machine code: these sources and the compiler."""
+    """Hashes of everything that decides the machine code: these sources and the compiler."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
     for name in ("numba-cuda", "numba", "llvmlite", "nvidia-nvvm", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink"):
         with suppress(PackageNotFoundError):
             digest.update(f"{name} {version(name)}".encode())
+    return _sources() + digest.hexdigest()[:8]
+
+
+@lru_cache(maxsize=1)
+def _sources() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 @lru_cache(maxsize=1)
 def _driver() -> Any:
-    require()
+    # all else that `require` asks for only compiles
+    if _is_missing("cuda.bindings"):
+        require()
     from cuda.bindings import driver
 
     return driver
