@@ -273,7 +273,11 @@ def _settings(folder: Path, dataset: str | None, preset: str | None, overrides: 
     from ccnet_cli import config
     from ccnet_cli.datasets import recognise
 
-    if dataset is None and preset is None:
+    if dataset is None and preset is None and (folder / "preset.yaml").is_file():
+        # of ccnet data convert
+        preset = str(folder / "preset.yaml")
+        detail(f"described by {preset}")
+    elif dataset is None and preset is None:
         dataset = recognise(folder)
         detail(f"{folder}: the folders of {dataset}")
     named = [] if dataset is None else [f"data.dataset={dataset}"]

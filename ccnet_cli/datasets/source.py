@@ -1,7 +1,8 @@
 """Open a split of a data set, and read its images and its labels as train ids."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from ccnet_cli.media.images import Pixels, cv2
 REFUSED = -1
 Values = npt.NDArray[np.integer[Any]]
 ReadLabel = Callable[[Path], npt.NDArray[Any]]
+# values in the example of a table
+MAX_EXAMPLES = 24
 SWAP = "exchange data.train_images and data.train_labels (val_images, val_labels), or the columns of the list"
 
 
@@ -216,13 +219,18 @@ def _suggest_table(source: Source, present: Values) -> str:
     keys = "data.classes and data.ignore_index"
     if len(present) > MAX_VALUES:
         return f"{keys}: {len(present)} different values look like a picture or a smoothed mask"
-    classes = len(source.classes)
-    if present[0] > 0 and classes in present and not ((present > classes) & (present != IGNORED)).any():
+    classes, counted = len(source.classes), present[source.lookup[present] != IGNORED]
+    pairs: Iterator[tuple[int, str]] = zip(present.tolist(), (*source.classes.names, "null"), strict=False)
+    if counted[0] > 0 and counted[-1] == classes:
         # numbers from 1 on, of which this file need not have all
-        present = np.arange(1, classes + 1)
-    examples = zip(present.tolist(), (*source.classes.names, "null"), strict=False)
+        pairs = zip(range(1, classes + 1), source.classes.names, strict=True)
+    elif (counted < classes).sum() > 1:
+        # the numbers of classes, beside others
+        others = [(value, "null") for value in counted[counted >= classes].tolist()]
+        pairs = iter([*enumerate(source.classes.names), *others])
+    examples = list(islice(pairs, MAX_EXAMPLES))
     table = ", ".join(f"{value}: {name}" for value, name in examples)
-    more = ", ..." if len(present) > len(source.classes) + 1 else ""
+    more = ", ..." if next(pairs, None) or len(present) > len(source.classes) + 1 else ""
     return f"{keys}, or say what each value means, such as data.labels={{{table}{more}}}"
 
 

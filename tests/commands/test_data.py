@@ -70,9 +70,12 @@ def test_a_folder_is_parted_and_shown_from_the_command_line(tmp_path, monkeypatc
         ("convert", "photos", "mine"),
         ("check", "mine", "--preset", "mine/preset.yaml"),
         ("show", "mine", "--preset", "mine/preset.yaml", "-o", "sheet.png"),
+        # what the conversion wrote beside them describes them
+        ("check", "mine"),
+        ("show", "mine", "-o", "again.png"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["data", *words])
         assert stop.value.code == 0
     assert capsys.readouterr().out.splitlines()[:2] == ["2 train, 1 val; classes: car, pole, road, sky, tree", "mine"]
-    assert (tmp_path / "sheet.png").is_file()
+    assert (tmp_path / "sheet.png").read_bytes() == (tmp_path / "again.png").read_bytes()

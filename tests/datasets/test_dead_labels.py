@@ -69,6 +69,7 @@ def test_a_split_that_is_ignored_is_noticed(own, capsys):
     [
         (np.arange(48).reshape(6, 8) % 3 + 1, "value 3 is no label of folder"),
         (np.arange(48).reshape(6, 8) % 2 * 2 + 1, "data.labels={1: a, 2: b, 3: c}"),
+        (np.arange(48).reshape(6, 8) % 3 * 3 // 2, "data.labels={0: a, 1: b, 2: c, 3: null}"),
         (np.arange(48).reshape(6, 8) % 3 * 50, "data.labels={0: a, 50: b, 100: c}"),
         (np.arange(48).reshape(6, 8) % 3 * 9000, "value 9000, 18000 is no label"),
         (np.arange(48).reshape(6, 8) * 5, "data.labels={0: a, 5: b, 10: c, 15: null, ...}"),
