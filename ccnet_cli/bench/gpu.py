@@ -324,6 +324,10 @@ def check_parity(tensors: Inputs, implementation: str) -> Answer:
     return right, ", ".join(differences)
 
 
+# its name in 0.1.0, which scripts for short times on a card call
+parity = check_parity
+
+
 def check_equal(results: Sequence[Tensor], expected: Sequence[Tensor]) -> Answer:
     """Whether all results are the same to the bit."""
     names = RESULTS[: len(expected)]

@@ -30,7 +30,7 @@ def report(passed: bool = True, **more: object) -> Report:
 @pytest.mark.parametrize("dtype", gpu.TOLERANCES, ids=str)
 @pytest.mark.parametrize("shape", SMALL, ids=str)
 def test_what_is_right_passes(shape, dtype):
-    passed, found = gpu.check_parity(gpu.inputs(shape, dtype, CPU), "gemm")
+    passed, found = gpu.parity(gpu.inputs(shape, dtype, CPU), "gemm")
     assert passed, found
     assert [name in found for name in gpu.RESULTS] == [True] * 4
 

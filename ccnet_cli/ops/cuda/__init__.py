@@ -38,6 +38,10 @@ def try_to_compile(arch: tuple[int, int]) -> str:
     return "compiles"
 
 
+# its name in 0.1.0, which scripts for short times on a card call
+compiles = try_to_compile
+
+
 def affinity(query_BCS: Tensor, key_BCS: Tensor, mask: bool) -> Tensor:
     """Energies of each position over its cross, not scaled: two (B, C, *S) -> (B, P, *S); own entries but one -inf."""
     query, key = _pixels((query_BCS, key_BCS))
