@@ -102,9 +102,11 @@ class FoldedClips(FoldedPasses):
         projected_BTHWC = self._project(x_BTHWC)
         if self._pays_off(projected_BTHWC):
             query, key, value = (each.movedim(-1, 1) for each in self._split(projected_BTHWC))
-            name = "numba" if x_BTHWC.is_cpu and self.implementation == "auto" else self.implementation
-            out: Tensor = ops.criss_cross(query, key, value, name, self.choices).movedim(1, -1).add_(x_BTHWC)
-            return out
+            if x_BTHWC.is_cpu and self.implementation == "auto":
+                # the sum with the input in the same passes over memory
+                return cpu.criss_cross(query, key, value, x_BTHWC.movedim(-1, 1))[0].movedim(1, -1)
+            out: Tensor = ops.criss_cross(query, key, value, self.implementation, self.choices).movedim(1, -1)
+            return out.add_(x_BTHWC)
         together = projected_BTHWC[:, 0].numel() <= MAX_NUMBERS
         looks = [self._look(part) for part in projected_BTHWC.split(projected_BTHWC.shape[1] if together else 1, dim=1)]
         planes = ([frame for part in parts for frame in part.unbind(1)] for parts in zip(*looks, strict=True))
