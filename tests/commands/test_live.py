@@ -149,3 +149,55 @@ def test_what_is_an_address():
         assert streams.is_address(name)
     for name in ("photo.png", "http:photo.png", "/dev/null", "file:///a.mp4", "dev/video0", "https://a b"):
         assert not streams.is_address(name)
+
+
+@pytest.fixture
+def failing():
+    """The address of a server: /silent never answers, /stalls sends some pictures and no more, /dies hangs up."""
+    over = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            if self.path == "/silent":
+                over.wait(60)
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for number in range(40):
+                    content = cv2.imencode(".jpg", tiny.picture(48, 64, number % 7))[1].tobytes()
+                    head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(content)}\r\n\r\n"
+                    self.wfile.write(head.encode() + content + b"\r\n")
+                    time.sleep(0.02)
+                if self.path == "/stalls":
+                    over.wait(60)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.daemon_threads = True
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        over.set()
+        running.shutdown()
+
+
+@pytest.mark.parametrize("name", ["stalls", "dies"])
+def test_what_came_until_a_stream_broke_off_is_whole(saved, failing, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr(streams, "PATIENCE_SECONDS", 1)
+    done = record(f"{failing}/{name}", tmp_path / "live.mp4", saved, seconds=50, areas=True)
+    assert 0 < video.inspect(tmp_path / "live.mp4").frames == done.areas[0].frames <= 40
+    lines = [line for line in capsys.readouterr().err.splitlines() if "are segmented" in line]
+    assert len(lines) == 1 and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["silent", "camera that is not there"])
+def test_a_source_without_an_answer_is_refused_in_one_line(saved, failing, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(streams, "PATIENCE_SECONDS", 1)
+    address = f"{failing}/silent" if name == "silent" else "/dev/video97"
+    with pytest.raises(InputError, match="no frame comes from there") as caught:
+        record(address, tmp_path / "live.mp4", saved, seconds=3)
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
