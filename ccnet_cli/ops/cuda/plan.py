@@ -60,9 +60,11 @@ def scratch_width(c: int) -> int:
 def _directions(form: str, grid: Grid, names: tuple[str, ...], numbers: tuple[int, ...], aligned: bool) -> list[Step]:
     """Rows, then columns; the kernels' last number tells which."""
     steps = []
+    # float32 read one by one leaves registers for fewer pixels
+    largest = grid.largest if aligned or grid.dtype != "float32" else min(grid.largest, BLOCK)
     for column, length, lines in ((0, grid.width, grid.height), (1, grid.height, grid.width)):
         # a grid for tests has lines that are long sooner
-        cut = cut_line(length, grid.largest, min(grid.largest, BLOCK))
+        cut = cut_line(length, largest, min(largest, BLOCK))
         kernel = Kernel(form, grid.dtype, (cut.tiles, cut.warps, int(cut.blocks > 1)), aligned, grid.lanes)
         # of a line in one block, one makes all three gradients
         jobs = 3 if form == "fused_backward" and cut.blocks > 1 else 1
