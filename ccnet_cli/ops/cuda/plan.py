@@ -8,6 +8,8 @@ STEP = 16  # words of a pixel in shared memory at once
 CUT = 64  # channels of an output that a thread holds at once; 32 of float32
 LINE = 128  # pixels of a line in one block of tiles
 BLOCK = 64  # of a longer line, whose energies take fewer registers
+# the same as LINE for numbers that are read one by one, which leaves fewer registers
+UNALIGNED = {"float32": 64, "float16": 104, "bfloat16": 128}
 WARPS = 8  # of a block of delta
 FORMS = ("fused", "fused_residual", "fused_backward", "fused_delta")
 
@@ -60,8 +62,7 @@ def scratch_width(c: int) -> int:
 def _directions(form: str, grid: Grid, names: tuple[str, ...], numbers: tuple[int, ...], aligned: bool) -> list[Step]:
     """Rows, then columns; the kernels' last number tells which."""
     steps = []
-    # float32 read one by one leaves registers for fewer pixels
-    largest = grid.largest if aligned or grid.dtype != "float32" else min(grid.largest, BLOCK)
+    largest = grid.largest if aligned else min(grid.largest, UNALIGNED[grid.dtype])
     for column, length, lines in ((0, grid.width, grid.height), (1, grid.height, grid.width)):
         # a grid for tests has lines that are long sooner
         cut = cut_line(length, largest, min(largest, BLOCK))
