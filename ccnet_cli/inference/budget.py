@@ -58,7 +58,7 @@ class Budget:
         own = IMAGE_BYTES * min(size[0] * size[1], PIXEL_LIMIT)
         if self._room - own > views.batch * pixels * MOST_BYTES:
             return views
-        most = int((self._room - own) // self.pixel_bytes)
+        most = self._most(self._room - own, max(scaled_size(size, s, views.fit) for s in views.scales))
         if most < MIN_PIXELS and not self.firm:
             most = MIN_PIXELS_UNLESS_FIRM
         if most < MIN_PIXELS:
@@ -68,6 +68,15 @@ class Budget:
         fitting = replace(views, max_pixels=most, limit=None)
         self._announce(size, fitting)
         return fitting
+
+    def _most(self, room: float, size: tuple[int, int]) -> int:
+        """The pixels of a part of a picture of that size that fit into a number of bytes, whatever its shape."""
+        most = room / self.pixel_bytes
+        if most <= 0 or not self.cross_bytes:
+            return int(most)
+        # a pixel's cross is longest where a part has one whole side of the picture
+        longest = max(side + most / side for side in (min(side, most) for side in size))
+        return int(room / (self.pixel_bytes + self.cross_bytes * longest))
 
     def _announce(self, size: tuple[int, int], views: Views) -> None:
         """Say, once, that an image is seen in tiles that was to be seen as a whole."""
@@ -93,6 +102,14 @@ class Budget:
     def pixel_bytes(self) -> float:
         """What the network takes for each pixel that it sees."""
         return SLACK * self.itemsize * count_numbers(self.build) / PROBE**2
+
+    @cached_property
+    def cross_bytes(self) -> float:
+        """What each pixel's attention takes for each pixel of its row and column; 0 where there is none."""
+        with torch.device("meta"):
+            network: Any = self.build()
+        crosses = getattr(network, "recurrence", 0) > 0
+        return 4 / network.stride**3 if crosses else 0.0
 
 
 def count_numbers(build: Callable[[], nn.Module]) -> int:

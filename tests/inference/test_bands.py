@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from variants import variant
 
 from ccnet_cli import config
 from ccnet_cli.errors import InputError, Interrupted
@@ -140,6 +141,18 @@ def test_a_budget_cuts_what_is_too_large_and_says_so_once(artifact, capsys):
     # a tile that was chosen stays
     assert own.fit(Views("sliding"), (6000, 8000)).tile == (769, 769)
     assert capsys.readouterr().err == ""
+
+
+def test_crosses_are_part_of_what_a_large_picture_takes(artifact):
+    own = limited(artifact, 4 << 30)
+    model = build(artifact.preset.model, len(artifact.classes))
+    for size in ((4000, 9000), (9000, 8000), (40_000, 30_000)):
+        grid = own.fit(Views(), size).grid(size, size, True)
+        rows, columns = (-(-axis.tile // model.stride) for axis in (grid.rows, grid.columns))
+        attention = 4 * rows * columns * (rows + columns)
+        assert attention + own.pixel_bytes * grid.rows.tile * grid.columns.tile <= 1.02 * own._room
+    without = Budget(4 << 30, True, own.network, lambda: build(variant(artifact.preset.model, recurrence=0), 11))
+    assert without.cross_bytes == 0 < own.cross_bytes
 
 
 def test_a_budget_that_nothing_fits_into_is_refused_where_it_was_asked_for(artifact, capsys):
