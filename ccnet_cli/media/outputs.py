@@ -65,6 +65,8 @@ def is_complete(path: Path) -> bool:
                 return file.testzip() is None
         elif path.suffix.lower() in video.ANIMATIONS:
             return video.is_whole_animation(path)
+        elif video.is_cut(path):
+            return False
         else:
             video.inspect(path)
     except (InputError, OSError, EOFError, zipfile.BadZipFile, zlib.error):

@@ -29,6 +29,8 @@ ANIMATION_PIXELS = 1 << 28
 # seconds by which sound, or a header's rounding, may exceed the picture
 SLACK = 1.0
 MAX_RATE = 1000
+# of WebM, the elements that a file consists of: a header and a segment
+EBML = (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67")
 
 # OpenCV reads this when it opens a video; our errors say what is wrong
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -168,6 +170,29 @@ def _open_animation(temporary: Path, path: Path, clock: films.Clock) -> Iterator
     if not done:
         raise InputError(f"output {path}", "cannot hold these frames", "write a .mp4 or a .webm file")
     temporary.write_bytes(bytes(content))
+
+
+def is_cut(path: Path) -> bool:
+    """Whether an MP4 or a WebM ends before the parts that its headers name: of a frame that is cut, some is decoded."""
+    size, at = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while at < size:
+            file.seek(at)
+            head = file.read(16)
+            if len(head) < 8:
+                return True
+            if head[:4] in EBML:
+                octets = 9 - head[4].bit_length()
+                length, unknown = int.from_bytes(head[4 : 4 + octets]) & (1 << 7 * octets) - 1, (1 << 7 * octets) - 1
+                step = size - at if length == unknown else 4 + octets + length
+            else:
+                # 0 is the rest of the file, 1 says that 64 bits follow
+                length = int.from_bytes(head[:4])
+                step = size - at if length == 0 else int.from_bytes(head[8:]) if length == 1 else length
+            if step < min(8, size - at):
+                return True
+            at += step
+    return at > size
 
 
 def is_whole_animation(path: Path) -> bool:

@@ -87,6 +87,8 @@ def test_sound_and_times_are_those_of_the_source(tmp_path, name, suffix, capfd):
         assert np.abs(frame.astype(int) - grey(number)).max() <= 12
     assert [each.name for each in path.parent.iterdir()] == [path.name] and outputs.is_complete(path)
     assert capfd.readouterr().err == ""
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not outputs.is_complete(path)
 
 
 def test_a_rotated_video_is_written_upright(tmp_path):

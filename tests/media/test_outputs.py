@@ -72,17 +72,19 @@ def test_names_stay_below_the_folder(tmp_path):
 def test_a_truncated_output_is_not_complete(tmp_path):
     outputs.write(tmp_path / "a.png", "train-id", IDS, IMAGE, CLASSES)
     outputs.write_probabilities(tmp_path / "a.npz", np.full((3, 40, 50), 1 / 3, np.float32), CLASSES)
-    with video.open_writer(tmp_path / "a.mp4", 5, (48, 64)) as write:
-        for level in range(20):
-            write(np.full((48, 64, 3), 10 * level, np.uint8))
+    for name in ("a.mp4", "a.webm"):
+        with video.open_writer(tmp_path / name, 5, (48, 64)) as write:
+            for level in range(20):
+                write(np.full((48, 64, 3), 10 * level, np.uint8))
     with np.load(tmp_path / "a.npz") as stored:
         assert stored["probabilities"].shape == (3, 40, 50) and stored["classes"].tolist() == list(CLASSES.names)
-    for name in ("a.png", "a.npz", "a.mp4"):
+    for name in ("a.png", "a.npz", "a.mp4", "a.webm"):
         path = tmp_path / name
         assert outputs.is_complete(path)
         content = path.read_bytes()
-        path.write_bytes(content[: len(content) - len(content) // 4])
-        assert not outputs.is_complete(path)
+        for rest in (len(content) - 1, len(content) - len(content) // 4, 60, 3):
+            path.write_bytes(content[:rest])
+            assert not outputs.is_complete(path), (name, rest)
         path.write_bytes(b"")
         assert not outputs.is_complete(path)
         path.unlink()
