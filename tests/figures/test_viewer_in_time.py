@@ -73,7 +73,7 @@ def test_the_maps_of_every_pass_are_the_network_s(page, film, checkpoint, writte
     clip = torch.stack([to_input(frame, network.normalisation, "cpu") for frame in frames], dim=1)
     with torch.no_grad():
         scores, passes = network.attend(clip)
-    assert max(attention.max() for attention in passes) > 0.3, "an even attention would agree with anything"
+    assert max(attention.max() for attention in passes) > 0.2, "an even attention would agree with anything"
     for x, y in ((0, 0), (127, 79), (30, 60), (71, 18)):
         (column, row), _ = locate(scores[0], (x, y), toyclips.SIZE, network.align_corners)
         for number in (1, 2, 3):
