@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccnet_cli.datasets.source import Source, load_pair
-from ccnet_cli.errors import InputError
+from ccnet_cli.errors import InputError, hush
 from ccnet_cli.media.images import Pixels, cv2, read_size
 
 # sides are compared at this size at most, smaller ones not at all; a label has this number of pixels on borders
@@ -80,7 +80,10 @@ def probe(source: Source) -> list[str]:
         alignment.before = None
         for index in labelled[start : start + limit // blocks]:
             try:
-                alignment.add(*load_pair(source, source.samples[index]))
+                # what is damaged is said when it is used
+                with hush():
+                    pair = load_pair(source, source.samples[index])
+                alignment.add(*pair)
             except InputError:
                 alignment.before = None
     return alignment.judge()

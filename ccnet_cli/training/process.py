@@ -57,9 +57,10 @@ def prepare(request: TrainRequest, group: Group, resources: ExitStack) -> tuple[
     with runfolder.uncount_refusal(plan.counted if plan.lease else None):
         plan, start = begin(plan, content)
         preset = plan.preset
-        opened = {split: open_source(preset.data, split) for split in ("train", "val")}
+        splits, tolerate = ("train", "val"), request.tolerate_damage
+        opened = {split: replace(open_source(preset.data, split), tolerate_damage=tolerate) for split in splits}
         for split, each in opened.items():
-            warn_of_dead_labels(replace(each, tolerate_damage=request.tolerate_damage), split)
+            warn_of_dead_labels(each, split)
         warn_of_shared_images(opened["train"], opened["val"])
         resources.enter_context(_run_folder(plan))
     plan = plan if plan.lease else replace(plan, lease=claim(plan.run))
