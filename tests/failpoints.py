@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 from ccnet_cli import cli
 from ccnet_cli.datasets.training import TrainingSet
+from ccnet_cli.errors import SIGNALS
 from ccnet_cli.inference import scoring
 from ccnet_cli.parallel import group as groups
-from ccnet_cli.parallel import supervisor
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.training import loader
 from ccnet_cli.training.loop import Loop
@@ -130,7 +130,7 @@ def ignore_timeouts():
 
 
 def leave_signals_to_workers():
-    loader.init_worker = lambda _: signal.pthread_sigmask(signal.SIG_UNBLOCK, supervisor.SIGNALS)
+    loader.init_worker = lambda _: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def ignore_signals():
