@@ -424,7 +424,7 @@ def test_two_thousand_images_survive_the_loss_of_processes_in_flat_memory(tmp_pa
     command += ["--checkpoint", saved, "--processes", "2", "--continue", "--json", tmp_path / "areas.json"]
 
     def is_worker(process):
-        return b"spawn_main" in Path(f"/proc/{process}/cmdline").read_bytes()
+        return b"resource_tracker" not in Path(f"/proc/{process}/cmdline").read_bytes()
 
     def wait_for(process, count):
         while process.poll() is None and len(list(out.rglob("[0-9]*.png"))) < count:
