@@ -53,8 +53,8 @@ def launch(method: Literal["fork", "spawn"], entry: Entry, older: tuple[Child, .
 def fork(count: int, entry: Entry) -> Iterator[list[Child]]:
     """Copies of this process, imports and all; to be made before it computes or has threads of its own.
 
-    Whoever takes one from the list watches it; the others end with the block. There are none on systems whose
-    libraries bear no copies.
+    Whoever takes one from the list watches it; the others end with the block. None are made on systems whose
+    libraries may not be forked.
     """
     children: list[Child] = []
     try:
