@@ -18,6 +18,7 @@ from ccnet_cli.bench.request import Run, Work
 from ccnet_cli.errors import CCNetError, InputError, notice, out_of_memory
 from ccnet_cli.models import network as models
 from ccnet_cli.ops import cuda
+from ccnet_cli.ops.cuda import attention as fused
 from ccnet_cli.ops.cuda import steps
 from ccnet_cli.training.record import environment
 
@@ -197,6 +198,9 @@ def checks(device: torch.device, choices: ops.Choices) -> Iterator[tuple[str, Ca
     for shape, dtype in product(SHAPES, TOLERANCES):
         name = f"parity {'x'.join(map(str, shape))} {_name(dtype)}"
         yield name, partial(lambda *case: check_parity(inputs(*case), "numba"), shape, dtype, device)
+    for shape, dtype in product(SHAPES, (torch.bfloat16, torch.float16)):
+        name = f"parity, asynchronous copies, {'x'.join(map(str, shape))} {_name(dtype)}"
+        yield name, partial(check_copies, shape, dtype, device)
     usual = inputs(SHAPES[0], torch.float32, device)
     yield "repeated runs", lambda: check_equal(run_step(usual, "numba"), run_step(usual, "numba"))
     yield "another stream", lambda: check_equal(_step_on_stream(usual), run_step(usual, "numba"))
@@ -326,6 +330,15 @@ def check_parity(tensors: Inputs, implementation: str) -> Answer:
 
 # its name in 0.1.0, which scripts for short times on a card call
 parity = check_parity
+
+
+def check_copies(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Answer:
+    """The same of kernels that copy without registers, and as exact on every run."""
+    with fused.copying("async"):
+        tensors = inputs(shape, dtype, device)
+        same, _ = check_equal(run_step(tensors, "numba"), run_step(tensors, "numba"))
+        right, errors = check_parity(tensors, "numba")
+    return right and same, errors if same else f"{errors}; two runs differ"
 
 
 def check_equal(results: Sequence[Tensor], expected: Sequence[Tensor]) -> Answer:

@@ -69,7 +69,7 @@ def test_an_error_is_an_answer_that_does_not_pass():
 
 def test_every_shape_and_type_is_asked_for():
     names = [name for name, _ in gpu.checks(CPU, ops.Choices())]
-    assert len(names) == len(set(names)) == len(gpu.SHAPES) * 3 + 4
+    assert len(names) == len(set(names)) == len(gpu.SHAPES) * (3 + 2) + 4
     assert "parity 1x64x512x97x97 bfloat16" in names and "graph capture" in names
     questions = dict(gpu.checks(CPU, ops.Choices()))
     asked = []
@@ -183,11 +183,11 @@ def fail_for_memory():
 
 def test_the_cases_of_one_pass_are_every_batch_size_precision_and_formulation():
     cases = passes.cases(gpu.SIZES)
-    assert len(cases) == len(set(cases)) == 3 * 3 * 3 * 4
+    assert len(cases) == len(set(cases)) == 3 * 3 * (3 * 5 - 1)
     assert cases[0] == (2, (97, 97), "bf16", "gemm") and {case[0] for case in cases} == {1, 2, 8}
 
 
-@pytest.mark.parametrize("name", [name for name in passes.FORMULATIONS if name != "numba"])
+@pytest.mark.parametrize("name", [name for name in passes.FORMULATIONS if "numba" not in name])
 def test_one_pass_is_measured_and_compared_with_float64(name):
     before = torch.get_float32_matmul_precision()
     row = passes.measure(gpu.inputs, (1, (5, 7), "fp32", name), Meter(CPU, repeats=1), channels=16)

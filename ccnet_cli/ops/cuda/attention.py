@@ -1,15 +1,21 @@
 """Fused attention on a GPU: energies stay on chip, and only the logarithms of their sums are kept (fused.py)."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ccnet_cli.errors import InputError
 from ccnet_cli.ops.cuda import launch, plan
 from ccnet_cli.ops.cuda.steps import Buffer, Grid
 from ccnet_cli.ops.layout import pixel_step, pixels
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
+# an environment variable: how kernels bring numbers to shared memory
+COPIES = "CCNET_CUDA_COPIES"
 
 
 def fits(value: Tensor) -> bool:
@@ -75,7 +81,28 @@ _backward = lru_cache(maxsize=256)(plan.backward)
 
 def _grid(x_BHWC: Tensor) -> Grid:
     B, H, W, _ = x_BHWC.shape
-    return Grid(B, H, W, 0, DTYPES[x_BHWC.dtype], largest=plan.LINE)
+    return Grid(B, H, W, 0, DTYPES[x_BHWC.dtype], largest=plan.LINE, copies=read_copies())
+
+
+def read_copies() -> str:
+    """The environment's choice; InputError for an unknown one."""
+    copies = os.environ.get(COPIES) or plan.COPIES[0]
+    if copies not in plan.COPIES:
+        raise InputError(
+            f"{COPIES}={copies}", "not a way to copy", f"set it to {' or '.join(plan.COPIES)}, or unset it"
+        )
+    return copies
+
+
+@contextmanager
+def copying(copies: str) -> Iterator[None]:
+    """Make this choice, whatever it was before."""
+    before = os.environ.get(COPIES, "")
+    os.environ[COPIES] = copies
+    try:
+        yield
+    finally:
+        os.environ[COPIES] = before
 
 
 def _buffers(tensors: dict[str, Tensor]) -> list[Buffer]:

@@ -40,12 +40,9 @@ def _make_fused(kernel: Kernel) -> Callable[..., None]:
     # imported here: the simulator cannot run them
     from ccnet_cli.ops.cuda import fused
 
-    tiles, warps, long = kernel.sizes
     if kernel.form == "fused_delta":
-        return fused.inner_products(kernel.dtype, warps, kernel.aligned)
-    make = fused.attend_backward if kernel.form == "fused_backward" else fused.attend
-    added = {"added": True} if kernel.form == "fused_residual" else {}
-    return make(kernel.dtype, tiles, warps, bool(long), kernel.aligned, **added)
+        return fused.inner_products(kernel.dtype, kernel.sizes[1], kernel.aligned)
+    return (fused.attend_backward if kernel.form == "fused_backward" else fused.attend)(kernel)
 
 
 def signature(kernel: Kernel) -> Any:

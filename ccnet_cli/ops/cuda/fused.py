@@ -17,6 +17,19 @@ A line of one block makes weights^T and pulls^T once for all three, and exchange
 shared memory. Of a longer line three blocks make one each, and what a block makes of its pixels is computed anew for
 every cut of channels, from the same numbers in the same order. Pulls of 16 bits are two numbers each, the second what
 rounding left of the first, and so are weights of short lines. No sum depends on the order in which blocks run.
+
+What a block multiplies with comes to shared memory through registers or, in kernels whose copies are `async`, by
+cp.async, and the next while these are multiplied; the products are the same, and added in the same order.
+
+- Energies: keys come in 16 bytes each. A thread reads four words in one access, which serve two products, as many
+  bytes in as many turns as ldmatrix would, and has its own rows' words from memory in the same order of channels; with
+  that of ldmatrix they would go through shared memory too. So it is not used here.
+- Values of 16 bits: as they lie in memory, pixel by pixel, and ldmatrix exchanges their rows and columns, where pairs
+  of pixels were made of registers before. They come in words of four bytes, which puts them in another order on the
+  way: a thread's columns of four products are then 16 bytes of the output.
+- Values of float32 go through registers still, as does the value in the products of pulls of long lines: they are
+  rounded to TF32, once, which no copy does and each warp would do again, and ldmatrix exchanges rows and columns of 16
+  bits alone. What is two TF32 each is split when it is read, so that it is copied.
 """
 
 import math
@@ -29,6 +42,7 @@ from numpy import float32, int32, uint32
 from ccnet_cli.ops.cuda import words as tuples
 from ccnet_cli.ops.cuda.memory import inline
 from ccnet_cli.ops.cuda.plan import (
+    COPIED_PITCH,
     CUT,
     STEP,
     cut_channels,
@@ -36,6 +50,7 @@ from ccnet_cli.ops.cuda.plan import (
     shared_words,
     turned_words,
 )
+from ccnet_cli.ops.cuda.steps import Kernel
 
 INFINITE = float32(math.inf)
 # float16 holds numbers up to 65504: pulls are scaled below this
@@ -98,10 +113,53 @@ def _device(function):
     return cuda.jit(function, device=True, forceinline=True)
 
 
-def _energies(tiles, warps, dtype, aligned, splits=(True, True)):
-    """A function for products of a line's pixels. splits: whether a float32 of left, and of right, is two TF32."""
+def _keys(tiles, warps, fetch, copied):
+    """Functions that load STEP words of a block's pixels, two of a thread's at most, and have them in shared memory."""
+    KEYS, THREADS, ROUNDS, copy = 8 * tiles, 32 * warps, -(-tiles // warps), tuples.copy(16)
+
+    @_device
+    def load(shared, to, source, at, hop, rests, inside):
+        one = fetch(source, at, rests[0])
+        two = one
+        if ROUNDS > 1:
+            two = fetch(source, int32(at + hop), rests[1])
+        return one, two
+
+    @_device
+    def save(shared, to, both, inside):
+        t = int32(cuda.threadIdx.x)
+        if inside:
+            if t < 4 * KEYS:
+                tuples.write_words(shared, int32(to + t * 4), both[0])
+            if ROUNDS > 1 and t + THREADS < 4 * KEYS:
+                tuples.write_words(shared, int32(to + (t + THREADS) * 4), both[1])
+
+    @_device
+    def begin(shared, to, source, at, hop, rests, inside):
+        t = int32(cuda.threadIdx.x)
+        if inside:
+            if t < 4 * KEYS:
+                copy(shared, int32(to + t * 4), source, at, rests[0] > 0)
+            if ROUNDS > 1 and t + THREADS < 4 * KEYS:
+                copy(shared, int32(to + (t + THREADS) * 4), source, int32(at + hop), rests[1] > 0)
+            tuples.commit()
+        return int32(0)
+
+    @_device
+    def wait(shared, to, both, inside):
+        tuples.wait()
+
+    return (begin, wait) if copied else (load, save)
+
+
+def _energies(tiles, warps, dtype, aligned, splits=(True, True), copied=False):
+    """A function for products of a line's pixels.
+
+    splits: whether a float32 of left, and of right, is two TF32; what is rounded at once is not copied.
+    """
     fetch_left, fetch_right = (tuples.fetch(dtype, aligned, rounded=not split) for split in splits)
-    KEYS, THREADS, ROUNDS, PER = 8 * tiles, 32 * warps, -(-tiles // warps), numbers_per_word(dtype)
+    load, save = _keys(tiles, warps, fetch_right, copied and (splits[1] or dtype != "float32"))
+    KEYS, PER = 8 * tiles, numbers_per_word(dtype)
     BUFFER, VECTOR, CHANNELS = KEYS * STEP, 4 * PER, PER * STEP
     zeros, dot = tuples.zeros(tiles), tuples.dot(dtype, tiles, splits if dtype == "float32" else (False, False))
 
@@ -131,17 +189,12 @@ def _energies(tiles, warps, dtype, aligned, splits=(True, True)):
             k1 = int32(k0 + CHANNELS)
             next_near = fetch_left(left, int32(left_at + k1), int32(near_rest - k1))
             next_far = fetch_left(left, int32(left_at + far_hop + k1), int32(far_rest - k1))
-            one = fetch_right(right, int32(right_at + k1), int32(one_rest - k1))
-            if ROUNDS > 1:
-                two = fetch_right(right, int32(right_at + right_hop + k1), int32(two_rest - k1))
+            other, rests = int32(BUFFER - base), (int32(one_rest - k1), int32(two_rest - k1))
+            ahead = load(shared, other, right, int32(right_at + k1), right_hop, rests, k1 < depth)
             if k0 >= 0:
                 total = dot(total, near + far, shared, int32(base + at))
-            base = int32(BUFFER - base)
-            if k1 < depth:
-                if key < KEYS:
-                    tuples.write_words(shared, int32(base + t * 4), one)
-                if ROUNDS > 1 and key + 8 * warps < KEYS:
-                    tuples.write_words(shared, int32(base + (t + THREADS) * 4), two)
+            base = other
+            save(shared, base, ahead, k1 < depth)
             cuda.syncthreads()
             near, far = next_near, next_far
             k0 = k1
@@ -314,6 +367,32 @@ def _stages(parts):
     return load, save
 
 
+def _copies(parts):
+    """A function that begins to copy CUT channels of a block's pixels, one by a warp at once, to shared memory.
+
+    Of 16 words the fourth and those after come behind the first, so that what a thread holds of products with their
+    columns lies side by side in memory.
+    """
+    WARPS, KEYS, PITCH, copy = parts.warps, 8 * parts.tiles, COPIED_PITCH, tuples.copy(4)
+    ROUNDS = -(-KEYS // WARPS)
+
+    @_device
+    def begin(shared, base, source, channels, line, block, c0):
+        (pointer, stride), (L, hop, first) = source, line
+        t = int32(cuda.threadIdx.x)
+        warp, lane = int32(t >> 5), int32(t & 31)
+        to = int32(base + warp * PITCH + (lane & 16) + 4 * (lane & 3) + (lane >> 2 & 3))
+        at = int32((first + (block + warp) * hop) * stride + c0 + 2 * lane)
+        pixels = int32(min(L - block, KEYS) - warp) if 2 * lane < channels - c0 else int32(0)
+        for i in range(ROUNDS):
+            if warp + i * WARPS < KEYS:
+                where = int32(at + i * WARPS * hop * stride)
+                copy(shared, int32(to + i * WARPS * PITCH), pointer, where, i * WARPS < pixels)
+        tuples.commit()
+
+    return begin
+
+
 def _finish(parts, added):
     """A function for the words of `count` numbers to write: in bfloat16 the rows leave what is rounded but once."""
     PARTIAL, leave = not parts.aligned, tuples.leave
@@ -440,8 +519,11 @@ def _narrow_outputs(parts):
 def _products(parts, gather, read, write, late=False):
     """A function that adds a thread's rows of words, by pixels, times the line's pixels to its rows of an output.
 
-    late: the next channels load after these are multiplied, where registers are short and few have any.
+    late: the next channels load after these are multiplied, where registers are short and few have any. Before it comes
+    a function that begins to copy the first channels, to where energies are not made.
     """
+    if parts.copied:
+        return _copied_products(parts, gather, read, write)
     LATE = late
     (CUT_CHANNELS, PITCH), BUFFER = cut_channels(parts.dtype), 4 * parts.tiles * (CUT + 8)
     (load, save), zeros = _stages(parts), tuples.zeros(CUT_CHANNELS // 8)
@@ -467,26 +549,64 @@ def _products(parts, gather, read, write, late=False):
             if c0 < channels:
                 save(shared, base, ahead)
 
-    return product
+    @_device
+    def begin(shared, place, source):
+        pass
+
+    return begin, product
+
+
+def _copied_products(parts, gather, read, write):
+    """The same by copies, of which the next are made while these are multiplied."""
+    BUFFER, copy, zeros = 4 * parts.tiles * (CUT + 8), _copies(parts), tuples.zeros(CUT // 8)
+
+    @_device
+    def begin(shared, place, source):
+        copy(shared, int32(BUFFER), source, place[2], place[0], int32(0), int32(0))
+
+    @_device
+    def product(shared, place, source, made, target):
+        line, _, channels, _ = place
+        base, c0 = int32(BUFFER), int32(0)
+        while c0 < channels:
+            before = read(target, place, c0)
+            tuples.wait()
+            # all have these now, and have multiplied what the next replace
+            cuda.syncthreads()
+            c1 = int32(c0 + CUT)
+            if c1 < channels:
+                copy(shared, int32(BUFFER - base), source, channels, line, int32(0), c1)
+            write(target, place, c0, gather(zeros(), made[0], shared, base), made[1], before)
+            base = int32(BUFFER - base)
+            c0 = c1
+
+    return begin, product
 
 
 def _long_products(parts, weights, gather, read, write):
-    """The same from words that are made for one block of pixels after another."""
+    """The same from words that are made for one block of pixels after another, which are copied meanwhile."""
     (CUT_CHANNELS, PITCH), KEYS = cut_channels(parts.dtype), 8 * parts.tiles
-    (load, save), zeros, plus = _stages(parts), tuples.zeros(CUT_CHANNELS // 8), tuples.plus(CUT_CHANNELS // 8)
+    zeros, plus = tuples.zeros(CUT_CHANNELS // 8), tuples.plus(CUT_CHANNELS // 8)
+    load, save = _stages(parts)
+    COPIED, copy, BUFFER = parts.copied, _copies(parts), 4 * parts.tiles * (CUT + 8)
     find = _reader(parts.dtype, PITCH)
 
     @_device
     def product(shared, place, source, arguments, target):
         line, _, channels, _ = place
-        at, c0 = find(), int32(0)
+        at, c0 = int32(BUFFER) if COPIED else find(), int32(0)
         while c0 < channels:
             before = read(target, place, c0)
             total = zeros()
             block = int32(0)
             while block < line[0]:
+                if COPIED:
+                    copy(shared, at, source, channels, line, block, c0)
                 words, scale = weights(shared, arguments, block)
-                save(shared, int32(0), load(source, channels, line, block, c0))
+                if COPIED:
+                    tuples.wait()
+                else:
+                    save(shared, int32(0), load(source, channels, line, block, c0))
                 cuda.syncthreads()
                 total = plus(total, gather(zeros(), words, shared, at), scale)
                 cuda.syncthreads()
@@ -512,9 +632,10 @@ def _reader(dtype, PITCH):
     return find
 
 
-def _splits(dtype, tiles):
+def _splits(dtype, tiles, copied):
     """How words of a block are made and multiplied: whole, and as two numbers each, which TF32 does not need."""
-    words, remainders, gather = tuples.words(dtype, tiles), tuples.remainders(dtype, tiles), tuples.gather(dtype, tiles)
+    words, remainders = tuples.words(dtype, tiles), tuples.remainders(dtype, tiles)
+    gather = (tuples.gather_copied if copied else tuples.gather)(dtype, tiles)
 
     @_device
     def whole(total):
@@ -539,21 +660,26 @@ def _splits(dtype, tiles):
     return whole, gather_whole, split, gather_split
 
 
-def _parts(dtype, tiles, warps, long, aligned):
+def _parts(kernel):
     """The functions that the kernels share, for one size of tile."""
+    dtype, (tiles, warps, long), aligned = kernel.dtype, kernel.sizes, kernel.aligned
+    asynchronous = kernel.copies == "async"
+    # a copy cannot round to TF32 on its way, nor can ldmatrix exchange rows and columns of 32 bits
+    copied = asynchronous and dtype != "float32"
     fetch, exact = tuples.fetch(dtype, aligned, rounded=True), tuples.fetch(dtype, aligned)
-    energies = _energies(tiles, warps, dtype, aligned)
+    energies = _energies(tiles, warps, dtype, aligned, copied=asynchronous)
     # grad left or right; value is rounded as the output was made of it, so that a pull is 0 where it should be
-    pulls = [_energies(tiles, warps, dtype, aligned, (left, not left)) for left in (True, False)]
+    pulls = [_energies(tiles, warps, dtype, aligned, (left, not left), asynchronous) for left in (True, False)]
     columns = shared_words(tiles) - 16 * tiles
-    whole, gather, split, gather_split = _splits(dtype, tiles)
+    whole, gather, split, gather_split = _splits(dtype, tiles, copied)
     if tiles <= FEW:
         whole, gather = split, gather_split
     names = {"dtype": dtype, "tiles": tiles, "warps": warps, "long": long, "columns": columns, "aligned": aligned}
+    names |= {"copied": copied}
     names |= {"whole": whole, "gather": gather, "split": split, "gather_split": gather_split}
     names |= {"put": tuples.put(dtype, aligned), "fetch": fetch, "exact": exact, "energies": energies, "pulls": pulls}
     # near one, far one, near two, far two
-    pieces = [tuples.piece(dtype, part, row) for part in (0, 1) for row in (0, 1)]
+    pieces = [tuples.piece(dtype, part, row, copied) for part in (0, 1) for row in (0, 1)]
     return SimpleNamespace(pieces=pieces, **names)
 
 
@@ -595,20 +721,21 @@ def _sums(parts):
     return sum_weights
 
 
-def attend(dtype: str, tiles: int, warps: int, long: bool, aligned: bool, added: bool = False) -> Callable[..., None]:
+def attend(kernel: Kernel) -> Callable[..., None]:
     """One direction of a pass: grid of tiles of 16 `warps` pixels, lines, and images.
 
     Halves are query, key, value and out; logs those that the rows left, which a column adds to, and those it writes.
-    added: of the columns, with another half, to which what they would write is added, times the number in a third log.
+    Of fused_residual, which are columns, there is another half, to which what they would write is added, times the
+    number in a third log.
     """
-    parts = _parts(dtype, tiles, warps, long, aligned)
-    SHARED, sum_weights = shared_words(tiles), _sums(parts)
-    LONG, ADDED, powers = long, added, tuples.powers(tiles)
+    parts, added = _parts(kernel), kernel.form == "fused_residual"
+    SHARED, sum_weights, warps = shared_words(parts.tiles), _sums(parts), parts.warps
+    LONG, ADDED, powers = parts.long, added, tuples.powers(parts.tiles)
     outputs = _outputs(parts, added)
-    if long:
+    if LONG:
         product = _long_products(parts, _weights(parts, False, False), parts.gather, *outputs)
     else:
-        product = _products(parts, parts.gather, *outputs)
+        begin, product = _products(parts, parts.gather, *outputs)
     words = parts.whole
 
     def kernel(halves, logs, strides, sizes, column):
@@ -619,6 +746,8 @@ def attend(dtype: str, tiles: int, warps: int, long: bool, aligned: bool, added:
         line = _locate(int32(cuda.blockIdx.y), int32(cuda.blockIdx.z), column, sizes)
         L, hop, first = line
         m = int32((cuda.blockIdx.x * warps + (t >> 5)) * 16 + (t >> 2 & 7))
+        if not LONG:
+            begin(shared, (line, m, sizes[3], column != 0), (value, strides[2]))
         total, log_near, log_far = sum_weights(shared, (query, key), strides[:2], sizes, line, column, m)
         near_inside, far_inside = m < L, m + 8 < L
         at_near, at_far = int32(first + m * hop), int32(first + (m + 8) * hop)
@@ -653,10 +782,10 @@ def _merge(log, before):
     return whole, _exp(before - whole)
 
 
-def attend_backward(dtype: str, tiles: int, warps: int, long: bool, aligned: bool) -> Callable[..., None]:
+def attend_backward(kernel: Kernel) -> Callable[..., None]:
     """One direction of the gradients: grid of lines of one block; or of tiles of pixels, three times; and images."""
-    parts = _parts(dtype, tiles, warps, long, aligned)
-    make: Callable[[SimpleNamespace], Callable[..., None]] = _long_gradients if long else _gradients
+    parts = _parts(kernel)
+    make: Callable[[SimpleNamespace], Callable[..., None]] = _long_gradients if parts.long else _gradients
     return make(parts)
 
 
@@ -673,8 +802,8 @@ def _gradients(parts):
     powers, columns, minus = tuples.powers(parts.tiles), tuples.columns(parts.tiles), tuples.minus(parts.tiles)
     pull, keep, largest = tuples.pull(parts.tiles), tuples.keep_rows(parts.tiles), tuples.largest(parts.tiles)
     times, whole, split = tuples.times(parts.tiles), parts.whole, parts.split
-    value_product = _products(parts, parts.gather, *_outputs_of(parts, False))
-    narrow_product = _products(parts, parts.gather_split, *_outputs_of(parts, True), late=True)
+    begin_wide, value_product = _products(parts, parts.gather, *_outputs_of(parts, False))
+    begin, narrow_product = _products(parts, parts.gather_split, *_outputs_of(parts, True), late=True)
     narrow_targets = _narrow_targets(parts)
 
     @_device
@@ -710,16 +839,18 @@ def _gradients(parts):
         # rows are keys and columns are queries
         load(shared, int32(COLUMNS), log, line, int32(0), INFINITE)
         load(shared, int32(COLUMNS + KEYS), delta, line, int32(0), zero)
+        wide, narrow = (line, m, sizes[3], column != 0), (line, m, sizes[2], column != 0)
+        begin_wide(shared, wide, (grad, g))
         at = int32(COLUMNS + 2 * member)
         total = energies(shared, (key, query), (k, q), sizes[2], line, m, int32(0))
         own = int32(m - 2 * member)
         near, far = (own, int32(own + 8)) if column else (int32(-1), int32(-1))
         total = mask(total, int32(L - 2 * member), near, far)
         total = powers(minus(total, columns(shared, at)), zero, zero)
-        wide, narrow = (line, m, sizes[3], column != 0), (line, m, sizes[2], column != 0)
         # as soon as there are weights: fewer registers are used at once
         value_product(shared, wide, (grad, g), (whole(total), one), (outputs[2], (one, one)))
         cuda.syncthreads()
+        begin(shared, narrow, (query, q))
         other = pull_energies(shared, (value, grad), (v, g), sizes[3], line, m, int32(0))
         total = pull(total, minus(other, columns(shared, int32(at + KEYS))), zero, zero)
         # what is beyond the line has no pixels to be multiplied with, and may be infinite
@@ -729,6 +860,7 @@ def _gradients(parts):
         narrow_product(shared, narrow, (query, q), (pulls, scale), key_target)
         cuda.syncthreads()
         turned = turn_all(shared, pulls)
+        begin(shared, narrow, (key, k))
         narrow_product(shared, narrow, (key, k), (turned, scale), query_target)
 
     return kernel

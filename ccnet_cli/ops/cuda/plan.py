@@ -11,6 +11,10 @@ BLOCK = 64  # of a longer line, whose energies take fewer registers
 # the same as LINE for numbers that are read one by one, which leaves fewer registers
 UNALIGNED = {"float32": 64, "float16": 104, "bfloat16": 128}
 WARPS = 8  # of a block of delta
+# words between pixels in shared memory that are copied there; eight rows of 16 bytes use every bank once
+COPIED_PITCH = CUT // 2 + 4
+# through registers, or by cp.async and ldmatrix
+COPIES = ("plain", "async")
 FORMS = ("fused", "fused_residual", "fused_backward", "fused_delta")
 
 
@@ -66,7 +70,9 @@ def _directions(form: str, grid: Grid, names: tuple[str, ...], numbers: tuple[in
     for column, length, lines in ((0, grid.width, grid.height), (1, grid.height, grid.width)):
         # a grid for tests has lines that are long sooner
         cut = cut_line(length, largest, min(largest, BLOCK))
-        kernel = Kernel(form, grid.dtype, (cut.tiles, cut.warps, int(cut.blocks > 1)), aligned, grid.lanes)
+        # only what is aligned can be copied by itself
+        copies = grid.copies if aligned else "plain"
+        kernel = Kernel(form, grid.dtype, (cut.tiles, cut.warps, int(cut.blocks > 1)), aligned, grid.lanes, copies)
         # of a line in one block, one makes all three gradients
         jobs = 3 if form == "fused_backward" and cut.blocks > 1 else 1
         steps.append(Step(kernel, (jobs * cut.parts, lines, grid.images), (*names, *numbers, column)))

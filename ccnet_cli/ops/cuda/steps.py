@@ -26,7 +26,8 @@ class Kernel:
     """One kernel to compile.
 
     sizes: threads across and down a tile; for a softmax threads of a group, entries per thread, and pixels; on tensor
-    cores warps across and down a tile, and parts of 8 pixels per warp.
+    cores warps across and down a tile, and parts of 8 pixels per warp. copies: how a fused kernel brings numbers to
+    shared memory, through registers (plain) or by themselves (async).
     """
 
     form: str
@@ -34,6 +35,7 @@ class Kernel:
     sizes: tuple[int, ...]
     aligned: bool
     lanes: int
+    copies: str = "plain"
 
     @property
     def name(self) -> str:
@@ -43,7 +45,8 @@ class Kernel:
             sizes: tuple[int, ...] = (CHANNELS * across, SIDE * parts * down)
         else:
             sizes = self.sizes if "softmax" in self.form else tuple(SIDE * size for size in self.sizes)
-        return f"{self.form}-{'x'.join(map(str, sizes))}-{self.dtype}{'' if self.aligned else '-unaligned'}"
+        rest = ("" if self.aligned else "-unaligned") + ("" if self.copies == "plain" else f"-{self.copies}")
+        return f"{self.form}-{'x'.join(map(str, sizes))}-{self.dtype}{rest}"
 
     @property
     def entry(self) -> str:
@@ -98,7 +101,7 @@ class Grid:
 
     Of a clip, an image has `frames`, whose arm begins at 0, and the column begins at `column`.
     largest and lanes are smaller than a GPU's only where threads are simulated one by one. tensor: gather on tensor
-    cores, in TF32 or bfloat16; nothing chooses it before a GPU has confirmed it.
+    cores, in TF32 or bfloat16; nothing chooses it before a GPU has confirmed it. copies: as for a kernel.
     """
 
     images: int
@@ -111,6 +114,7 @@ class Grid:
     tensor: bool = False
     frames: int = 0
     column: int = 0
+    copies: str = "plain"
 
     @property
     def image(self) -> int:

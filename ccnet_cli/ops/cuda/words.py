@@ -16,11 +16,11 @@ from itertools import product
 
 from llvmlite import ir
 from numba import types
-from numba.cuda import cgutils
+from numba.cuda import cgutils, nvvmutils
 from numba.cuda.extending import intrinsic
 from numba.cuda.np import arrayobj
 
-from ccnet_cli.ops.cuda.plan import STEP, cut_channels, numbers_per_word, turned_words
+from ccnet_cli.ops.cuda.plan import COPIED_PITCH, CUT, STEP, cut_channels, numbers_per_word, turned_words
 
 _F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _WIDE = ir.VectorType(_I32, 4)
@@ -225,6 +225,50 @@ def _write_words(context, builder, kinds, target, index, words):
 write_words = _made(types.void, None, types.int32, FOUR)(_write_words)
 
 
+def _address_in(builder, space, address):
+    """A pointer as a number of the memory that an instruction is for: 1 is global, 3 is shared."""
+    return builder.ptrtoint(builder.addrspacecast(address, ir.PointerType(_I32, space)), _I64)
+
+
+@lru_cache
+def copy(width):
+    """Begin to copy `width` bytes from a pointer to an array, whole multiples of it; zeros where it is not inside."""
+    text = f"cp.async.{'cg' if width == 16 else 'ca'}.shared.global [$0], [$1], {width}, $2;"
+
+    def begin(context, builder, kinds, target, at, source, index, inside):
+        to = _address_in(builder, 3, _address(context, builder, kinds[0], target, at))
+        where = _address_in(builder, 1, _address(context, builder, kinds[2], source, index))
+        count = builder.select(inside, _I32(width), _I32(0))
+        _assemble(builder, ir.VoidType(), text, "l,l,r,~{memory}", [to, where, count], volatile=True)
+        return context.get_dummy_value()
+
+    return _made(types.void, None, types.int32, None, types.int32, types.boolean)(begin)
+
+
+def _order(text):
+    def instruct(context, builder, kinds):
+        _assemble(builder, ir.VoidType(), text, "~{memory}", [], volatile=True)
+        return context.get_dummy_value()
+
+    return _made(types.void)(instruct)
+
+
+# a thread's copies since the last commit are a group; then it waits until they have been made, all of them
+commit, wait = _order("cp.async.commit_group;"), _order("cp.async.wait_group 0;")
+
+
+def _read_turned(builder, address, offset):
+    """Four words, one of each of four 8x8 matrices of 16 bits, whose rows and columns ldmatrix exchanges.
+
+    Thread `lane` has the address of row lane % 8 of matrix lane // 8, and gets column `group` of rows 2 member and the
+    next.
+    """
+    text = f"ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {{$0, $1, $2, $3}}, [$4+{offset}];"
+    kind = ir.LiteralStructType([_I32] * 4)
+    values = _assemble(builder, kind, text, "=r,=r,=r,=r,l,~{memory}", [address], volatile=True)
+    return [builder.extract_value(values, i) for i in range(4)]
+
+
 def _vectors(builder, where, index):
     """Pointers to the two vectors of four float32 in which a thread's eight lie, so that four threads fill sectors."""
     kind, address = ir.VectorType(_F32, 4).as_pointer(), builder.bitcast(where, _F32.as_pointer())
@@ -350,6 +394,35 @@ def gather(dtype, tiles):
                     i = 4 * (channels // 8 + n)
                     part = [row[n] for row in right]
                     sums[i : i + 4] = _multiply(builder, dtype, left, part, sums[i : i + 4])
+        return sums
+
+    return _made(_sums(dtype), _sums(dtype), _words(dtype, tiles), None, types.int32)(multiply)
+
+
+@lru_cache
+def gather_copied(dtype, tiles):
+    """The same, in 16 bits, with pixels that were copied: a row is a pixel, and four words are eight columns."""
+    pitch = COPIED_PITCH
+
+    def multiply(context, builder, kinds, total, words, shared, at):
+        start = _address_in(builder, 3, _address(context, builder, kinds[2], shared, at))
+        lane, sums = builder.and_(nvvmutils.call_sreg(builder, "tid.x"), _I32(31)), list(total)
+
+        def place(rows):
+            """The address of a thread's row, of `rows` in each eight columns."""
+            row, column = builder.and_(lane, _I32(rows - 1)), builder.udiv(lane, _I32(rows))
+            word = builder.add(builder.mul(row, _I32(pitch)), builder.mul(column, _I32(4)))
+            return builder.add(start, builder.zext(builder.mul(word, _I32(4)), _I64))
+
+        places = {rows: place(rows) for rows in (16, 8)}
+        for j in range(0, tiles, 2):
+            left = words[2 * j : 2 * j + 4]
+            deep = len(left) // 2
+            for n in range(0, CUT // 8, 4 // deep):
+                right = _read_turned(builder, places[8 * deep], 4 * (8 * j * pitch + 4 * n))
+                for i in range(4 // deep):
+                    four, part = slice(4 * (n + i), 4 * (n + i + 1)), right[deep * i : deep * (i + 1)]
+                    sums[four] = _multiply(builder, dtype, left, part, sums[four])
         return sums
 
     return _made(_sums(dtype), _sums(dtype), _words(dtype, tiles), None, types.int32)(multiply)
@@ -563,13 +636,16 @@ def read_turned(dtype, tiles):
 
 
 @lru_cache
-def piece(dtype, part, row):
+def piece(dtype, part, row, copied=False):
     """A thread's channels of the first or second part, as many as 16 bytes hold, of its first or second row.
 
-    Of a part of 32 channels a thread has 8 neighbours in 16 bits; of one of 16, 4 in float32.
+    Of a part of 32 channels a thread has 8 neighbours in 16 bits; of one of 16, 4 in float32. copied: of a total of
+    pixels that were copied.
     """
 
     def pick(context, builder, kinds, total):
+        if copied:
+            return [total[16 * part + 4 * n + 2 * row + e] for n in range(4) for e in (0, 1)]
         if dtype == "float32":
             return [total[4 * n + 2 * row + part] for n in range(4)]
         return [total[16 * part + 4 * n + 2 * row + e] for e in (0, 1) for n in range(4)]
