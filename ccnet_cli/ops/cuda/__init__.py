@@ -6,6 +6,7 @@ and a slice of its channels too; anything else is copied first. Energies and att
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,7 +140,7 @@ def _grid(x_BSC: Tensor, arms: Sequence[int], tensor: bool = False) -> Grid:
             "use gemm or reference",
         )
     B, *frames, H, W, _ = x_BSC.shape
-    clip = {"frames": frames[0], "column": arms[0]} if frames else {}
+    clip: dict[str, Any] = {"frames": frames[0], "column": arms[0]} if frames else {}
     return Grid(B, H, W, sum(arms[:-1]), DTYPES[x_BSC.dtype], tensor=tensor, **clip)
 
 

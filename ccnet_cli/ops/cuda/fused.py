@@ -660,10 +660,10 @@ def _splits(dtype, tiles, copied):
     return whole, gather_whole, split, gather_split
 
 
-def _parts(kernel):
+def _parts(which):
     """The functions that the kernels share, for one size of tile."""
-    dtype, (tiles, warps, long), aligned = kernel.dtype, kernel.sizes, kernel.aligned
-    asynchronous = kernel.copies == "async"
+    dtype, (tiles, warps, long), aligned = which.dtype, which.sizes, which.aligned
+    asynchronous = which.copies == "async"
     # a copy cannot round to TF32 on its way, nor can ldmatrix exchange rows and columns of 32 bits
     copied = asynchronous and dtype != "float32"
     fetch, exact = tuples.fetch(dtype, aligned, rounded=True), tuples.fetch(dtype, aligned)
@@ -721,14 +721,14 @@ def _sums(parts):
     return sum_weights
 
 
-def attend(kernel: Kernel) -> Callable[..., None]:
+def attend(which: Kernel) -> Callable[..., None]:
     """One direction of a pass: grid of tiles of 16 `warps` pixels, lines, and images.
 
     Halves are query, key, value and out; logs those that the rows left, which a column adds to, and those it writes.
     Of fused_residual, which are columns, there is another half, to which what they would write is added, times the
     number in a third log.
     """
-    parts, added = _parts(kernel), kernel.form == "fused_residual"
+    parts, added = _parts(which), which.form == "fused_residual"
     SHARED, sum_weights, warps = shared_words(parts.tiles), _sums(parts), parts.warps
     LONG, ADDED, powers = parts.long, added, tuples.powers(parts.tiles)
     outputs = _outputs(parts, added)
@@ -782,9 +782,9 @@ def _merge(log, before):
     return whole, _exp(before - whole)
 
 
-def attend_backward(kernel: Kernel) -> Callable[..., None]:
+def attend_backward(which: Kernel) -> Callable[..., None]:
     """One direction of the gradients: grid of lines of one block; or of tiles of pixels, three times; and images."""
-    parts = _parts(kernel)
+    parts = _parts(which)
     make: Callable[[SimpleNamespace], Callable[..., None]] = _long_gradients if parts.long else _gradients
     return make(parts)
 
