@@ -177,13 +177,13 @@ def _draw(
     examples = merge_worst(group.gather(worst), MAX_EXAMPLES) if request.report else []
     if group.rank or not (request.confusion or request.report):
         return
-    matrix = charts.confusion_matrix(confusion.matrix.numpy(), source.classes.names)
+    counts = confusion.matrix.numpy()
     if request.confusion is not None:
-        images.write_image(request.confusion, matrix)
+        images.write_image(request.confusion, charts.confusion_matrix(counts, source.classes.names))
     if request.report is not None:
         around, figures = environment(group.device, group.world_size), result.to_mapping()
         name = Path(result.checkpoint).name
-        write_evaluation(request.report, name, figures, around, source.classes, (matrix, examples))
+        write_evaluation(request.report, name, figures, around, source.classes, (counts, examples))
 
 
 def _read_label(source: Source, samples: Mapping[Path, Sample], path: Path) -> images.Pixels | None:

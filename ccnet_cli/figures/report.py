@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ccnet_cli import files
 from ccnet_cli.errors import one_line
 from ccnet_cli.figures import pages
 from ccnet_cli.figures.curves import Plot
+from ccnet_cli.figures.matrix import draw_matrix
 from ccnet_cli.media import images
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.media.images import Pixels, cv2
@@ -30,6 +32,7 @@ LINE_WIDTH, LINE_HEIGHT = 260, 26
 MEASURES = {"dice": "Dice", "precision": "precision", "recall": "recall", "boundary_iou": "boundary IoU"}
 
 Row = Mapping[str, Any]
+Counts = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +88,10 @@ def write_report(
     environment: Mapping[str, Any],
     rows: Sequence[Row],
     classes: Classes,
-    matrix_bgr: Pixels,
+    counts_KK: Counts,
     examples: Sequence[Example],
 ) -> None:
-    """Write the page of a run: preset is YAML, rows those of the log, matrix_bgr the chart of the confusion matrix.
+    """Write the page of a run: preset is YAML, rows those of the log, counts_KK the confusion matrix.
 
     Rows of evaluations have `miou` and `classes`, a mapping from class names.
     """
@@ -98,7 +101,7 @@ def write_report(
         [_class_row(scored, *entry) for entry in zip(classes.names, classes.palette, strict=True)],
     )
     curves = [plot.render() for plot in _plots(rows)]
-    _write(path, environment, _facts(rows, scored), table, (matrix_bgr, examples), curves=curves, preset=preset)
+    _write(path, environment, _facts(rows, scored), table, (counts_KK, examples), curves=curves, preset=preset)
 
 
 def write_evaluation(
@@ -107,9 +110,9 @@ def write_evaluation(
     result: Mapping[str, Any],
     environment: Mapping[str, Any],
     classes: Classes,
-    pictures: tuple[Pixels, Sequence[Example]],
+    mistakes: tuple[Counts, Sequence[Example]],
 ) -> None:
-    """Write the page of an evaluation: result is what `ccnet eval --json` writes, pictures those of write_report."""
+    """Write the page of an evaluation: result is what `ccnet eval --json` writes, mistakes the last of write_report."""
     facts = {
         "mIoU": _percent(result["miou"], " %"),
         "pixel accuracy": _percent(result["pixel_accuracy"], " %"),
@@ -130,7 +133,7 @@ def write_evaluation(
     ]
     table = Table(("IoU %", *(f"{MEASURES[name]} %" for name in measures)), rows)
     settings = files.to_json(result["settings"], 1)
-    _write(path, environment, facts, table, pictures, title=title, preset=settings)
+    _write(path, environment, facts, table, mistakes, title=title, preset=settings)
 
 
 def _write(
@@ -138,12 +141,12 @@ def _write(
     environment: Mapping[str, Any],
     facts: Mapping[str, str],
     table: Table,
-    pictures: tuple[Pixels, Sequence[Example]],
+    mistakes: tuple[Counts, Sequence[Example]],
     title: str | None = None,
     curves: Sequence[str] = (),
     preset: str = "",
 ) -> None:
-    matrix_bgr, examples = pictures
+    counts_KK, examples = mistakes
     page = pages.render(
         "report.html",
         style=(pages.FOLDER / "report.css").read_text(encoding="utf-8"),
@@ -157,7 +160,7 @@ def _write(
         classes=table.rows,
         width=LINE_WIDTH,
         height=LINE_HEIGHT,
-        matrix=pages.png(matrix_bgr),
+        matrix=draw_matrix(counts_KK, [row["name"] for row in table.rows]),
         examples=[(f"{one_line(one.name)}: mIoU {100 * one.miou:.1f} %", pages.png(one.picture)) for one in examples],
         preset=preset,
         environment=files.to_json(dict(environment), 1),

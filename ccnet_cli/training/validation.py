@@ -73,9 +73,9 @@ def write_report(record: Record, source: Source, scores: Scores) -> None:
     folder, classes = record.folder, source.classes
     preset = (folder / "preset.yaml").read_text(encoding="utf-8")
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    matrix = confusion_matrix(scores.confusion.matrix.numpy(), classes.names)
+    counts = scores.confusion.matrix.numpy()
     try:
         path = folder / "report.html"
-        report.write_report(path, preset, environment, record.rows, classes, matrix, scores.examples)
+        report.write_report(path, preset, environment, record.rows, classes, counts, scores.examples)
     except (InputError, EnvironmentFailure) as error:
         notice(f"warning: {error}; training goes on without it")

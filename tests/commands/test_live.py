@@ -9,6 +9,7 @@ import threading
 import time
 
 import calls
+import cameras
 import cv2
 import numpy as np
 import pytest
@@ -201,3 +202,56 @@ def test_a_source_without_an_answer_is_refused_in_one_line(saved, failing, tmp_p
         record(address, tmp_path / "live.mp4", saved, seconds=3)
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def camera():
+    with cameras.rtsp_server() as address:
+        yield address
+
+
+def test_an_rtsp_camera_shows_its_pictures_and_is_recorded_for_some_seconds(saved, camera, tmp_path, capsys):
+    with streams.open_stream(f"{camera}/live") as stream:
+        assert stream.endless and stream.size == cameras.SIZE
+        _, frame = stream.next()
+        # each picture is JPEG, as the camera sent it, and one of seven
+        sent = [cv2.imdecode(cv2.imencode(".jpg", tiny.picture(48, 64, number))[1], 1) for number in range(7)]
+        nearest, next_to_it, *_ = sorted(np.abs(frame.astype(int) - each).mean() for each in sent)
+        assert nearest < 5 < next_to_it
+    done = record(f"{camera}/live", tmp_path / "live.mp4", saved, seconds=1.5, areas=True, formats=["overlay"])
+    found = video.inspect(tmp_path / "live.mp4")
+    assert 1 < found.frames == done.areas[0].frames and found.size == cameras.SIZE
+    assert f"{found.frames} frames of {camera}/live are segmented" in capsys.readouterr().err
+
+
+def test_what_came_until_an_rtsp_camera_hung_up_is_whole(saved, camera, tmp_path):
+    done = record(f"{camera}/dies", tmp_path / "live.mp4", saved, areas=True)
+    assert 0 < video.inspect(tmp_path / "live.mp4").frames == done.areas[0].frames <= cameras.UNTIL_DEATH
+
+
+def test_an_rtsp_camera_without_that_stream_is_refused_in_one_line(saved, camera, tmp_path):
+    with pytest.raises(InputError, match="no frame comes from there"):
+        record(f"{camera}/nothing", tmp_path / "live.mp4", saved)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_webcam_is_recorded_until_it_is_unplugged_and_slow_readers_lose_frames(saved, tmp_path, monkeypatch, capsys):
+    webcam, asked = cameras.Webcam(30), []
+    monkeypatch.setattr(video.cv2, "VideoCapture", lambda *arguments: asked.append(arguments) or webcam)
+    # the video that is written is looked at by the real one
+    monkeypatch.setattr(video, "_count_frames", lambda _: written[0])
+    plain, written = streams.Stream.next, [0]
+
+    def slow(self):
+        time.sleep(0.05)
+        item = plain(self)
+        written[0] += item is not None
+        return item
+
+    monkeypatch.setattr(streams.Stream, "next", slow)
+    done = record("/dev/video0", tmp_path / "live.mp4", saved, areas=True)
+    monkeypatch.undo()
+    assert asked == [("/dev/video0", cv2.CAP_V4L2)] and webcam.released and webcam.read_all == 30
+    frames = video.inspect(tmp_path / "live.mp4").frames
+    dropped = int(capsys.readouterr().err.partition(" came too fast")[0].split()[-1])
+    assert frames == done.areas[0].frames and 0 < dropped == 30 - frames
