@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
@@ -146,13 +146,13 @@ def _translate_errors(path: Path, size: tuple[int, int]) -> Iterator[None]:
 def _read_sound(
     stack: ExitStack, output: Any, source: Path, suffix: str, first: Fraction
 ) -> Iterator[tuple[Fraction, Any]]:
-    """Time and packets of a video's first sound track in order, from the time of its first frame on."""
+    """Time and packets of the first sound track that can be decoded, from the time of the first frame on."""
     import av
 
     container = stack.enter_context(av.open(str(source.absolute())))
-    if not container.streams.audio:
+    track = next((track for track in container.streams.audio if track.codec_context is not None), None)
+    if track is None:
         return iter(())
-    track = container.streams.audio[0]
     copied, codec = SOUNDS[suffix]
     if track.codec_context.name in copied:
         return _copy(container, track, output.add_stream_from_template(track), first)
@@ -177,12 +177,21 @@ def _encode(container: Any, track: Any, new: Any, first: Fraction) -> Iterator[t
     new.codec_context.open()
     context = new.codec_context
     resampler = av.AudioResampler(context.format, context.layout, 48_000, context.frame_size)
-    for frame in itertools.chain(container.decode(track), [None]):
+    for frame in itertools.chain(_decode(container, track), [None]):
         for part in resampler.resample(frame):
             part.pts = (part.pts or 0) - round(first / part.time_base)
             if part.pts >= 0:
                 yield from _timed(new.encode(part))
     yield from _timed(new.encode(None))
+
+
+def _decode(container: Any, track: Any) -> Iterator[Any]:
+    """The frames of a track; damaged ones are left out."""
+    import av
+
+    for packet in container.demux(track):
+        with suppress(av.error.InvalidDataError):
+            yield from packet.decode()
 
 
 def _timed(packets: list[Any]) -> Iterator[tuple[Fraction, Any]]:

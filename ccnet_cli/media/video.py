@@ -54,16 +54,21 @@ def inspect(path: Path) -> Video:
             raise _error(path, "has no frame rate")
         success, frame = capture.read()
         if not success:
-            raise _error(path, "no frame can be decoded: the file is damaged")
+            raise _error(path, "no frame can be decoded: damaged, or of a kind that OpenCV cannot decode (AV1)")
         count = 1
         end = 0.0
         while capture.grab():
             count += 1
             end = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
     # a varying rate has fewer frames than duration times rate, so the time of the last frame counts too
-    if count < declared and declared / rate - (end + 1 / rate) > SLACK:
+    if count < declared and declared / rate - (end + 1 / rate) > SLACK and not _has_longer_sound(path, count):
         raise _error(path, f"truncated: {count} of {declared:.0f} frames can be decoded")
     return Video(path, count, rate, (frame.shape[0], frame.shape[1]))
+
+
+def _has_longer_sound(path: Path, count: int) -> bool:
+    """Whether a file is whole, and its picture ends after N frames: then the length in its header is the sound's."""
+    return films.is_installed() and not is_cut(path) and len(films.read_times(path)) == count
 
 
 def declared_frames(path: Path) -> int:

@@ -20,8 +20,8 @@ def grey(number, size=(64, 96)):
     return np.full((*size, 3), 40 + 9 * number, np.uint8)
 
 
-def film(path, codec="libx264", sound="aac", pixels="yuv420p", times=EVEN):
-    """A video of 2 s by PyAV itself, with a tone; times are in ms."""
+def film(path, codec="libx264", sound="aac", pixels="yuv420p", times=EVEN, seconds=2, start=0.0):
+    """A video of 2 s by PyAV itself, with a tone of that many seconds from `start` on; times are in ms."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10, options={"x265-params": "log-level=none"})
         stream.width, stream.height, stream.pix_fmt = 96, 64, pixels
@@ -34,11 +34,11 @@ def film(path, codec="libx264", sound="aac", pixels="yuv420p", times=EVEN):
         container.mux(stream.encode(None))
         if track is not None:
             kind = track.codec_context.format.name
-            tone = np.sin(np.arange(88_200) * 0.06) * 0.3
+            tone = np.sin(np.arange(44_100 * seconds) * 0.06) * 0.3
             tone = (tone * 32_767).astype(np.int16) if kind == "s16" else tone.astype(np.float32)
-            for start in range(0, len(tone), 1024):
-                frame = av.AudioFrame.from_ndarray(tone[None, start : start + 1024], kind, "mono")
-                frame.sample_rate, frame.pts = 44_100, start
+            for first in range(0, len(tone), 1024):
+                frame = av.AudioFrame.from_ndarray(tone[None, first : first + 1024], kind, "mono")
+                frame.sample_rate, frame.pts = 44_100, first + round(44_100 * start)
                 container.mux(track.encode(frame))
             container.mux(track.encode(None))
     return path
@@ -89,6 +89,47 @@ def test_sound_and_times_are_those_of_the_source(tmp_path, name, suffix, capfd):
     assert capfd.readouterr().err == ""
     path.write_bytes(path.read_bytes()[:-1])
     assert not outputs.is_complete(path)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_sound_may_last_longer_than_the_picture_or_begin_later(tmp_path, suffix):
+    for name, seconds, start in (("long", 5, 0.0), ("late", 1, 0.7)):
+        path = rewrite(film(tmp_path / f"{name}.mp4", seconds=seconds, start=start), tmp_path / f"out/{name}{suffix}")
+        assert video.inspect(path).frames == 20 and abs(tracks(path)[1] - seconds) < 0.15
+        with av.open(str(path)) as container:
+            packets = [packet for packet in container.demux(audio=0) if packet.pts is not None]
+            # an encoder may begin a frame or two before the sound
+            assert start - 0.05 < packets[0].pts * packets[0].time_base < start + 0.03
+
+
+def test_a_film_that_is_cut_is_not_taken_for_one_with_longer_sound(tmp_path):
+    path = rewrite(film(tmp_path / "long.mp4", seconds=5), tmp_path / "long.webm")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(InputError, match="truncated: 20 of 50 frames"):
+        video.inspect(path)
+
+
+def unknown(path):
+    """Its first sound track is of a kind that nobody knows."""
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"sowt", b"zzzz", 1))
+    return path
+
+
+def test_sound_of_an_unknown_kind_is_left_out(tmp_path):
+    path = rewrite(unknown(film(tmp_path / "a.mov", sound="pcm_s16le")), tmp_path / "out/new.mp4")
+    assert tracks(path)[0] == {"video": "h264"}
+
+
+def test_damaged_sound_does_not_stop_the_picture(tmp_path):
+    source = film(tmp_path / "a.mkv", sound="ac3")
+    with av.open(str(source)) as container:
+        middle = [bytes(packet) for packet in container.demux(audio=0)][20]
+    source.write_bytes(source.read_bytes().replace(middle, bytes(len(middle))))
+    path = rewrite(source, tmp_path / "out/new.mp4")
+    codecs, seconds = tracks(path)
+    assert codecs == {"video": "h264", "audio": "aac"} and 1.8 < seconds < 2.1 and video.inspect(path).frames == 20
 
 
 def test_a_rotated_video_is_written_upright(tmp_path):
