@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from ccnet_cli.errors import notice
 from ccnet_cli.inference.engine import Convolution, Engine
-from ccnet_cli.inference.int8 import Entrance, Floated, FloatMaps, Int8Convolution, Levels, Ranges, floats
+from ccnet_cli.inference.int8 import Entrance, Floated, FloatMaps, Int8Convolution, Levels, Pool, Ranges, floats
 from ccnet_cli.inference.metrics import Confusion
 from ccnet_cli.inference.views import upsample
-from ccnet_cli.models.attention import FoldedPasses
+from ccnet_cli.models.attention import FoldedPasses, SplitProjection
 from ccnet_cli.models.backbones.resnet import Residual
 from ccnet_cli.models.layers import FoldedStages
 from ccnet_cli.ops.cpu import integer_convolution as kernels
@@ -179,24 +179,11 @@ def _middle(x: Tensor) -> Tensor:
     return x[:, :, top : top + TRIAL_SIDE, left : left + TRIAL_SIDE]
 
 
-class SplitProjection(nn.Module):
-    """A joined projection as one convolution to queries and keys, and one to values, which may be in integers."""
-
-    def __init__(self, joined: Convolution, widths: Sequence[int]) -> None:
-        super().__init__()
-        query, key, value = widths
-        self.energies = joined.narrow(0, query + key)
-        self.values = joined.narrow(query + key, value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C' + C' + C, H, W)."""
-        return torch.cat([self.energies(x), self.values(x)], dim=1)
-
-
 def _split_projections(engine: Engine) -> None:
     for module in engine.modules():
         if isinstance(module, FoldedPasses) and isinstance(module.project, Convolution):
-            module.project = SplitProjection(module.project, module.widths)
+            joined, (query, key, value) = module.project, module.widths
+            module.project = SplitProjection(joined.narrow(0, query + key), joined.narrow(query + key, value))
     engine.__dict__.pop("convolutions", None)
 
 
@@ -288,10 +275,13 @@ def _replace_backbone(engine: Engine, suited: Mapping[Convolution, Int8Convoluti
     # parts of the head that alone read the maps, where it says so
     readers = [getattr(engine.head, name) for name in getattr(engine.head, "readers", ())]
     takes_integers = bool(readers) and all(isinstance(reader, Int8Convolution) for reader in readers)
-    for layer, following in zip(layers, [*layers[1:], None], strict=True):
+    wanted: Levels | None = None
+    for layer in reversed(layers):
         last = layer.block.last if isinstance(layer, Entrance) else layer
         if isinstance(last, Int8Convolution) and not last.slope:
-            last.out = _entry_levels(following) if following else Levels.of(*last.range) if takes_integers else None
+            last.out = Levels.of(*last.range) if layer is layers[-1] and takes_integers else wanted
+        # pooled integers are those of before
+        wanted = wanted if isinstance(layer, Pool) else _entry_levels(layer)
     converted = iter(layers)
     for row in rows:
         for index in range(len(row)):
@@ -302,6 +292,8 @@ def _replace_backbone(engine: Engine, suited: Mapping[Convolution, Int8Convoluti
 
 def _convert(layer: nn.Module, suited: Mapping[Convolution, Int8Convolution]) -> nn.Module:
     """A layer in integers, if all of it suits."""
+    if Pool.takes(layer):
+        return Pool(layer)  # type: ignore[arg-type]
     if isinstance(layer, Convolution):
         return suited[layer] if layer in suited else Floated(layer)
     if not isinstance(layer, Residual) or not all(

@@ -45,6 +45,9 @@ class Levels:
     def quantise(self, x: Tensor) -> "Quantised":
         """The map (B, C, H, W), rounded to the nearest level, channels last."""
         x = x.contiguous(memory_format=torch.channels_last)
+        quick = kernels.quantise(x, 1 / self.scale, self.zero + 0.5)
+        if quick is not None:
+            return Quantised(quick, self)
         levels = torch.empty_like(x, dtype=torch.uint8)
         values, into = (each.permute(0, 2, 3, 1).reshape(-1) for each in (x, levels))
         # integers leave out what is behind the point
@@ -176,6 +179,44 @@ class Entrance(nn.Module):
         """(B, inputs, H, W) -> (B, outputs, h, w)."""
         result: Map = self.block(x if isinstance(x, Quantised) else self.levels.quantise(x))
         return result
+
+
+class Pool(nn.Module):
+    """The largest of 3 x 3 pixels at every other one, of floats or of integers, whose order is the same."""
+
+    def __init__(self, pool: nn.MaxPool2d) -> None:
+        super().__init__()
+        self.pool = pool
+
+    @classmethod
+    def takes(cls, layer: nn.Module) -> bool:
+        """Whether it is that."""
+        kind = (3, 2, 1, 1, False)
+        own = ("kernel_size", "stride", "padding", "dilation", "return_indices")
+        return isinstance(layer, nn.MaxPool2d) and tuple(getattr(layer, name) for name in own) == kind
+
+    def forward(self, x: Map) -> Map:
+        """(B, C, H, W) -> (B, C, h, w)."""
+        if not isinstance(x, Quantised):
+            pooled: Tensor = self.pool(x)
+            return pooled
+        data = x.data
+        for axis, length in zip((2, 3), self.pool(data[:1, :1].float()).shape[2:], strict=True):
+            data = _pool_axis(data, axis, length)
+        return Quantised(data, x.levels)
+
+
+def _pool_axis(x: Tensor, axis: int, length: int) -> Tensor:
+    """The largest of three at every other place of an axis; beyond it lies the lowest integer."""
+    shape = list(x.shape)
+    shape[axis] = length
+    out = torch.zeros(shape, dtype=x.dtype).contiguous(memory_format=torch.channels_last)
+    even, odd = (x[(slice(None),) * axis + (slice(first, None, 2),)] for first in range(2))
+    for part, first in ((even, 0), (odd, 0), (odd, 1)):
+        count = min(part.shape[axis], length - first)
+        into = out.narrow(axis, first, count)
+        torch.maximum(into, part.narrow(axis, 0, count), out=into)
+    return out
 
 
 class FloatMaps(nn.Module):

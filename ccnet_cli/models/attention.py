@@ -180,9 +180,25 @@ class FoldedPasses(nn.Module):
     def forward(self, x_BCS: Tensor) -> Tensor:
         """(B, C, *S) -> (B, C, *S)."""
         for _ in range(self.recurrence):
-            query, key, value = on_planes(self.project, x_BCS).split(self.widths, dim=1)
+            if isinstance(self.project, SplitProjection):
+                energies, value = (on_planes(part, x_BCS) for part in (self.project.energies, self.project.values))
+                query, key = energies.split(self.widths[:2], dim=1)
+            else:
+                query, key, value = on_planes(self.project, x_BCS).split(self.widths, dim=1)
             x_BCS = ops.criss_cross(query, key, value, self.implementation, self.choices).add_(x_BCS)
         return x_BCS
+
+
+class SplitProjection(nn.Module):
+    """A joined projection as one convolution to queries and keys, and one to values, which may be in integers."""
+
+    def __init__(self, energies: nn.Module, values: nn.Module) -> None:
+        super().__init__()
+        self.energies, self.values = energies, values
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C' + C' + C, H, W)."""
+        return torch.cat([self.energies(x), self.values(x)], dim=1)
 
 
 def on_planes(convolve: Callable[[Tensor], Tensor], x_BCS: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib
 
 import calls
 import numpy as np
@@ -326,3 +327,30 @@ def test_integers_are_for_the_cpu():
     with pytest.raises(InputError, match="is for the CPU"):
         int8.check_support(torch.device("cuda"))
     assert Runtime("cpu", "fp32").calibrate([tiny.__file__]).calibration == ()
+
+
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize("size", [(9, 12), (1, 1), (2, 3), (10, 7)])
+def test_pooled_integers_are_those_of_the_pooled_numbers(size, ceil):
+    pool, levels = nn.MaxPool2d(3, 2, 1, ceil_mode=ceil), Levels.of(-2, 3)
+    x = torch.randn(2, 16, *size).contiguous(memory_format=torch.channels_last)
+    assert int8.Pool.takes(pool) and not int8.Pool.takes(nn.MaxPool2d(2)) and not int8.Pool.takes(nn.AvgPool2d(3, 2, 1))
+    ours = int8.Pool(pool)(levels.quantise(x))
+    assert ours.levels == levels and torch.equal(ours.data, levels.quantise(pool(x)).data)
+    torch.testing.assert_close(int8.Pool(pool)(x), pool(x))
+
+
+@filtering
+@pytest.mark.parametrize("shape", [(2, 32, 70, 33), (1, 32, 1, 1), (1, 17, 5, 3)])
+def test_numbers_are_rounded_to_the_same_integers_by_the_kernels(shape):
+    x = 3 * torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    x.flatten()[:3] = torch.tensor([1e30, -1e30, 0.0])
+    levels = Levels.of(-1, 3)
+    expected = (x.double() / levels.scale + levels.zero + 0.5).clamp(0, 255).to(torch.uint8)
+    integers = importlib.import_module("ccnet_cli.ops.cpu.integers")
+    rounded = kernels.quantise(x, 1 / levels.scale, levels.zero + 0.5)
+    assert integers and (rounded is None) == (x.numel() % 32 > 0)
+    ours = levels.quantise(x).data
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    # a number between two integers may go to either
+    assert (ours.int() - expected.int()).abs().max() <= 1 and (ours != expected).double().mean() < 0.01

@@ -3,6 +3,7 @@
 Stride 1, as much padding as dilation. `integers` explains the method.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,10 @@ from ccnet_cli.ops.layout import pixels
 
 # with fewer input or output channels more time goes to tiles than the products leave
 MIN_CHANNELS = 64
-# output tiles that a thread computes at once
-MAX_TILES = 84
+# output tiles that a thread computes at once: few, so that threads end together
+MAX_TILES = 42
+# floats that a thread quantises at once
+BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,23 @@ def transform_filters(
     packed = whole_KCP.view(K // PANEL, PANEL, C // 4, 4, integers.POINTS).permute(0, 4, 2, 1, 3).contiguous()
     scales, starts = (each.view(K // PANEL, PANEL, -1).transpose(1, 2).contiguous() for each in (scales_KP, starts_KP))
     return IntegerFilters(tuple(widths), packed, scales, factors_CP.T.to(torch.int16).contiguous(), starts)
+
+
+def quantise(x: Tensor, factor: float, zero: float) -> Tensor | None:
+    """Floats, in whatever order they lie, times factor plus zero as bytes; None where the kernels are not in use yet.
+
+    What is behind the point is left out.
+    """
+    if "ccnet_cli.ops.cpu.integers" not in sys.modules or x.dtype != torch.float32 or x.numel() % PANEL:
+        return None
+    from ccnet_cli.ops.cpu import integers
+
+    out, plan = torch.empty_like(x, dtype=torch.uint8), np.zeros(1, integers.ROUNDING)
+    fields = {"source": x.data_ptr(), "target": out.data_ptr(), "count": x.numel(), "block": BLOCK}
+    for name, value in (fields | {"factor": factor, "zero": zero}).items():
+        plan[name] = value
+    run_threads(integers.round_floats.address, plan.ctypes.data, min(torch.get_num_threads(), -(-x.numel() // BLOCK)))
+    return out
 
 
 def convolve(inputs: Sequence[Input], filters: IntegerFilters, dilation: int, finish: Finish) -> None:

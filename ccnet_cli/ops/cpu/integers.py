@@ -59,7 +59,16 @@ PLAN = np.dtype(
     align=True,
 )
 PLANS = types.CPointer(from_dtype(PLAN))
+# floats to be quantised: how many, how many a task takes, and what each becomes before it is cut: factor x + zero
+ROUNDING = np.dtype(
+    [
+        *((name, np.int64) for name in ("source", "target", "count", "block", "next")),
+        *((name, np.float32) for name in ("factor", "zero")),
+    ],
+    align=True,
+)
 NEXT, THREADS = (simd.offset(PLAN, name) for name in ("next", "threads"))
+AT = simd.offset(ROUNDING, "next")
 
 
 def scratch_size(tiles: int, inputs: int, outputs: int) -> int:
@@ -79,6 +88,13 @@ def _read(builder: Any, address: Any, kind: Any = VECTOR) -> Any:
 
 def _write(builder: Any, vector: Any, address: Any) -> None:
     builder.store(vector, simd.pointer(builder, address, vector.type), align=1)
+
+
+def _to_bytes(builder: Any, vector: Any, least: Any) -> Any:
+    """The integers at or below a vector's floats, from that of `least`, which is not negative, to 255."""
+    smaller = simd.function(builder, f"llvm.minnum.v{LANES}f32", *[VECTOR] * 3)
+    within = builder.call(smaller, [simd.maximum(builder)(vector, least), simd.constant(255.0)])
+    return builder.trunc(builder.fptosi(within, NUMBERS), FEW)
 
 
 def _transform_inputs(builder: Any, square: Sequence[Any]) -> list[Any]:
@@ -138,8 +154,8 @@ def _gather(typingctx, table, offset, extra, factors, vectors, target, step):
     return types.void(INT, INT, INT, types.UniTuple(INT, 2), INT, INT, INT), generate
 
 
-def _products(builder: Any, depth: Any, left: Any, right: Any) -> list[list[Any]]:
-    """A tile of ROWS rows and two vectors of sums of four products each."""
+def _products(builder: Any, depth: Any, left: Any, right: Any, ahead: Any) -> list[list[Any]]:
+    """A tile of ROWS rows and two vectors of sums of four products each; what lies `ahead` of right is prefetched."""
     dot = simd.function(builder, "llvm.x86.avx512.vpdpbusd.512", *[NUMBERS] * 4)
     before, loop = builder.block, builder.append_basic_block("depth")
     builder.branch(loop)
@@ -150,6 +166,8 @@ def _products(builder: Any, depth: Any, left: Any, right: Any) -> list[list[Any]
     sums = [[builder.phi(NUMBERS) for _ in range(2)] for _ in range(ROWS)]
     words, panel = simd.pointer(builder, left_at, I32), simd.pointer(builder, right_at, NUMBERS)
     vectors = [builder.load(builder.gep(panel, [I32(half)]), align=WORD) for half in range(2)]
+    for half in range(2):
+        simd.prefetch(builder, builder.add(builder.add(right_at, ahead), I64(half * LANES * WORD)))
     products = []
     for row, phis in enumerate(sums):
         word = simd.splat(builder, builder.load(builder.gep(words, [I32(row * ROW // WORD)]), align=WORD))
@@ -168,19 +186,19 @@ def _products(builder: Any, depth: Any, left: Any, right: Any) -> list[list[Any]
 
 
 @intrinsic
-def _tile(typingctx, depth, left, right, out, start, start_step):
-    """out = left @ right, plus the rows that begin at start."""
+def _tile(typingctx, depth, left, right, ahead, out, start, start_step):
+    """out = left @ right, plus the rows that begin at start; see _products for ahead."""
 
     def generate(context, builder, signature, arguments):
-        depth, left, right, out, start, start_step = arguments
-        for row, sums in enumerate(_products(builder, depth, left, right)):
+        depth, left, right, ahead, out, start, start_step = arguments
+        for row, sums in enumerate(_products(builder, depth, left, right, ahead)):
             for half, total in enumerate(sums):
                 before = _read(builder, simd.tile_address(builder, start, start_step, row, half), NUMBERS)
                 address = simd.tile_address(builder, out, I64(PANEL * WORD), row, half)
                 _write(builder, builder.add(total, before), address)
         return context.get_dummy_value()
 
-    return types.void(*[INT] * 6), generate
+    return types.void(*[INT] * 7), generate
 
 
 def _scattering(small: bool) -> Any:
@@ -216,11 +234,7 @@ def _scattering(small: bool) -> Any:
                         before = builder.uitofp(_read(builder, pixel, FEW), VECTOR)
                         before = builder.fmul(before, factor)
                         result = builder.fadd(result, builder.select(more, before, zero))
-                        result = builder.call(
-                            simd.function(builder, f"llvm.minnum.v{LANES}f32", *[VECTOR] * 3),
-                            [simd.maximum(builder)(result, low), simd.constant(255.0)],
-                        )
-                        _write(builder, builder.trunc(builder.fptosi(result, NUMBERS), FEW), pixel)
+                        _write(builder, _to_bytes(builder, result, low), pixel)
                     else:
                         result = builder.fadd(result, builder.select(more, _read(builder, pixel), zero))
                         negative = builder.fcmp_ordered("<", result, zero)
@@ -235,12 +249,12 @@ def _scattering(small: bool) -> Any:
 _scatter_floats, _scatter_bytes = _scattering(False), _scattering(True)
 
 
-@simd.leaf(*[INT] * 7)
-def _multiply(rows, depth, left, right, out, start, start_step):
+@simd.leaf(*[INT] * 8)
+def _multiply(rows, depth, left, right, ahead, out, start, start_step):
     """out = left @ right, plus rows that are start_step bytes apart."""
     for row in range(0, rows, ROWS):
         first = start + row * start_step
-        _tile(depth, left + row * ROW, right, out + row * PANEL * WORD, first, start_step)
+        _tile(depth, left + row * ROW, right, ahead, out + row * PANEL * WORD, first, start_step)
 
 
 @simd.leaf(PLANS, *[INT] * 7)
@@ -302,10 +316,10 @@ def _convolve(plans, task, scratch):
             sums = product + panel * panel_step
             for point in range(POINTS):
                 place, out = panel * POINTS + point, sums + point * point_step
-                right = plan.filters + (place * plan.inputs + block) * PANEL
+                right, ahead = plan.filters + (place * plan.inputs + block) * PANEL, plan.inputs * PANEL
                 start = out if block else plan.starts + place * PANEL * WORD
                 start_step, left = PANEL * WORD if block else 0, gathered + point * step
-                simd.call(plan.multiply, (rows, depth // WORD, left, right, out, start, start_step))
+                simd.call(plan.multiply, (rows, depth // WORD, left, right, ahead, out, start, start_step))
             if block + DEPTH >= plan.inputs:
                 for tile in range(tiles):
                     simd.pixel_table(plan, first + tile, plan.out, plan.out_step, OUT, 0, waste, table)
@@ -322,6 +336,34 @@ def work(plans):
     while task < plan.count:
         _convolve(plans, task, scratch)
         task = simd.fetch_and_add(plans, NEXT)
+
+
+@intrinsic
+def _round(typingctx, source, target, vectors, factor, zero):
+    """Vectors of floats, times factor plus zero, to bytes; what is behind the point is left out."""
+
+    def generate(context, builder, signature, arguments):
+        source, target, vectors, factor, zero = arguments
+        factor, zero = simd.splat(builder, factor), simd.splat(builder, zero)
+        with cgutils.for_range(builder, vectors) as loop:
+            shift = builder.mul(loop.index, I64(LANES))
+            value = _read(builder, builder.add(source, builder.mul(shift, I64(WORD))))
+            value = _to_bytes(builder, simd.fma(builder, value, factor, zero), simd.constant(0.0))
+            _write(builder, value, builder.add(target, shift))
+        return context.get_dummy_value()
+
+    return types.void(INT, INT, INT, FLOAT, FLOAT), generate
+
+
+@simd.leaf(types.CPointer(from_dtype(ROUNDING)))
+def round_floats(plans):
+    """One thread's work: take the next block of floats until there is none."""
+    plan = carray(plans, 1)[0]
+    start = simd.fetch_and_add(plans, AT) * plan.block
+    while start < plan.count:
+        vectors = min(plan.block, plan.count - start) // LANES
+        _round(plan.source + start * WORD, plan.target + start, vectors, plan.factor, plan.zero)
+        start = simd.fetch_and_add(plans, AT) * plan.block
 
 
 def addresses(small: bool) -> dict[str, int]:
