@@ -314,6 +314,19 @@ def spread(folder, labels):
         put(folder / f"labels/{name}.png", png(label.astype(int) * 9000 % 65536, 16))
 
 
+def yolo(folder, labels):
+    write_images(folder, labels)
+    for name, label in labels.items():
+        height, width = label.shape
+        lines = [
+            f"{NAMES.index(title)} " + " ".join(f"{x / width} {y / height}" for x, y in ring)
+            for title, mask in regions(label)
+            for ring in corners(mask)
+        ]
+        put(folder / f"labels/{name}.txt", "\n".join(lines).encode())
+    put(folder / "data.yaml", f"train: images\nnc: {len(NAMES)}\nnames: [{', '.join(NAMES)}]\n".encode())
+
+
 FORMATS = {
     "coco": [coco_polygons, coco_corners, coco_runs, coco_crowd, roboflow_coco],
     "labelme": [labelme],
@@ -321,4 +334,5 @@ FORMATS = {
     "supervisely": [supervisely],
     "labelstudio": [labelstudio, labelstudio_min],
     "masks": [roboflow_masks, pascal, colours, beside, spread, sequences],
+    "yolo": [yolo],
 }

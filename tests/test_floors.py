@@ -238,6 +238,12 @@ def test_a_preset_is_read_without_torch():
     assert loaded & {"torch", "numba", "cv2", "scipy", "numpy"} == set()
 
 
+def test_presets_are_listed_without_their_settings():
+    loaded = run("import sys, ccnet_cli.config as c; c.describe(), c.names(); print(*sys.modules)")
+    assert "yaml" in loaded
+    assert loaded & {"torch", "numpy", "pydantic"} == set()
+
+
 def run(code: str) -> set[str]:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     return set(done.stdout.split())

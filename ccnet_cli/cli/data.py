@@ -182,7 +182,7 @@ def data_convert(
         typer.Option(
             "--format",
             metavar="NAME",
-            help="coco, labelme, cvat, supervisely, labelstudio or masks; recognised if left out.",
+            help="coco, labelme, cvat, supervisely, labelstudio, masks or yolo; recognised if left out.",
         ),
     ] = None,
     labels: Annotated[
@@ -200,8 +200,8 @@ def data_convert(
 ) -> None:
     """Make label PNGs and a preset of an export.
 
-    Reads COCO (polygons, run lengths, crowds), LabelMe, CVAT for images, Supervisely, Label Studio, and masks of values
-    or colours (Pascal, Roboflow). Nothing in DIR changes.
+    Reads COCO (polygons, run lengths, crowds), LabelMe, CVAT, Supervisely, Label Studio, YOLO's outlines, and masks of
+    values or colours (Pascal, Roboflow). Nothing in DIR changes.
     """
     refuse_outputs(json_file)
     from ccnet_cli.commands.convert import ConvertRequest, convert

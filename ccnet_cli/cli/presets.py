@@ -50,12 +50,12 @@ def presets_list(
     refuse_outputs(json_file)
     from ccnet_cli import config
 
-    names = [name for name in config.names() if all(word in name for word in words or ())]
+    own = config.describe()
+    names = [name for name in own if all(word in name for word in words or ())]
     if words and not names:
         raise InputError(f"presets {' '.join(words)}", "none has these words in its name", "leave some out")
     if json_file and write_json([config.to_mapping(config.load(name)) for name in names], json_file):
         return
-    own = config.describe()
     table(
         None,
         ("preset", "what", "published", "source"),

@@ -22,8 +22,9 @@ from ccnet_cli.datasets.folder import distinct_colours
 from ccnet_cli.datasets.listing import Samples
 from ccnet_cli.datasets.parting import part
 from ccnet_cli.datasets.settings import IGNORED
+from ccnet_cli.datasets.smoothing import Smoothing
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
-from ccnet_cli.media.images import Pixels, read_size, write_label
+from ccnet_cli.media.images import Pixels, read_image, read_size, upright_size, write_image, write_label
 
 # pictures that show whether everything is outlined, and the part of their pixels that may be left out then
 PROBES, COMPLETE = 24, 0.1
@@ -66,6 +67,15 @@ class Converted:
 
 
 @dataclass(frozen=True)
+class _Size:
+    """A picture's size; turned is whether its EXIF data turn the file's pixels into it."""
+
+    height: int
+    width: int
+    turned: bool = False
+
+
+@dataclass(frozen=True)
 class _Drawing:
     """How label maps are drawn: the class ids, whether points are corners of pixels, and the id of empty pixels."""
 
@@ -89,18 +99,25 @@ def convert(request: ConvertRequest) -> Converted:
         why = f"nothing is outlined in its {len(annotations.pictures)} images"
         raise InputError(f"folder {request.source}", why, "outline something in the program, and export it again")
     names = _name(tree, annotations.pictures)
-    drawing = _plan(annotations, request.unlabelled)
-    palette, present = _palette(annotations, drawing.names), dict[str, set[int]]()
+    sizes = [_measure(picture) for picture in annotations.pictures]
+    drawing = _plan(annotations, request.unlabelled, sizes)
+    palette, present, smoothed = _palette(annotations, drawing.names), dict[str, set[int]](), Smoothing()
     with _new_folder(request.output) as folder:
-        for index, (picture, own) in enumerate(zip(annotations.pictures, names, strict=True)):
-            image, label = folder / "images" / own, folder / "labels" / f"{posixpath.splitext(own)[0]}.png"
-            ids = _draw(annotations, index, drawing)
+        for index, picture in enumerate(annotations.pictures):
+            ids, turned = _draw(annotations, index, drawing, sizes[index])
+            stem = posixpath.splitext(names[index])[0]
+            own = names[index] = f"{stem}.png" if turned else names[index]
+            if annotations.maps:
+                smoothed.add(ids)
             present[own] = set(np.flatnonzero(np.bincount(ids.ravel(), minlength=256)[:IGNORED]).tolist())
-            write_label(label, ids, palette)
-            _copy(picture.image, image)
+            write_label(folder / "labels" / f"{stem}.png", ids, palette)
+            _copy(picture.image, folder / "images" / own, turned)
+        for line in smoothed.judge():
+            why, _, fix = line.rpartition("; ")
+            raise InputError(f"folder {request.source}", why, fix)
         splits = _part(names, annotations.pictures, request, present)
         _write_lists(folder, splits)
-        files.write_bytes(folder / "preset.yaml", _preset(request.output, drawing.names, palette, annotations).encode())
+        files.write_bytes(folder / "preset.yaml", _preset(request.output, drawing.names, palette, sizes).encode())
     for count, what in (
         (annotations.skipped, "shapes that outline nothing"),
         (annotations.others, "images without a label"),
@@ -126,12 +143,11 @@ def _name(tree: Tree, pictures: Sequence[Picture]) -> list[str]:
     return names
 
 
-def _plan(annotations: Annotations, unlabelled: str) -> _Drawing:
+def _plan(annotations: Annotations, unlabelled: str, sizes: Sequence[_Size]) -> _Drawing:
     """Which class has which id, and what pixels are that nothing covers."""
     names = [name for name in annotations.classes if name.lower() not in VOID]
-    sizes = [_size(picture) for picture in annotations.pictures]
     corners = any(
-        each.reaches_corners(*size)
+        each.reaches_corners(size.height, size.width)
         for picture, size in zip(annotations.pictures, sizes, strict=True)
         for each in picture.paints
         if hasattr(each, "reaches_corners")
@@ -153,35 +169,45 @@ def _plan(annotations: Annotations, unlabelled: str) -> _Drawing:
     return _Drawing(ids, ("background", *names), corners, 0)
 
 
-def _empty_part(annotations: Annotations, sizes: Sequence[tuple[int, int]], corners: bool) -> float:
+def _empty_part(annotations: Annotations, sizes: Sequence[_Size], corners: bool) -> float:
     """The part of the pixels of some pictures that nothing covers."""
     count = len(annotations.pictures)
     chosen = sorted({index * count // PROBES for index in range(PROBES)}) if count > PROBES else range(count)
     ids = dict.fromkeys(annotations.classes, 1)
-    empty = [float((paint(annotations.pictures[i].paints, ids, sizes[i], corners, 0) == 0).mean()) for i in chosen]
+    empty = []
+    for index in chosen:
+        size = sizes[index].height, sizes[index].width
+        empty.append(float((paint(annotations.pictures[index].paints, ids, size, corners, 0) == 0).mean()))
     return float(np.mean(empty))
 
 
-def _size(picture: Picture) -> tuple[int, int]:
-    """Height and width of an image; InputError where its annotation has another."""
-    size = read_size(picture.image)
+def _measure(picture: Picture) -> _Size:
+    """The size of an image as it was annotated; InputError where its annotation has another."""
+    size, upright = read_size(picture.image), upright_size(picture.image)
+    if upright is not None and picture.size in (None, upright):
+        return _Size(*upright, turned=True)
     if picture.size is not None and picture.size != size:
         why = f"is {size[1]} x {size[0]} pixels, its annotation {picture.size[1]} x {picture.size[0]}"
-        fix = "give the images that were annotated, with their rotation applied"
-        raise InputError(f"image {picture.image}", why, fix)
-    return size
+        raise InputError(f"image {picture.image}", why, "give the images that were annotated")
+    return _Size(*size)
 
 
-def _draw(annotations: Annotations, index: int, drawing: _Drawing) -> Pixels:
+def _draw(annotations: Annotations, index: int, drawing: _Drawing, size: _Size) -> tuple[Pixels, bool]:
+    """The label of a picture, and whether it lies on the image with its EXIF rotation."""
     picture = annotations.pictures[index]
-    size = _size(picture)
     if not annotations.maps:
-        return paint(picture.paints, drawing.ids, size, drawing.corners, drawing.empty)
+        return paint(
+            picture.paints, drawing.ids, (size.height, size.width), drawing.corners, drawing.empty
+        ), size.turned
     label = annotations.maps[index]()
-    if label.shape != size:
-        why = f"is {label.shape[1]} x {label.shape[0]} pixels, its image {size[1]} x {size[0]}"
+    height, width = read_size(picture.image)
+    if size.turned and label.shape == (height, width) == (size.height, size.width):
+        why = "is turned by its EXIF data, and nothing says whether its mask is turned too"
+        raise InputError(f"image {picture.image}", why, "save both upright, without EXIF data")
+    if label.shape not in ((height, width), (size.height, size.width)):
+        why = f"is {label.shape[1]} x {label.shape[0]} pixels, its image {width} x {height}"
         raise InputError(f"mask of {picture.image}", why, "give image and mask of one size")
-    return label
+    return label, label.shape != (height, width)
 
 
 def _palette(annotations: Annotations, names: Sequence[str]) -> list[tuple[int, int, int]]:
@@ -213,9 +239,12 @@ def _new_folder(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copy(image: Path, copy: Path) -> None:
-    """A second name of the image's file, or a copy on another disk."""
+def _copy(image: Path, copy: Path, turned: bool) -> None:
+    """A second name of the image's file, or a copy on another disk; upright pixels where it is turned."""
     copy.parent.mkdir(parents=True, exist_ok=True)
+    if turned:
+        write_image(copy, read_image(image, exif=True))
+        return
     source = image.resolve()
     with suppress(OSError):
         os.link(source, copy)
@@ -258,10 +287,10 @@ def _part(
     return {split: own for split, own in splits.items() if split is not None and own}
 
 
-def _preset(output: Path, classes: Sequence[str], palette: Sequence[Sequence[int]], annotations: Annotations) -> str:
+def _preset(output: Path, classes: Sequence[str], palette: Sequence[Sequence[int]], sizes: Sequence[_Size]) -> str:
     """A preset for the new folder: a small network from scratch, which a CPU trains in minutes."""
-    count, sizes = len(annotations.pictures), [_size(picture) for picture in annotations.pictures]
-    height, width = (int(np.median(side)) for side in zip(*sizes, strict=True))
+    count = len(sizes)
+    height, width = (int(np.median([getattr(size, side) for size in sizes])) for side in ("height", "width"))
     framing, steps = frame((height, width), SMALL.side), SMALL.steps(count)
     data: dict[str, Any] = {
         "dataset": "folder",

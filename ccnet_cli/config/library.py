@@ -6,13 +6,13 @@ and a row is the mIoU that was published for it, single scale and with scales an
 """
 
 import difflib
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ccnet_cli.config import migration, text
+from ccnet_cli.config.shipped import OWN_KEYS, families, fill, folder, names
 from ccnet_cli.errors import InputError
 from ccnet_cli.losses import LOSSES
 from ccnet_cli.models.backbones import BACKBONES
@@ -23,31 +23,6 @@ MAX_FILE_BYTES = 1 << 20
 MAX_BASES = 16
 # the keys whose groups are the settings of a part
 TABLES: dict[str, Table] = {"model.backbone": BACKBONES, "model.head": HEADS, "model.auxiliary": HEADS}
-# what a preset says of itself alone
-OWN_KEYS = ("name", "description", "source", "published")
-# these keys with their lines, and the rows of a family
-OWN_LINES = re.compile(rf"^(?:{'|'.join(OWN_KEYS)}|rows):.*\n(?:[ #].*\n|\n)*", re.MULTILINE)
-
-
-def folder() -> Path:
-    """Where the presets lie: inside the package when installed, beside it in a checkout."""
-    installed = Path(__file__).parents[1] / "presets"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "presets"
-
-
-def names() -> list[str]:
-    """Names of the presets that come with ccnet, sorted."""
-    rows = [f"{path.stem}-{row}" for path in _families() for row in _parse_own(path)["rows"]]
-    return sorted([*(path.stem for path in folder().glob("*.yaml")), *rows])
-
-
-def describe() -> dict[str, dict[str, str]]:
-    """What the presets that come with ccnet say of themselves alone (OWN_KEYS), by name, sorted; no base is read."""
-    own = {path.stem: _parse_own(path) for path in folder().glob("*.yaml")}
-    for path in _families():
-        family = _parse_own(path)
-        own |= dict(_fill(path.stem, family, row) for row in family["rows"])
-    return {name: {key: own[name].get(key) or "" for key in OWN_KEYS} for name in sorted(own)}
 
 
 def find(name_or_path: str) -> Path:
@@ -124,32 +99,13 @@ def choose_kind(settings: dict[str, Any], key: str, kind: object) -> None:
             del settings[name]
 
 
-def _families() -> list[Path]:
-    return sorted((folder() / "families").glob("*.yaml"))
-
-
 def _row(name: str) -> tuple[Path, dict[str, Any]] | None:
     """The preset of a family that has this name, and the family's file."""
-    for path in _families():
+    for path in families():
         row = name.removeprefix(f"{path.stem}-")
         if row != name and row in (family := _parse(path))["rows"]:
-            return path, _fill(path.stem, family, row)[1]
+            return path, fill(path.stem, family, row)[1]
     return None
-
-
-def _fill(family: str, mapping: Mapping[str, Any], row: str) -> tuple[str, dict[str, Any]]:
-    """Name and keys of the preset in a row of a family."""
-    own: dict[str, Any] = {
-        key: value.replace("*", row) if isinstance(value, str) else value for key, value in mapping.items()
-    }
-    name, scores = f"{family}-{row}", own.pop("rows")[row]
-    return name, {"name": name, **own, "published": _published(scores)}
-
-
-def _published(scores: list[float] | None) -> str | None:
-    single, *multiple = [f"{score:.2f}" for score in scores] if scores else [""]
-    more = f"; {multiple[0]} with scales and flip" if multiple else ""
-    return f"mIoU {single} on val, single scale{more}" if single else None
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -174,12 +130,6 @@ def _parse(path: Path) -> dict[str, Any]:
         why = f"keys and values expected, found {kind}"
         raise InputError(f"preset {path}:1:1", why, "start from ccnet presets copy quickstart FILE")
     return mapping
-
-
-def _parse_own(path: Path) -> dict[str, Any]:
-    """What a file that comes with ccnet says of itself: most of its text need not be parsed."""
-    own: dict[str, Any] = text.parse("".join(OWN_LINES.findall(path.read_text(encoding="utf-8"))), str(path))
-    return own
 
 
 def _copy(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import overload
 
 from ccnet_cli.errors import InputError
-from ccnet_cli.media import READ_SUFFIXES
+from ccnet_cli.media import LABEL_SUFFIXES, READ_SUFFIXES
 
 # IMAGE, LABEL or None, NAME, LINE; paths relative to the root
 Row = tuple[str, str | None, str, int]
@@ -230,7 +230,7 @@ def pair_by_suffix(images: Path, labels: Path, suffix: str) -> Samples:
         inner = labels.absolute().relative_to(images.absolute()).as_posix() + "/"
         paths = [path for path in paths if not path.startswith(inner)]
     exact = set(scan(labels, (ending,)))
-    others = {posixpath.splitext(path)[0]: path for path in scan(labels)}
+    others = {posixpath.splitext(path)[0]: path for path in scan(labels, LABEL_SUFFIXES)}
 
     def find(stem: str) -> Path:
         wanted = stem + suffix

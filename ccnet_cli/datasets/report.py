@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ccnet_cli.datasets import DATASETS, alignment
+from ccnet_cli.datasets import DATASETS, alignment, smoothing
 from ccnet_cli.datasets.dataset import LABEL_IDS
 from ccnet_cli.datasets.listing import Sample
 from ccnet_cli.datasets.settings import IGNORED
@@ -88,7 +88,7 @@ def check(source: Source, names: dict[bytes, str] | None = None) -> Report:
     """
     names = {} if names is None else names
     counts = np.zeros(256, np.int64)
-    maps, blank, aligned = set[bytes](), 0, alignment.Alignment()
+    maps, blank, aligned, smoothed = set[bytes](), 0, alignment.Alignment(), smoothing.Smoothing()
     sizes: Counter[str] = Counter()
     errors: list[tuple[str, InputError]] = []
     labels = 0
@@ -108,13 +108,14 @@ def check(source: Source, names: dict[bytes, str] | None = None) -> Report:
         if label is not None:
             labels += 1
             aligned.add(image, label)
+            smoothed.add(label)
             maps.add(_digest(label))
             counts += np.bincount(label.ravel(), minlength=256)
     classes = source.classes.names
     pixels = {name: int(count) for name, count in zip(classes, counts[: len(classes)], strict=True)}
     problems, warnings = _judge(source, counts, labels) if labels else ([], [])
     problems = [*merge_alike(errors), *problems]
-    warnings += [*_find_same_labels(labels, maps), *aligned.judge()]
+    warnings += [*_find_same_labels(labels, maps), *smoothed.judge(), *aligned.judge()]
     warnings += [f"{blank} of its {len(source.samples)} images show one colour alone; look at them"] if blank else []
     ignored = int(counts[IGNORED])
     count = len(source.samples)
@@ -133,13 +134,14 @@ def _find_same_labels(labels: int, maps: set[bytes]) -> list[str]:
 
 def warn_of_dead_labels(source: Source, split: str) -> None:
     """Look at some labels of a split, and warn of what no training can learn from; InputError for a wrong label."""
-    counts, read, maps = np.zeros(256, np.int64), 0, set[bytes]()
+    counts, read, maps, smoothed = np.zeros(256, np.int64), 0, set[bytes](), smoothing.Smoothing()
     errors: list[InputError] = []
     for sample in _choose(source):
         read += 1
         try:
             label = load_label(source, sample)
             maps.add(_digest(label))
+            smoothed.add(label)
             counts += np.bincount(label.ravel(), minlength=256)
         except InputError as error:
             errors.append(error)
@@ -150,7 +152,8 @@ def warn_of_dead_labels(source: Source, split: str) -> None:
     part = "" if read == len(source.samples) else f" in {read} of its {len(source.samples)} labels"
     problems, warnings = _judge(source, counts, read) if read else ([], [])
     warnings = [] if part and _has_own_classes(source) else warnings
-    for line in [*problems, *warnings, *_find_same_labels(read, maps), *alignment.probe(source)]:
+    others = [*_find_same_labels(read, maps), *smoothed.judge(), *alignment.probe(source)]
+    for line in [*problems, *warnings, *others]:
         notice(f"warning: split {split}{part}: {line}")
 
 

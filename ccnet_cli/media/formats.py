@@ -1,6 +1,5 @@
 """What an image file's bytes say of it before it is decoded: its size, and whether something of it is missing."""
 
-import itertools
 import re
 import zlib
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ SCAN, END, PROGRESSIVE = 0xDA, 0xD9, (0xC2, 0xCA)
 MISSING = 255
 # of a PNG, what its pixels need
 PNG_PARTS = (b"PLTE", b"tRNS", b"IDAT")
+GREY, PALETTE = 0, 3
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 OTHER_FORMATS = {
     b"GIF8": "GIF",
@@ -28,8 +28,6 @@ TIFF_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\x00": "little", b"MM
 TIFF_SIZES = {1: 1, 3: 2, 4: 4}
 # of a TIFF's tags: where its strips or tiles are, and how many bytes each has
 TIFF_STRIPS = ((273, 279), (324, 325))
-# width, height, bits of a sample
-TIFF_TAGS = {256, 257, 258, *itertools.chain(*TIFF_STRIPS)}
 
 Chunks = list[tuple[bytes, memoryview]]
 
@@ -195,16 +193,22 @@ def _note_scan(scans: dict[int, list[int]], header: bytes, progressive: bool) ->
             scans.setdefault(component, [MISSING] * 64)[coefficient] = bits & 15
 
 
+def webp_chunks(content: bytes) -> tuple[list[bytes], int]:
+    """The names of a WebP's chunks, and where the last one ends."""
+    end, start, names = 8 + int.from_bytes(content[4:8], "little"), 12, list[bytes]()
+    while start + 8 <= min(end, len(content)):
+        names.append(content[start : start + 4])
+        length = int.from_bytes(content[start + 4 : start + 8], "little")
+        start += 8 + length + length % 2
+    return names, start
+
+
 def _inspect_webp(content: bytes) -> Inspection:
     """Inspect a still WebP: it must be as long as it declares, and each of its chunks too."""
     if len(content) < 30:
         raise UnreadableError("truncated: the WebP ends early")
     end = 8 + int.from_bytes(content[4:8], "little")
-    start, names = 12, list[bytes]()
-    while start + 8 <= min(end, len(content)):
-        names.append(content[start : start + 4])
-        length = int.from_bytes(content[start + 4 : start + 8], "little")
-        start += 8 + length + length % 2
+    names, start = webp_chunks(content)
     kind = content[12:16]
     if kind == b"VP8X":
         if content[20] & 2:
@@ -239,30 +243,43 @@ def _inspect_bmp(content: bytes) -> Inspection:
     return Inspection(height, width, content, "damaged: the BMP ends early" if short else None)
 
 
-def _inspect_tiff(content: bytes) -> Inspection:
-    """The first picture of a TIFF: its size by its tags, and whether the file holds all its strips or tiles."""
+def tiff_entries(content: bytes) -> dict[int, range]:
+    """The offsets of each number of each tag of a TIFF's first picture, where it lies in the file; the next's is 0."""
     order = TIFF_ORDERS[content[:4]]
 
     def number(offset: int, size: int) -> int:
         return int.from_bytes(content[offset : offset + size], order)
 
     start = number(4, 4)
-    tags: dict[int, list[int]] = {}
-    for entry in range(start + 2, start + 2 + 12 * number(start, 2), 12):
-        if number(entry, 2) not in TIFF_TAGS:
-            continue
-        size, count = TIFF_SIZES.get(number(entry + 2, 2), 0), number(entry + 4, 4)
-        place = entry + 8 if size * count <= 4 else number(entry + 8, 4)
-        if size and place + size * count <= len(content):
-            tags[number(entry, 2)] = [number(offset, size) for offset in range(place, place + size * count, size)]
-    offsets, lengths = next((tags.get(a, []), tags.get(b, [])) for a, b in TIFF_STRIPS if a in tags or a == 324)
-    if not (tags.get(256) and tags.get(257) and offsets and len(offsets) == len(lengths)):
+    count = number(start, 2)
+    entries = {0: range(start + 2 + 12 * count, start + 6 + 12 * count, 4)}
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        size, length = TIFF_SIZES.get(number(entry + 2, 2), 0), number(entry + 4, 4)
+        place = entry + 8 if size * length <= 4 else number(entry + 8, 4)
+        if size and place + size * length <= len(content):
+            entries[number(entry, 2)] = range(place, place + size * length, size)
+    return entries
+
+
+def tiff_numbers(content: bytes, entries: dict[int, range], tag: int) -> list[int]:
+    """The numbers of a tag, none where the file lacks it."""
+    order, offsets = TIFF_ORDERS[content[:4]], entries.get(tag, range(0))
+    return [int.from_bytes(content[offset : offset + offsets.step], order) for offset in offsets]
+
+
+def _inspect_tiff(content: bytes) -> Inspection:
+    """The first picture of a TIFF: its size by its tags, and whether the file holds all its strips or tiles."""
+    entries = tiff_entries(content)
+    height, width, bits = (tiff_numbers(content, entries, tag) for tag in (257, 256, 258))
+    strips = next(tags for tags in TIFF_STRIPS if tags[0] in entries or tags[0] == 324)
+    offsets, lengths = (tiff_numbers(content, entries, tag) for tag in strips)
+    if not (height and width and offsets and len(offsets) == len(lengths)):
         raise UnreadableError("damaged or truncated: the TIFF says no size, or not where its pixels are")
-    if max(tags.get(258) or [1]) > 16:
-        raise UnreadableError(f"a TIFF of {max(tags[258])} bits a sample, where 8 or 16 can be read")
+    if max(bits or [1]) > 16:
+        raise UnreadableError(f"a TIFF of {max(bits)} bits a sample, where 8 or 16 can be read")
     end = max(offset + length for offset, length in zip(offsets, lengths, strict=True))
     damage = "truncated: the TIFF ends early" if end > len(content) else None
-    return Inspection(tags[257][0], tags[256][0], content, damage)
+    return Inspection(height[0], width[0], content, damage)
 
 
 def _numbers(content: bytes, offsets: Sequence[int], length: int, signed: bool = False) -> list[int]:

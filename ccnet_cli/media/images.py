@@ -19,10 +19,11 @@ import numpy.typing as npt
 from ccnet_cli import files
 from ccnet_cli.errors import EnvironmentFailure, InputError, out_of_memory, warn
 from ccnet_cli.media import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from ccnet_cli.media import formats
+from ccnet_cli.media import formats, lossless
+from ccnet_cli.media.formats import GREY, PALETTE, UnreadableError
 from ccnet_cli.media.formats import PNG_SIGNATURE as PNG_SIGNATURE
-from ccnet_cli.media.formats import UnreadableError
 
+COLOURED = "has colour or alpha channels, where one channel of class values is expected (data.labels can name colours)"
 UNDECODABLE = "cannot be decoded: the file is damaged"
 # 16384 x 8192, about 400 MB as a decoded image: larger ones are refused from their header
 PIXEL_LIMIT = 1 << 27
@@ -55,7 +56,6 @@ Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Palette = Sequence[Sequence[int]]
 
-GREY, PALETTE = 0, 3
 # what libjpeg, libpng and FFmpeg print
 CODEC_MESSAGE = re.compile(
     rb"(?:Corrupt JPEG|Premature end|Inconsistent progression|Invalid SOS|Unknown Adobe|Warning: unknown JFIF"
@@ -127,57 +127,103 @@ def read_size(path: Path, tolerate: bool = False) -> tuple[int, int]:
     return found.height, found.width
 
 
+def upright_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of an image with its EXIF rotation; None where it has none."""
+    content = read_bytes(path)
+    if not any(mark in content for mark in (b"Exif", b"eXIf", b"EXIF")):
+        return None
+    flags = cv2.IMREAD_REDUCED_COLOR_8
+    (upright, _), (plain, _) = (_decode(content, flags | ignored) for ignored in (0, cv2.IMREAD_IGNORE_ORIENTATION))
+    if upright is None or plain is None or np.array_equal(upright, plain):
+        return None
+    height, width = read_size(path)
+    return (height, width) if upright.shape == plain.shape else (width, height)
+
+
 def read_label(path: Path) -> Labels:
-    """Values (H, W) of a one-channel PNG: the indices of a palette, grey of 1 to 16 bits unscaled."""
+    """Values (H, W) of a file without loss: the indices of a palette, grey of 1 to 16 bits unscaled."""
     content = read_bytes(path, "label")
     try:
-        if not content.startswith(PNG_SIGNATURE):
-            raise UnreadableError("not a PNG: other formats change or cannot hold class values")
-        _inspect(content)
-        chunks, _ = formats.png_chunks(content)
-        height, width, depth, colour = formats.png_header(chunks[0][1])
-        if colour not in (GREY, PALETTE):
-            why = "has colour or alpha channels, where one channel of class values is expected"
-            raise UnreadableError(f"{why} (data.labels can name colours)")
-        # declared grey and without its palette, a palette picture decodes to its indices
-        header = bytes(chunks[0][1][:9]) + bytes([GREY]) + bytes(chunks[0][1][10:])
-        data = b"".join(body for name, body in chunks if name == b"IDAT")
-        plain = formats.make_png((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
-        values, damage = _decode(plain, cv2.IMREAD_UNCHANGED)
-        if values is None or damage:
-            raise UnreadableError(damage or UNDECODABLE)
-        if values.shape != (height, width) or values.dtype != (np.uint16 if depth == 16 else np.uint8):
-            raise UnreadableError(f"decodes to {values.shape} where its header says {height} x {width}")
+        return _read_png_label(content) if content.startswith(PNG_SIGNATURE) else _read_values(content)
     except UnreadableError as error:
         raise InputError(f"label {path}", str(error), "save it as an 8-bit grey or palette PNG") from None
+
+
+def _read_png_label(content: bytes) -> Labels:
+    _inspect(content)
+    chunks, _ = formats.png_chunks(content)
+    height, width, depth, colour = formats.png_header(chunks[0][1])
+    if colour not in (GREY, PALETTE):
+        raise UnreadableError(COLOURED)
+    # declared grey and without its palette, a palette picture decodes to its indices
+    header = bytes(chunks[0][1][:9]) + bytes([GREY]) + bytes(chunks[0][1][10:])
+    data = b"".join(body for name, body in chunks if name == b"IDAT")
+    plain = formats.make_png((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+    values = _decode_whole(plain, cv2.IMREAD_UNCHANGED, (height, width))
+    if values.dtype != (np.uint16 if depth == 16 else np.uint8):
+        raise UnreadableError(f"decodes to {values.dtype} where its header says {depth} bits")
     # the decoder scales fewer than 8 bits to the full range of grey
     return values if depth >= 8 else values // np.uint8(255 // ((1 << depth) - 1))
 
 
+def _read_values(content: bytes) -> Labels:
+    """The values of a TIFF, BMP, GIF or lossless WebP: of one channel, or of three that are the same."""
+    size = _inspect_lossless(content, "values")
+    is_gif = content.startswith(lossless.GIF)
+    plain = lossless.without_transparency(content) if is_gif else lossless.with_indices(content)
+    pixels = _decode_whole(plain, cv2.IMREAD_UNCHANGED, size)
+    if is_gif and not _is_grey(pixels):
+        # it has no grey but a palette of greys
+        pixels = _decode_whole(lossless.with_indices(plain), cv2.IMREAD_UNCHANGED, size)
+    if not _is_grey(pixels):
+        raise UnreadableError(COLOURED)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise UnreadableError(f"decodes to {pixels.dtype}, where class values are expected")
+    values = pixels if pixels.ndim == 2 else pixels[..., 0]
+    return values // np.uint8(255) if lossless.is_bilevel(content) else values
+
+
+def _is_grey(pixels: npt.NDArray[Any]) -> bool:
+    return pixels.ndim == 2 or bool((pixels[..., 1:3] == pixels[..., :1]).all())
+
+
+def _inspect_lossless(content: bytes, what: str) -> tuple[int, int]:
+    """The size of a label that loses nothing; UnreadableError for another, saying what it would change."""
+    if not lossless.is_lossless(content):
+        raise UnreadableError(f"not a PNG: other formats change or cannot hold class {what}")
+    found = lossless.inspect_one(content)
+    _require_sound(found)
+    return found.height, found.width
+
+
+def _decode_whole(content: bytes, flags: int, size: tuple[int, int]) -> npt.NDArray[Any]:
+    """The pixels of a label; UnreadableError for damage of any kind, or another size."""
+    pixels, damage = _decode(content, flags)
+    if pixels is None or damage:
+        raise UnreadableError(damage or UNDECODABLE)
+    if pixels.shape[:2] != size:
+        raise UnreadableError(f"decodes to {pixels.shape} where its header says {size[0]} x {size[1]}")
+    return pixels
+
+
 def is_one_channel(path: Path) -> bool:
-    """Whether a file is a PNG of one channel, grey or palette, by its header."""
-    header = read_bytes(path, "label")[:33]
-    return header.startswith(PNG_SIGNATURE) and len(header) == 33 and header[25] in (GREY, PALETTE)
+    """Whether a file has one channel, grey or palette, by its header."""
+    return lossless.is_one_channel(read_bytes(path, "label"))
 
 
 def read_colours(path: Path) -> Pixels:
-    """The colours of a label file that loses none, PNG or BMP, as BGR (H, W, 3); alpha is dropped."""
+    """The colours of a label file that loses none, as BGR (H, W, 3); alpha is dropped."""
     content = read_bytes(path, "label")
-    if not content.startswith((PNG_SIGNATURE, b"BM")):
-        why = "not a PNG: other formats change or cannot hold class colours"
-        raise InputError(f"label {path}", why, "save it as a PNG, from the program that drew it")
     try:
-        found = _inspect(content)
-        pixels, damage = _decode(content, cv2.IMREAD_COLOR)
-        if pixels is None or damage or pixels.shape != (found.height, found.width, 3):
-            raise UnreadableError(damage or UNDECODABLE)
+        size = _inspect_lossless(content, "colours")
+        pixels = _decode_whole(lossless.without_transparency(content), cv2.IMREAD_COLOR, size)
         if (pixels == pixels[0, 0]).all():
             alpha, _ = _decode(content, cv2.IMREAD_UNCHANGED)
             if alpha is not None and alpha.ndim == 3 and alpha.shape[2] == 4 and np.ptp(alpha[..., 3]):
                 why = "has one colour alone, and shows its picture by transparency, which is not read"
                 raise InputError(f"label {path}", why, "save it as a grey or palette PNG without transparency")
     except UnreadableError as error:
-        raise InputError(f"label {path}", str(error), REPLACE) from None
+        raise InputError(f"label {path}", str(error), "save it as a PNG, from the program that drew it") from None
     return np.asarray(pixels, np.uint8)
 
 
@@ -285,7 +331,10 @@ def _encode(suffix: str, image: Pixels, options: Sequence[int]) -> bytes:
 
 def _inspect(content: bytes, tolerate: bool = False) -> formats.Inspection:
     """A file's size and the bytes to decode; UnreadableError where it is too large or, unless tolerate, damaged."""
-    found = formats.inspect(content)
+    return _require_sound(formats.inspect(content), tolerate)
+
+
+def _require_sound(found: formats.Inspection, tolerate: bool = False) -> formats.Inspection:
     if found.height * found.width > PIXEL_LIMIT:
         size = f"{found.height} x {found.width} pixels"
         raise UnreadableError(f"its header says {size}, more than the limit of {PIXEL_LIMIT:,}")

@@ -259,7 +259,7 @@ def test_a_device_that_is_not_here_is_one_line(device: str, capsys: pytest.Captu
 
 
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(config, "names", lambda: [][0])
+    monkeypatch.setattr(config, "describe", lambda: [][0])
     assert call("presets", "list") == 1
     assert "Traceback" in capsys.readouterr().err
 
@@ -283,7 +283,7 @@ def test_errors_end_with_their_exit_code_and_one_line(
     def fail() -> list[str]:
         raise error
 
-    monkeypatch.setattr(config, "names", fail)
+    monkeypatch.setattr(config, "describe", fail)
     assert call("presets", "list") == code
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -298,7 +298,7 @@ def test_torch_running_out_of_memory_is_told(monkeypatch: pytest.MonkeyPatch):
     def fail() -> list[str]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(config, "names", fail)
+    monkeypatch.setattr(config, "describe", fail)
     assert call("presets", "list") == 3
 
 
@@ -306,7 +306,7 @@ def test_an_interrupt_ends_quietly_with_130(monkeypatch: pytest.MonkeyPatch, cap
     def interrupt() -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(config, "names", interrupt)
+    monkeypatch.setattr(config, "describe", interrupt)
     assert call("presets", "list") == 130
     assert capsys.readouterr() == ("", "")
 
@@ -803,7 +803,7 @@ def test_files_of_parts_are_imported_once_before_the_command(
     one, two, three = map(parts_file, ("one", "two", "three"))
     monkeypatch.setenv("CCNET_EXTEND", os.pathsep.join([str(one), "two.py"]))
     seen = []
-    monkeypatch.setattr(config, "names", lambda: seen.append(imported(folder)) or [])
+    monkeypatch.setattr(config, "describe", lambda: seen.append(imported(folder)) or {})
     assert call("--extend", "two.py", "presets", "list", "--extend=three.py", "--extend", "three.py") == 0
     assert seen[0] == imported(folder) == ["one", "two", "three"]
     # what a command starts, wherever, imports the same
@@ -874,16 +874,15 @@ def test_quiet_and_verbose_change_what_is_told_but_no_result(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    def names() -> list[str]:
+    def describe() -> dict[str, dict[str, str]]:
         errors.notice("noticed")
-        return ["quickstart"]
+        return {"quickstart": {"description": "", "published": "", "source": ""}}
 
-    monkeypatch.setattr(config, "names", names)
+    monkeypatch.setattr(config, "describe", describe)
     assert call(*(words if before else ()), "presets", "list", *(() if before else words)) == 0
     printed = capsys.readouterr()
     assert "quickstart" in printed.out
-    # the names are asked for more than once
-    assert list(dict.fromkeys(line.removeprefix("ccnet: ")[:7] for line in printed.err.splitlines())) == told
+    assert [line.removeprefix("ccnet: ")[:7] for line in printed.err.splitlines()] == told
 
 
 def test_an_error_is_told_however_quiet_and_no_command_stays_so(
@@ -898,13 +897,13 @@ def test_an_error_is_told_however_quiet_and_no_command_stays_so(
 def test_a_process_that_a_command_starts_is_as_quiet(monkeypatch: pytest.MonkeyPatch):
     told = []
 
-    def names() -> list[str]:
+    def describe() -> dict[str, dict[str, str]]:
         code = "from ccnet_cli import errors; errors.notice('noticed')"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         told.append(done.stderr)
-        return []
+        return {}
 
-    monkeypatch.setattr(config, "names", names)
+    monkeypatch.setattr(config, "describe", describe)
     for words in (("-q",), ()):
         assert call("presets", "list", *words) == 0
     assert told == ["", "ccnet: noticed\n"]

@@ -4,10 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import exports
 import numpy as np
 import pytest
-from bad_inputs import jpeg, png, read_png
+from bad_inputs import jpeg, png, read_png, with_exif
+from PIL import Image
 
 from ccnet_cli import config
 from ccnet_cli.cli.entry import main
@@ -15,6 +17,7 @@ from ccnet_cli.commands.convert import ConvertRequest, convert
 from ccnet_cli.datasets.report import check_all
 from ccnet_cli.datasets.source import load_pair, open_source
 from ccnet_cli.errors import VERBOSITY, InputError
+from ccnet_cli.media.images import read_size
 
 LABELS = {name: exports.scene(index) for index, name in enumerate(("a", "b", "c"))}
 SPREAD = {"0": "sky", "9000": "road", "18000": "tree", "27000": "car", "36000": "pole", "rest": None}
@@ -61,6 +64,7 @@ def test_labels_are_palette_pngs_in_the_export_s_colours(tmp_path):
 def refused(tmp_path, capsys, *words):
     """The one line that a conversion is refused with; nothing is left of it, and the export is as it was."""
     before = {path: path.read_bytes() for path in (tmp_path / "export").rglob("*") if path.is_file()}
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main(["data", "convert", str(tmp_path / "export"), str(tmp_path / "new"), "-q", *words])
     (line,) = capsys.readouterr().err.splitlines()
@@ -211,7 +215,7 @@ def test_other_xml_of_cvat_and_of_others_is_not_read_as_images(tmp_path, capsys)
     path = tmp_path / "export/annotations.xml"
     text = path.read_text()
     path.write_text(text.replace("</annotations>", '<track id="0" label="car"/></annotations>'))
-    assert 'is CVAT for video, where CVAT for images is expected; export it as "CVAT' in refused(tmp_path, capsys)
+    assert 'no frame whose shapes are all written down; export it as "CVAT' in refused(tmp_path, capsys)
     path.write_text(text.replace("annotations>", "dataset>"))
     assert "begins with <dataset>, where CVAT" in refused(tmp_path, capsys, "--format", "cvat")
 
@@ -310,3 +314,173 @@ def test_a_rare_class_is_in_both_parts(tmp_path):
         convert(ConvertRequest(tmp_path / "export", tmp_path / f"new{seed}", seed=seed))
         names = [line[7:9] for line in (tmp_path / f"new{seed}/val.lst").read_text().splitlines()]
         assert len(names) == 4 and len({"03", "07"} & set(names)) == 1
+
+
+@pytest.mark.parametrize("kind", ["tif", "bmp", "gif", "webp"])
+def test_masks_may_be_other_files_without_loss(tmp_path, kind):
+    exports.pascal(tmp_path / "export", LABELS)
+    for name in LABELS:
+        path = tmp_path / f"export/SegmentationClass/{name}.png"
+        with Image.open(path) as mask:
+            picture = mask.convert("RGB") if kind == "webp" else mask.copy()
+            picture.save(path.with_suffix(f".{kind}"), **({"lossless": True} if kind == "webp" else {}))
+        path.unlink()
+    done = convert(ConvertRequest(tmp_path / "export", tmp_path / "new"))
+    for split, count in done.images.items():
+        source = open_source(config.load(str(tmp_path / "new/preset.yaml")).data, split)
+        assert len(source.samples) == count
+        for sample in source.samples:
+            label = LABELS[Path(sample.name).name]
+            np.testing.assert_array_equal(load_pair(source, sample)[1], label)
+
+
+def test_smoothed_masks_are_refused(tmp_path, capsys):
+    label = {name: np.where(label == 255, 0, 2 * label).astype(np.uint8) for name, label in LABELS.items()}
+    soft = {name: cv2.GaussianBlur(each, (0, 0), 1.0) for name, each in label.items()}
+    write_masks(tmp_path / "export", soft)
+    assert "the labels look smoothed" in refused(tmp_path, capsys)
+    write_masks(tmp_path / "export", label)
+    assert convert(ConvertRequest(tmp_path / "export", tmp_path / "new")).classes[:3] == (
+        "value 0",
+        "value 2",
+        "value 4",
+    )
+
+
+def write_masks(folder, labels):
+    exports.write_images(folder, {name: np.zeros_like(label) for name, label in labels.items()})
+    for name, label in labels.items():
+        exports.put(folder / f"masks/{name}.png", png(label))
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 6, 8])
+@pytest.mark.parametrize("sized", [True, False])
+def test_outlines_lie_on_images_as_their_exif_data_turn_them(tmp_path, orientation, sized):
+    upright = cv2.GaussianBlur(exports.image_of(LABELS["a"]), (0, 0), 1.0)
+    back = {1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 6: np.rot90, 8: lambda x: np.rot90(x, -1)}
+    stored = np.ascontiguousarray(back[orientation](upright))
+    exports.labelme(tmp_path / "export", one_label())
+    (tmp_path / "export/a.png").unlink()
+    exports.put(tmp_path / "export/a.jpg", with_exif(jpeg(stored, cv2.IMWRITE_JPEG_QUALITY, 100), orientation))
+    sizes = {} if sized else {"imageHeight": None, "imageWidth": None}
+    rewrite(tmp_path / "export/a.json", lambda value: value.update(imagePath="a.jpg", **sizes))
+    shutil.copytree(tmp_path / "export", tmp_path / "export/second")
+    done = convert(ConvertRequest(tmp_path / "export", tmp_path / "new", unlabelled="ignore"))
+    (sample,) = (source := open_source(config.load(str(tmp_path / "new/preset.yaml")).data, "val")).samples
+    image, label = load_pair(source, sample)
+    assert image.shape == upright.shape and np.abs(image.astype(int) - upright).mean() < 3
+    wanted = np.array([*(done.classes.index(name) for name in exports.NAMES), *[255] * 251], np.uint8)
+    np.testing.assert_array_equal(label, wanted[LABELS["a"]])
+    assert sample.image.suffix == (".jpg" if orientation == 1 else ".png")
+
+
+def test_masks_of_turned_images_lie_where_their_size_says(tmp_path, capsys):
+    image = exports.image_of(LABELS["a"])
+    for name, mask in (("sensor", LABELS["a"]), ("upright", np.rot90(LABELS["a"], -1))):
+        exports.put(tmp_path / f"export/images/{name}.jpg", with_exif(jpeg(image), 6))
+        exports.put(tmp_path / f"export/masks/{name}.png", png(mask))
+    convert(ConvertRequest(tmp_path / "export", tmp_path / "new"))
+    preset = config.load(str(tmp_path / "new/preset.yaml"))
+    (one,), (two,) = (open_source(preset.data, split).samples for split in ("train", "val"))
+    shapes = {Path(each.name).name: read_size(each.image) for each in (one, two)}
+    assert shapes == {"sensor": (60, 81), "upright": (81, 60)}
+    shutil.rmtree(tmp_path / "new")
+    exports.put(tmp_path / "export/images/sensor.jpg", with_exif(jpeg(image), 3))
+    assert "nothing says whether its mask is turned too" in refused(tmp_path, capsys)
+
+
+def test_a_byte_order_mark_and_packed_files_are_met(tmp_path, capsys):
+    exports.coco_runs(tmp_path / "export", LABELS)
+    path = tmp_path / "export/annotations/instances.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    convert(ConvertRequest(tmp_path / "export", tmp_path / "new"))
+    shutil.rmtree(tmp_path / "new")
+    path.rename(tmp_path / "export/annotations.zip")
+    assert "annotations.zip: is packed, and nothing beside it is annotations; unpack it" in refused(tmp_path, capsys)
+    with pytest.raises(InputError, match="is not a folder; unpack it, and give the folder"):
+        convert(ConvertRequest(tmp_path / "export/annotations.zip", tmp_path / "new"))
+
+
+def video(tracks):
+    def shape(frame, ring, outside):
+        points = ";".join(f"{x},{y}" for x, y in ring)
+        return f'<polygon frame="{frame}" keyframe="1" outside="{outside}" points="{points}" z_order="0"/>'
+
+    texts = (f'<track label="{name}">{"".join(shape(*each) for each in shapes)}</track>' for name, shapes in tracks)
+    return f"<annotations>{''.join(texts)}</annotations>".encode()
+
+
+def test_frames_of_a_video_are_read_where_every_shape_is_written_down(tmp_path, capsys):
+    square, other = [(2, 2), (9, 2), (9, 9), (2, 9)], [(20, 20), (30, 20), (30, 30)]
+    exports.write_images(tmp_path / "export", dict.fromkeys([f"frame_{index:06}" for index in range(8)], LABELS["a"]))
+    # frames 3 and 4 of the car lie between keyframes; the tree ends at 6
+    tracks = [
+        ("car", [(frame, square, 0) for frame in (0, 1, 2, 5, 6)] + [(7, square, 1)]),
+        ("tree", [(frame, other, 0) for frame in (3, 4, 5)] + [(6, other, 1)]),
+    ]
+    exports.put(tmp_path / "export/annotations.xml", video(tracks))
+    convert(ConvertRequest(tmp_path / "export", tmp_path / "new"))
+    preset = config.load(str(tmp_path / "new/preset.yaml"))
+    own = {}
+    for split in ("train", "val"):
+        source = open_source(preset.data, split)
+        own |= {int(Path(each.name).name[-6:]): load_pair(source, each)[1] for each in source.samples}
+    assert sorted(own) == [0, 1, 2, 5, 6]
+    assert {frame for frame, label in own.items() if (label == preset.data.names.index("tree")).any()} == {5}
+    assert all((label[2:10, 2:10] == preset.data.names.index("car")).all() for label in own.values())
+    shutil.rmtree(tmp_path / "new")
+    shutil.rmtree(tmp_path / "export/images")
+    exports.write_images(tmp_path / "export", LABELS)
+    assert "image frame_000000 is no image below" in refused(tmp_path, capsys)
+
+
+def test_turned_boxes_and_ellipses_of_cvat_are_drawn(tmp_path):
+    exports.write_images(tmp_path / "export", one_label())
+    shapes = '<box label="car" xtl="20" ytl="25" xbr="60" ybr="35" rotation="90"/>'
+    shapes += '<ellipse label="tree" cx="10" cy="10" rx="8" ry="4"/>'
+    exports.write_images(tmp_path / "export", {"b": LABELS["a"]})
+    own = (f'<image name="{name}.png" width="81" height="60">{shapes}</image>' for name in "ab")
+    exports.put(tmp_path / "export/annotations.xml", f"<annotations>{''.join(own)}</annotations>".encode())
+    convert(ConvertRequest(tmp_path / "export", tmp_path / "new"))
+    preset = config.load(str(tmp_path / "new/preset.yaml"))
+    source = open_source(preset.data, "train")
+    label = load_pair(source, source.samples[0])[1]
+    car, tree = (label == preset.data.names.index(name) for name in ("car", "tree"))
+    rows, columns = (np.flatnonzero(car.any(axis)) for axis in (1, 0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (10, 50, 35, 45)
+    y, x = np.mgrid[:60, :81]
+    inside = ((x - 10) / 8) ** 2 + ((y - 10) / 4) ** 2
+    assert tree[inside < 0.8].all() and not tree[inside > 1.4].any()
+
+
+NAMES_OF_YOLO = {
+    "list": "names: ['sky', \"road\", tree, car,\n  pole]\n",
+    "numbers": "names: {0: sky, 1: road, 2: tree, 3: car, 4: pole}\nnc: 5\n",
+    "lines": "names:\n- sky\n- road\n- 'tree'\n- car\n- pole\nnc: 5\n",
+    "numbered lines": "nc: 5\nnames:\n  0: sky\n  1: road\n  2: tree\n  3: car\n  4: pole\n",
+}
+
+
+@pytest.mark.parametrize("form", NAMES_OF_YOLO)
+def test_names_of_yolo_are_read_in_every_form(tmp_path, form):
+    exports.yolo(tmp_path / "export", LABELS)
+    (tmp_path / "export/data.yaml").write_text(f"path: ../x  # here\ntrain: images/train\n{NAMES_OF_YOLO[form]}")
+    exports.put(tmp_path / "export/labels/c.txt", b"")
+    assert convert(ConvertRequest(tmp_path / "export", tmp_path / "new")).classes[-5:] == exports.NAMES
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("1 0.5 0.5 0.2 0.2", "its text files have boxes alone; export outlines"),
+        ("9 0.1 0.1 0.2 0.1 0.2 0.2", "line 1: class 9 has no name"),
+        ("1 0.1 0.1 0.2 0.1 0.2", "line 1: an outline of 5 numbers"),
+        ("1 0.1 0.1 9 0.1 0.2 0.2", "lies outside of the picture"),
+    ],
+)
+def test_wrong_lines_of_yolo_are_refused(tmp_path, capsys, line, words):
+    exports.yolo(tmp_path / "export", one_label())
+    (tmp_path / "export/labels/a.txt").write_text(line)
+    assert words in refused(tmp_path, capsys)
+    (tmp_path / "export/data.yaml").unlink()
+    assert "holds no data.yaml that names the classes" in refused(tmp_path, capsys)

@@ -18,6 +18,7 @@ import pytest
 from ccnet_cli import __version__, cli, config, version
 from ccnet_cli.commands import doctor
 from ccnet_cli.commands.doctor import Check, Report
+from ccnet_cli.config import library, shipped
 from ccnet_cli.errors import InputError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -153,7 +154,7 @@ def test_a_check_that_raises_is_a_failed_check():
 
 
 def test_a_damaged_preset_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for module in (config, config.library):
+    for module in (shipped, library):
         monkeypatch.setattr(module, "folder", lambda: tmp_path)
     assert doctor._run_check(doctor._check_presets)[0].state == "fail"
     (tmp_path / "bad.yaml").write_text("name: [")

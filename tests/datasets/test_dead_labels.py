@@ -2,6 +2,7 @@
 
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from bad_inputs import jpeg, photograph, png
@@ -249,7 +250,42 @@ def test_labels_in_their_place_are_not_suspected(own, capsys, size, count):
     assert check(open_source(settings(own), "train")).warnings == ()
 
 
-def test_labels_without_any_relation_to_their_images_are_not_suspected(own):
+@pytest.mark.parametrize("kind", ["shuffled", "of other images"])
+def test_labels_that_fit_any_image_alike_are_noticed(own, capsys, kind):
+    pairs = discs(24)
+    images = [image for image, _ in pairs]
+    order = np.random.default_rng(2).permutation(24)
+    others = [pairs[index][1] for index in order] if kind == "shuffled" else [label for _, label in discs(48)[24:]]
+    numbered(own, "train", others, images)
+    source = open_source(settings(own), "train")
+    (line,) = check(source).warnings
+    assert line.startswith("the labels fit their own images no better than the others")
+    warn_of_dead_labels(source, "train")
+    assert capsys.readouterr().err == f"ccnet: warning: split train: {line}\n"
+
+
+def test_a_few_labels_or_labels_that_are_alike_are_not_suspected(own):
     random = np.random.default_rng(2)
-    numbered(own, "train", [label for _, label in discs(24)], random.integers(0, 256, (24, 48, 64, 3)))
+    images = random.integers(0, 256, (24, 48, 64, 3))
+    numbered(own, "train", [label for _, label in discs(12)], images[:12])
     assert check(open_source(settings(own), "train")).warnings == ()
+    # one camera, whose pictures are all but the same
+    image, label = discs(1)[0]
+    alike = [image + random.integers(0, 12, image.shape) for _ in range(24)]
+    numbered(own, "train", [np.roll(label, index % 3, 1) for index in range(24)], alike)
+    assert check(open_source(settings(own), "train")).warnings == ()
+
+
+def test_smoothed_labels_are_noticed_and_clean_ones_are_not(own, capsys):
+    random = np.random.default_rng(3)
+    labels = [
+        cv2.circle(np.full((48, 64), 2, np.uint8), (32, 24), int(random.integers(8, 20)), 9, -1) for _ in range(4)
+    ]
+    keys = {"classes": [f"class {index}" for index in range(10)]}
+    for soft in (False, True):
+        own_labels = [cv2.GaussianBlur(label, (0, 0), 1.5) if soft else label for label in labels]
+        numbered(own, "train", own_labels, [random.integers(0, 256, (48, 64, 3)) for _ in labels])
+        source = open_source(settings(own, **keys), "train")
+        warnings = [line for line in check(source).warnings if "smoothed" in line]
+        warn_of_dead_labels(source, "train")
+        assert [line in capsys.readouterr().err for line in warnings] == [True] * soft

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import RootModel
 
-from ccnet_cli.datasets.annotations import coco, cvat, labelme, labelstudio, masks, supervisely
+from ccnet_cli.datasets.annotations import coco, cvat, labelme, labelstudio, masks, supervisely, yolo
 from ccnet_cli.datasets.annotations.tree import Annotations, Tree
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import READ_SUFFIXES
@@ -32,6 +32,7 @@ FORMATS: dict[str, Format] = {
     "coco": Format("COCO files", coco.recognise, coco.read),
     "cvat": Format("CVAT for images", cvat.recognise, cvat.read),
     "masks": Format("mask files", masks.recognise, masks.read),
+    "yolo": Format("YOLO's text files", yolo.recognise, yolo.read),
 }
 
 
@@ -59,6 +60,9 @@ def _explain(tree: Tree) -> InputError:
         what = f"the keys {', '.join(map(str, value))[:80]}" if isinstance(value, dict) else f"a {type(value).__name__}"
         fix = "name the format with --format, or see ccnet guide data"
         return InputError(f"file {tree.top / files[0]}", f"has {what}, as none of {titles} has", fix)
+    if archives := tree.ending(".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
+        fix = "unpack it there, and give the folder again"
+        return InputError(f"file {tree.top / archives[0]}", "is packed, and nothing beside it is annotations", fix)
     suffixes = Counter(posixpath.splitext(name)[1].lower() for name in set(tree.files) - set(tree.images))
     if not tree.images:
         kinds = ", ".join(f"{count} {suffix or 'other'}" for suffix, count in suffixes.most_common(3))

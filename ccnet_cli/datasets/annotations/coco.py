@@ -2,8 +2,6 @@
 
 from functools import partial
 
-from pydantic import Field
-
 from ccnet_cli.datasets.annotations.shapes import Mask, Paint, Polygon, decode_runs, read_ring
 from ccnet_cli.datasets.annotations.tree import (
     Annotations,
@@ -40,7 +38,7 @@ class _Annotation(Record):
     image_id: int | str
     category_id: int
     iscrowd: int = 0
-    segmentation: list[list[Number]] | _Runs = Field(default_factory=list)
+    segmentation: list[list[Number]] | _Runs | None = None
 
 
 class _File(Record):
@@ -111,6 +109,7 @@ def _paints(annotation: _Annotation, categories: dict[int, str], where: str) -> 
         return [
             Mask(name, partial(decode_runs, runs, height, width, where, True), where, area=sum(runs[1::2]), level=level)
         ]
+    shape = shape or []
     if odd := [ring for ring in shape if len(ring) % 2]:
         raise InputError(where, f"a polygon of {len(odd[0])} numbers", "x and y alternate")
     return [Polygon(name, [read_ring([*pairs(ring)], where)], where, level) for ring in shape]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ccnet_cli.datasets.annotations.shapes import Mask, Paint, Polygon, box, read_ring
+from ccnet_cli.datasets.annotations.shapes import Mask, Paint, Polygon, box, ellipse, read_ring
 from ccnet_cli.datasets.annotations.tree import (
     Annotations,
     Number,
@@ -62,10 +62,8 @@ def _paint(shape: _Shape, where: str) -> Paint | None:
         (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
         return Polygon(shape.label, [box(left, top, right, bottom, where)], where)
     if shape.shape_type == "circle":
-        angles = np.linspace(0, 2 * np.pi, 128, endpoint=False)
         radius = float(np.hypot(*(points[1] - points[0])))
-        ring = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
-        return Polygon(shape.label, [read_ring(ring.tolist(), where)], where)
+        return Polygon(shape.label, [ellipse(*points[0].tolist(), radius, radius, where)], where)
     if shape.shape_type == "mask":
         bits = decode_bits(from_base64(shape.mask or "", where), where)
         left, top = (int(value) for value in points.min(0))

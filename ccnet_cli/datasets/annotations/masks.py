@@ -65,22 +65,24 @@ def read(tree: Tree) -> Annotations:
         )
         for image in masks
     ]
+    others = len({*tree.images} - {*masks} - {*masks.values()})
     maps = [partial(_read_map, reader, tree.top / image, tree.top / mask) for image, mask in masks.items()]
-    return Annotations(names, pictures, _colours(table, names), maps=maps, others=len(tree.images) - 2 * len(masks))
+    return Annotations(names, pictures, _colours(table, names), maps=maps, others=others)
 
 
 def _pair(tree: Tree) -> tuple[dict[str, str], list[str]]:
     """The mask of each image that has one, and masks without an image; InputError for an image with two."""
     images: dict[tuple[str | None, str], list[str]] = {}
     masks: dict[tuple[str | None, str], list[str]] = {}
-    for path in tree.images:
+    for path in [*tree.images, *tree.ending(".gif")]:
         folder, name = posixpath.split(posixpath.splitext(path)[0])
         if INSTANCES.match(path):
             continue
         ending = ENDING.fullmatch(name)
         is_mask = ending is not None or (folder and FOLDER.fullmatch(folder) is not None)
         key = (split_of(folder), ending[1] if ending else name)
-        (masks if is_mask else images).setdefault(key, []).append(path)
+        if is_mask or not path.lower().endswith(".gif"):
+            (masks if is_mask else images).setdefault(key, []).append(path)
     pairs: dict[str, str] = {}
     for key, paths in images.items():
         pairs |= _match(paths, masks.get(key, []))
@@ -113,7 +115,7 @@ def _read_splits(tree: Tree) -> dict[str, str]:
     splits: dict[str, str] = {}
     for path in tree.ending(".txt"):
         if "imagesets/" in path.lower() and (split := split_of(posixpath.splitext(posixpath.basename(path))[0])):
-            text = read_bytes(tree.top / path, "list").decode("utf-8", "replace")
+            text = read_bytes(tree.top / path, "list").decode("utf-8-sig", "replace")
             splits |= {posixpath.basename(line.strip()): split for line in text.splitlines() if line.strip()}
     return splits
 

@@ -120,6 +120,20 @@ def box(left: float, top: float, right: float, bottom: float, where: str) -> Rin
     return read_ring([(left, top), (right, top), (right, bottom), (left, bottom)], where)
 
 
+def ellipse(x: float, y: float, across: float, down: float, where: str) -> Ring:
+    """The ring of an ellipse around a point, with these radii."""
+    angles = np.linspace(0, 2 * np.pi, 128, endpoint=False)
+    return read_ring(np.stack([x + across * np.cos(angles), y + down * np.sin(angles)], 1).tolist(), where)
+
+
+def turn(ring: Ring, degrees: float) -> Ring:
+    """A ring turned clockwise about the middle of its extent."""
+    middle, angle = (ring.min(0) + ring.max(0)) / 2, np.deg2rad(degrees)
+    across, down = (ring - middle).T
+    turned = (across * np.cos(angle) - down * np.sin(angle), across * np.sin(angle) + down * np.cos(angle))
+    return np.asarray(middle + np.stack(turned, 1))
+
+
 def decode_runs(runs: Sequence[int], height: int, width: int, where: str, columns: bool = False) -> Bits:
     """Pixels of runs, off and on in turn, along rows or along columns; InputError unless they fill the picture."""
     if height * width > PIXEL_LIMIT:

@@ -22,6 +22,7 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled", "__ignore__"}
 BACKGROUND = {"background", "_background_", "__background__"}
 
+BOM = b"\xef\xbb\xbf"
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Colour = tuple[int, int, int]
 
@@ -66,8 +67,8 @@ class Tree:
 
     def __init__(self, top: Path, labels: dict[str, str | None] | None = None) -> None:
         if not top.is_dir():
-            why = "is not a folder" if top.exists() else "does not exist"
-            raise InputError(f"folder {top}", why, "give the folder of the export")
+            why, fix = "is not a folder" if top.exists() else "does not exist", "give the folder of the export"
+            raise InputError(f"folder {top}", why, f"unpack it, and {fix}" if top.is_file() else fix)
         self.top = top
         self.labels = labels
         self.files = scan(top, ("",))
@@ -104,7 +105,7 @@ class Tree:
         """A JSON file as records; InputError names the first key that is missing or of another type."""
         path = self.top / name
         try:
-            return kind.model_validate_json(read_bytes(path, "file"))
+            return kind.model_validate_json(read_bytes(path, "file").removeprefix(BOM))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
