@@ -19,7 +19,7 @@ from ccnet_cli.datasets.settings import IGNORED
 from ccnet_cli.datasets.source import Source, load_image, load_label, load_pair
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.media.classes import Classes
-from ccnet_cli.media.images import read_size
+from ccnet_cli.media.images import read_size, upright_size
 
 # what is read of a split before a run: at most this number of labels, and fewer if they are large
 MAX_LABELS, MAX_PIXELS, MIN_LABELS = 256, 1 << 26, 16
@@ -88,7 +88,7 @@ def check(source: Source, names: dict[bytes, str] | None = None) -> Report:
     """
     names = {} if names is None else names
     counts = np.zeros(256, np.int64)
-    maps, blank, aligned, smoothed = set[bytes](), 0, alignment.Alignment(), smoothing.Smoothing()
+    maps, blank, turned, aligned, smoothed = set[bytes](), 0, 0, alignment.Alignment(), smoothing.Smoothing()
     sizes: Counter[str] = Counter()
     errors: list[tuple[str, InputError]] = []
     labels = 0
@@ -105,6 +105,7 @@ def check(source: Source, names: dict[bytes, str] | None = None) -> Report:
         sizes[f"{image.shape[1]}x{image.shape[0]}"] += 1
         names.setdefault(_digest(image), sample.name)
         blank += bool((image == image[0, 0]).all())
+        turned += upright_size(sample.image) is not None
         if label is not None:
             labels += 1
             aligned.add(image, label)
@@ -116,9 +117,10 @@ def check(source: Source, names: dict[bytes, str] | None = None) -> Report:
     problems, warnings = _judge(source, counts, labels) if labels else ([], [])
     problems = [*merge_alike(errors), *problems]
     warnings += [*_find_same_labels(labels, maps), *smoothed.judge(), *aligned.judge()]
-    warnings += [f"{blank} of its {len(source.samples)} images show one colour alone; look at them"] if blank else []
-    ignored = int(counts[IGNORED])
-    count = len(source.samples)
+    ignored, count = int(counts[IGNORED]), len(source.samples)
+    warnings += [f"{blank} of its {count} images show one colour alone; look at them"] if blank else []
+    unseen = f"{turned} of its {count} images are turned by their EXIF data, which training does not apply"
+    warnings += [f"{unseen}; see that the labels lie on them as stored, or save them upright"] if turned else []
     return Report(source.dataset, count, labels, dict(sizes), pixels, ignored, tuple(problems), tuple(warnings))
 
 

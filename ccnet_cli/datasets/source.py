@@ -243,4 +243,7 @@ def _ranges(values: Values) -> str:
 def _require_same_size(sample: Sample, size: tuple[int, ...], label: Pixels) -> None:
     if size != label.shape:
         why = f"is {label.shape[1]} x {label.shape[0]} pixels, its image {sample.image} {size[1]} x {size[0]}"
-        raise InputError(f"label {sample.label}", why, "give image and label of one size")
+        fix = "give image and label of one size"
+        if images.upright_size(sample.image) == label.shape:
+            why, fix = f"{why} before its EXIF data turn it", "save the image upright, without EXIF data"
+        raise InputError(f"label {sample.label}", why, fix)

@@ -243,14 +243,14 @@ def _inspect_bmp(content: bytes) -> Inspection:
     return Inspection(height, width, content, "damaged: the BMP ends early" if short else None)
 
 
-def tiff_entries(content: bytes) -> dict[int, range]:
-    """The offsets of each number of each tag of a TIFF's first picture, where it lies in the file; the next's is 0."""
+def tiff_entries(content: bytes, start: int | None = None) -> dict[int, range]:
+    """Where each number of each tag of a TIFF lies, of its first picture or the one at start; tag 0 is the next one."""
     order = TIFF_ORDERS[content[:4]]
 
     def number(offset: int, size: int) -> int:
         return int.from_bytes(content[offset : offset + size], order)
 
-    start = number(4, 4)
+    start = number(4, 4) if start is None else start
     count = number(start, 2)
     entries = {0: range(start + 2 + 12 * count, start + 6 + 12 * count, 4)}
     for entry in range(start + 2, start + 2 + 12 * count, 12):

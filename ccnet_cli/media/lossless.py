@@ -15,8 +15,11 @@ from ccnet_cli.media.formats import (
     webp_chunks,
 )
 
-# of a TIFF: bits of a sample, compression, what a sample is, the next picture
-BITS, COMPRESSION, PHOTOMETRIC, NEXT = 258, 259, 262, 0
+# of a TIFF: bits of a sample, compression, what a sample is, the next picture, and what kind that is
+BITS, COMPRESSION, PHOTOMETRIC, NEXT, KIND = 258, 259, 262, 0, 254
+# a smaller copy of the first picture, or its mask
+SECONDARY = 1 | 4
+MAX_PICTURES = 64
 TIFF_GREY, TIFF_PALETTE = (0, 1), 3
 # nothing, fax codes, LZW, deflate (two numbers), PackBits: what OpenCV reads
 LOSSLESS_TIFF = {1, 2, 3, 4, 5, 8, 32946, 32773}
@@ -44,7 +47,7 @@ def is_one_channel(content: bytes) -> bool:
 
 def inspect_one(content: bytes) -> Inspection:
     """What the bytes of such a file say; UnreadableError where a TIFF or a GIF holds several pictures."""
-    if content[:4] in TIFF_ORDERS and any(tiff_numbers(content, tiff_entries(content), NEXT)):
+    if content[:4] in TIFF_ORDERS and _has_pages(content):
         raise UnreadableError("a TIFF of several pictures, where one is expected")
     if content.startswith(GIF) and sum(kind == 0x2C for kind, _ in _gif_blocks(content)) > 1:
         raise UnreadableError("a GIF of several pictures, where one is expected")
@@ -52,6 +55,19 @@ def inspect_one(content: bytes) -> Inspection:
         width, height = (int.from_bytes(content[start : start + 2], "little") for start in (6, 8))
         return Inspection(height, width, content, None if width and height else "damaged: the GIF has no size")
     return inspect(content)
+
+
+def _has_pages(content: bytes) -> bool:
+    """Whether a TIFF holds further pictures that are no smaller copies of the first."""
+    entries = tiff_entries(content)
+    for _ in range(MAX_PICTURES):
+        start = next(iter(tiff_numbers(content, entries, NEXT)), 0)
+        if not start:
+            return False
+        entries = tiff_entries(content, start)
+        if not any(kind & SECONDARY for kind in tiff_numbers(content, entries, KIND)):
+            return True
+    return True
 
 
 def with_indices(content: bytes) -> bytes:

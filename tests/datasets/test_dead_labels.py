@@ -5,7 +5,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from bad_inputs import jpeg, photograph, png
+from bad_inputs import jpeg, photograph, png, with_exif
 from dataset_files import picture, put, settings
 
 from ccnet_cli.datasets import report
@@ -274,6 +274,17 @@ def test_a_few_labels_or_labels_that_are_alike_are_not_suspected(own):
     alike = [image + random.integers(0, 12, image.shape) for _ in range(24)]
     numbered(own, "train", [np.roll(label, index % 3, 1) for index in range(24)], alike)
     assert check(open_source(settings(own), "train")).warnings == ()
+
+
+def test_images_that_exif_data_turn_are_named(own, capsys):
+    lines(own, capsys)
+    for name, orientation in (("x", 3), ("deep/y", 1)):
+        put(own / f"images/train/{name}.jpg", with_exif(jpeg(photograph(6, 8)), orientation))
+    (line,) = check(open_source(settings(own), "train")).warnings
+    assert line.startswith("1 of its 2 images are turned by their EXIF data, which training does not apply")
+    put(own / "images/train/x.jpg", with_exif(jpeg(photograph(8, 6)), 6))
+    (problem,) = check(open_source(settings(own), "train")).problems
+    assert "8 x 6 pixels, its image" in problem and "6 x 8 before its EXIF data turn it; save the image up" in problem
 
 
 def test_smoothed_labels_are_noticed_and_clean_ones_are_not(own, capsys):

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import images
@@ -77,6 +77,18 @@ def test_a_file_of_colours_is_read_as_such_and_has_no_values(tmp_path, kind, opt
     assert not images.is_one_channel(path)
     with pytest.raises(InputError, match=r"has colour or alpha channels.*data\.labels can name colours"):
         images.read_label(path)
+
+
+def test_smaller_copies_in_a_tiff_are_no_pages(tmp_path):
+    stream = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(stream) as file:
+        for step in (1, 2):
+            info = TiffImagePlugin.ImageFileDirectory_v2()
+            info[254] = step - 1
+            grey(VALUES[::step, ::step].copy()).save(file, "tiff", tiffinfo=info)
+            file.newFrame()
+    (tmp_path / "label.tif").write_bytes(stream.getvalue())
+    np.testing.assert_array_equal(images.read_label(tmp_path / "label.tif"), VALUES)
 
 
 BAD = {
