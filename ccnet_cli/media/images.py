@@ -132,11 +132,12 @@ def upright_size(path: Path) -> tuple[int, int] | None:
     content = read_bytes(path)
     if not any(mark in content for mark in (b"Exif", b"eXIf", b"EXIF")):
         return None
-    flags = cv2.IMREAD_REDUCED_COLOR_8
+    height, width = read_size(path)
+    # a large one is decoded at an eighth of its size
+    flags = cv2.IMREAD_REDUCED_COLOR_8 if min(height, width) > 256 else cv2.IMREAD_COLOR
     (upright, _), (plain, _) = (_decode(content, flags | ignored) for ignored in (0, cv2.IMREAD_IGNORE_ORIENTATION))
     if upright is None or plain is None or np.array_equal(upright, plain):
         return None
-    height, width = read_size(path)
     return (height, width) if upright.shape == plain.shape else (width, height)
 
 
