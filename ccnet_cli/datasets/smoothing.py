@@ -66,8 +66,7 @@ class Smoothing:
     def judge(self) -> list[str]:
         """A warning where the labels are smoothed, or noise."""
         if self.different >= MIN_NOISE * self.pairs:
-            part = self.different / max(self.pairs, 1)
-            line = f"{part:.0%} of the labels' neighbouring pixels differ, as in noise or a picture; {FIX}"
+            line = f"{self.different / max(self.pairs, 1):.0%} of the labels' neighbouring pixels differ, as in noise or a picture; {FIX}"
             return [line] if self.pairs >= MIN_PAIRS else []
         if self.borders < MIN_BORDERS or self.ramped < MIN_RAMPED * self.borders or self._is_one_class():
             return []

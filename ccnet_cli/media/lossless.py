@@ -73,10 +73,11 @@ def _has_pages(content: bytes) -> bool:
 def with_indices(content: bytes) -> bytes:
     """The file with grey levels 0, 1, 2, ... in place of its palette's colours, so that it decodes to indices."""
     if content[:4] in TIFF_ORDERS:
-        kind = tiff_entries(content).get(PHOTOMETRIC)
-        if not kind or tiff_numbers(content, {0: kind}, 0) != [TIFF_PALETTE]:
+        entries = tiff_entries(content)
+        if tiff_numbers(content, entries, PHOTOMETRIC) != [TIFF_PALETTE]:
             return content
-        return _replace(content, kind[0], (1).to_bytes(kind.step, TIFF_ORDERS[content[:4]]))
+        value = entries[PHOTOMETRIC]
+        return _replace(content, value[0], (1).to_bytes(value.step, TIFF_ORDERS[content[:4]]))
     if content.startswith(BMP):
         start, size, depth = _bmp_layout(content)
         count = min((int.from_bytes(content[10:14], "little") - start) // size, 256) if depth <= 8 else 0

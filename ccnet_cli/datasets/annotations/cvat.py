@@ -110,7 +110,7 @@ def _paint(shape: Element, where: str, label: str | None = None) -> Paint | None
     if shape.tag in ("box", "ellipse"):
         keys = ("xtl", "ytl", "xbr", "ybr") if shape.tag == "box" else ("cx", "cy", "rx", "ry")
         a, b, c, d = (_number(shape, key, where) for key in keys)
-        ring = box(a, b, c, d, where) if shape.tag == "box" else ellipse(a, b, c, d, where)
+        ring = box(a, b, c, d, where) if shape.tag == "box" else ellipse((a, b), (c, d), where)
         return Polygon(name, [turn(ring, _number(shape, "rotation", where, "0"))], where, level)
     if shape.tag == "mask":
         left, top, width, height = (int(_number(shape, key, where)) for key in ("left", "top", "width", "height"))

@@ -63,7 +63,7 @@ def _paint(shape: _Shape, where: str) -> Paint | None:
         return Polygon(shape.label, [box(left, top, right, bottom, where)], where)
     if shape.shape_type == "circle":
         radius = float(np.hypot(*(points[1] - points[0])))
-        return Polygon(shape.label, [ellipse(*points[0].tolist(), radius, radius, where)], where)
+        return Polygon(shape.label, [ellipse((points[0, 0], points[0, 1]), (radius, radius), where)], where)
     if shape.shape_type == "mask":
         bits = decode_bits(from_base64(shape.mask or "", where), where)
         left, top = (int(value) for value in points.min(0))

@@ -120,10 +120,11 @@ def box(left: float, top: float, right: float, bottom: float, where: str) -> Rin
     return read_ring([(left, top), (right, top), (right, bottom), (left, bottom)], where)
 
 
-def ellipse(x: float, y: float, across: float, down: float, where: str) -> Ring:
-    """The ring of an ellipse around a point, with these radii."""
+def ellipse(middle: tuple[float, float], radii: tuple[float, float], where: str) -> Ring:
+    """The ring of an ellipse around a point (x, y), with its radii across and down."""
     angles = np.linspace(0, 2 * np.pi, 128, endpoint=False)
-    return read_ring(np.stack([x + across * np.cos(angles), y + down * np.sin(angles)], 1).tolist(), where)
+    ring = np.array(middle) + np.array(radii) * np.stack([np.cos(angles), np.sin(angles)], 1)
+    return read_ring(ring.tolist(), where)
 
 
 def turn(ring: Ring, degrees: float) -> Ring:
