@@ -19,6 +19,8 @@ MAX_PROBES, MIN_PROBES, NEIGHBOURS, MAX_PIXELS = 24, 8, 4, 1 << 25
 # to compare with all others: pictures of one size, and how far their labels must differ in what they fit; of CamVid
 # and drawn scenes, labels fit their own by 8 to 70 standard errors, shuffled ones by 2 at most
 MIN_COMPARED, MAX_COMPARED, MIN_SPREAD, MIN_OWN_ERRORS = 16, 256, 0.01, 2.5
+# how far labels are moved, as parts of their sides
+SHIFTS = (0.025, 0.05, 0.1)
 FIX = "look at them with ccnet data show, and correct the labels' files or names"
 
 Edges = npt.NDArray[np.float32]
@@ -56,6 +58,8 @@ class Alignment:
         own = _agree(edges, borders)
         for place, other in moved.items():
             self._note(place, _agree(edges, other) - own)
+        for place, fit in _shift(edges, borders):
+            self._note(place, fit - own)
         if previous is not None and previous[0].shape == edges.shape:
             self._note("if each belongs to the image after its own", _agree(edges, previous[1]) - own)
             self._note("if each belongs to the image before its own", _agree(previous[0], borders) - _agree(*previous))
@@ -147,6 +151,17 @@ def _are_unrelated(pairs: list[tuple[Edges, Borders]]) -> bool:
     fit += fit.mean() - fit.mean(0) - fit.mean(1, keepdims=True)
     own, error = float(fit.diagonal().mean()), float(((fit**2).sum() / (count - 1)) ** 0.5 / count)
     return float(fit.std()) >= MIN_SPREAD and own < MIN_OWN_ERRORS * error
+
+
+def _shift(edges: Edges, borders: Borders) -> Iterator[tuple[str, float]]:
+    """How well a label fits that is moved by a part of its side; what leaves the picture does not count."""
+    for axis, (less, more) in enumerate((("up", "down"), ("left", "right"))):
+        for part in SHIFTS:
+            step, ahead, behind = round(part * borders.shape[axis]), [slice(None)] * 2, [slice(None)] * 2
+            ahead[axis], behind[axis] = slice(step, None), slice(None, -step)
+            for way, there, here in ((more, ahead, behind), (less, behind, ahead)):
+                if (inside := borders[tuple(here)]).sum() >= MIN_BORDER:
+                    yield f"if they are moved {way} by {part:.1%}", _agree(edges[tuple(there)], inside)
 
 
 def _evidence(gains: npt.NDArray[np.float64]) -> float:

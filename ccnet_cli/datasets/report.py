@@ -224,9 +224,9 @@ def merge_alike(errors: Iterable[tuple[str, InputError]]) -> list[str]:
     """A line for each kind of error, with a count and examples where several differ in names and numbers alone."""
     kinds: dict[str, list[tuple[str, InputError]]] = {}
     for where, error in errors:
-        kinds.setdefault(re.sub(r"\S*[/\d]\S*", "#", f"{str(error.what).partition(' ')[0]}: {error.why}"), []).append(
-            (where, error)
-        )
+        kind = re.sub(r"\S*[/\d]\S*", "#", f"{str(error.what).partition(' ')[0]}: {error.why}")
+        # lists of values, however long
+        kinds.setdefault(re.sub(r"#( #)*( \.\.\.)?", "#", kind), []).append((where, error))
     lines = []
     for alike in kinds.values():
         where, error = alike[0]

@@ -8,12 +8,14 @@ import numpy as np
 from ccnet_cli.media.images import Pixels
 
 # a band between two regions is at most this wide, as a part of the label's side
-MAX_BAND = 1 / 60
+MAX_BAND = 1 / 100
 # values further apart than this have others between them that are not always the same
 MIN_STEP = 3
 # this part of the borders between such values have bands of others (of CamVid 0.05, halved linearly 0.55), and at least
 # this number of borders is counted
 MIN_RAMPED, MIN_BORDERS = 0.2, 100
+# or this part of those of a single label, and this number of such labels
+MIN_OWN_RAMPED, MIN_SMOOTH = 0.4, 2
 # a class that lies around others is always the same one
 MAX_SAME = 0.9
 # this part of the pixels' neighbours to the right and below differ: of real labels, hardly a tenth do
@@ -25,6 +27,8 @@ FIX = "export them again with nearest-neighbour scaling, hard edges and lossless
 class Smoothing:
     """Counts borders of label maps: all, those with bands of values between the two, and which values these are."""
 
+    labels: int = 0
+    smooth: int = 0
     borders: int = 0
     ramped: int = 0
     pairs: int = 0
@@ -33,8 +37,12 @@ class Smoothing:
 
     def add(self, label: Pixels) -> None:
         """Count the borders of one label (H, W) along its rows and columns."""
+        borders, ramped = self.borders, self.ramped
         for lines in (label, label.T):
             self._add_lines(np.ascontiguousarray(lines))
+        borders, ramped = self.borders - borders, self.ramped - ramped
+        self.labels += 1
+        self.smooth += borders >= MIN_BORDERS and ramped >= MIN_OWN_RAMPED * borders
 
     def _add_lines(self, label: Pixels) -> None:
         height, width = label.shape
@@ -66,14 +74,16 @@ class Smoothing:
     def judge(self) -> list[str]:
         """A warning where the labels are smoothed, or noise."""
         if self.different >= MIN_NOISE * self.pairs:
-            line = f"{self.different / max(self.pairs, 1):.0%} of the labels' neighbouring pixels differ, as in noise or a picture; {FIX}"
-            return [line] if self.pairs >= MIN_PAIRS else []
-        if self.borders < MIN_BORDERS or self.ramped < MIN_RAMPED * self.borders or self._is_one_class():
+            part = f"{self.different / max(self.pairs, 1):.0%} of the labels' neighbouring pixels"
+            return [f"{part} differ, as in noise or a picture; {FIX}"] if self.pairs >= MIN_PAIRS else []
+        all_smooth = self.borders >= MIN_BORDERS and self.ramped >= MIN_RAMPED * self.borders
+        if self._is_one_class() or not (all_smooth or self.smooth >= MIN_SMOOTH):
             return []
+        which = "the labels" if all_smooth else f"{self.smooth} of {self.labels} labels"
         (low, _, high), _ = self.between.most_common(1)[0]
         part = f"{self.ramped / self.borders:.0%} of the borders"
         why = f"{part} have thin bands of the values between, such as those of {low} and {high}"
-        return [f"the labels look smoothed: {why}; {FIX}"]
+        return [f"{which} look smoothed: {why}; {FIX}"]
 
     def _is_one_class(self) -> bool:
         """Whether the value between two others is always the same, as of a class that is an outline."""

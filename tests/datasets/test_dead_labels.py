@@ -126,6 +126,13 @@ def test_alike_problems_are_one_line_with_three_examples(own):
     assert line.startswith("5 times: label ") and line.endswith("1.png, " + str(own / "labels/train/2.png") + ", ...)")
 
 
+def test_values_of_any_number_are_one_kind_of_problem(own):
+    for name, values in (("x", [50, 60]), ("deep/y", [70, 80, 90])):
+        put(own / f"labels/train/{name}.png", png(np.resize(values, (6, 8))))
+    (line,) = check(open_source(settings(own), "train")).problems
+    assert line.startswith("2 times: ")
+
+
 def test_a_large_split_is_sampled_evenly(own, capsys, monkeypatch):
     for index in range(10):
         put(own / f"images/train/{index}.jpg", jpeg(photograph(6, 8)))
@@ -226,6 +233,8 @@ MOVED = {
     "turned upside down": lambda pairs: [(image, label[::-1]) for image, label in pairs],
     "turned by half a turn": lambda pairs: [(image, label[::-1, ::-1]) for image, label in pairs],
     "rows and columns are exchanged": lambda pairs: [(image[:, :48], label[:, :48].T) for image, label in pairs],
+    "moved left by 10.0%": lambda pairs: [(image, np.roll(label, 6, 1)) for image, label in pairs],
+    "moved down by 5.0%": lambda pairs: [(image, np.roll(label, -2, 0)) for image, label in pairs],
     "turned by a quarter clockwise": lambda pairs: [(image[:, :48], np.rot90(label[:, :48])) for image, label in pairs],
 }
 

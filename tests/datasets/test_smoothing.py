@@ -80,3 +80,11 @@ def test_noise_is_noticed():
     random = np.random.default_rng(0)
     (line,) = judge(random.integers(0, 5, (4, 60, 80), dtype=np.uint8))
     assert line.startswith("80% of the labels' neighbouring pixels differ, as in noise")
+
+
+def test_a_few_smoothed_labels_among_clean_ones_are_noticed():
+    many = [shapes(seed) for seed in range(20, 50)]
+    assert judge(many) == []
+    soft = [cv2.GaussianBlur(label, (0, 0), 1.5) if index in (3, 17) else label for index, label in enumerate(many)]
+    (line,) = judge(soft)
+    assert line.startswith("2 of 30 labels look smoothed: ")
