@@ -198,9 +198,8 @@ def checks(device: torch.device, choices: ops.Choices) -> Iterator[tuple[str, Ca
     for shape, dtype in product(SHAPES, TOLERANCES):
         name = f"parity {'x'.join(map(str, shape))} {_name(dtype)}"
         yield name, partial(lambda *case: check_parity(inputs(*case), "numba"), shape, dtype, device)
-    for shape, dtype in product(SHAPES, (torch.bfloat16, torch.float16)):
-        name = f"parity, asynchronous copies, {'x'.join(map(str, shape))} {_name(dtype)}"
-        yield name, partial(check_copies, shape, dtype, device)
+    for shape in (SHAPES[0], SHAPES[2], SHAPES[-1]):
+        yield f"parity, asynchronous copies, {'x'.join(map(str, shape))}", partial(check_copies, shape, device)
     usual = inputs(SHAPES[0], torch.float32, device)
     yield "repeated runs", lambda: check_equal(run_step(usual, "numba"), run_step(usual, "numba"))
     yield "another stream", lambda: check_equal(_step_on_stream(usual), run_step(usual, "numba"))
@@ -332,10 +331,10 @@ def check_parity(tensors: Inputs, implementation: str) -> Answer:
 parity = check_parity
 
 
-def check_copies(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Answer:
-    """The same of kernels that copy without registers, and as exact on every run."""
+def check_copies(shape: Sequence[int], device: torch.device) -> Answer:
+    """The same of kernels that copy without registers, in bfloat16, and whether two runs are equal."""
     with fused.copying("async"):
-        tensors = inputs(shape, dtype, device)
+        tensors = inputs(shape, torch.bfloat16, device)
         same, _ = check_equal(run_step(tensors, "numba"), run_step(tensors, "numba"))
         right, errors = check_parity(tensors, "numba")
     return right and same, errors if same else f"{errors}; two runs differ"

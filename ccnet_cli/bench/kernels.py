@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from ccnet_cli.bench.report import Column, Report, Row, Table
 from ccnet_cli.errors import InputError
-from ccnet_cli.ops.cuda import launch, steps
+from ccnet_cli.ops.cuda import attention, launch, steps
 from ccnet_cli.ops.cuda import plan as fused
 from ccnet_cli.ops.cuda.steps import Buffer, Grid, Kernel, Step
 
@@ -76,7 +76,8 @@ def analyse(
 ) -> Report:
     """Compile the kernels of a forward and a backward pass of one image for each architecture.
 
-    Their machine code is left in the cache folder, for a machine with a GPU and no compiler. counters executes both
+    Their machine code is left in the cache folder, for a machine with a GPU and no compiler; fused kernels copy as the
+    environment says. counters executes both
     passes at the first architecture and size with ptxrun, where it can be imported.
     InputError without the compiler, for an unknown architecture, or for counters without ptxrun.
     """
@@ -244,7 +245,7 @@ def _floors_of_attention(H: int, W: int, C: int, dtype: str) -> list[Row]:
 
 def plan_fused(H: int, W: int, C: int, dtype: str) -> dict[str, list[Step]]:
     """The launches of fused attention for one image, by name of the pass."""
-    c, grid = max(C // 8, 1), Grid(1, H, W, 0, dtype, largest=fused.LINE)
+    c, grid = max(C // 8, 1), Grid(1, H, W, 0, dtype, largest=fused.LINE, copies=attention.read_copies())
     vector = 4 * fused.numbers_per_word(dtype)
     query, key, value, out, grad = (
         Buffer(name, width, width % vector == 0)

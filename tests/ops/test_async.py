@@ -1,5 +1,6 @@
 """Fused attention whose numbers come to shared memory by cp.async and from there by ldmatrix, without a GPU."""
 
+import os
 import re
 import subprocess
 import tempfile
@@ -17,6 +18,9 @@ from kernels import compiles, runs
 from test_fused import SQUARE, WHOLE, caught
 
 from ccnet_cli import ops
+from ccnet_cli.bench import gpu, passes
+from ccnet_cli.bench.kernels import plan_fused
+from ccnet_cli.bench.meter import Meter
 from ccnet_cli.errors import InputError
 from ccnet_cli.ops.cuda import attention, launch, plan, steps
 
@@ -142,12 +146,33 @@ def test_the_environment_chooses(monkeypatch, asked, wanted):
     leaves = [torch.zeros(1, n, 5, 7, dtype=torch.bfloat16).requires_grad_() for n in (8, 8, 16)]
     ops.criss_cross(*leaves, "numba").sum().backward()
     assert [kernel.copies for kernel in seen] == [wanted, wanted, "plain", wanted, wanted]
+    planned = [step.kernel.copies for launches in plan_fused(97, 97, 512, "bfloat16").values() for step in launches]
+    assert planned == [kernel.copies for kernel in seen]
 
 
 def test_an_unknown_way_is_refused(monkeypatch):
     monkeypatch.setenv(attention.COPIES, "tma")
     with pytest.raises(InputError, match=r"CCNET_CUDA_COPIES=tma.*plain or async"):
         attention.read_copies()
+
+
+@pytest.mark.parametrize("before", ["", "async"])
+def test_the_bench_has_both_ways_whatever_the_environment_says(monkeypatch, before):
+    seen = []
+
+    def look(*_):
+        seen.append(attention.read_copies())
+        raise RuntimeError("seen")
+
+    monkeypatch.setenv(attention.COPIES, before)
+    monkeypatch.setattr(ops, "criss_cross", look)
+    for name in ("numba", passes.ASYNC):
+        row = passes.measure(gpu.inputs, (1, (5, 7), "bf16", name), Meter(torch.device("cpu"), repeats=1), channels=16)
+        assert (row["name"], row["failed"]) == (name, "seen")
+    questions = dict(gpu.checks(torch.device("cpu"), ops.Choices()))
+    with pytest.raises(RuntimeError, match="seen"):
+        questions["parity, asynchronous copies, 2x8x16x5x7"]()
+    assert seen == ["plain", "async", "async"] and os.environ[attention.COPIES] == before
 
 
 # Machine code.
