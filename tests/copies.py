@@ -9,7 +9,7 @@ from itertools import count
 
 # copies of a thread that are pending at most, and bytes of each in the queue
 PENDING, ENTRY = 64, 32
-_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global \[(\S+)\], \[(\S+)\], (4|16), (\S+);")
+_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global \[(\S+)\+(\d+)\], \[(\S+)\], (4|16), (\S+);")
 _WAIT = re.compile(r"cp\.async\.wait_group (\d+);")
 _MATRICES = re.compile(r"ldmatrix\.sync\.aligned\.m8n8\.x4\.trans\.shared\.b16 \{(.*?)\}, \[([^+\]]+)\+(\d+)\];")
 
@@ -62,18 +62,18 @@ def _move(width: int, inside: str, source: str, to: str) -> str:
     return f"{zeros}@{inside} ld.global{vector}.b32 {several}, [{source}];\nst.shared{vector}.b32 [{to}], {several};\n"
 
 
-def _copy(to: str, source: str, width: str, size: str) -> str:
+def _copy(to: str, offset: str, source: str, width: str, size: str) -> str:
     return (
         "{\n"
         + _registers("pred", "inside")
         + _registers("b32", "word0", "word1", "word2", "word3")
         + f"setp.ne.s32 %inside, {size}, 0;\n"
-        + _move(int(width), "%inside", source, to)
+        + _move(int(width), "%inside", source, f"{to}+{offset}")
         + "}\n"
     )
 
 
-def _begin(to: str, source: str, width: str, size: str) -> str:
+def _begin(to: str, offset: str, source: str, width: str, size: str) -> str:
     """Put a copy into the queue, and nan where it will be."""
     words = ", ".join(f"%word{i}" for i in range(int(width) // 4))
     where, nan = ("", words) if width == "4" else (".v4", "{" + words + "}")
@@ -81,12 +81,13 @@ def _begin(to: str, source: str, width: str, size: str) -> str:
         f"sub.s32 %late_slot, %copies_next, %copies_first;\nsetp.ge.s32 %late_stop, %late_slot, {PENDING};\n"
         + "@%late_stop trap;\n"
         + _PLACE.format(which="next")
-        + f"st.local.u64 [%late_entry], {to};\nst.local.u64 [%late_entry+8], {source};\n"
+        + f"add.s64 %late_to, {to}, {offset};\n"
+        + f"st.local.u64 [%late_entry], %late_to;\nst.local.u64 [%late_entry+8], {source};\n"
         + f"mov.b32 %late_size, {size};\nmov.b32 %late_width, {width};\n"
         + "st.local.v4.b32 [%late_entry+16], {%late_size, %late_width, %copies_group, %copies_group};\n"
         + "add.s32 %copies_next, %copies_next, 1;\n"
         + "".join(f"mov.b32 {word}, -1;\n" for word in words.split(", "))
-        + f"st.shared{where}.b32 [{to}], {nan};\n"
+        + f"st.shared{where}.b32 [%late_to], {nan};\n"
     )
 
 

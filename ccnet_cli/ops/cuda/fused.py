@@ -115,7 +115,7 @@ def _device(function):
 
 def _keys(tiles, warps, fetch, copied):
     """Functions that load STEP words of a block's pixels, two of a thread's at most, and have them in shared memory."""
-    KEYS, THREADS, ROUNDS, copy = 8 * tiles, 32 * warps, -(-tiles // warps), tuples.copy(16)
+    KEYS, THREADS, ROUNDS, copy = 8 * tiles, 32 * warps, -(-tiles // warps), tuples.copy_words
 
     @_device
     def load(shared, to, source, at, hop, rests, inside):
@@ -373,21 +373,17 @@ def _copies(parts):
     Of 16 words the fourth and those after come behind the first, so that what a thread holds of products with their
     columns lies side by side in memory.
     """
-    WARPS, KEYS, PITCH, copy = parts.warps, 8 * parts.tiles, COPIED_PITCH, tuples.copy(4)
-    ROUNDS = -(-KEYS // WARPS)
+    WARPS, KEYS, copy = parts.warps, 8 * parts.tiles, tuples.copy_pixels(parts.tiles, parts.warps)
 
     @_device
     def begin(shared, base, source, channels, line, block, c0):
         (pointer, stride), (L, hop, first) = source, line
         t = int32(cuda.threadIdx.x)
         warp, lane = int32(t >> 5), int32(t & 31)
-        to = int32(base + warp * PITCH + (lane & 16) + 4 * (lane & 3) + (lane >> 2 & 3))
+        to = int32(base + warp * COPIED_PITCH + (lane & 16) + 4 * (lane & 3) + (lane >> 2 & 3))
         at = int32((first + (block + warp) * hop) * stride + c0 + 2 * lane)
         pixels = int32(min(L - block, KEYS) - warp) if 2 * lane < channels - c0 else int32(0)
-        for i in range(ROUNDS):
-            if warp + i * WARPS < KEYS:
-                where = int32(at + i * WARPS * hop * stride)
-                copy(shared, int32(to + i * WARPS * PITCH), pointer, where, i * WARPS < pixels)
+        copy(shared, to, pointer, at, int32(WARPS * hop * stride), pixels)
         tuples.commit()
 
     return begin

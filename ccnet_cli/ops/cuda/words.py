@@ -141,6 +141,7 @@ def _made(result, *kinds):
             lambda typingctx, a, b, c: typed(a, b, c),
             lambda typingctx, a, b, c, d: typed(a, b, c, d),
             lambda typingctx, a, b, c, d, e: typed(a, b, c, d, e),
+            lambda typingctx, a, b, c, d, e, f: typed(a, b, c, d, e, f),
         )
         return intrinsic(bodies[len(kinds)])
 
@@ -230,19 +231,50 @@ def _address_in(builder, space, address):
     return builder.ptrtoint(builder.addrspacecast(address, ir.PointerType(_I32, space)), _I64)
 
 
-@lru_cache
-def copy(width):
-    """Begin to copy `width` bytes from a pointer to an array, whole multiples of it; zeros where it is not inside."""
-    text = f"cp.async.{'cg' if width == 16 else 'ca'}.shared.global [$0], [$1], {width}, $2;"
+def _copy(builder, width, offset, to, where, inside):
+    """Begin to copy `width` bytes between addresses, `offset` further, whole multiples of it; zeros if not inside."""
+    text = f"cp.async.{'cg' if width == 16 else 'ca'}.shared.global [$0+{offset}], [$1], {width}, $2;"
+    count = builder.select(inside, _I32(width), _I32(0))
+    _assemble(builder, ir.VoidType(), text, "l,l,r,~{memory}", [to, where, count], volatile=True)
 
-    def begin(context, builder, kinds, target, at, source, index, inside):
-        to = _address_in(builder, 3, _address(context, builder, kinds[0], target, at))
-        where = _address_in(builder, 1, _address(context, builder, kinds[2], source, index))
-        count = builder.select(inside, _I32(width), _I32(0))
-        _assemble(builder, ir.VoidType(), text, "l,l,r,~{memory}", [to, where, count], volatile=True)
+
+def _places(context, builder, kinds, target, at, source, index):
+    to, where = _address(context, builder, kinds[0], target, at), _address(context, builder, kinds[2], source, index)
+    return _address_in(builder, 3, to), _address_in(builder, 1, where)
+
+
+@_made(types.void, None, types.int32, None, types.int32, types.boolean)
+def copy_words(context, builder, kinds, target, at, source, index, inside):
+    """Begin to copy four words from a pointer to an array; zeros where they are not inside."""
+    _copy(builder, 16, 0, *_places(context, builder, kinds, target, at, source, index), inside)
+    return context.get_dummy_value()
+
+
+@lru_cache
+def copy_pixels(tiles, warps):
+    """Begin to copy a word of every pixel of a warp's, of 8 `tiles`, to rows of an array; zeros from a count on.
+
+    step: numbers between a warp's pixels.
+    """
+    rows = 8 * tiles
+
+    def begin(context, builder, kinds, *arguments):
+        *places, step, count = arguments
+        to, where = _places(context, builder, kinds, *places)
+        step = builder.mul(builder.sext(step, _I64), _I64(2))
+        warp = builder.lshr(nvvmutils.call_sreg(builder, "tid.x"), _I32(5))
+        for row in range(0, rows, warps):
+            inside = builder.icmp_signed("<", _I32(row), count)
+            place = 4 * row * COPIED_PITCH, to, where, inside
+            if row + warps <= rows:
+                _copy(builder, 4, *place)
+            else:
+                with builder.if_then(builder.icmp_signed("<", warp, _I32(rows - row))):
+                    _copy(builder, 4, *place)
+            where = builder.add(where, step)
         return context.get_dummy_value()
 
-    return _made(types.void, None, types.int32, None, types.int32, types.boolean)(begin)
+    return _made(types.void, None, types.int32, None, *[types.int32] * 3)(begin)
 
 
 def _order(text):
