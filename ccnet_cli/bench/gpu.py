@@ -35,6 +35,7 @@ SHAPES = (
 )
 # relative to the largest entry: rounding of what is stored
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+TF32 = 2e-3  # of float32 whose products are rounded to TF32
 RESULTS = ("output", "gradient of query", "gradient of key", "gradient of value")
 SIZES = ((97, 97), (128, 256), (129, 257))
 PRECISIONS = ("bf16", "fp32", "tf32")
@@ -200,11 +201,13 @@ def checks(device: torch.device, choices: ops.Choices) -> Iterator[tuple[str, Ca
         yield name, partial(lambda *case: check_parity(inputs(*case), "numba"), shape, dtype, device)
     for shape in (SHAPES[0], SHAPES[2], SHAPES[-1]):
         yield f"parity, asynchronous copies, {'x'.join(map(str, shape))}", partial(check_copies, shape, device)
-    usual = inputs(SHAPES[0], torch.float32, device)
-    yield "repeated runs", lambda: check_equal(run_step(usual, "numba"), run_step(usual, "numba"))
-    yield "another stream", lambda: check_equal(_step_on_stream(usual), run_step(usual, "numba"))
-    yield "graph capture", lambda: _replay_graph(usual)
-    yield "measured choice", lambda: _auto_choice(usual, choices)
+    yield "measured choice", partial(_auto_choice, inputs(SHAPES[0], torch.float32, device), choices)
+    # from sm_80 on, kernels of their own
+    for dtype in (torch.float32, torch.bfloat16):
+        usual = inputs(SHAPES[0], dtype, device)
+        yield f"repeated runs {_name(dtype)}", partial(_repeat, usual)
+        yield f"another stream {_name(dtype)}", partial(_compare_streams, usual)
+        yield f"graph capture {_name(dtype)}", partial(_replay_graph, usual)
 
 
 def tensor_checks(device: torch.device) -> Iterator[tuple[str, Callable[[], Answer]]]:
@@ -212,6 +215,8 @@ def tensor_checks(device: torch.device) -> Iterator[tuple[str, Callable[[], Answ
     for shape, dtype in product(SHAPES, TENSOR):
         name = f"tensor cores {'x'.join(map(str, shape))} {_name(dtype)}"
         yield name, partial(lambda *case: check_gathering(inputs(*case)), shape, dtype, device)
+    for shape in SHAPES:
+        yield f"parity {'x'.join(map(str, shape))} tf32", partial(_check_tf32, shape, device)
     usual = inputs(SHAPES[0], torch.float32, device)
 
     def run() -> list[Tensor]:
@@ -222,8 +227,9 @@ def tensor_checks(device: torch.device) -> Iterator[tuple[str, Callable[[], Answ
 
 def check_gathering(tensors: Inputs) -> Answer:
     """What tensor cores make of the attention and value, against the float64 product of the same, rounded."""
-    value = tensors[2]
-    out, attention = cuda.criss_cross(*tensors, tensor=True)
+    query, key, value = tensors
+    # energies are of float32
+    out, attention = cuda.criss_cross(query.float(), key.float(), value, tensor=True)
     H, W = value.shape[2:]
     arm = cuda.attention_width(H, 0)
     weights = torch.cat([attention[..., :H], attention[..., arm : arm + W]], -1).permute(0, 3, 1, 2).cpu()
@@ -248,8 +254,9 @@ def _time_tensor_cores(device: torch.device, sizes: Sequence[tuple[int, int]]) -
     meter = Meter(device, repeats=REPEATS)
     medians = {}
     for (H, W), dtype in product(sizes, TENSOR):
-        tensors = inputs((1, 64, 512, H, W), dtype, device)
-        calls = {name: partial(cuda.criss_cross, *tensors, tensor=name == "with") for name in ("without", "with")}
+        query, key, value = inputs((1, 64, 512, H, W), dtype, device)
+        full = query.float(), key.float(), value
+        calls = {name: partial(cuda.criss_cross, *full, tensor=name == "with") for name in ("without", "with")}
         medians[f"{H}x{W} {_name(dtype)}"] = {name: time.median for name, time in meter.alternate(calls).items()}
     return medians
 
@@ -315,14 +322,14 @@ def run_step(tensors: Inputs, implementation: str, choices: ops.Choices | None =
     return [out.detach(), *torch.autograd.grad(out, leaves, weight)]
 
 
-def check_parity(tensors: Inputs, implementation: str) -> Answer:
-    """Output and gradients against the definition in float64 on the CPU."""
+def check_parity(tensors: Inputs, implementation: str, tolerance: float | None = None) -> Answer:
+    """Output and gradients against the definition in float64 on the CPU; the tolerance is their type's without one."""
     results, exact = run_step(tensors, implementation), run_step(_map(tensors, lambda x: x.double().cpu()), "reference")
     right, differences = True, []
     for name, result, wanted in zip(RESULTS, results, exact, strict=True):
         difference, largest = float((result.double().cpu() - wanted).abs().max()), float(wanted.abs().max())
         # a map of one pixel has gradients of 0; and not (>), so that nan fails
-        right &= difference <= TOLERANCES[result.dtype] * largest + 1e-7
+        right &= difference <= (tolerance or TOLERANCES[result.dtype]) * largest + 1e-7
         differences.append(f"{name} {difference / largest if largest else difference:.1e}")
     return right, ", ".join(differences)
 
@@ -346,6 +353,19 @@ def check_equal(results: Sequence[Tensor], expected: Sequence[Tensor]) -> Answer
     pairs = zip(names, results, expected, strict=True)
     unequal = [name for name, result, wanted in pairs if not torch.equal(result, wanted)]
     return not unequal, f"{', '.join(unequal)} differ" if unequal else "equal to the bit"
+
+
+def _check_tf32(shape: Sequence[int], device: torch.device) -> Answer:
+    with passes.rounding("tf32"):
+        return check_parity(inputs(shape, torch.float32, device), "numba", TF32)
+
+
+def _repeat(tensors: Inputs) -> Answer:
+    return check_equal(run_step(tensors, "numba"), run_step(tensors, "numba"))
+
+
+def _compare_streams(tensors: Inputs) -> Answer:
+    return check_equal(_step_on_stream(tensors), run_step(tensors, "numba"))
 
 
 def _step_on_stream(tensors: Inputs) -> list[Tensor]:

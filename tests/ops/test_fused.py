@@ -50,16 +50,36 @@ def test_a_pass_is_the_definition_within_rounding(dtype):
 
 @runs
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dtype", "arch"),
-    [(dtype, arch) for dtype in ROUNDING for arch in ARCHS],
-)
-def test_any_size_and_its_gradients_are_the_definition_within_rounding(dtype, arch):
-    for options in [SQUARE, *RAGGED] if arch == (8, 0) else [SQUARE]:
-        case = Fused(**options, dtype=dtype)
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("options", [SQUARE, *RAGGED], ids=str)
+def test_any_size_and_its_gradients_are_the_definition_within_rounding(options, dtype, arch):
+    check(Fused(**options, dtype=dtype), arch)
+
+
+@runs
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_lines_beyond_a_block_are_the_definition_within_rounding(dtype, arch):
+    # the whole is too large: two cuts of channels, all of eight rows and of eight columns
+    check(Fused(**WHOLE | {"C": 128, "H": 129, "W": 257}, dtype=dtype, lines=8), arch)
+
+
+def check(case: Fused, arch: tuple[int, int]) -> None:
+    """Execute and compare, unless the program is that for sm_80, which another case executes."""
+    if arch == (8, 0) or not all(is_one_program(step.kernel, arch, (8, 0)) for step in case.launches):
         for result in case.run(arch):
-            assert (result.faults, result.bank_conflicts) == ([], 0), options
-        assert case.failures() == [], options
+            assert (result.faults, result.bank_conflicts) == ([], 0)
+        assert case.failures() == []
+
+
+def is_one_program(kernel: steps.Kernel, *archs: tuple[int, int]) -> bool:
+    """Whether the PTX for architectures differs in names alone: of these, and of variables that numba counts."""
+    from ccnet_cli.ops.cuda import build
+
+    names = r"//.*|\.(version|target|common)[^\n]*|(?<=_cudapy_smem_)\d+"
+    return len({re.sub(names, "", build.ptx(kernel, arch)) for arch in archs}) == 1
 
 
 @runs
@@ -116,12 +136,15 @@ def test_large_pulls_do_not_overflow_in_float16():
 
 @runs
 @pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", ROUNDING)
-def test_full_size_moves_little_more_than_it_must(dtype):
+def test_full_size_is_right_and_moves_little_more_than_it_must(dtype, arch):
     case = Fused(**WHOLE, dtype=dtype)
-    results = case.run((9, 0))
+    if arch != (9, 0) and all(is_one_program(step.kernel, arch, (9, 0)) for step in case.launches):
+        return
+    results = case.run(arch)
     assert case.failures() == []
-    assert sum(result.bank_conflicts for result in results) == 0
+    assert [(result.faults, result.bank_conflicts) for result in results] == [([], 0)] * 5
     forward, size = results[:2], 2 if dtype == "float32" else 1
     moved, moved_back = map(count_bytes, (forward, results[2:]))
     asked = sum(r.global_load_bytes + r.global_store_bytes for r in forward)
@@ -133,16 +156,6 @@ def test_full_size_moves_little_more_than_it_must(dtype):
     scalar = (2 * r.thread_instructions.get("ffma", 0) + r.thread_instructions.get("fp", 0) for r in forward)
     issued = (sum(result.flops for result in forward) - sum(scalar)) / 2
     assert useful >= 0.8 * issued
-
-
-@runs
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ROUNDING)
-def test_lines_beyond_a_block_at_full_size(dtype):
-    # of 512 channels one cut, which is what every block makes of the others too
-    case = Fused(**WHOLE | {"C": 64, "H": 129, "W": 257}, dtype=dtype)
-    assert [(result.faults, result.bank_conflicts) for result in case.run((9, 0))] == [([], 0)] * 5
-    assert case.failures() == []
 
 
 def count_bytes(results: list[Any]) -> int:

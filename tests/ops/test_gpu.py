@@ -50,6 +50,19 @@ def test_what_is_wrong_fails_whichever_result_it_is(number, wrong, monkeypatch):
     assert gpu.check_parity(gpu.inputs((1, 5, 7, 33, 20), torch.float32, CPU), "gemm")[0] is False
 
 
+@pytest.mark.parametrize(("error", "passed"), [(1e-3, True), (3e-3, False)])
+def test_tf32_is_on_and_has_a_tolerance_of_its_own(error, passed, monkeypatch):
+    seen = []
+
+    def rounded(tensors, implementation):
+        seen.append((implementation, torch.backends.cuda.matmul.allow_tf32))
+        return [torch.full((3,), 1.0 if implementation == "reference" else 1 + error)] * 4
+
+    monkeypatch.setattr(gpu, "run_step", rounded)
+    question = dict(gpu.tensor_checks(CPU))["parity 2x8x16x5x7 tf32"]
+    assert question()[0] is passed and ("numba", True) in seen
+
+
 def test_equality_is_of_every_bit():
     first, second = ([torch.ones(3), torch.ones(2)] for _ in range(2))
     assert gpu.check_equal(first, second) == (True, "equal to the bit")
@@ -69,8 +82,8 @@ def test_an_error_is_an_answer_that_does_not_pass():
 
 def test_every_shape_and_type_is_asked_for():
     names = [name for name, _ in gpu.checks(CPU, ops.Choices())]
-    assert len(names) == len(set(names)) == len(gpu.SHAPES) * 3 + 3 + 4
-    assert "parity 1x64x512x97x97 bfloat16" in names and "graph capture" in names
+    assert len(names) == len(set(names)) == len(gpu.SHAPES) * 3 + 3 + 7
+    assert {"parity 1x64x512x97x97 bfloat16", "graph capture bfloat16", "measured choice"} <= {*names}
     questions = dict(gpu.checks(CPU, ops.Choices()))
     asked = []
     with pytest.MonkeyPatch.context() as patch:
@@ -83,11 +96,11 @@ def test_every_shape_and_type_is_asked_for():
 
 def test_tensor_cores_are_asked_and_what_is_not_rounded_as_theirs_fails(monkeypatch):
     names = [name for name, _ in gpu.tensor_checks(CPU)]
-    assert len(names) == len(set(names)) == len(gpu.SHAPES) * 2 + 1
+    assert len(names) == len(set(names)) == len(gpu.SHAPES) * 3 + 1
     dropped = 0
 
     def gather(query, key, value, tensor):
-        assert tensor
+        assert tensor and query.dtype == key.dtype == torch.float32
         _, _, H, W = value.shape
         arm, width = gpu.cuda.attention_width(H, 0), gpu.cuda.attention_width(H, W)
         weights = ops.affinity(query.float(), key.float(), "reference").softmax(1)

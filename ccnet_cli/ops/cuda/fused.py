@@ -1,10 +1,11 @@
 """Criss-cross attention whose energies stay on chip: products on tensor cores, sums in float32.
 
 Numbers of 16 bits are multiplied as they are, and float32 rounded to TF32; for energies, whose errors powers make
-larger, query and key are two TF32 each, and so is the output's gradient. A block takes up to 128 pixels of a row or a
-column, 16 in each warp, and all of the line's in blocks of 8 `tiles`. Two launches make a pass. The rows' leaves the
-logarithm of each pixel's sum of weights, and the output for these; the columns' adds its own sum, knows every weight
-then, and adds to the output scaled to the whole. In bfloat16 the rows leave 10 bits of each number instead of 8.
+larger, query and key are two TF32 each, and so is the output's gradient. Along short lines all numbers are. A block
+takes up to 128 pixels of a row or a column, 16 in each warp, and all of the line's in blocks of 8 `tiles`. Two launches
+make a pass. The rows' leaves the logarithm of each pixel's sum of weights, and the output for these; the columns' adds
+its own sum, knows every weight then, and adds to the output scaled to the whole. In bfloat16 the rows leave 10 bits of
+each number instead of 8.
 
 The gradients need these logarithms, and for each pixel `delta`, the sum of the output times its gradient: weights are
 computed again, and again the columns add to what the rows wrote:
@@ -56,7 +57,7 @@ INFINITE = float32(math.inf)
 # float16 holds numbers up to 65504: pulls are scaled below this
 LARGE = float32(16384)
 ALL = 0xFFFFFFFF
-# tiles of a line whose weights are two numbers each too: what rounding makes of few does not average out
+# tiles of a short line, whose weights are two numbers each too: what rounding makes of few does not average out
 FEW = 4
 
 
@@ -629,9 +630,13 @@ def _reader(dtype, PITCH):
 
 
 def _splits(dtype, tiles, copied):
-    """How words of a block are made and multiplied: whole, and as two numbers each, which TF32 does not need."""
-    words, remainders = tuples.words(dtype, tiles), tuples.remainders(dtype, tiles)
-    gather = (tuples.gather_copied if copied else tuples.gather)(dtype, tiles)
+    """How words of a block are made and multiplied: whole, and as two numbers each, which float32 becomes in products.
+
+    That is along short lines alone, since TF32 has bits enough elsewhere.
+    """
+    few = dtype == "float32" and tiles <= FEW
+    words, remainders = tuples.words(dtype, tiles, rounded=not few), tuples.remainders(dtype, tiles)
+    gather = tuples.gather_copied(dtype, tiles) if copied else tuples.gather(dtype, tiles, split=few)
 
     @_device
     def whole(total):
@@ -662,13 +667,15 @@ def _parts(which):
     asynchronous = which.copies == "async"
     # a copy cannot round to TF32 on its way, nor can ldmatrix exchange rows and columns of 32 bits
     copied = asynchronous and dtype != "float32"
-    fetch, exact = tuples.fetch(dtype, aligned, rounded=True), tuples.fetch(dtype, aligned)
+    few = tiles <= FEW
+    fetch, exact = tuples.fetch(dtype, aligned, rounded=not few), tuples.fetch(dtype, aligned)
     energies = _energies(tiles, warps, dtype, aligned, copied=asynchronous)
     # grad left or right; value is rounded as the output was made of it, so that a pull is 0 where it should be
-    pulls = [_energies(tiles, warps, dtype, aligned, (left, not left), asynchronous) for left in (True, False)]
+    splits = [(left or few, few or not left) for left in (True, False)]
+    pulls = [_energies(tiles, warps, dtype, aligned, pair, asynchronous) for pair in splits]
     columns = shared_words(tiles) - 16 * tiles
     whole, gather, split, gather_split = _splits(dtype, tiles, copied)
-    if tiles <= FEW:
+    if few:
         whole, gather = split, gather_split
     names = {"dtype": dtype, "tiles": tiles, "warps": warps, "long": long, "columns": columns, "aligned": aligned}
     names |= {"copied": copied}

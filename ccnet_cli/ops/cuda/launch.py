@@ -83,19 +83,19 @@ def _load(kernel: Kernel, index: int) -> Any:
 def machine_code(kernel: Kernel, arch: tuple[int, int]) -> bytes:
     """The kernel's machine code for one architecture, from the cache folder, or compiled and written there.
 
-    Without a compiler, that of any which made it from these sources elsewhere.
+    Where it cannot be compiled, what another compiler made of these sources elsewhere.
     """
     path = _path(kernel, arch)
     with suppress(OSError):
         return path.read_bytes()
     try:
         require()
+        image: bytes = compile_to_cache(kernel, arch).image
     except InputError:
         others = sorted(path.parent.glob(f"{path.name.rpartition('-')[0]}-{_sources()}*.cubin"))
         if not others:
             raise
         return others[0].read_bytes()
-    image: bytes = compile_to_cache(kernel, arch).image
     return image
 
 

@@ -384,6 +384,11 @@ def _split(builder, words):
     return high, [_tf32(builder, builder.fsub(x, y)) for x, y in pairs]
 
 
+def _pairs(lefts, rights):
+    """What to multiply of numbers that are one or two each, the smallest first; of two remainders it is nothing."""
+    return [(x, y) for a, x in reversed([*enumerate(lefts)]) for b, y in reversed([*enumerate(rights)]) if not a & b]
+
+
 @lru_cache
 def dot(dtype, tiles, splits=(False, False)):
     """Add to a total the products of STEP words: 16 rows' own, near and far, by those of 8 `tiles` rows of an array.
@@ -398,11 +403,8 @@ def dot(dtype, tiles, splits=(False, False)):
         for j in range(tiles):
             part, right = total[4 * j : 4 * j + 4], _read4(builder, address, 8 * STEP * j)
             rights = _split(builder, right) if split_right else (right,)
-            # the smallest first; that of two remainders is nothing
-            pairs = [(a, b) for a in (1, 0) for b in (1, 0) if a < len(lefts) and b < len(rights) and not a & b]
-            for (a, b), k in product(pairs, (0, 2)):
-                left = [lefts[a][i] for i in (k, k + 4, k + 1, k + 5)]
-                part = _multiply(builder, dtype, left, rights[b][k : k + 2], part)
+            for (a, b), k in product(_pairs(lefts, rights), (0, 2)):
+                part = _multiply(builder, dtype, [a[i] for i in (k, k + 4, k + 1, k + 5)], b[k : k + 2], part)
             sums += part
         return sums
 
@@ -410,8 +412,11 @@ def dot(dtype, tiles, splits=(False, False)):
 
 
 @lru_cache
-def gather(dtype, tiles):
-    """Add to a total of channels the words' product with 8 `tiles` pixels of an array."""
+def gather(dtype, tiles, split=False):
+    """Add to a total of channels the words' product with 8 `tiles` pixels of an array.
+
+    split: both are float32, to be multiplied as two TF32 each.
+    """
     (cut, pitch), deep = cut_channels(dtype), numbers_per_word(dtype)
 
     def multiply(context, builder, kinds, total, words, shared, at):
@@ -420,12 +425,15 @@ def gather(dtype, tiles):
         for j in range(0, tiles, deep):
             left = words[4 * j // deep : 4 * j // deep + 4]
             rows = range(8 * j // deep, 8 * j // deep + 2 * len(left), 4)
+            lefts = _split(builder, left) if split else (left,)
             for channels in range(0, cut, 32):
                 right = [_read4(builder, address, row * pitch + channels) for row in rows]
                 for n in range(4):
                     i = 4 * (channels // 8 + n)
                     part = [row[n] for row in right]
-                    sums[i : i + 4] = _multiply(builder, dtype, left, part, sums[i : i + 4])
+                    rights = _split(builder, part) if split else (part,)
+                    for a, b in _pairs(lefts, rights):
+                        sums[i : i + 4] = _multiply(builder, dtype, a, b, sums[i : i + 4])
         return sums
 
     return _made(_sums(dtype), _sums(dtype), _words(dtype, tiles), None, types.int32)(multiply)
@@ -589,19 +597,15 @@ def largest(tiles):
     return _made(types.float32, _totals(tiles))(reduce)
 
 
-def _round(builder, dtype, total):
-    """A total as words."""
-    if dtype == "float32":
-        return [_tf32(builder, total[i + k]) for i in range(0, len(total), 4) for k in (0, 2, 1, 3)]
-    return _pack(builder, dtype, total)
-
-
 @lru_cache
-def words(dtype, tiles):
-    """A total as words."""
+def words(dtype, tiles, rounded=True):
+    """A total as words, rounded as products take them or, in float32, as it is."""
 
     def change(context, builder, kinds, total):
-        return _round(builder, dtype, total)
+        if dtype != "float32":
+            return _pack(builder, dtype, total)
+        total = [total[i + k] for i in range(0, len(total), 4) for k in (0, 2, 1, 3)]
+        return [_tf32(builder, x) if rounded else builder.bitcast(x, _I32) for x in total]
 
     return _made(_words(dtype, tiles), _totals(tiles))(change)
 
@@ -612,7 +616,7 @@ def remainders(dtype, tiles):
 
     def change(context, builder, kinds, total, words):
         rounded = [x for word in words for x in _halves(builder, dtype, word)]
-        return _round(builder, dtype, [builder.fsub(x, y) for x, y in zip(total, rounded, strict=True)])
+        return _pack(builder, dtype, [builder.fsub(x, y) for x, y in zip(total, rounded, strict=True)])
 
     return _made(_words(dtype, tiles), _totals(tiles), _words(dtype, tiles))(change)
 
