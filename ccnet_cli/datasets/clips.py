@@ -124,9 +124,17 @@ def _read_name(path: Path) -> Frame | None:
 
 
 def _shuffle(frames: dict[Path, tuple[Path, ...]], place: int) -> dict[Path, tuple[Path, ...]]:
-    """Each clip with the other frames of another one, the same on every machine."""
-    own = list(frames)
-    order: Sequence[int] = np.random.default_rng(SHUFFLE_SEED).permutation(len(own)).tolist()
-    # around the circle, no clip gets its own
-    donor = {own[one]: frames[own[other]] for one, other in zip(order, [*order[1:], order[0]], strict=True)}
-    return {image: (*donor[image][:place], image, *donor[image][place + 1 :]) for image in own}
+    """Each clip with the other frames of another one of its size, the same on every machine."""
+    generator = np.random.default_rng(SHUFFLE_SEED)
+    donor: dict[Path, tuple[Path, ...]] = {}
+    by_size: dict[tuple[int, int], list[Path]] = {}
+    for image in frames:
+        by_size.setdefault(images.read_size(image, tolerate=True), []).append(image)
+    for own in by_size.values():
+        if len(own) == 1:
+            why = f"no other image has the size of {own[0]}, whose clip needs another one's frames"
+            raise InputError("preset key data.clip.shuffle", why, "give two images of each size, or set it to false")
+        order: Sequence[int] = generator.permutation(len(own)).tolist()
+        # around the circle, no clip gets its own
+        donor |= {own[one]: frames[own[other]] for one, other in zip(order, [*order[1:], order[0]], strict=True)}
+    return {image: (*donor[image][:place], image, *donor[image][place + 1 :]) for image in frames}

@@ -36,15 +36,21 @@ class Film:
 
 
 def find_films(folder: Path, labels: Path, suffix: str) -> list[Film]:
-    """The videos in a folder of which a frame has a label; suffix is what labels' names end in."""
+    """The videos in a folder of which a frame has a label; suffix is what labels' names end in.
+
+    InputError where two videos would have the same labels.
+    """
     names = scan(labels, (suffix,))
-    films = []
+    films: dict[str, Film] = {}
     for name in scan(folder, video.SUFFIXES):
         stem = name.rpartition(".")[0]
         numbers = {each: NUMBER.fullmatch(each[len(stem) : -len(suffix)]) for each in names if each.startswith(stem)}
         if own := sorted((int(match[1]), labels / each) for each, match in numbers.items() if match):
-            films.append(Film(name, dict(own)))
-    return films
+            if stem in films:
+                why = f"label {own[0][1]} could be of {films[stem].name} too"
+                raise InputError(f"video {folder / name}", why, "rename or remove one of the two videos")
+            films[stem] = Film(name, dict(own))
+    return list(films.values())
 
 
 def list_films(folder: Path, films: Iterable[Film], clip: Clip) -> Samples:

@@ -82,9 +82,13 @@ class VideoNetwork:
 
     def _decode(self, kept: deque[Kept]) -> Tensor:
         clip = [kept[index] for index in range(0, self.length, self.step)]
-        deepest = clip[self.place][0]
+        deepest, frames = clip[self.place][0], [encoded for _, encoded in clip]
         assert deepest is not None
-        scores: Tensor = self.engine.decode(deepest, [encoded for _, encoded in clip], self.place)
+        if all(each is frames[0] for each in frames):
+            # a picture by itself, or the begin of a video
+            scores: Tensor = self.engine.decode(deepest, frames[:1], 0, len(frames))
+        else:
+            scores = self.engine.decode(deepest, frames, self.place)
         return scores
 
 

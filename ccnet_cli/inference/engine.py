@@ -169,9 +169,11 @@ class Engine(nn.Module):
         return features[-1], *cast(FoldedClipHead, self.head).encode(features)
 
     @torch.no_grad()
-    def decode(self, deepest_BChw: Tensor, frames: Sequence[tuple[Tensor, ...]], place: int) -> Tensor:
-        """The main scores of a frame of a clip, from its own deepest map and what each frame was encoded to."""
-        return cast(FoldedClipHead, self.head).decode(deepest_BChw, frames, place).float()
+    def decode(
+        self, deepest_BChw: Tensor, frames: Sequence[tuple[Tensor, ...]], place: int, repeats: int = 1
+    ) -> Tensor:
+        """The main scores of a frame of a clip, see FoldedClipHead."""
+        return cast(FoldedClipHead, self.head).decode(deepest_BChw, frames, place, repeats).float()
 
     def _backbone(self, x: Tensor) -> Sequence[Tensor]:
         maps: Sequence[Tensor] = self.backbone(x.contiguous(memory_format=torch.channels_last))

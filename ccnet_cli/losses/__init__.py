@@ -10,9 +10,9 @@ methods of these names, each optional:
 This file loads no torch, so that a preset is checked in no time.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from ccnet_cli.parts import Channels, Count, Flag, Float, Fraction, Part, Positive, Term, Text, late
 
@@ -117,6 +117,12 @@ class CategoryConsistent(Term):
     variance: Float = 1.0
     distance: Float = 1.0
     regularization: Float = 0.001
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.delta_v > self.delta_d:
+            raise ValueError(f"delta_v {self.delta_v} must not be above delta_d {self.delta_d}")
+        return self
 
 
 class Presence(Term):

@@ -1,19 +1,17 @@
 """Criss-cross attention over clips, of which one frame is wanted: its last pass looks from this frame alone."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ccnet_cli import ops
-from ccnet_cli.models.attention import FoldedPasses, RecurrentCrissCross, plain_energies, plain_sums
+from ccnet_cli.models.attention import MASKED, FoldedPasses, RecurrentCrissCross
 from ccnet_cli.models.layers import Make
-from ccnet_cli.ops import cpu
 
-# numbers of a frame's projection up to which the frames of a clip look into themselves together, in fewer steps
+# numbers of a frame's map up to which the frames of a clip are looked at together, in fewer steps
 MAX_NUMBERS = 1 << 18
-# multiply-adds of a pass over a clip for which the CPU's kernels are faster than all else
-MIN_MACS = cpu.MIN_MACS // 16
 
 # B batch, C channels, T frames, H height, W width, P = T + H + W positions on a cross: the own one counts in the row
 
@@ -49,7 +47,7 @@ class RecurrentClips(RecurrentCrissCross):
         return FoldedClips(self, make)
 
 
-# of one frame, (B, H, W, C) each: its input and, of several passes, its projection, what its positions gather in the
+# of each of B frames, (B, H, W, C): its input and, of several passes, its projection, what its positions gather in the
 # frame itself, and the logarithms (B, H, W) of their weights' sums
 Frame = tuple[Tensor, ...]
 
@@ -57,8 +55,10 @@ Frame = tuple[Tensor, ...]
 class FoldedClips(FoldedPasses):
     """The recurrent attention with one projection, gamma in the value's; channels lie innermost.
 
-    The last pass looks from one frame, and reads the other frames' places without their projection: the query goes
-    through the key's weights, and what it gathers through the value's, one frame each instead of T.
+    One clip is seen at a time, as products of several round otherwise. Its frames lie side by side, (H, T, W, C), which
+    spaces all rows evenly, and all columns. The last pass looks from one frame, and reads the other frames' places
+    without their projection: the query goes through the key's weights, and what it gathers through the value's, one
+    frame each instead of T.
     """
 
     key_weight: Tensor
@@ -80,131 +80,176 @@ class FoldedClips(FoldedPasses):
 
         A single pass looks from one frame of the clip alone.
         """
-        x_BTHWC = x_BCHW.movedim(1, -1)[:, None]
+        frames_HWC = x_BCHW.movedim(1, -1)
         if self.recurrence == 1:
-            return (x_BTHWC[:, 0],)
-        projected = self._project(x_BTHWC)
-        return x_BTHWC[:, 0], projected[:, 0], *(each[:, 0] for each in self._look(projected))
+            return (frames_HWC,)
+        return frames_HWC, *map(_stack, zip(*map(self._look_within, frames_HWC), strict=True))
 
-    def at(self, frames: Sequence[Frame], frame: int) -> Tensor:
-        """The output at one frame, (B, C, H, W), from what all frames of the clip were encoded to."""
+    def at(self, frames: Sequence[Frame], frame: int, repeats: int = 1) -> Tensor:
+        """The output at one frame, (B, C, H, W), from what all frames of the clip were encoded to.
+
+        A frame alone may stand for a clip that repeats it.
+        """
+        clips = ([tuple(each[index] for each in own) for own in frames] for index in range(len(frames[0][0])))
+        if len(frames) == 1:
+            return _stack([self._repeat(clip[0], repeats) for clip in clips]).movedim(-1, 1)
+        return _stack([self._at(clip, frame) for clip in clips]).movedim(-1, 1)
+
+    def _at(self, frames: Sequence[Frame], frame: int) -> Tensor:
         inputs, *rest = zip(*frames, strict=True)
         if rest:
-            projected, *planes = rest
-            x_BTHWC = self._mix(inputs, projected, *planes)
+            x_HTWC = self._mix(inputs, *rest)
             for _ in range(self.recurrence - 2):
-                x_BTHWC = self._pass(x_BTHWC)
-            inputs = x_BTHWC.unbind(1)
-        return self._look_from(inputs, frame).movedim(-1, 1)
+                x_HTWC = self._pass(x_HTWC)
+            inputs = x_HTWC.unbind(1)
+        return self._look_from(inputs, frame)
 
-    def _pass(self, x_BTHWC: Tensor) -> Tensor:
+    def _repeat(self, frame: Frame, times: int) -> Tensor:
+        """The output (H, W, C) of a clip that repeats a frame: the positions of all frames stay equal."""
+        x_HWC, *first = frame
+        for _ in range(self.recurrence):
+            projected, gathered, log_HW = first or self._look_within(x_HWC)
+            first = []
+            if times > 1:
+                query, key, value = self._split(projected)
+                line_HW = (query.to(log_HW.dtype) * key.to(log_HW.dtype)).sum(-1) + math.log(times - 1)
+                gathered = gathered.lerp(value, (line_HW - log_HW).sigmoid()[..., None].to(value.dtype))
+            x_HWC = x_HWC + gathered
+        return x_HWC
+
+    def _pass(self, x_HTWC: Tensor) -> Tensor:
         """The output at all frames."""
-        projected_BTHWC = self._project(x_BTHWC)
-        if self._pays_off(projected_BTHWC):
-            query, key, value = (each.movedim(-1, 1) for each in self._split(projected_BTHWC))
-            if x_BTHWC.is_cpu and self.implementation == "auto":
-                # the sum with the input in the same passes over memory
-                return cpu.criss_cross(query, key, value, x_BTHWC.movedim(-1, 1))[0].movedim(1, -1)
-            out: Tensor = ops.criss_cross(query, key, value, self.implementation, self.choices).movedim(1, -1)
-            return out.add_(x_BTHWC)
-        together = projected_BTHWC[:, 0].numel() <= MAX_NUMBERS
-        looks = [self._look(part) for part in projected_BTHWC.split(projected_BTHWC.shape[1] if together else 1, dim=1)]
-        planes = ([frame for part in parts for frame in part.unbind(1)] for parts in zip(*looks, strict=True))
-        return self._mix(x_BTHWC.unbind(1), projected_BTHWC.unbind(1), *planes)
-
-    def _pays_off(self, projected_BTHWC: Tensor) -> bool:
-        """Whether a pass over these frames is one for the operator over three axes."""
-        if not projected_BTHWC.is_cpu or self.implementation not in ("auto", "gemm"):
-            return True
+        if not x_HTWC.is_cpu or self.implementation not in ("auto", "gemm"):
+            sides = (*self._split(self._project(x_HTWC)), x_HTWC)
+            query, key, value, x_BCTHW = (each.permute(3, 1, 0, 2)[None] for each in sides)
+            out: Tensor = ops.criss_cross(query, key, value, self.implementation, self.choices).add_(x_BCTHW)
+            return out[0].permute(2, 1, 3, 0)
         # lines as short as a clip cost more in products of matrices than in sums over the frames
-        B, T, H, W, C = projected_BTHWC.shape
-        macs = B * T * H * W * (T + H + W) * C
-        return self.implementation == "auto" and projected_BTHWC.dtype == torch.float32 and macs >= MIN_MACS
+        is_small = x_HTWC[:, 0].numel() <= MAX_NUMBERS
+        if is_small and self._is_plain(x_HTWC):
+            return self._pass_together(x_HTWC)
+        looks = [self._look_within(part) for part in x_HTWC.split(x_HTWC.shape[1] if is_small else 1, dim=1)]
+        lists = ([frame for part in each for frame in part.unbind(1)] for each in zip(*looks, strict=True))
+        return self._mix(x_HTWC.unbind(1), *lists)
 
-    def _project(self, x_BTHWC: Tensor) -> Tensor:
-        tall = self.project(x_BTHWC.flatten(1, 2).movedim(-1, 1)).movedim(1, -1)
-        projected: Tensor = tall.unflatten(1, x_BTHWC.shape[1:3])
+    def _pass_together(self, x_HTWC: Tensor) -> Tensor:
+        """The output at all frames, of small ones: all of a position's cross in one softmax, in few steps."""
+        H, T, W, _ = x_HTWC.shape
+        parts = self._split(self._project(x_HTWC))
+        rows = [each.flatten(0, 1) for each in parts]
+        columns = [each.flatten(1, 2).transpose(0, 1) for each in parts]
+        query, key = (each.transpose(1, 2).flatten(0, 1) for each in parts[:2])
+        energy_MHH, energy_MTT = columns[0] @ columns[1].transpose(1, 2), query @ key.transpose(1, 2)
+        for energy in (energy_MHH, energy_MTT):
+            # the position lies on all arms: count it once, in the row
+            energy.diagonal(dim1=1, dim2=2).fill_(MASKED)
+        row_HTWP = (rows[0] @ rows[1].transpose(1, 2)).view(H, T, W, W)
+        column_HTWP = energy_MHH.view(T, W, H, H).permute(2, 0, 1, 3)
+        line_HTWP = energy_MTT.view(H, W, T, T).transpose(1, 2)
+        weights = torch.cat([row_HTWP, column_HTWP, line_HTWP], dim=-1).softmax(dim=-1)
+        row, column, line = weights.split([W, H, T], dim=-1)
+        out_HTWC: Tensor = (row.flatten(0, 1) @ rows[2]).view(x_HTWC.shape).add_(x_HTWC)
+        gathered_MHC = column.permute(1, 2, 0, 3).flatten(0, 1) @ columns[2]
+        out_HTWC.add_(gathered_MHC.view(T, W, H, -1).permute(2, 0, 1, 3))
+        for frame, value in enumerate(parts[2].split(1, dim=1)):
+            out_HTWC.addcmul_(line[..., frame : frame + 1], value)
+        return out_HTWC
+
+    def _look_within(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a frame, or frames side by side, the projection and, see _look, what each gathers from itself."""
+        projected = self._project(x)
+        shape, (H, *_, W, _) = projected.shape[:-1], projected.shape
+        gathered_HTWC, log_HTW = self._look(projected.view(H, -1, W, projected.shape[-1]))
+        return projected, gathered_HTWC.view(*shape, -1), log_HTW.view(shape)
+
+    def _project(self, x: Tensor) -> Tensor:
+        tall = self.project(x.flatten(0, -3)[None].movedim(-1, 1)).movedim(1, -1)
+        projected: Tensor = tall.view(*x.shape[:-1], -1)
         return projected
 
-    def _split(self, projected: Tensor, dim: int = -1) -> tuple[Tensor, ...]:
-        parts: tuple[Tensor, ...] = projected.split(self.widths, dim)
+    def _split(self, projected: Tensor) -> tuple[Tensor, ...]:
+        parts: tuple[Tensor, ...] = projected.split(self.widths, dim=-1)
         return parts
 
     def _mix(
         self,
-        inputs_BHWC: Sequence[Tensor],
-        projected_BHWC: Sequence[Tensor],
-        gathered_BHWC: Sequence[Tensor],
-        log_BHW: Sequence[Tensor],
+        inputs_HWC: Sequence[Tensor],
+        projected_HWC: Sequence[Tensor],
+        gathered_HWC: Sequence[Tensor],
+        log_HW: Sequence[Tensor],
     ) -> Tensor:
         """The output at all frames: what each gathers from itself and from its place in the others, and its input.
 
         A position's own frame is one entry of the softmax, with all of its weights.
         """
-        queries, keys, values = zip(*map(self._split, projected_BHWC), strict=True)
-        full = log_BHW[0].dtype
-        energy_BHWQT = torch.stack(queries, -2).to(full) @ torch.stack(keys, -2).to(full).transpose(-2, -1)
+        queries, keys, values = zip(*map(self._split, projected_HWC), strict=True)
+        full, T, (H, W) = log_HW[0].dtype, len(values), log_HW[0].shape
+        query_NQC, key_NTC = (torch.stack(each, dim=-2).to(full).flatten(0, 1) for each in (queries, keys))
         # a softmax over the outer axis is quicker than one over few numbers that lie together
-        energy_BTQHW = energy_BHWQT.permute(0, 4, 3, 1, 2).contiguous()
-        energy_BTQHW.diagonal(dim1=1, dim2=2).copy_(torch.stack(list(log_BHW), dim=-1))
-        weights_BTQHW = energy_BTQHW.softmax(dim=1).to(values[0].dtype)[..., None]
-        out_BQHWC: Tensor = values[0].new_empty(len(values[0]), *weights_BTQHW.shape[2:5], values[0].shape[-1])
-        for frame, (x, gathered) in enumerate(zip(inputs_BHWC, gathered_BHWC, strict=True)):
-            torch.addcmul(x, weights_BTQHW[:, frame, frame], gathered, out=out_BQHWC[:, frame])
-        weights_BTQHW.diagonal(dim1=1, dim2=2).zero_()
-        for weight_BQHW1, value in zip(weights_BTQHW.unbind(1), values, strict=True):
-            out_BQHWC.addcmul_(weight_BQHW1, value[:, None])
-        return out_BQHWC
+        energy_TQN = (query_NQC @ key_NTC.transpose(1, 2)).permute(2, 1, 0).contiguous()
+        energy_TQN.diagonal().copy_(torch.stack(list(log_HW), dim=-1).flatten(0, 1))
+        weights_TQN = energy_TQN.softmax(dim=0).to(values[0].dtype)
+        weights_THQW1 = weights_TQN.view(T, T, H, W, 1).transpose(1, 2)
+        out_HQWC: Tensor = values[0].new_empty(H, T, W, values[0].shape[-1])
+        for frame, (x, gathered) in enumerate(zip(inputs_HWC, gathered_HWC, strict=True)):
+            torch.addcmul(x, weights_THQW1[frame, :, frame], gathered, out=out_HQWC[:, frame])
+        weights_TQN.diagonal().zero_()
+        for weight_HQW1, value in zip(weights_THQW1.unbind(0), values, strict=True):
+            out_HQWC.addcmul_(weight_HQW1, value[:, None])
+        return out_HQWC
 
-    def _look(self, projected_BTHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """What positions gather in their own frame, (B, T, H, W, C), and the logarithms of their weights' sums."""
-        query, key, value = self._images(projected_BTHWC.flatten(0, 1))
-        energy_NHWP = self._energies(query, key)
-        weights_NHWP = energy_NHWP.softmax(dim=-1)
-        # by the greatest of them, which is no less than 1 / P
-        log_NHW = energy_NHWP.amax(-1) - weights_NHWP.amax(-1).log()
-        planes = self._sums(weights_NHWP, value), log_NHW
-        gathered, log = (each.unflatten(0, projected_BTHWC.shape[:2]) for each in planes)
-        return gathered, log
-
-    def _look_from(self, inputs_BHWC: Sequence[Tensor], frame: int) -> Tensor:
-        """The output at one frame, (B, H, W, C)."""
-        x = inputs_BHWC[frame]
-        query, key, value = self._images(self._project(x[:, None])[:, 0])
-        energy_BHWP = self._energies(query, key)
-        P, full = energy_BHWP.shape[-1], energy_BHWP.dtype
-        others = [each.to(full) for place, each in enumerate(inputs_BHWC) if place != frame]
-        if not others:
-            return self._sums(energy_BHWP.softmax(dim=-1), value).add_(x)
-        *_, C = x.shape
-        seen_BHWC, constant_BHW1 = (query.movedim(1, -1).to(full) @ self.key_weight.to(full)).split([C, 1], dim=-1)
-        line_BHWT = torch.stack([(seen_BHWC * each).sum(-1) for each in others], dim=-1) + constant_BHW1
-        weights_BHWP = torch.cat([energy_BHWP, line_BHWT], dim=-1).softmax(dim=-1)
-        line = weights_BHWP[..., P:]
-        mixed_BHWC = line[..., :1] * others[0]
-        for place in range(1, len(others)):
-            mixed_BHWC.addcmul_(line[..., place : place + 1], others[place])
-        wanted, bias = self.value_weight.to(full).split([C, 1])
-        mixed_BHWC = (mixed_BHWC @ wanted).addcmul_(line.sum(-1, keepdim=True), bias).to(x.dtype)
-        out_BHWC: Tensor = mixed_BHWC.add_(self._sums(weights_BHWP[..., :P], value)).add_(x)
-        return out_BHWC
-
-    def _images(self, projected_NHWC: Tensor) -> tuple[Tensor, ...]:
-        """Query, key and value of frames, (N, C', H, W) twice and (N, C, H, W)."""
-        return self._split(projected_NHWC.movedim(-1, 1), dim=1)
-
-    def _energies(self, query_NCHW: Tensor, key_NCHW: Tensor) -> Tensor:
-        """Of each position over its cross in its own frame, (N, H, W, P)."""
-        if self._is_plain(query_NCHW):
-            return plain_energies(query_NCHW, key_NCHW)
-        return ops.affinity(query_NCHW, key_NCHW, self.implementation).movedim(1, -1)
-
-    def _sums(self, weights_NHWP: Tensor, value_NCHW: Tensor) -> Tensor:
-        """What positions gather in their own frame, (N, H, W, C)."""
-        if self._is_plain(value_NCHW):
-            return plain_sums(weights_NHWP, value_NCHW)
-        return ops.aggregate(weights_NHWP.movedim(-1, 1), value_NCHW, self.implementation).movedim(1, -1)
+    def _look(self, projected_HTWC: Tensor) -> tuple[Tensor, Tensor]:
+        """What positions gather in their own frame, (H, T, W, C); the logarithms (H, T, W) of their weights' sums."""
+        query, key, value = self._split(projected_HTWC)
+        if not self._is_plain(query):
+            query, key, value = (each.permute(1, 3, 0, 2) for each in (query, key, value))
+            weights_THWP, log_THW = weigh(ops.affinity(query, key, self.implementation).movedim(1, -1))
+            gathered_THWC = ops.aggregate(weights_THWP.movedim(-1, 1), value, self.implementation).movedim(1, -1)
+            return gathered_THWC.transpose(0, 1).contiguous(), log_THW.transpose(0, 1).contiguous()
+        # small maps cost least without the operators' own work
+        rows = [each.flatten(0, 1) for each in (query, key, value)]
+        columns = [each.flatten(1, 2).transpose(0, 1) for each in (query, key, value)]
+        energy_MHH = columns[0] @ columns[1].transpose(1, 2)
+        # the position lies on both arms: count it once, in the row
+        energy_MHH.diagonal(dim1=1, dim2=2).fill_(MASKED)
+        H, T, W, _ = projected_HTWC.shape
+        weights_MHH, log_MH = weigh(energy_MHH)
+        column_HTWC = (weights_MHH @ columns[2]).view(T, W, H, -1).permute(2, 0, 1, 3)
+        weights_MWW, log_MW = weigh(rows[0] @ rows[1].transpose(1, 2))
+        row_HTWC, row_HTW = (weights_MWW @ rows[2]).view(H, T, W, -1), log_MW.view(H, T, W)
+        column_HTW = log_MH.view(T, W, H).permute(2, 0, 1)
+        share_HTW1 = (column_HTW - row_HTW).sigmoid_()[..., None]
+        return row_HTWC.lerp_(column_HTWC, share_HTW1), torch.logaddexp(row_HTW, column_HTW)
 
     def _is_plain(self, x: Tensor) -> bool:
-        """Whether small maps cost least without the operators' own work."""
+        """Whether maps cost least without the operators' own work."""
         return self.chooses and x.is_cpu and x.dtype == torch.float32
+
+    def _look_from(self, inputs_HWC: Sequence[Tensor], frame: int) -> Tensor:
+        """The output at one frame, (H, W, C)."""
+        x = inputs_HWC[frame]
+        projected, gathered, log_HW = self._look_within(x)
+        query, full, C = self._split(projected)[0], log_HW.dtype, x.shape[-1]
+        others = [each.to(full) for place, each in enumerate(inputs_HWC) if place != frame]
+        seen_HWC, constant_HW1 = (query.to(full) @ self.key_weight.to(full)).split([C, 1], dim=-1)
+        line_THW = [(seen_HWC * each).sum(-1).add_(constant_HW1[..., 0]) for each in others]
+        own, *line = torch.stack([log_HW, *line_THW]).softmax(dim=0)[..., None].unbind(0)
+        mixed_HWC = line[0] * others[0]
+        for weight, other in zip(line[1:], others[1:], strict=True):
+            mixed_HWC.addcmul_(weight, other)
+        wanted, bias = self.value_weight.to(full).split([C, 1])
+        mixed_HWC = (mixed_HWC @ wanted).addcmul_(1 - own, bias).to(x.dtype)
+        out_HWC: Tensor = mixed_HWC.addcmul_(own.to(x.dtype), gathered).add_(x)
+        return out_HWC
+
+
+def weigh(energy: Tensor) -> tuple[Tensor, Tensor]:
+    """The softmax over the last axis, and the logarithms of the sums that it divides by."""
+    weights = energy.softmax(dim=-1)
+    # by the greatest of them, which is no less than one divided by their number
+    return weights, energy.amax(-1) - weights.amax(-1).log_()
+
+
+def _stack(parts: Sequence[Tensor]) -> Tensor:
+    """One more axis, without a copy of one part alone."""
+    return parts[0][None] if len(parts) == 1 else torch.stack(list(parts))

@@ -205,6 +205,16 @@ def test_a_label_of_a_frame_that_the_video_does_not_have_is_refused(filmed):
     assert not any(path.name.startswith(".") for path in (filmed / "cache").rglob("*"))
 
 
+def test_two_videos_of_the_same_labels_are_refused(filmed):
+    twin = filmed / "images/train/day/film.avi"
+    twin.write_bytes((filmed / "images/train/day/film.mp4").read_bytes())
+    with pytest.raises(InputError, match=r"film.mp4: label .*film_1.png could be of day/film.avi too; rename"):
+        open_source(settings(filmed, clip={}), "train")
+    # of a video without labels, whatever its name, no frame is read
+    twin.rename(twin.with_name("films.avi"))
+    assert len(open_source(settings(filmed, clip={"frames": 2}), "train").samples) == 2
+
+
 def test_a_frame_of_another_size_and_names_without_number_are_refused(tmp_path):
     put_frames(tmp_path / "images/train", "film-{}.png", [9])
     put(tmp_path / "images/train/film-8.png", png(photograph(5, 5), colour=2))
@@ -237,6 +247,25 @@ def test_shuffled_clips_keep_their_labelled_frame_alone(tmp_path):
         assert not set(others[:-1]) & set(frames)
         donors.append(others[0])
     assert len(set(donors)) == len(own.samples)
+
+
+def test_shuffled_clips_are_of_one_size_each(tmp_path):
+    """Two videos of 3 x 4 pixels and two of 5 x 4; a third size has no other clip to take frames from."""
+    for name, height in (("a", 3), ("b", 5), ("c", 3), ("d", 5)):
+        for number in (1, 2):
+            put(tmp_path / f"images/train/{name}-{number}.png", png(photograph(height, 4, number), colour=2))
+        put(tmp_path / f"labels/train/{name}-2.png", png(np.zeros((height, 4), int)))
+    mixed = settings(tmp_path, clip={"frames": 2, "shuffle": True})
+    for index, others in enumerate(("c-1", "d-1", "a-1", "b-1")):
+        source = open_source(mixed, "train")
+        sample = source.samples[index]
+        first, last = source.clips.frames[sample.image]
+        assert (first.stem, last) == (others, sample.image)
+        assert load_frames(source, sample, load_pair(source, sample)[0])[0].shape == ((3, 5)[index % 2], 4, 3)
+    for name in ("labels/train/d-2.png", "images/train/d-1.png", "images/train/d-2.png"):
+        (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=r"shuffle: no other image has the size of .*b-2.png"):
+        open_source(mixed, "train")
 
 
 def test_a_clip_gets_one_augmentation(tmp_path):

@@ -316,3 +316,10 @@ def test_wrong_weights_are_refused_in_words_that_name_both_forms(value):
     with pytest.raises(ValueError, match="auto, or a list of positive numbers"):
         LOSSES["focal"].settings(class_weights=value)
     assert LOSSES["focal"].settings(class_weights=[1, 2.5]).class_weights == [1, 2.5]
+
+
+def test_a_distance_to_the_mean_above_that_between_means_is_refused():
+    settings = LOSSES["category_consistent"].settings
+    with pytest.raises(ValueError, match=r"delta_v 1\.6 must not be above delta_d 1\.5"):
+        settings(delta_v=1.6)
+    assert settings(delta_v=1.5).delta_v == 1.5

@@ -99,9 +99,14 @@ class FoldedClipHead(FoldedWrapped):
         """What the attention sees of each of B frames, whatever clip it is in."""
         return self.rcca.encode(self.conva(features[-1]))
 
-    def decode(self, deepest_BChw: Tensor, frames: Sequence[tuple[Tensor, ...]], place: int) -> Tensor:
-        """The scores of a frame of a clip, from its own deepest map and what each frame was encoded to."""
-        gathered = self.rcca.at(frames, place)
+    def decode(
+        self, deepest_BChw: Tensor, frames: Sequence[tuple[Tensor, ...]], place: int, repeats: int = 1
+    ) -> Tensor:
+        """The scores of a frame of a clip, from its own deepest map and what each frame was encoded to.
+
+        A frame alone may stand for a clip that repeats it.
+        """
+        gathered = self.rcca.at(frames, place, repeats)
         scores: Tensor = self.classify(self.bottleneck(deepest_BChw, self.convb(gathered)).float())
         return scores
 
