@@ -145,21 +145,17 @@ class _Bits:
     def __init__(self, code: list[int], where: str) -> None:
         if any(not 0 <= byte <= 255 for byte in code):
             raise InputError(where, "its brush is no list of bytes", "export it again")
-        self.bits = np.unpackbits(np.array(code, np.uint8))
+        self.code = bytes(code)
         self.where = where
         self.start = 0
 
     def take(self, count: int) -> int:
         """The next bits as a number."""
-        return int("".join(map(str, self._next(count).tolist())), 2)
+        start, self.start = self.start, self.start + count
+        if self.start > 8 * len(self.code):
+            raise InputError(self.where, "its brush ends early", "export it again")
+        return int.from_bytes(self.code[start >> 3 : (self.start + 7) >> 3]) >> (-self.start & 7) & ((1 << count) - 1)
 
     def take_bytes(self, count: int) -> "np.ndarray":
         """The next numbers of eight bits."""
-        return np.packbits(self._next(8 * count))
-
-    def _next(self, count: int) -> "np.ndarray":
-        bits = self.bits[self.start : self.start + count]
-        if len(bits) < count:
-            raise InputError(self.where, "its brush ends early", "export it again")
-        self.start += count
-        return bits
+        return np.frombuffer(self.take(8 * count).to_bytes(count), np.uint8)
