@@ -12,7 +12,7 @@ import torch
 
 from ccnet_cli.bench import gpu, passes
 from ccnet_cli.ops import cuda
-from ccnet_cli.ops.cuda import attention, launch
+from ccnet_cli.ops.cuda import attention, launch, plan
 from ccnet_cli.ops.cuda.steps import Kernel
 
 # the maps of a ResNet at 769x769, and of the short training and its evaluation
@@ -34,9 +34,11 @@ def list_kernels(shapes: list[tuple[int, ...]]) -> list[Kernel]:
             # tensors without memory
             whole = torch.empty(B, 2 * c + C, H, W, dtype=dtype, device="meta")
             query, key, value = whole.to(memory_format=torch.channels_last).split([c, c, C], dim=1)
-            out, log = attention.attend(query, key, value)
-            attention.attend_and_add(query, key, value, out, torch.empty(1, device="meta"))
-            attention.attend_backward(out, query, key, value, out, log)
+            for copies in plan.COPIES:
+                with attention.copying(copies):
+                    out, log = attention.attend(query, key, value)
+                    attention.attend_and_add(query, key, value, out, torch.empty(1, device="meta"))
+                    attention.attend_backward(out, query, key, value, out, log)
             query, key = query.float(), key.float()
             for tensor in (False, True) if dtype in gpu.TENSOR else (False,):
                 out, weights = cuda.criss_cross(query, key, value, tensor=tensor)

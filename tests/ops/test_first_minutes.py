@@ -16,7 +16,7 @@ from kernels import ROOT, compiles
 
 from ccnet_cli.bench import gpu
 from ccnet_cli.cli.commands import app
-from ccnet_cli.ops.cuda import launch
+from ccnet_cli.ops.cuda import launch, plan
 
 FOLDER = ROOT / ".ci" / "gpu"
 SCRIPT = (FOLDER / "first_minutes.sh").read_text().replace("\\\n", " ")
@@ -67,6 +67,7 @@ def test_the_kernels_of_every_shape_and_type_are_compiled(monkeypatch):
     for dtype in ("float32", "float16", "bfloat16"):
         fused = {("fused", dtype, True), ("fused_residual", dtype, False), ("fused_backward", dtype, True)}
         assert fused | {("fused_delta", dtype, True), ("tn", dtype, False)} <= forms
+    assert {kernel.copies for kernel in kernels if kernel.form == "fused_backward"} == {*plan.COPIES}
     # in blocks too
     assert {kernel.sizes[2] for kernel in kernels if kernel.form == "fused"} == {0, 1}
     assert ("tensor", "bfloat16", True) in forms and ("softmax_backward", "float32", True) in forms
