@@ -138,10 +138,11 @@ def test_a_run_has_a_curve_for_all_that_it_logs_and_a_number_for_one_evaluation(
     assert titles == ["Validation, %", "Training loss", "Learning rate", "Gamma", "Step time, ms"]
     assert '<span class="number">40</span> mIoU, at step 20' in text
     drawings = re.findall(r'aria-label="([^"]*: [^"]*)"', text)
-    assert len(drawings) == 4 and "loss/auxiliary from 0.5 at step 10 to 0.25 at step 40" in drawings[0]
+    assert len(drawings) == 5 and "loss/auxiliary from 0.5 at step 10 to 0.25 at step 40" in drawings[0]
     assert drawings[2] == "Gamma: gamma from −0.25 at step 10 to 0.5 at step 40"
     # between the first two rows 0.2 s a step, in the resumed part 0.4
     assert drawings[3].startswith("Step time, ms: step time from 200 at step 20 to 400 at step 40")
+    assert drawings[4].startswith("percent of each class that is right: ")
     assert "median step" in text and "300 ms" in text
     shown = Page(text)
     assert shown.tags.count("h1") == 1 and "'<script>alert(1)</script>'" in shown.text
