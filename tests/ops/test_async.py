@@ -196,6 +196,8 @@ def gate(kernel: steps.Kernel, arch: tuple[int, int]) -> None:
     assert (made.stack, made.spills, made.shared) == (0, 0, plain.shared), kernel
     assert 0 < made.registers * kernel.threads <= 65536
     assert build.inner_loop(made.image, "HMMA")[0] >= 2 * kernel.sizes[0]
+    # what reads and writes 16 bytes at once stands on it
+    assert ".shared .align 16 " in build.ptx(kernel, arch)
     code = disassemble(made.image)
     wide, narrow = len(re.findall(r"LDGSTS\S*\.128", code)), len(re.findall(r"LDGSTS", code))
     assert wide > 0 and "LDGDEPBAR" in code and "DEPBAR.LE" in code

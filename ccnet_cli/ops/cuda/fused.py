@@ -744,7 +744,7 @@ def attend(which: Kernel) -> Callable[..., None]:
     def kernel(halves, logs, strides, sizes, column):
         query, key, value, out = halves[:4]
         before, log = logs[:2]
-        shared = cuda.shared.array(SHARED, uint32)
+        shared = cuda.shared.array(SHARED, uint32, alignment=16)
         t = int32(cuda.threadIdx.x)
         line = _locate(int32(cuda.blockIdx.y), int32(cuda.blockIdx.z), column, sizes)
         L, hop, first = line
@@ -834,7 +834,7 @@ def _gradients(parts):
         query, key, value, grad = inputs
         log, delta, query_rows, key_rows = logs
         q, k, v, g = strides
-        shared = cuda.shared.array(SHARED, uint32)
+        shared = cuda.shared.array(SHARED, uint32, alignment=16)
         t, zero, one = int32(cuda.threadIdx.x), float32(0), float32(1)
         line = _locate(int32(cuda.blockIdx.y), int32(cuda.blockIdx.z), column, sizes)
         L = line[0]
@@ -882,7 +882,7 @@ def _long_gradients(parts):
         query, key, value, grad = inputs
         log, delta, query_rows, key_rows = logs
         q, k, v, g = strides
-        shared = cuda.shared.array(SHARED, uint32)
+        shared = cuda.shared.array(SHARED, uint32, alignment=16)
         t, zero, one = int32(cuda.threadIdx.x), float32(0), float32(1)
         line = _locate(int32(cuda.blockIdx.y), int32(cuda.blockIdx.z), column, sizes)
         L, hop, first = line
