@@ -19,7 +19,7 @@ MIN_OWN_RAMPED, MIN_SMOOTH = 0.4, 2
 # a class that lies around others is always the same one
 MAX_SAME = 0.9
 # this part of the pixels' neighbours to the right and below differ: of real labels, hardly a tenth do
-MIN_NOISE, MIN_PAIRS = 0.5, 10_000
+MIN_NOISE, MIN_PAIRS = 0.5, 100_000
 FIX = "export them again with nearest-neighbour scaling, hard edges and lossless files"
 
 

@@ -78,7 +78,7 @@ def test_a_class_that_is_an_outline_is_not_suspected():
 
 def test_noise_is_noticed():
     random = np.random.default_rng(0)
-    (line,) = judge(random.integers(0, 5, (4, 60, 80), dtype=np.uint8))
+    (line,) = judge(random.integers(0, 5, (4, 120, 160), dtype=np.uint8))
     assert line.startswith("80% of the labels' neighbouring pixels differ, as in noise")
 
 
