@@ -148,17 +148,16 @@ function passOfGroups(grid, { query, key, own, group, keygroup }, step) {
   for (const index of own) if (index >= 0) sharers[index]++;
   // of a group, its keys and the pixels whose own these are
   const members = new Map();
-  const membersOf = (number) => {
-    if (!members.has(number)) {
-      const positions = Array.from(keygroup.keys()).filter((index) => keygroup[index] === number);
-      const place = new Map(positions.map((index, i) => [index, i]));
-      const pixels = Array.from(own.keys()).filter((pixel) => place.has(own[pixel]));
-      members.set(number, { positions, pixels, places: pixels.map((pixel) => place.get(own[pixel])) });
-    }
-    return members.get(number);
-  };
+  const places = new Uint32Array(keygroup.length);
+  keygroup.forEach((number, index) => {
+    if (!members.has(number)) members.set(number, { positions: [], pixels: [] });
+    places[index] = members.get(number).positions.push(index) - 1;
+  });
+  own.forEach((index, pixel) => {
+    if (index >= 0) members.get(keygroup[index]).pixels.push(pixel);
+  });
   const add = (out, pixel, weight) => {
-    const { positions, pixels, places } = membersOf(group[pixel]);
+    const { positions, pixels } = members.get(group[pixel]);
     const from = pixel * channels;
     const energies = Float64Array.from(positions, (index) => {
       let sum = 0;
@@ -166,7 +165,7 @@ function passOfGroups(grid, { query, key, own, group, keygroup }, step) {
       return sum;
     });
     const row = softmax(energies);
-    for (let i = 0; i < pixels.length; i++) out[pixels[i]] += (weight * row[places[i]]) / sharers[own[pixels[i]]];
+    for (const other of pixels) out[other] += (weight * row[places[own[other]]]) / sharers[own[other]];
   };
   return { add };
 }
@@ -255,12 +254,13 @@ function describe(map, grid, pixel, classes, classCount) {
   return { on, off, byClass, byFrame, entropy, peak };
 }
 
+/** A percentile of values, which are sorted in place. */
 function percentile(values, percent) {
-  const sorted = Float32Array.from(values).sort();
-  const position = ((sorted.length - 1) * percent) / 100;
+  values.sort();
+  const position = ((values.length - 1) * percent) / 100;
   const low = Math.floor(position);
-  const high = Math.min(low + 1, sorted.length - 1);
-  return sorted[low] + (sorted[high] - sorted[low]) * (position - low);
+  const high = Math.min(low + 1, values.length - 1);
+  return values[low] + (values[high] - values[low]) * (position - low);
 }
 
 /**
@@ -269,10 +269,16 @@ function percentile(values, percent) {
  */
 function clipLimit(map, grid, pixel, percent) {
   const cross = crossOf(pixel, grid);
-  const off = map.filter((_, index) => !cross[index]);
-  const on = map.filter((_, index) => cross[index]);
-  const limits = [off, on].filter((part) => part.length).map((part) => percentile(part, percent));
-  const most = map.reduce((a, b) => Math.max(a, b), 0);
+  const parts = [new Float32Array(map.length), new Float32Array(map.length)];
+  const counts = [0, 0];
+  let most = 0;
+  for (let index = 0; index < map.length; index++) {
+    const side = cross[index];
+    parts[side][counts[side]++] = map[index];
+    if (map[index] > most) most = map[index];
+  }
+  const sides = parts.map((part, side) => part.subarray(0, counts[side]));
+  const limits = sides.filter((part) => part.length).map((part) => percentile(part, percent));
   // with all weight in a few cells, the percentile is close to 0 and the map would show noise
   return Math.max(limits.find((limit) => limit > 0) ?? 1, most / 100);
 }

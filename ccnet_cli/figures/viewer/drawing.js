@@ -8,6 +8,8 @@ const RING = "#3cff78";
 // below a map, the picture's lightness times this, and the least that is left of it at night, as in figures
 const DIMMED = 0.4;
 const DARKEST = 24;
+// of a map's shades, 16 for each colour of the scale
+const STEPS = 4080;
 
 /**
  * The two cells that each of `pixels` pixels mixes, and how, when the network enlarges its scores.
@@ -32,19 +34,21 @@ function neighbours(pixels, cells, alignCorners, from = 0, zoom = 1) {
 
 /** A map (grid) at a panel's size; rows and columns are the neighbours along its two axes. */
 function enlarge(map, width, rows, columns) {
-  const out = new Float32Array(rows.low.length * columns.low.length);
-  let index = 0;
-  for (let y = 0; y < rows.low.length; y++) {
-    const top = rows.low[y] * width;
-    const bottom = rows.high[y] * width;
-    const down = rows.fraction[y];
-    for (let x = 0; x < columns.low.length; x++) {
-      const left = columns.low[x];
-      const right = columns.high[x];
-      const across = columns.fraction[x];
-      const above = map[top + left] + (map[top + right] - map[top + left]) * across;
-      const below = map[bottom + left] + (map[bottom + right] - map[bottom + left]) * across;
-      out[index++] = above + (below - above) * down;
+  const across = columns.low.length;
+  // rows of cells at the panel's width, each made once
+  const wide = new Float32Array((map.length / width) * across);
+  for (let index = 0, start = 0; start < map.length; start += width) {
+    for (let x = 0; x < across; x++) {
+      const left = map[start + columns.low[x]];
+      wide[index++] = left + (map[start + columns.high[x]] - left) * columns.fraction[x];
+    }
+  }
+  const out = new Float32Array(rows.low.length * across);
+  for (let y = 0, index = 0; y < rows.low.length; y++) {
+    const [top, bottom, down] = [rows.low[y] * across, rows.high[y] * across, rows.fraction[y]];
+    for (let x = 0; x < across; x++) {
+      const above = wide[top + x];
+      out[index++] = above + (wide[bottom + x] - above) * down;
     }
   }
   return out;
@@ -58,13 +62,21 @@ function shade(weight, limit, logarithmic) {
 
 /** Shades of a panel as colours over its dimmed grey picture: more opaque where larger, nowhere less than `opacity`. */
 function paintShades(pixels, grey, shades, table, opacity) {
+  // of each step of the scale, what is left of the grey picture, and what colour comes to it
+  const left = new Float32Array(STEPS + 1);
+  const added = new Float32Array(3 * (STEPS + 1));
+  for (let step = 0; step <= STEPS; step++) {
+    const alpha = opacity + (1 - opacity) * Math.sqrt(step / STEPS);
+    const colour = 3 * Math.round((255 * step) / STEPS);
+    left[step] = 1 - alpha;
+    for (let c = 0; c < 3; c++) added[3 * step + c] = table[colour + c] * alpha;
+  }
   for (let i = 0, offset = 0; i < shades.length; i++, offset += 4) {
-    const colour = 3 * Math.round(255 * shades[i]);
-    const alpha = opacity + (1 - opacity) * Math.sqrt(shades[i]);
-    const below = grey[i] * (1 - alpha);
-    pixels[offset] = below + table[colour] * alpha;
-    pixels[offset + 1] = below + table[colour + 1] * alpha;
-    pixels[offset + 2] = below + table[colour + 2] * alpha;
+    const step = (shades[i] * STEPS + 0.5) | 0;
+    const below = grey[i] * left[step];
+    pixels[offset] = below + added[3 * step];
+    pixels[offset + 1] = below + added[3 * step + 1];
+    pixels[offset + 2] = below + added[3 * step + 2];
     pixels[offset + 3] = 255;
   }
 }

@@ -179,7 +179,8 @@ function start(page, data) {
   };
 
   const drawPicture = (context, point, pins) => {
-    drawPart(context, data.pictures[state.frame], size, part());
+    // as it was drawn last: a large picture may have to be decoded again
+    context.drawImage(scratch.canvas, 0, 0);
     const [x, y] = onPanel(point);
     const model = data.models[0];
     const cell = cellAt(model, point);
@@ -196,9 +197,11 @@ function start(page, data) {
     const { grid } = model;
     const plane = grid.height * grid.width;
     const begin = state.frame * plane;
-    const shades = Float32Array.from(map.subarray(begin, begin + plane), (weight, index) =>
-      state.only === null || model.cells[begin + index] === state.only ? shade(weight, limit, state.log) : 0,
-    );
+    const shades = new Float32Array(plane);
+    for (let index = 0; index < plane; index++) {
+      const painted = state.only === null || model.cells[begin + index] === state.only;
+      if (painted) shades[index] = shade(map[begin + index], limit, state.log);
+    }
     const large = enlarge(shades, grid.width, ...ground.mixed.get(model));
     paintShades(pixels.data, ground.grey, large, data.tables[state.colours], state.opacity);
     context.putImageData(pixels, 0, 0);
@@ -592,6 +595,12 @@ function start(page, data) {
   follow();
   showPins();
   show();
+  // browsers compile what has run several times: not only when the pointer moves
+  const warmUp = () => {
+    for (const part of [0.2, 0.5, 0.8]) look({ x: Math.floor(part * image.width), y: Math.floor(part * image.height) });
+    for (let round = 0; round < 3; round++) show();
+  };
+  (window.requestIdleCallback ?? setTimeout)(warmUp);
 
   return {
     map: (x, y, number, model = 0) => mapOf(data.models[model], { x, y }, number),
