@@ -43,7 +43,8 @@ def draw_matrix(counts_KK: npt.NDArray[Any], names: Sequence[str]) -> Markup:
     right = ", ".join(f"{name} {100 * counts[i, i] / totals[i]:.0f}" for i, name in enumerate(names) if totals[i])
     label = Markup('class="matrix" role="img" aria-label="percent of each class that is right: {}"').format(right)
     left = _drawing(margin, margin + side, 'class="matrix names" aria-hidden="true"', rows)
-    return left + _drawing(side, margin + side, label, [*columns, *empty, *cells])
+    ground = Markup(f'<path class="ground" d="M0 {margin}H{side}V{margin + side}H0Z"/>')
+    return left + _drawing(side, margin + side, label, [ground, *columns, *empty, *cells])
 
 
 def _drawing(width: int, height: int, attributes: str, parts: Sequence[Markup]) -> Markup:
