@@ -56,7 +56,8 @@ def test_numbers_stand_out_and_names_stay_at_the_left_of_a_narrow_page(chromium:
     counts = np.random.default_rng(1).integers(0, 1000, (19, 19)) + 20_000 * np.eye(19, dtype=int)
     classes = Classes(tuple(names), ((90, 90, 90),) * 19, tuple(range(19)))
     write_report(tmp_path / "report.html", "", {"device": "cpu", "command": []}, [], classes, counts, [])
-    page = chromium.page(390, 844)
+    page = chromium.page()
+    page.resize(390, 844, touch=True)
     page.prefer(scheme)
     page.open(tmp_path / "report.html")
     colour = "getComputedStyle(document.querySelector('{}')).{}.match(/\\d+/g).slice(0, 3).map(Number)"
@@ -67,7 +68,7 @@ def test_numbers_stand_out_and_names_stay_at_the_left_of_a_narrow_page(chromium:
         below = luminance(fraction * cell + (1 - fraction) * paper)
         assert (max(ink, below) + 0.05) / (min(ink, below) + 0.05) > 4.5
     # the page stays as wide as the screen; the matrix moves within it, beneath its names
-    assert page.value("document.documentElement.scrollWidth") <= 390
+    page.until(lambda: page.value("document.documentElement.scrollWidth") <= 390)
     page.value("void (document.querySelector('.flat').scrollLeft = 300)")
     shown = "[...document.querySelectorAll('.matrix')].map((each) => each.getBoundingClientRect().left)"
     left, right = page.value(shown)

@@ -8,8 +8,8 @@ const RING = "#3cff78";
 // below a map, the picture's lightness times this, and the least that is left of it at night, as in figures
 const DIMMED = 0.4;
 const DARKEST = 24;
-// of a map's shades, 16 for each colour of the scale
-const STEPS = 4080;
+// of a map's shades, 64 for each colour of the scale
+const STEPS = 16_320;
 
 /**
  * The two cells that each of `pixels` pixels mixes, and how, when the network enlarges its scores.
