@@ -72,7 +72,7 @@ def test_numbers_stand_out_and_names_stay_at_the_left_of_a_narrow_page(chromium:
     page.value("void (document.querySelector('.flat').scrollLeft = 300)")
     shown = "[...document.querySelectorAll('.matrix')].map((each) => each.getBoundingClientRect().left)"
     left, right = page.value(shown)
-    assert 0 <= left < 30 and right < -150
+    assert 0 <= left < 30 and right < -100
     beneath = "document.elementFromPoint({}, {}).closest('svg').getAttribute('class')"
     x, y, width, height = page.box(".names")
     assert page.value(beneath.format(x + width / 2, y + height - 10)) == "matrix names"
