@@ -598,7 +598,9 @@ function start(page, data) {
   // browsers compile what has run several times: not only when the pointer moves
   const warmUp = () => {
     for (const part of [0.2, 0.5, 0.8]) look({ x: Math.floor(part * image.width), y: Math.floor(part * image.height) });
-    for (let round = 0; round < 3; round++) show();
+    prepare();
+    const maps = look(state.point);
+    for (let round = 0; round < 3; round++) mapPanels.forEach((panel, i) => drawMap(panel, state.point, maps[i]));
   };
   (window.requestIdleCallback ?? setTimeout)(warmUp);
 
