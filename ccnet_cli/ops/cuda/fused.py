@@ -29,8 +29,9 @@ cp.async, and the next while these are multiplied; the products are the same, an
   of pixels were made of registers before. They come in words of four bytes, which puts them in another order on the
   way: a thread's columns of four products are then 16 bytes of the output.
 - Values of float32 go through registers still, as does the value in the products of pulls of long lines: they are
-  rounded to TF32, once, which no copy does and each warp would do again, and ldmatrix exchanges rows and columns of 16
-  bits alone. What is two TF32 each is split when it is read, so that it is copied.
+  rounded to TF32, once, which no copy does and each warp would do again (not along short lines, where little is to be
+  gained), and ldmatrix exchanges rows and columns of 16 bits alone. Of energies, what is two TF32 each is split when it
+  is read, so that it is copied.
 """
 
 import math
