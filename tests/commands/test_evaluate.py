@@ -469,7 +469,4 @@ def test_progress_is_told_in_lines(saved, data, monkeypatch, capfd):
     monkeypatch.setattr(evaluation, "PROGRESS_IMAGES", 2)
     evaluate(saved, data)
     told = capfd.readouterr()
-    warning, *progress = told.err.splitlines()
-    # the labels are random numbers
-    assert (told.out, progress) == ("", ["ccnet: 2 of 5 images evaluated", "ccnet: 4 of 5 images evaluated"])
-    assert "as in noise" in warning
+    assert (told.out, told.err) == ("", "ccnet: 2 of 5 images evaluated\nccnet: 4 of 5 images evaluated\n")
