@@ -87,7 +87,7 @@ def test_the_ten_lines_for_own_data_are_a_preset(tmp_path: Path):
 
 
 def test_every_override_of_the_manual_is_a_preset_key():
-    overrides = re.findall(r"-s ([\w.]+=[^\s`|]+)", MANUAL)
+    overrides = re.findall(r'-s ([\w.]+=[^\s`|"]+)', MANUAL)
     assert len(overrides) > 10
     for override in overrides:
         if override.endswith(("=pooled", "=mine")) or "soft_dice" in override:

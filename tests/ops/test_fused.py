@@ -205,9 +205,7 @@ def gate(kernel: steps.Kernel, arch: tuple[int, int]) -> None:
 @pytest.mark.parametrize("arch", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_nothing_spills_for_any_type_and_tile(arch, dtype):
-    for kernel in kernels(dtype):
-        gate(kernel, arch)
-    for kernel in kernels(dtype, aligned=False) if arch == (8, 0) else ():
+    for kernel in kernels(dtype) + kernels(dtype, aligned=False):
         gate(kernel, arch)
 
 

@@ -9,7 +9,7 @@ CUT = 64  # channels of an output that a thread holds at once; 32 of float32
 LINE = 128  # pixels of a line in one block of tiles
 BLOCK = 64  # of a longer line, whose energies take fewer registers
 # the same as LINE for numbers that are read one by one, which leaves fewer registers
-UNALIGNED = {"float32": 64, "float16": 104, "bfloat16": 128}
+UNALIGNED = {"float32": 64, "float16": 104, "bfloat16": 104}
 WARPS = 8  # of a block of delta
 # words between pixels in shared memory that are copied there; eight rows of 16 bytes use every bank once
 COPIED_PITCH = CUT // 2 + 4
