@@ -193,7 +193,7 @@ def test_what_is_not_recognised_is_explained(tmp_path, capsys, writer, change, w
 def test_folders_without_annotations_are_explained(tmp_path, capsys):
     exports.write_images(tmp_path / "export", one_label())
     exports.put(tmp_path / "export/labels/a.npy", b"x")
-    assert "holds 1 images, and nothing but .npy files that labels them" in refused(tmp_path, capsys)
+    assert "holds 1 image, and nothing but .npy files that labels them" in refused(tmp_path, capsys)
     (tmp_path / "export/images/a.png").unlink()
     assert "holds no image but 1 .npy files; give the folder of the images" in refused(tmp_path, capsys)
 

@@ -69,6 +69,7 @@ def _explain(tree: Tree) -> InputError:
         fix = f"give the folder of the images ({' '.join(READ_SUFFIXES)}) and their annotations, unpacked"
         return InputError(f"folder {tree.top}", f"holds no image{f' but {kinds} files' if kinds else ''}", fix)
     kinds = f" but {suffixes.most_common(1)[0][0] or 'other'} files" if suffixes else ""
-    why = f"holds {len(tree.images)} images, and nothing{kinds} that labels them: none of {titles}"
-    fix = "name masks as the images, PNGs in a folder masks or labels or with an ending such as _mask"
+    images = f"{len(tree.images)} image{'s' * (len(tree.images) != 1)}"
+    why = f"holds {images}, and nothing{kinds} that labels them: none of {titles}"
+    fix = "name masks as the images, in a folder masks or labels or with an ending such as _mask"
     return InputError(f"folder {tree.top}", why, f"{fix}; see ccnet guide data")
