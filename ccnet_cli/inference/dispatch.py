@@ -64,7 +64,7 @@ class _Peer:
         """Why this process counts as frozen or hung, if it does."""
         now = time.monotonic()
         # while it loads the network, other threads may wait long for their turn
-        silence = min(SILENCE_SECONDS * (1 if self.begun else 4), task_seconds)
+        silence = SILENCE_SECONDS * (1 if self.begun else 4)
         if now - self.heard > silence:
             return f"gave no sign of life for {silence:.0f} s"
         long = [task for index, task in self.tasks.items() if self.busy[index] > 0 and not task.get("unlimited")]

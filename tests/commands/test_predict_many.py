@@ -136,7 +136,7 @@ def test_a_process_that_is_frozen_or_hangs_is_replaced(place, tmp_path, monkeypa
 def test_an_image_at_which_two_processes_hang_is_reported(place, tmp_path, monkeypatch, forked_workers):
     watch_reading(monkeypatch, tmp_path / "log", lambda path: time.sleep(1000 if path.stem == "03" else 0))
     with pytest.raises(EnvironmentFailure, match="1 of 12 sources were not segmented") as caught:
-        predict(place, tmp_path / "out", processes=2, timeout=1.5)
+        predict(place, tmp_path / "out", processes=2, timeout=2.5)
     assert caught.value.exit_code == 3 and "03.png: two processes" in caught.value.__notes__[0]
     assert len([name for name in read_all(tmp_path / "out") if ".tmp-" not in name]) == COUNT - 1
 

@@ -113,6 +113,18 @@ def test_a_stranger_with_another_key_is_sent_away():
         TaskQueue(dispatcher.address, b"another", "x")
 
 
+def test_a_process_that_loads_for_longer_than_an_image_may_take_is_not_frozen(capfd):
+    with dispatching(1, task_seconds=0.2) as (dispatcher, results):
+        process = Process(dispatcher)
+        assert process.take(1) == [(0, False)]
+        time.sleep(0.7)
+        process.say(begin=0)
+        process.say(index=0)
+        process.say(left=True)
+        wait_for(lambda: results == [(0, False)])
+    assert capfd.readouterr().err == ""
+
+
 def test_time_in_which_the_dispatcher_itself_stood_still_does_not_count(monkeypatch, capfd):
     monkeypatch.setattr(dispatch, "SILENCE_SECONDS", 2.0)
     paused = []
