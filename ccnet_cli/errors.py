@@ -90,6 +90,11 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or on_device or any(text in str(error) for text in texts)
 
 
+def describe_briefly(error: BaseException) -> str:
+    """What an error says first, or that memory ran out."""
+    return "out of memory" if out_of_memory(error) else str(error).partition("\n")[0]
+
+
 class _Unfailing(io.RawIOBase):
     """Writes to a descriptor; what it refuses is lost, as no work may end for want of a terminal."""
 

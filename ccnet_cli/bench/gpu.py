@@ -15,7 +15,7 @@ from ccnet_cli.bench import attention, model, passes, step
 from ccnet_cli.bench.meter import Meter
 from ccnet_cli.bench.report import Column, Report, Row, Table
 from ccnet_cli.bench.request import Run, Work
-from ccnet_cli.errors import CCNetError, InputError, notice, out_of_memory
+from ccnet_cli.errors import CCNetError, InputError, describe_briefly, notice
 from ccnet_cli.models import network as models
 from ccnet_cli.ops import cuda
 from ccnet_cli.ops.cuda import attention as fused
@@ -153,7 +153,7 @@ def attempt(question: Callable[[], Any]) -> Any:
     try:
         return question()
     except (CCNetError, ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
-        return {"error": "out of memory" if out_of_memory(error) else str(error).partition("\n")[0]}
+        return {"error": describe_briefly(error)}
 
 
 def report(values: dict[str, Any]) -> Report:
@@ -285,15 +285,11 @@ def time_attention(size: tuple[int, int], precision: str, device: str) -> Row:
                 run,
                 ROWS,
                 precision,
-                lambda name, error: dropped.append({"name": name, "why": _reason(error)}),
+                lambda name, error: dropped.append({"name": name, "why": describe_briefly(error)}),
             )
     except RuntimeError as error:
-        return {"size": size, "precision": precision, "error": _reason(error)}
+        return {"size": size, "precision": precision, "error": describe_briefly(error)}
     return {**measured.values, "dropped": dropped}
-
-
-def _reason(error: RuntimeError) -> str:
-    return "out of memory" if out_of_memory(error) else str(error).partition("\n")[0]
 
 
 def inputs(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Inputs:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ccnet_cli import ops
 from ccnet_cli.bench.meter import Meter
 from ccnet_cli.bench.report import Column, Row, Spread
-from ccnet_cli.errors import CCNetError, out_of_memory
+from ccnet_cli.errors import CCNetError, describe_briefly
 from ccnet_cli.ops import gemm
 from ccnet_cli.ops.cuda import attention
 
@@ -86,7 +86,7 @@ def measure(
             if meter.device.type == "cuda":
                 row["replayed"] = time_replay(one.forward, meter)
     except (CCNetError, ImportError, RuntimeError) as error:
-        return {**row, "failed": "out of memory" if out_of_memory(error) else str(error).partition("\n")[0]}
+        return {**row, "failed": describe_briefly(error)}
     return row
 
 

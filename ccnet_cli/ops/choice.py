@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ccnet_cli.errors import CCNetError, EnvironmentFailure, notice, out_of_memory
+from ccnet_cli.errors import CCNetError, EnvironmentFailure, describe_briefly, notice
 
 # implementations that are measured; the others are never the fastest
 CANDIDATES = ("gemm", "numba", "flash")
@@ -85,7 +85,7 @@ class Choices:
             except (CCNetError, ImportError, OSError, RuntimeError) as error:
                 failure = error
                 # the full message names sizes, which would repeat the warning for every case
-                why = "out of memory" if out_of_memory(error) else str(error).partition("\n")[0]
+                why = describe_briefly(error)
                 self._print(f"warning: {name} is left out of the choice ({why})")
             else:
                 working[name] = call

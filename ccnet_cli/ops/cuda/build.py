@@ -153,24 +153,35 @@ def assemble(kernel: Kernel, arch: tuple[int, int]) -> MachineCode:
 
 def inner_loop(image: bytes, operation: str = "FFMA") -> tuple[int, int]:
     """How many of an operation, and how many vector loads from shared memory, the densest loop of machine code has."""
-    tool = _disassembler()
+    loops = []
+    for body in inner_loops(image):
+        multiplies = count(body, operation)
+        loads = sum(re.search(r" LDS\S*\.128", x) is not None for x in body)
+        loops.append((multiplies / len(body), multiplies, loads))
+    # of all loops, the one with the most products per instruction
+    return max(loops, default=(0, 0, 0))[1:]
+
+
+def count(body: list[str], operation: str) -> int:
+    """How many instructions are of an operation."""
+    return sum(f" {operation}" in line for line in body)
+
+
+def inner_loops(image: bytes) -> list[list[str]]:
+    """The instructions of each loop of machine code in which there is no other: from a label to a branch back to it."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(image)
         file.flush()
-        listing = subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True).stdout
-    lines = listing.splitlines()
+        command = [_disassembler(), "-c", file.name]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     labels = {line.strip()[:-1]: number for number, line in enumerate(lines) if re.match(r"\.L_x_\d+:", line.strip())}
-    loops = []
+    spans = []
     for number, line in enumerate(lines):
         target = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
-        first = labels.get(target.group(1), number) if target else number
-        body = lines[first:number]
-        multiplies = sum(f" {operation}" in x for x in body)
-        if multiplies:
-            loads = sum(re.search(r" LDS\S*\.128", x) is not None for x in body)
-            loops.append((multiplies / len(body), multiplies, loads))
-    # of all loops, the one with the most products per instruction
-    return max(loops)[1:] if loops else (0, 0)
+        # behind a kernel's end is a branch to itself
+        if target and labels.get(target.group(1), number) < number - 1:
+            spans.append(range(labels[target.group(1)], number))
+    return [lines[x.start : x.stop] for x in spans if sum(x.start <= y.start and y.stop <= x.stop for y in spans) == 1]
 
 
 def _disassembler() -> str:

@@ -1,11 +1,11 @@
 """Criss-cross attention whose energies stay on chip: products on tensor cores, sums in float32.
 
-Numbers of 16 bits are multiplied as they are, and float32 rounded to TF32; for energies, whose errors powers make
-larger, query and key are two TF32 each, and so is the output's gradient. Along short lines all numbers are. A block
-takes up to 128 pixels of a row or a column, 16 in each warp, and all of the line's in blocks of 8 `tiles`. Two launches
-make a pass. The rows' leaves the logarithm of each pixel's sum of weights, and the output for these; the columns' adds
-its own sum, knows every weight then, and adds to the output scaled to the whole. In bfloat16 the rows leave 10 bits of
-each number instead of 8.
+Numbers of 16 bits are multiplied as they are. A float32 is two TF32, but for the value, and the output's gradient where
+weights multiply it, which are rounded to one; along short lines they are two as well. A block takes up to 128 pixels of
+a row or a column, 16 in each warp, and all of the line's in blocks of 8 `tiles`. Two launches make a pass. The rows'
+leaves the logarithm of each pixel's sum of weights, and the output for these; the columns' adds its own sum, knows
+every weight then, and adds to the output scaled to the whole. In bfloat16 the rows leave 10 bits of each number instead
+of 8.
 
 The gradients need these logarithms, and for each pixel `delta`, the sum of the output times its gradient: weights are
 computed again, and again the columns add to what the rows wrote:
@@ -32,6 +32,8 @@ cp.async, and the next while these are multiplied; the products are the same, an
   rounded to TF32, once, which no copy does and each warp would do again (not along short lines, where little is to be
   gained), and ldmatrix exchanges rows and columns of 16 bits alone. Of energies, what is two TF32 each is split when it
   is read, so that it is copied.
+
+A total begins with what is there already, times its weight, and products add to it: inner loops are of products alone.
 """
 
 import math
@@ -58,7 +60,7 @@ INFINITE = float32(math.inf)
 # float16 holds numbers up to 65504: pulls are scaled below this
 LARGE = float32(16384)
 ALL = 0xFFFFFFFF
-# tiles of a short line, whose weights are two numbers each too: what rounding makes of few does not average out
+# tiles of a short line, all of whose numbers are two: what rounding makes of few does not average out
 FEW = 4
 
 
@@ -318,11 +320,12 @@ def _turn(parts):
     return turn
 
 
-def _stages(parts):
+def _stages(parts, narrow):
     """Functions that load channels of a block's pixels, in pairs, and write them to shared memory."""
     WARPS, ROUNDS, KEYS, PAIRS = parts.warps, -(-parts.tiles // parts.warps), 8 * parts.tiles, 4 * parts.tiles
     PER, PITCH, WIDE = numbers_per_word(parts.dtype), cut_channels(parts.dtype)[1], parts.dtype == "float32"
-    fetch, interleave, VECTOR = parts.fetch, tuples.interleave(parts.dtype), 4 * PER
+    fetch = parts.exact if narrow else parts.fetch
+    interleave, VECTOR = tuples.interleave(parts.dtype), 4 * PER
 
     @_device
     def pair(source, at, hop, rest, pixels):
@@ -391,44 +394,50 @@ def _copies(parts):
     return begin
 
 
-def _finish(parts, added):
-    """A function for the words of `count` numbers to write: in bfloat16 the rows leave what is rounded but once."""
-    PARTIAL, leave = not parts.aligned, tuples.leave
-    blend, blend_left = (tuples.blend(parts.dtype, left, added) for left in (False, parts.dtype == "bfloat16"))
+def _pieces(parts, added):
+    """Functions between `count` numbers of memory, as words, and a piece: times a weight, and to be written.
+
+    In bfloat16 the rows leave what is rounded but once.
+    """
+    HALF, PARTIAL, pack, leave = parts.dtype == "bfloat16", not parts.aligned, tuples.pack(parts.dtype), tuples.leave
+    weigh, weigh_left = (tuples.weigh(parts.dtype, left, added) for left in (False, HALF))
 
     if added:
 
         @_device
-        def finish(values, scale, before, weight, more, count, column):
-            if PARTIAL and count < 8:
-                return blend(values, scale, before, weight, more)
-            return blend_left(values, scale, before, weight, more)
-
-    elif parts.dtype == "bfloat16":
-
-        @_device
-        def finish(values, scale, before, weight, more, count, column):
-            # those at the end of a pixel may be fewer than it takes
-            if PARTIAL and count < 8:
-                return blend(values, scale, before, weight)
-            return blend_left(values, scale, before, weight) if column else leave(values, scale)
+        def begin(words, weight, more, count):
+            # those at the end of a pixel may be fewer than it takes to leave them
+            return weigh(words, weight, more) if PARTIAL and count < 8 else weigh_left(words, weight, more)
 
     else:
 
         @_device
-        def finish(values, scale, before, weight, more, count, column):
-            return blend(values, scale, before, weight)
+        def begin(words, weight, more, count):
+            return weigh(words, weight) if PARTIAL and count < 8 else weigh_left(words, weight)
 
-    return finish
+    if HALF and not added:
+
+        @_device
+        def finish(values, count, column):
+            return pack(values) if column or (PARTIAL and count < 8) else leave(values)
+
+    else:
+
+        @_device
+        def finish(values, count, column):
+            return pack(values)
+
+    return begin, finish
 
 
 def _outputs(parts, added=False):
-    """Functions for a thread's channels of each of its two rows: what is there, and what is written.
+    """Functions for a thread's channels of each of its two rows: what is there, a total with it, and what is written.
 
-    added: a target has another tensor, with its stride, and a number too; it is the tensor and what is written times
-    the number.
+    A total begins with what the rows left, times each row's weight, so that products add to it and nothing else does.
+    added: a target has another tensor, with its stride, and totals begin with that, too.
     """
-    fetch, put, finish, ADDED = parts.exact, parts.put, _finish(parts, added), added
+    fetch, put, zeros, ADDED = parts.exact, parts.put, tuples.zeros(cut_channels(parts.dtype)[0] // 8), added
+    (begin, finish), join = _pieces(parts, added), tuples.join(parts.dtype, parts.copied)
     near_one, far_one, near_two, far_two = parts.pieces
     VECTOR = 4 * numbers_per_word(parts.dtype)
     PART = 4 * VECTOR
@@ -460,20 +469,29 @@ def _outputs(parts, added=False):
         return before, before
 
     @_device
-    def write(target, place, c0, total, scale, both):
-        """Write a total times a scale, and what was there times each row's weight."""
-        out, (weight_near, weight_far), column, (before, more) = target[0], target[1], place[3], both
-        if ADDED:
-            gamma = target[4]
-            scale, weight_near, weight_far = float32(scale * gamma), weight_near * gamma, weight_far * gamma
-        at, hop, near, far = locate(place, c0, place[2])
-        put(out, at, near, finish(near_one(total), scale, before[0], weight_near, more[0], near, column))
-        put(out, int32(at + hop), far, finish(far_one(total), scale, before[1], weight_far, more[1], far, column))
-        at, near, far = int32(at + PART), int32(near - PART), int32(far - PART)
-        put(out, at, near, finish(near_two(total), scale, before[2], weight_near, more[2], near, column))
-        put(out, int32(at + hop), far, finish(far_two(total), scale, before[3], weight_far, more[3], far, column))
+    def start(target, place, c0, both):
+        total = zeros()
+        if ADDED or place[3]:
+            (before, more), (weight_near, weight_far) = both, target[1]
+            _, _, near, far = locate(place, c0, place[2])
+            first, second = begin(before[0], weight_near, more[0], near), begin(before[1], weight_far, more[1], far)
+            near, far = int32(near - PART), int32(far - PART)
+            third, fourth = begin(before[2], weight_near, more[2], near), begin(before[3], weight_far, more[3], far)
+            total = join(first, second, third, fourth)
+        return total
 
-    return read, write
+    @_device
+    def write(target, place, c0, total, scale):
+        """Write a total, whose scale is 1 here."""
+        out, column = target[0], place[3]
+        at, hop, near, far = locate(place, c0, place[2])
+        put(out, at, near, finish(near_one(total), near, column))
+        put(out, int32(at + hop), far, finish(far_one(total), far, column))
+        at, near, far = int32(at + PART), int32(near - PART), int32(far - PART)
+        put(out, at, near, finish(near_two(total), near, column))
+        put(out, int32(at + hop), far, finish(far_two(total), far, column))
+
+    return read, start, write
 
 
 def _narrow_outputs(parts):
@@ -482,6 +500,7 @@ def _narrow_outputs(parts):
     They read it when they write, since registers are short.
     """
     fetch, put, put_floats, add = tuples.fetch_floats, parts.put, tuples.put_floats, tuples.add_floats(parts.dtype)
+    zeros = tuples.zeros(CUT // 8)
     near_one, far_one, near_two, far_two = parts.pieces
 
     @_device
@@ -489,7 +508,12 @@ def _narrow_outputs(parts):
         return int32(0)
 
     @_device
-    def write(target, place, c0, total, scale, before):
+    def start(target, place, c0, before):
+        return zeros()
+
+    @_device
+    def write(target, place, c0, total, scale):
+        """Write a total times a scale, and what was there."""
         out, rows = target
         (L, hop, first), m, channels, column = place
         member, width = int32(cuda.threadIdx.x & 3), int32(channels + CUT - 1 & -CUT)
@@ -511,39 +535,40 @@ def _narrow_outputs(parts):
             put_floats(rows, int32(row + 32), near, near_two(total), scale)
             put_floats(rows, int32(row + jump + 32), far, far_two(total), scale)
 
-    return read, write
+    return read, start, write
 
 
-def _products(parts, gather, read, write, late=False):
+def _products(parts, narrow=False, added=False):
     """A function that adds a thread's rows of words, by pixels, times the line's pixels to its rows of an output.
 
-    late: the next channels load after these are multiplied, where registers are short and few have any. Before it comes
-    a function that begins to copy the first channels, to where energies are not made.
+    narrow: of few channels, the next of which load after these are multiplied, since registers are short there. Before
+    it comes a function that begins to copy the first channels, to where energies are not made.
     """
     if parts.copied:
-        return _copied_products(parts, gather, read, write)
-    LATE = late
+        return _copied_products(parts, narrow, added)
+    LATE, gather = narrow, parts.gather_split if narrow else parts.gather
     (CUT_CHANNELS, PITCH), BUFFER = cut_channels(parts.dtype), 4 * parts.tiles * (CUT + 8)
-    (load, save), zeros = _stages(parts), tuples.zeros(CUT_CHANNELS // 8)
+    (load, save), (read, start, write) = _stages(parts, narrow), _outputs_of(parts, narrow, added)
     find = _reader(parts.dtype, PITCH)
 
     @_device
     def product(shared, place, source, made, target):
         line, _, channels, _ = place
         at, base, c0 = find(), int32(0), int32(0)
+        before = read(target, place, c0)
         save(shared, base, load(source, channels, line, int32(0), c0))
         while c0 < channels:
-            # what is added, and the next channels, load while these are multiplied
-            before = read(target, place, c0)
+            # the next channels, and what is added to, load while these are multiplied
+            total, c1 = start(target, place, c0, before), int32(c0 + CUT_CHANNELS)
+            before = read(target, place, c1)
             cuda.syncthreads()
             if not LATE:
-                ahead = load(source, channels, line, int32(0), int32(c0 + CUT_CHANNELS))
-            total = gather(zeros(), made[0], shared, int32(base + at))
-            write(target, place, c0, total, made[1], before)
+                ahead = load(source, channels, line, int32(0), c1)
+            total = gather(total, made[0], shared, int32(base + at))
+            write(target, place, c0, total, made[1])
             if LATE:
-                ahead = load(source, channels, line, int32(0), int32(c0 + CUT_CHANNELS))
-            base = int32(BUFFER - base)
-            c0 = int32(c0 + CUT_CHANNELS)
+                ahead = load(source, channels, line, int32(0), c1)
+            base, c0 = int32(BUFFER - base), c1
             if c0 < channels:
                 save(shared, base, ahead)
 
@@ -554,9 +579,10 @@ def _products(parts, gather, read, write, late=False):
     return begin, product
 
 
-def _copied_products(parts, gather, read, write):
+def _copied_products(parts, narrow, added):
     """The same by copies, of which the next are made while these are multiplied."""
-    BUFFER, copy, zeros = 4 * parts.tiles * (CUT + 8), _copies(parts), tuples.zeros(CUT // 8)
+    BUFFER, copy, gather = 4 * parts.tiles * (CUT + 8), _copies(parts), parts.gather_split if narrow else parts.gather
+    read, start, write = _outputs_of(parts, narrow, added)
 
     @_device
     def begin(shared, place, source):
@@ -566,26 +592,27 @@ def _copied_products(parts, gather, read, write):
     def product(shared, place, source, made, target):
         line, _, channels, _ = place
         base, c0 = int32(BUFFER), int32(0)
+        before = read(target, place, c0)
         while c0 < channels:
-            before = read(target, place, c0)
+            total, c1 = start(target, place, c0, before), int32(c0 + CUT)
+            before = read(target, place, c1)
             tuples.wait()
             # all have these now, and have multiplied what the next replace
             cuda.syncthreads()
-            c1 = int32(c0 + CUT)
             if c1 < channels:
                 copy(shared, int32(BUFFER - base), source, channels, line, int32(0), c1)
-            write(target, place, c0, gather(zeros(), made[0], shared, base), made[1], before)
-            base = int32(BUFFER - base)
-            c0 = c1
+            write(target, place, c0, gather(total, made[0], shared, base), made[1])
+            base, c0 = int32(BUFFER - base), c1
 
     return begin, product
 
 
-def _long_products(parts, weights, gather, read, write):
+def _long_products(parts, weights, narrow=False, added=False):
     """The same from words that are made for one block of pixels after another, which are copied meanwhile."""
-    (CUT_CHANNELS, PITCH), KEYS = cut_channels(parts.dtype), 8 * parts.tiles
+    (CUT_CHANNELS, PITCH), KEYS, ADDED = cut_channels(parts.dtype), 8 * parts.tiles, added
     zeros, plus = tuples.zeros(CUT_CHANNELS // 8), tuples.plus(CUT_CHANNELS // 8)
-    load, save = _stages(parts)
+    (load, save), (read, start, write) = _stages(parts, narrow), _outputs_of(parts, narrow, added)
+    gather = parts.gather_split if narrow else parts.gather
     COPIED, copy, BUFFER = parts.copied, _copies(parts), 4 * parts.tiles * (CUT + 8)
     find = _reader(parts.dtype, PITCH)
 
@@ -594,13 +621,14 @@ def _long_products(parts, weights, gather, read, write):
         line, _, channels, _ = place
         at, c0 = int32(BUFFER) if COPIED else find(), int32(0)
         while c0 < channels:
-            before = read(target, place, c0)
-            total = zeros()
+            total = start(target, place, c0, read(target, place, c0))
             block = int32(0)
             while block < line[0]:
                 if COPIED:
                     copy(shared, at, source, channels, line, block, c0)
                 words, scale = weights(shared, arguments, block)
+                if ADDED:
+                    scale = target[4]
                 if COPIED:
                     tuples.wait()
                 else:
@@ -609,7 +637,7 @@ def _long_products(parts, weights, gather, read, write):
                 total = plus(total, gather(zeros(), words, shared, at), scale)
                 cuda.syncthreads()
                 block = int32(block + KEYS)
-            write(target, place, c0, total, float32(1), before)
+            write(target, place, c0, total, float32(1))
             c0 = int32(c0 + CUT_CHANNELS)
 
     return product
@@ -630,25 +658,29 @@ def _reader(dtype, PITCH):
     return find
 
 
-def _splits(dtype, tiles, copied):
-    """How words of a block are made and multiplied: whole, and as two numbers each, which float32 becomes in products.
+def _splits(dtype, tiles, copied, anew):
+    """How words of a block are made and multiplied with wide pixels, and as two numbers each, which pulls are.
 
-    That is along short lines alone, since TF32 has bits enough elsewhere.
+    What is float32 becomes two TF32 in products: the words, and of narrow pixels, and along short lines, those too.
     """
-    few = dtype == "float32" and tiles <= FEW
-    words, remainders = tuples.words(dtype, tiles, rounded=not few), tuples.remainders(dtype, tiles)
-    gather = tuples.gather_copied(dtype, tiles) if copied else tuples.gather(dtype, tiles, split=few)
+    words, remainders = tuples.words(dtype, tiles), tuples.remainders(dtype, tiles)
 
     @_device
     def whole(total):
         return (words(total),)
 
-    @_device
-    def gather_whole(total, made, shared, at):
-        return gather(total, made[0], shared, at)
+    def gather_by(gather):
+        @_device
+        def gather_whole(total, made, shared, at):
+            return gather(total, made[0], shared, at)
+
+        return gather_whole
 
     if dtype == "float32":
-        return (whole, gather_whole) * 2
+        wide, narrow = (gather_by(tuples.gather(dtype, tiles, (True, x), anew)) for x in (tiles <= FEW, True))
+        return whole, wide, whole, narrow
+
+    gather = tuples.gather_copied(dtype, tiles) if copied else tuples.gather(dtype, tiles)
 
     @_device
     def split(total):
@@ -659,7 +691,7 @@ def _splits(dtype, tiles, copied):
     def gather_split(total, made, shared, at):
         return gather(gather(total, made[0], shared, at), made[1], shared, at)
 
-    return whole, gather_whole, split, gather_split
+    return whole, gather_by(gather), split, gather_split
 
 
 def _parts(which):
@@ -675,7 +707,7 @@ def _parts(which):
     splits = [(left or few, few or not left) for left in (True, False)]
     pulls = [_energies(tiles, warps, dtype, aligned, pair, asynchronous) for pair in splits]
     columns = shared_words(tiles) - 16 * tiles
-    whole, gather, split, gather_split = _splits(dtype, tiles, copied)
+    whole, gather, split, gather_split = _splits(dtype, tiles, copied, which.form == "fused_backward")
     if few:
         whole, gather = split, gather_split
     names = {"dtype": dtype, "tiles": tiles, "warps": warps, "long": long, "columns": columns, "aligned": aligned}
@@ -687,9 +719,9 @@ def _parts(which):
     return SimpleNamespace(pieces=pieces, **names)
 
 
-def _outputs_of(parts, narrow):
+def _outputs_of(parts, narrow, added):
     """The outputs of wide or narrow gradients: a narrow one of float32 needs none of its own."""
-    return (_narrow_outputs if narrow and parts.dtype != "float32" else _outputs)(parts)
+    return _narrow_outputs(parts) if narrow and parts.dtype != "float32" else _outputs(parts, added)
 
 
 def _sums(parts):
@@ -734,12 +766,11 @@ def attend(which: Kernel) -> Callable[..., None]:
     """
     parts, added = _parts(which), which.form == "fused_residual"
     SHARED, sum_weights, warps = shared_words(parts.tiles), _sums(parts), parts.warps
-    LONG, ADDED, powers = parts.long, added, tuples.powers(parts.tiles)
-    outputs = _outputs(parts, added)
+    LONG, ADDED, powers, times = parts.long, added, tuples.powers(parts.tiles), tuples.times(parts.tiles)
     if LONG:
-        product = _long_products(parts, _weights(parts, False, False), parts.gather, *outputs)
+        product = _long_products(parts, _weights(parts, False, False), added=added)
     else:
-        begin, product = _products(parts, parts.gather, *outputs)
+        begin, product = _products(parts, added=added)
     words = parts.whole
 
     def kernel(halves, logs, strides, sizes, column):
@@ -764,15 +795,20 @@ def attend(which: Kernel) -> Callable[..., None]:
                 log[at_near] = log_near
             if far_inside:
                 log[at_far] = log_far
-        place, weights = (line, m, sizes[3], column != 0), (weight_near, weight_far)
-        target = (out, weights, halves[4], strides[3], logs[2][0]) if ADDED else (out, weights)
+        place = (line, m, sizes[3], column != 0)
+        if ADDED:
+            gamma = logs[2][0]
+            target = (out, (weight_near * gamma, weight_far * gamma), halves[4], strides[3], gamma)
+        else:
+            target = (out, (weight_near, weight_far))
         if LONG:
             sums = (log_near, log_far, float32(0), float32(0))
             both = (strides[0], strides[1], strides[0], strides[1])
             arguments = ((query, key, query, key, log, log), both, sizes, line, column, m, sums)
             product(shared, place, (value, strides[2]), arguments, target)
         else:
-            made = words(powers(total, log_near, log_far)), float32(1)
+            total = powers(total, log_near, log_far)
+            made = words(times(total, gamma) if ADDED else total), float32(1)
             product(shared, place, (value, strides[2]), made, target)
 
     return kernel
@@ -806,8 +842,8 @@ def _gradients(parts):
     powers, columns, minus = tuples.powers(parts.tiles), tuples.columns(parts.tiles), tuples.minus(parts.tiles)
     pull, keep, largest = tuples.pull(parts.tiles), tuples.keep_rows(parts.tiles), tuples.largest(parts.tiles)
     times, whole, split = tuples.times(parts.tiles), parts.whole, parts.split
-    begin_wide, value_product = _products(parts, parts.gather, *_outputs_of(parts, False))
-    begin, narrow_product = _products(parts, parts.gather_split, *_outputs_of(parts, True), late=True)
+    begin_wide, value_product = _products(parts)
+    begin, narrow_product = _products(parts, narrow=True)
     narrow_targets = _narrow_targets(parts)
 
     @_device
@@ -873,10 +909,8 @@ def _gradients(parts):
 def _long_gradients(parts):
     SHARED, WARPS = shared_words(parts.tiles), parts.warps
     to_value, to_query, to_key = (_weights(parts, *how) for how in ((True, False), (False, True), (True, True)))
-    value_product = _long_products(parts, to_value, parts.gather, *_outputs_of(parts, False))
-    query_product, key_product = (
-        _long_products(parts, x, parts.gather_split, *_outputs_of(parts, True)) for x in (to_query, to_key)
-    )
+    value_product = _long_products(parts, to_value)
+    query_product, key_product = (_long_products(parts, x, narrow=True) for x in (to_query, to_key))
     narrow_targets = _narrow_targets(parts)
 
     def kernel(inputs, outputs, logs, strides, sizes, column):

@@ -88,6 +88,11 @@ def _power(builder, x):
     return _assemble(builder, _F32, "ex2.approx.ftz.f32 $0, $1;", "=f,f", [builder.fmul(x, _LOG2_E)])
 
 
+def _times(builder, x, y):
+    """A product that is rounded by itself, whatever is added to it."""
+    return _assemble(builder, _F32, "mul.rn.f32 $0, $1, $2;", "=f,f,f", [x, y])
+
+
 def _larger(builder, x, y):
     return builder.select(builder.fcmp_ordered(">", x, y), x, y)
 
@@ -332,12 +337,12 @@ def put_floats(context, builder, kinds, target, index, inside, values, scale):
 
 @lru_cache
 def add_floats(dtype):
-    """Eight numbers times one, and eight others, as words."""
+    """Eight numbers, which float16 has times one, and eight others, as words."""
 
     def change(context, builder, kinds, values, scale, before):
-        return _pack(
-            builder, dtype, [builder.fadd(builder.fmul(x, scale), y) for x, y in zip(values, before, strict=True)]
-        )
+        if dtype == "float16":
+            values = [_times(builder, x, scale) for x in values]
+        return _pack(builder, dtype, [builder.fadd(x, y) for x, y in zip(values, before, strict=True)])
 
     return _made(FOUR, OCTET, types.float32, OCTET)(change)
 
@@ -377,11 +382,13 @@ def zeros(tiles):
     return _made(_totals(tiles))(lambda *_: [_F32(0)] * 4 * tiles)
 
 
-def _split(builder, words):
-    """Float32 as two TF32 each: without its last bits, and what these are."""
-    high = [builder.and_(word, _I32(0xFFFFE000)) for word in words]
-    pairs = ([builder.bitcast(x, _F32) for x in pair] for pair in zip(words, high, strict=True))
-    return high, [_tf32(builder, builder.fsub(x, y)) for x, y in pairs]
+def _split(builder, words, anew=False):
+    """Float32 as two TF32 each: itself, whose last 13 bits tensor cores leave out, and what these are.
+
+    anew: where they are used, each time; twice as many words, which stay as they are, take a loop's registers.
+    """
+    text = "and.b32 $0, $1, -8192; sub.rn.f32 $0, $1, $0;"
+    return words, [_assemble(builder, _I32, text, "=&r,r", [word], volatile=anew) for word in words]
 
 
 def _pairs(lefts, rights):
@@ -412,11 +419,13 @@ def dot(dtype, tiles, splits=(False, False)):
 
 
 @lru_cache
-def gather(dtype, tiles, split=False):
+def gather(dtype, tiles, splits=(False, False), anew=False):
     """Add to a total of channels the words' product with 8 `tiles` pixels of an array.
 
-    split: both are float32, to be multiplied as two TF32 each.
+    splits: whether the words, and the pixels, are float32, to be multiplied as two TF32 each; anew: the words in every
+    turn of a loop, where registers are short.
     """
+    split_left, split_right = splits
     (cut, pitch), deep = cut_channels(dtype), numbers_per_word(dtype)
 
     def multiply(context, builder, kinds, total, words, shared, at):
@@ -425,13 +434,13 @@ def gather(dtype, tiles, split=False):
         for j in range(0, tiles, deep):
             left = words[4 * j // deep : 4 * j // deep + 4]
             rows = range(8 * j // deep, 8 * j // deep + 2 * len(left), 4)
-            lefts = _split(builder, left) if split else (left,)
+            lefts = _split(builder, left, anew) if split_left else (left,)
             for channels in range(0, cut, 32):
                 right = [_read4(builder, address, row * pitch + channels) for row in rows]
                 for n in range(4):
                     i = 4 * (channels // 8 + n)
                     part = [row[n] for row in right]
-                    rights = _split(builder, part) if split else (part,)
+                    rights = _split(builder, part) if split_right else (part,)
                     for a, b in _pairs(lefts, rights):
                         sums[i : i + 4] = _multiply(builder, dtype, a, b, sums[i : i + 4])
         return sums
@@ -598,14 +607,14 @@ def largest(tiles):
 
 
 @lru_cache
-def words(dtype, tiles, rounded=True):
-    """A total as words, rounded as products take them or, in float32, as it is."""
+def words(dtype, tiles):
+    """A total as words, rounded as products take them; float32 as it is."""
 
     def change(context, builder, kinds, total):
         if dtype != "float32":
             return _pack(builder, dtype, total)
         total = [total[i + k] for i in range(0, len(total), 4) for k in (0, 2, 1, 3)]
-        return [_tf32(builder, x) if rounded else builder.bitcast(x, _I32) for x in total]
+        return [builder.bitcast(x, _I32) for x in total]
 
     return _made(_words(dtype, tiles), _totals(tiles))(change)
 
@@ -671,32 +680,52 @@ def read_turned(dtype, tiles):
     return _made(_words(dtype, tiles), None, types.int32, types.int32)(read)
 
 
-@lru_cache
-def piece(dtype, part, row, copied=False):
-    """A thread's channels of the first or second part, as many as 16 bytes hold, of its first or second row.
+def _indices(dtype, part, row, copied):
+    """Where in a total a thread's channels of its first or second part are, those of its first or second row.
 
     Of a part of 32 channels a thread has 8 neighbours in 16 bits; of one of 16, 4 in float32. copied: of a total of
     pixels that were copied.
     """
+    if dtype == "float32":
+        return [4 * n + 2 * row + part for n in range(4)]
+    if copied:
+        return [16 * part + 4 * n + 2 * row + e for n in range(4) for e in (0, 1)]
+    return [16 * part + 4 * n + 2 * row + e for e in (0, 1) for n in range(4)]
 
-    def pick(context, builder, kinds, total):
-        if copied:
-            return [total[16 * part + 4 * n + 2 * row + e] for n in range(4) for e in (0, 1)]
-        if dtype == "float32":
-            return [total[4 * n + 2 * row + part] for n in range(4)]
-        return [total[16 * part + 4 * n + 2 * row + e] for e in (0, 1) for n in range(4)]
 
-    return _made(_piece(dtype), _sums(dtype))(pick)
+@lru_cache
+def piece(dtype, part, row, copied=False):
+    """A thread's channels of one part and row, as many as 16 bytes hold."""
+    places = _indices(dtype, part, row, copied)
+    return _made(_piece(dtype), _sums(dtype))(lambda context, builder, kinds, total: [total[i] for i in places])
+
+
+@lru_cache
+def join(dtype, copied=False):
+    """The total of the pieces of both parts: of each first that of the first row."""
+    places = [i for part, row in product((0, 1), (0, 1)) for i in _indices(dtype, part, row, copied)]
+
+    def put_together(context, builder, kinds, *pieces):
+        values = dict(zip(places, (x for each in pieces for x in each), strict=True))
+        return [values[i] for i in range(len(values))]
+
+    return _made(_sums(dtype), *[_piece(dtype)] * 4)(put_together)
+
+
+@lru_cache
+def pack(dtype):
+    """A piece as words."""
+    return _made(FOUR, _piece(dtype))(lambda context, builder, kinds, values: _pack(builder, dtype, values))
 
 
 # Eight numbers of 10 bits in 16 bytes: float16 without their last bits, times a power of two whose exponent these are.
 _LAST = 0x00010001
 
 
-@_made(FOUR, OCTET, types.float32)
-def leave(context, builder, kinds, values, scale):
-    """Eight numbers times one, in four words, more precise than in bfloat16."""
-    values, most = [builder.fmul(x, scale) for x in values], _F32(0)
+@_made(FOUR, OCTET)
+def leave(context, builder, kinds, values):
+    """Eight numbers in four words, more precise than in bfloat16."""
+    most = _F32(0)
     for value in values:
         negative = builder.fcmp_ordered("<", value, _F32(0))
         size = builder.select(negative, builder.fsub(_F32(-0.0), value), value)
@@ -726,26 +755,24 @@ def _read_left(builder, words):
 
 
 @lru_cache
-def blend(dtype, left=False, added=False):
-    """Numbers times one, and those of four words times another, as words.
+def weigh(dtype, left=False, added=False):
+    """The numbers of four words times one: a piece of a total.
 
     left: words that `leave` made. added: and the numbers of four others.
     """
 
-    def change(context, builder, kinds, values, scale, before, weight, more=()):
+    def change(context, builder, kinds, words, weight, more=()):
         if left:
-            others, power = _read_left(builder, before)
+            numbers, power = _read_left(builder, words)
             weight = builder.fmul(weight, power)
         else:
-            others = [x for word in before for x in _halves(builder, dtype, word)]
-        pairs = zip(values, others, strict=True)
-        sums = [builder.fadd(builder.fmul(x, scale), builder.fmul(y, weight)) for x, y in pairs]
-        if added:
-            numbers = [x for word in more for x in _halves(builder, dtype, word)]
-            sums = [builder.fadd(x, y) for x, y in zip(sums, numbers, strict=True)]
-        return _pack(builder, dtype, sums)
+            numbers = [x for word in words for x in _halves(builder, dtype, word)]
+        if not added:
+            return [builder.fmul(x, weight) for x in numbers]
+        others = [x for word in more for x in _halves(builder, dtype, word)]
+        return [builder.fadd(_times(builder, x, weight), y) for x, y in zip(numbers, others, strict=True)]
 
-    return _made(FOUR, _piece(dtype), types.float32, FOUR, types.float32, *[FOUR] * added)(change)
+    return _made(_piece(dtype), FOUR, types.float32, *[FOUR] * added)(change)
 
 
 @lru_cache
