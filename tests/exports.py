@@ -272,6 +272,68 @@ def labelstudio_min(folder, labels):
     put(folder / "export-min.json", json.dumps(plain).encode())
 
 
+def labelstudio_rectangles(folder, labels):
+    """Every run of a row is a rectangle, turned by a half or a quarter about its first corner."""
+    write_images(folder, labels)
+    tasks = []
+    for name, label in labels.items():
+        height, width = label.shape
+        results = []
+        for title, mask in regions(label):
+            for number, ring in enumerate(corners(mask)):
+                (left, top), (right, bottom) = np.min(ring, 0), np.max(ring, 0)
+                x, y, w, h, turn = [
+                    (left, top, right - left, bottom - top, 0),
+                    (right, bottom, right - left, bottom - top, 180),
+                    # its sides are exchanged where it is turned by a quarter
+                    (right, top, bottom - top, right - left, 90),
+                ][number % 3]
+                value = {"x": x / width, "y": y / height, "width": w / width, "height": h / height}
+                value = {key: 100 * float(part) for key, part in value.items()}
+                value |= {"rotation": turn, "rectanglelabels": [title]}
+                sizes = {"original_width": width, "original_height": height}
+                results.append({"type": "rectanglelabels", "value": value, **sizes})
+        task = {"data": {"image": f"/data/{name}.png"}, "annotations": [{"result": results}]}
+        tasks.append(task)
+    put(folder / "export.json", json.dumps(tasks).encode())
+
+
+def cityscapes(folder, labels):
+    """Outlines, the hindmost first; what is not outlined is ignored."""
+    write_images(folder, labels, "leftImg8bit/train/town/{}_leftImg8bit.png")
+    for name, label in labels.items():
+        shapes = [{"label": title, "polygon": ring} for title, mask in regions(label) for ring in corners(mask)]
+        behind = {"label": "road", "polygon": [[0, 0], [label.shape[1], 0], [3, 9]], "deleted": 1}
+        height, width = label.shape
+        content = {"imgHeight": height, "imgWidth": width, "objects": [behind, *shapes]}
+        put(folder / f"gtFine/train/town/{name}_gtFine_polygons.json", json.dumps(content).encode())
+
+
+def coloured(label):
+    return np.where((label == VOID)[..., None], 0, image_of(label)[..., ::-1]).astype(int)
+
+
+def cityscapes_masks(folder, labels):
+    """As CVAT writes them: colours, ids and instances beside each other."""
+    write_images(folder, labels, "imgsFine/leftImg8bit/default/{}_leftImg8bit.png")
+    for name, label in labels.items():
+        put(folder / f"gtFine/default/{name}_gtFine_color.png", png(coloured(label), colour=2))
+        for kind in ("labelIds", "instanceIds"):
+            put(folder / f"gtFine/default/{name}_gtFine_{kind}.png", png(label))
+    lines = "".join(f"{' '.join(map(str, colour))} {name}\n" for name, colour in zip(NAMES, COLOURS, strict=True))
+    put(folder / "label_colors.txt", f"{lines}0 0 0 void\n".encode())
+
+
+def labelme_masks(folder, labels):
+    """As labelme2voc writes them, with pictures of the labels beside them."""
+    pascal(folder, labels)
+    (folder / "SegmentationClass").rename(folder / "SegmentationClassPNG")
+    for name, label in labels.items():
+        put(folder / f"SegmentationClassVisualization/{name}.png", png(coloured(label), colour=2))
+    (folder / "labelmap.txt").unlink()
+    put(folder / "labels.txt", "\n".join(["__ignore__", *NAMES]).encode())
+
+
 def sequences(folder, labels):
     """Frames of the same name in folders of their own, below the images and below the masks."""
     write_images(folder, labels, "images/{}/frame1.png")
@@ -295,8 +357,7 @@ def pascal(folder, labels):
 def colours(folder, labels):
     write_images(folder, labels)
     for name, label in labels.items():
-        coloured = np.where((label == VOID)[..., None], 0, image_of(label)[..., ::-1])
-        put(folder / f"masks/{name}.png", png(coloured.astype(int), colour=2))
+        put(folder / f"masks/{name}.png", png(coloured(label), colour=2))
     lines = "".join(f"{name},{','.join(map(str, colour))}\n" for name, colour in zip(NAMES, COLOURS, strict=True))
     put(folder / "class_dict.csv", f"name,r,g,b\n{lines}void,0,0,0\n".encode())
 
@@ -332,7 +393,8 @@ FORMATS = {
     "labelme": [labelme],
     "cvat": [cvat_polygons, cvat_masks],
     "supervisely": [supervisely],
-    "labelstudio": [labelstudio, labelstudio_min],
-    "masks": [roboflow_masks, pascal, colours, beside, spread, sequences],
+    "labelstudio": [labelstudio, labelstudio_min, labelstudio_rectangles],
+    "cityscapes": [cityscapes],
+    "masks": [roboflow_masks, pascal, colours, beside, spread, sequences, cityscapes_masks, labelme_masks],
     "yolo": [yolo],
 }

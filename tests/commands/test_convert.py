@@ -334,6 +334,15 @@ def test_masks_may_be_other_files_without_loss(tmp_path, kind):
             np.testing.assert_array_equal(load_pair(source, sample)[1], label)
 
 
+def test_a_mask_may_differ_from_its_photograph_in_the_ending_alone(tmp_path):
+    for name, label in LABELS.items():
+        exports.put(tmp_path / f"export/{name}.jpg", jpeg(exports.image_of(label)))
+        exports.put(tmp_path / f"export/{name}.png", png(label))
+    (tmp_path / "export/classes.txt").write_text("\n".join(exports.NAMES))
+    assert sum(convert(ConvertRequest(tmp_path / "export", tmp_path / "new")).images.values()) == 3
+    np.testing.assert_array_equal(read_png((tmp_path / "new/labels/b.png").read_bytes())[2], LABELS["b"])
+
+
 def test_smoothed_masks_are_refused(tmp_path, capsys):
     label = {name: np.where(label == 255, 0, 2 * label).astype(np.uint8) for name, label in LABELS.items()}
     soft = {name: cv2.GaussianBlur(each, (0, 0), 1.0) for name, each in label.items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import RootModel
 
-from ccnet_cli.datasets.annotations import coco, cvat, labelme, labelstudio, masks, supervisely, yolo
+from ccnet_cli.datasets.annotations import cityscapes, coco, cvat, labelme, labelstudio, masks, supervisely, yolo
 from ccnet_cli.datasets.annotations.tree import Annotations, Tree
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import READ_SUFFIXES
@@ -28,6 +28,7 @@ class Format:
 FORMATS: dict[str, Format] = {
     "supervisely": Format("a Supervisely project", supervisely.recognise, supervisely.read),
     "labelme": Format("LabelMe files", labelme.recognise, labelme.read),
+    "cityscapes": Format("Cityscapes' outlines", cityscapes.recognise, cityscapes.read),
     "labelstudio": Format("a Label Studio export", labelstudio.recognise, labelstudio.read),
     "coco": Format("COCO files", coco.recognise, coco.read),
     "cvat": Format("CVAT for images", cvat.recognise, cvat.read),

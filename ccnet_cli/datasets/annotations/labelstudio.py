@@ -1,4 +1,4 @@
-"""Label Studio: a JSON list of tasks; brush strokes in its own run-length code, polygons in percent of the picture."""
+"""Label Studio: a JSON list of tasks; brush strokes in its own run-length code, outlines in percent of the picture."""
 
 import posixpath
 import re
@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from pydantic import Field, RootModel, model_validator
 
-from ccnet_cli.datasets.annotations.shapes import Bits, Mask, Paint, Polygon, read_ring
+from ccnet_cli.datasets.annotations.shapes import Bits, Mask, Paint, Polygon, Ring, box, ellipse, read_ring, turn
 from ccnet_cli.datasets.annotations.tree import Annotations, Number, Picture, Record, Tree, require_classes, split_of
 from ccnet_cli.errors import InputError
 from ccnet_cli.media.images import PIXEL_LIMIT
@@ -19,8 +19,25 @@ from ccnet_cli.media.images import PIXEL_LIMIT
 class _Value(Record):
     rle: list[int] | None = None
     points: list[tuple[Number, Number]] | None = None
+    # a corner and sides, or the middle and radii, turned about the first
+    x: Number | None = None
+    y: Number | None = None
+    width: Number | None = None
+    height: Number | None = None
+    radiusX: Number | None = None
+    radiusY: Number | None = None
+    rotation: Number = 0.0
     brushlabels: list[str] = Field(default_factory=list)
     polygonlabels: list[str] = Field(default_factory=list)
+    rectanglelabels: list[str] = Field(default_factory=list)
+    ellipselabels: list[str] = Field(default_factory=list)
+    labels: list[str] = Field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """The classes of the shape, of whatever tag."""
+        kinds = self.brushlabels, self.polygonlabels, self.rectanglelabels, self.ellipselabels, self.labels
+        return [name for kind in kinds for name in kind]
 
 
 class _Result(Record):
@@ -105,16 +122,31 @@ def _find(tree: Tree, task: _Task, name: str, where: str) -> Path:
 
 
 def _paint(result: _Result, where: str) -> Paint | None:
-    value, labels = result.value, [*result.value.brushlabels, *result.value.polygonlabels]
-    if not labels or (value.rle is None and value.points is None):
+    value = result.value
+    ring = _outline(value, where)
+    if not value.names or (value.rle is None and ring is None):
         return None
     width, height = result.original_width or 0, result.original_height or 0
     if not 0 < width * height <= PIXEL_LIMIT or width < 1:
         raise InputError(where, f"a result of {width} x {height} pixels", "export it again")
+    if ring is None:
+        return Mask(value.names[0], partial(decode_brush, value.rle or [], height, width, where), where)
+    ring = ring * (width / 100, height / 100)
+    start = (value.x or 0.0) * width / 100, (value.y or 0.0) * height / 100
+    return Polygon(value.names[0], [turn(ring, value.rotation, start)], where)
+
+
+def _outline(value: _Value, where: str) -> Ring | None:
+    """The outline of a polygon, a rectangle or an ellipse before it is turned, in percent."""
     if value.points is not None:
-        points = [(x * width / 100, y * height / 100) for x, y in value.points]
-        return Polygon(labels[0], [read_ring(points, where)], where)
-    return Mask(labels[0], partial(decode_brush, value.rle or [], height, width, where), where)
+        return read_ring(value.points, where)
+    if value.x is None or value.y is None:
+        return None
+    if value.width is not None and value.height is not None:
+        return box(value.x, value.y, value.x + value.width, value.y + value.height, where)
+    if value.radiusX is not None and value.radiusY is not None:
+        return ellipse((value.x, value.y), (value.radiusX, value.radiusY), where)
+    return None
 
 
 def decode_brush(code: list[int], height: int, width: int, where: str) -> Bits:

@@ -14,11 +14,21 @@ from ccnet_cli.datasets.tables import MAX_VALUES, REST, Table, pack, parse_table
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.media.images import Pixels, is_one_channel, read_bytes, read_colours, read_label
 
-WORDS = "masks?|labels?|l|gt|annotations?|annot|ann|segmentations?|seg|segmentationclass(?:aug)?|targets?"
+WORDS = (
+    "masks?|labels?|l|gt|annotations?|annot|ann|segmentations?|seg|segmentationclass(?:aug|png)?|targets?|semantics?"
+)
+WORDS += "|gtfine(?:_color|_labelids)?"
 # a folder or the end of a name that makes a file a mask
 FOLDER = re.compile(rf"(?:^|.*[/_. -])(?:{WORDS}|\w+annot|\w+_masks?|\w+_labels?)(?:[/_. -].*)?", re.IGNORECASE)
 ENDING = re.compile(rf"(.+?)[_. -](?:{WORDS})", re.IGNORECASE)
-INSTANCES = re.compile(r"(?:^|.*/)SegmentationObject/", re.IGNORECASE)
+# pictures that lie beside masks: which object a pixel belongs to, and colours over the image
+OTHERS = re.compile(
+    r"(?:.*/)?(?:SegmentationObject\w*|\w+Visualization|instance)/.*|.*_(?:instance|labelTrain)Ids\.\w+", re.IGNORECASE
+)
+# of the names of Cityscapes' images
+IMAGE = "_leftImg8bit"
+# of a file without loss beside a photograph of its name
+LOSSLESS = (".png", ".bmp", ".gif", ".tif", ".tiff")
 # text files that say what values or colours mean, lines of a name and three numbers, one or none
 TABLES = re.compile(
     r"labelmap\.txt|label_colou?rs?\.txt|colou?r_?map\.(txt|csv)|palette\.txt|class_dict(_seg)?\.csv|_?classes\.(csv|txt)"
@@ -74,9 +84,11 @@ def _pair(tree: Tree) -> tuple[dict[str, str], list[str]]:
     """The mask of each image that has one, and masks without an image; InputError for an image with two."""
     images: dict[tuple[str | None, str], list[str]] = {}
     masks: dict[tuple[str | None, str], list[str]] = {}
+    known = set(tree.images)
     for path in [*tree.images, *tree.ending(".gif")]:
-        folder, name = posixpath.split(posixpath.splitext(path)[0])
-        if INSTANCES.match(path):
+        folder, name = posixpath.split(posixpath.splitext(path)[0].removesuffix(IMAGE))
+        # Cityscapes' masks say the same in colours and in numbers
+        if OTHERS.fullmatch(path) or ("_labelIds." in path and path.replace("_labelIds.", "_color.") in known):
             continue
         ending = ENDING.fullmatch(name)
         is_mask = ending is not None or (folder and FOLDER.fullmatch(folder) is not None)
@@ -86,7 +98,16 @@ def _pair(tree: Tree) -> tuple[dict[str, str], list[str]]:
     pairs: dict[str, str] = {}
     for key, paths in images.items():
         pairs |= _match(paths, masks.get(key, []))
+    pairs = pairs or _pair_beside(tree)
     return pairs, sorted({mask for paths in masks.values() for mask in paths} - set(pairs.values()))
+
+
+def _pair_beside(tree: Tree) -> dict[str, str]:
+    """The file without loss of each JPEG, where they differ in their endings alone."""
+    stems = {posixpath.splitext(path): path for path in [*tree.images, *tree.ending(".gif")]}
+    plain = {stem: path for (stem, suffix), path in stems.items() if suffix.lower() in LOSSLESS}
+    jpegs = ((stem, path) for (stem, suffix), path in stems.items() if suffix.lower() in (".jpg", ".jpeg"))
+    return {path: plain[stem] for stem, path in jpegs if stem in plain}
 
 
 def _match(images: Sequence[str], masks: Sequence[str]) -> dict[str, str]:
@@ -179,8 +200,10 @@ def _parse_lines(text: str) -> dict[str, str | None]:
     counts = [len(numbers) for numbers, _ in entries]
     size = 3 if 3 in counts else 1 if 1 in counts else 0
     chosen = [entry for entry in entries if len(entry[0]) == size and entry[1]]
-    keys = [",".join(numbers) if size else str(index) for index, (numbers, _) in enumerate(chosen)]
-    labels = {key: _meaning(name) for key, (_, name) in zip(keys, chosen, strict=True)}
+    # LabelMe's lists of names begin with what counts nowhere, and has no number
+    first = -1 if not size and chosen and chosen[0][1] == "__ignore__" else 0
+    keys = [",".join(numbers) if size else str(index) for index, (numbers, _) in enumerate(chosen, first)]
+    labels = {key: _meaning(name) for key, (_, name) in zip(keys, chosen, strict=True) if key != "-1"}
     if not labels:
         return {}
     ignored: dict[str, str | None] = {BORDER if size == 3 else str(IGNORED): None}

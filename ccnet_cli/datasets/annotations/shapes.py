@@ -127,9 +127,10 @@ def ellipse(middle: tuple[float, float], radii: tuple[float, float], where: str)
     return read_ring(ring.tolist(), where)
 
 
-def turn(ring: Ring, degrees: float) -> Ring:
-    """A ring turned clockwise about the middle of its extent."""
-    middle, angle = (ring.min(0) + ring.max(0)) / 2, np.deg2rad(degrees)
+def turn(ring: Ring, degrees: float, about: tuple[float, float] | None = None) -> Ring:
+    """A ring turned clockwise about a point, or about the middle of its extent."""
+    middle = (ring.min(0) + ring.max(0)) / 2 if about is None else np.array(about)
+    angle = np.deg2rad(degrees)
     across, down = (ring - middle).T
     turned = (across * np.cos(angle) - down * np.sin(angle), across * np.sin(angle) + down * np.cos(angle))
     return np.asarray(middle + np.stack(turned, 1))
