@@ -50,6 +50,8 @@ class Recipe:
 # from scratch on a CPU in minutes, and a pretrained network on a GPU
 SMALL = Recipe("camvid", 384, 2000, 6, 150, 800)
 LARGE = Recipe("finetune", 512, 12000, 12, 1000, 40000)
+# data sets that have a recipe of their own for a CPU, and the longest side that its images have
+KNOWN = {"camvid": ("camvid-strong", 480)}
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,29 @@ def propose(folder: Path, device: torch.device, processes: int = 1) -> Proposal:
     """A preset for a folder of data; InputError, which names the next step, where its layout is not known."""
     data, count, sizes = _describe(folder)
     height, width = (int(np.median(side)) for side in zip(*sizes, strict=True))
+    name = folder.resolve().name or "data"
+    classes = len(datasets.classes_of(_open_settings(data, folder)))
+    own: dict[str, Any] = {
+        "name": name,
+        "description": f"{count} images of {classes} classes",
+        "source": f"ccnet train --data {folder}",
+    }
+    what = f"{folder}: {count} images of about {width}x{height}, {classes} classes"
+    if device.type != "cuda" and data["dataset"] in KNOWN:
+        base, side = KNOWN[data["dataset"]]
+        fit = {key: each for key, each in frame((height, width), side).items() if key == "fit"}
+        own |= {"base": base, "train": {"batch": processes * -(-BATCH // processes)}, "eval": fit}
+        own["data"] = {"root": str(folder.resolve()), "dataset": data["dataset"], **fit}
+        return Proposal(name, own, f"{what}: a preset based on {base}")
     recipe = LARGE if device.type == "cuda" else SMALL
     memory = devices.free_memory(device)
     framing = frame((height, width), recipe.side)
     batch = fit_batch(framing["crop"], recipe, memory // (1 if device.type == "cuda" else processes), processes)
     steps = recipe.steps(count)
     every = max(1, steps // EVALUATIONS)
-    name = folder.resolve().name or "data"
-    classes = len(datasets.classes_of(_open_settings(data, folder)))
     mapping = {
-        "name": name,
+        **own,
         "base": recipe.base,
-        "description": f"{count} images of {classes} classes",
-        "source": f"ccnet train --data {folder}",
         "data": {"root": str(folder.resolve()), **data, **framing},
         "train": {"batch": batch, "early_stop": {"patience": PATIENCE}},
         "schedule": {"steps": steps, "warmup": min(50, steps // 10)},
@@ -86,7 +98,7 @@ def propose(folder: Path, device: torch.device, processes: int = 1) -> Proposal:
         "checkpoint": {"every": every},
     }
     line = (
-        f"{folder}: {count} images of about {width}x{height}, {classes} classes, {memory / GIB:.1f} GiB of memory: "
+        f"{what}, {memory / GIB:.1f} GiB of memory: "
         f"a preset based on {recipe.base}, {batch} crops of {framing['crop'][1]}x{framing['crop'][0]}, {steps} steps"
     )
     return Proposal(name, mapping, line)

@@ -117,14 +117,17 @@ def test_lists_are_used_and_images_without_a_split_are_parted(data):
     assert made.train_list == "train.lst" and made.val_fraction == propose.VAL_FRACTION
 
 
-def test_published_data_are_known_by_their_folders(tmp_path):
+@pytest.mark.parametrize(("size", "fit"), [((720, 960), (480, 360)), ((360, 480), None)])
+def test_published_data_are_known_by_their_folders(tmp_path, size, fit):
     for split in ("train", "val"):
-        images.write_image(tmp_path / f"set/{split}/a.png", np.zeros((600, 800, 3), np.uint8))
-        images.write_label(tmp_path / f"set/{split}annot/a.png", np.zeros((600, 800), np.uint8))
-    made = keys(tmp_path / "set")
+        images.write_image(tmp_path / f"set/{split}/a.png", np.zeros((*size, 3), np.uint8))
+        images.write_label(tmp_path / f"set/{split}annot/a.png", np.zeros(size, np.uint8))
+    made, recipe = keys(tmp_path / "set"), config.load("camvid-strong")
     assert made.data.dataset == "camvid" and made.data.classes is None
-    assert made.data.crop == (288, 384) and made.data.fit == (384, 288) == made.eval.fit
-    assert made.loss["cross_entropy"].class_weights == "auto"
+    assert made.data.crop == recipe.data.crop and made.schedule == recipe.schedule and made.loss == recipe.loss
+    assert made.data.fit == fit == made.eval.fit
+    gpu = propose.propose(tmp_path / "set", torch.device("cuda")).mapping if torch.cuda.is_available() else None
+    assert gpu is None or gpu["base"] == "finetune"
 
 
 def test_a_folder_of_nothing_known_is_refused(tmp_path):
