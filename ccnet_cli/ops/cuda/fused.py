@@ -500,7 +500,7 @@ def _narrow_outputs(parts):
     They read it when they write, since registers are short.
     """
     fetch, put, put_floats, add = tuples.fetch_floats, parts.put, tuples.put_floats, tuples.add_floats(parts.dtype)
-    zeros = tuples.zeros(CUT // 8)
+    zeros, times, SCALED = tuples.zeros(CUT // 8), tuples.times(CUT // 8), parts.dtype == "float16"
     near_one, far_one, near_two, far_two = parts.pieces
 
     @_device
@@ -515,6 +515,8 @@ def _narrow_outputs(parts):
     def write(target, place, c0, total, scale):
         """Write a total times a scale, and what was there."""
         out, rows = target
+        if SCALED:
+            total = times(total, scale)
         (L, hop, first), m, channels, column = place
         member, width = int32(cuda.threadIdx.x & 3), int32(channels + CUT - 1 & -CUT)
         pixel, near, far = int32(first + m * hop), m < L, m + 8 < L
@@ -524,16 +526,16 @@ def _narrow_outputs(parts):
             at, skip = int32(pixel * channels + c0 + 8 * member), int32(8 * hop * channels)
             rest = int32(channels - c0 - 8 * member)
             near_rest, far_rest = rest if near else int32(0), rest if far else int32(0)
-            put(out, at, near_rest, add(near_one(total), scale, fetch(rows, row, near)))
-            put(out, int32(at + skip), far_rest, add(far_one(total), scale, fetch(rows, int32(row + jump), far)))
+            put(out, at, near_rest, add(near_one(total), fetch(rows, row, near)))
+            put(out, int32(at + skip), far_rest, add(far_one(total), fetch(rows, int32(row + jump), far)))
             at, row, near_rest, far_rest = int32(at + 32), int32(row + 32), int32(near_rest - 32), int32(far_rest - 32)
-            put(out, at, near_rest, add(near_two(total), scale, fetch(rows, row, near)))
-            put(out, int32(at + skip), far_rest, add(far_two(total), scale, fetch(rows, int32(row + jump), far)))
+            put(out, at, near_rest, add(near_two(total), fetch(rows, row, near)))
+            put(out, int32(at + skip), far_rest, add(far_two(total), fetch(rows, int32(row + jump), far)))
         else:
-            put_floats(rows, row, near, near_one(total), scale)
-            put_floats(rows, int32(row + jump), far, far_one(total), scale)
-            put_floats(rows, int32(row + 32), near, near_two(total), scale)
-            put_floats(rows, int32(row + jump + 32), far, far_two(total), scale)
+            put_floats(rows, row, near, near_one(total))
+            put_floats(rows, int32(row + jump), far, far_one(total))
+            put_floats(rows, int32(row + 32), near, near_two(total))
+            put_floats(rows, int32(row + jump + 32), far, far_two(total))
 
     return read, start, write
 
@@ -541,12 +543,13 @@ def _narrow_outputs(parts):
 def _products(parts, narrow=False, added=False):
     """A function that adds a thread's rows of words, by pixels, times the line's pixels to its rows of an output.
 
-    narrow: of few channels, the next of which load after these are multiplied, since registers are short there. Before
-    it comes a function that begins to copy the first channels, to where energies are not made.
+    narrow: of few channels, the next of which load after these are multiplied, since registers are short there; where
+    numbers are read one by one, so does what is added to. Before it comes a function that begins to copy the first
+    channels, to where energies are not made.
     """
     if parts.copied:
         return _copied_products(parts, narrow, added)
-    LATE, gather = narrow, parts.gather_split if narrow else parts.gather
+    LATE, EARLY, gather = narrow, parts.aligned, parts.gather_split if narrow else parts.gather
     (CUT_CHANNELS, PITCH), BUFFER = cut_channels(parts.dtype), 4 * parts.tiles * (CUT + 8)
     (load, save), (read, start, write) = _stages(parts, narrow), _outputs_of(parts, narrow, added)
     find = _reader(parts.dtype, PITCH)
@@ -560,12 +563,15 @@ def _products(parts, narrow=False, added=False):
         while c0 < channels:
             # the next channels, and what is added to, load while these are multiplied
             total, c1 = start(target, place, c0, before), int32(c0 + CUT_CHANNELS)
-            before = read(target, place, c1)
+            if EARLY:
+                before = read(target, place, c1)
             cuda.syncthreads()
             if not LATE:
                 ahead = load(source, channels, line, int32(0), c1)
             total = gather(total, made[0], shared, int32(base + at))
             write(target, place, c0, total, made[1])
+            if not EARLY:
+                before = read(target, place, c1)
             if LATE:
                 ahead = load(source, channels, line, int32(0), c1)
             base, c0 = int32(BUFFER - base), c1
@@ -680,7 +686,8 @@ def _splits(dtype, tiles, copied, anew):
         wide, narrow = (gather_by(tuples.gather(dtype, tiles, (True, x), anew)) for x in (tiles <= FEW, True))
         return whole, wide, whole, narrow
 
-    gather = tuples.gather_copied(dtype, tiles) if copied else tuples.gather(dtype, tiles)
+    make = tuples.gather_copied if copied else tuples.gather
+    both = make(dtype, tiles, two=True)
 
     @_device
     def split(total):
@@ -689,9 +696,9 @@ def _splits(dtype, tiles, copied, anew):
 
     @_device
     def gather_split(total, made, shared, at):
-        return gather(gather(total, made[0], shared, at), made[1], shared, at)
+        return both(total, made[0], made[1], shared, at)
 
-    return whole, gather_by(gather), split, gather_split
+    return whole, gather_by(make(dtype, tiles)), split, gather_split
 
 
 def _parts(which):
@@ -860,8 +867,7 @@ def _gradients(parts):
             if t & 31 == 0:
                 tuples.write_float(shared, int32(COLUMNS + (t >> 5)), most)
             cuda.syncthreads()
-            for warp in range(WARPS):
-                most = _greater(most, tuples.read_float(shared, int32(COLUMNS + warp)))
+            most = _warp_max(tuples.read_float(shared, int32(COLUMNS + min(int32(t & 7), int32(WARPS - 1)))))
             if most > float32(1e-30) and most < INFINITE:
                 total = times(total, float32(LARGE / most))
                 scale = float32(most / LARGE)

@@ -323,28 +323,26 @@ def fetch_floats(context, builder, kinds, source, index, inside):
     return values
 
 
-@_made(types.void, None, types.int32, types.boolean, OCTET, types.float32)
-def put_floats(context, builder, kinds, target, index, inside, values, scale):
-    """Write eight float32 times a number, in two vectors."""
+@_made(types.void, None, types.int32, types.boolean, OCTET)
+def put_floats(context, builder, kinds, target, index, inside, values):
+    """Write eight float32, in two vectors."""
     with builder.if_then(inside):
         for i, address in enumerate(_vectors(builder, target, index)):
             vector = ir.Constant(address.type.pointee, ir.Undefined)
             for j in range(4):
-                vector = builder.insert_element(vector, builder.fmul(values[4 * i + j], scale), _I32(j))
+                vector = builder.insert_element(vector, values[4 * i + j], _I32(j))
             builder.store(vector, address, align=16)
     return context.get_dummy_value()
 
 
 @lru_cache
 def add_floats(dtype):
-    """Eight numbers, which float16 has times one, and eight others, as words."""
+    """Eight numbers and eight others, as words."""
 
-    def change(context, builder, kinds, values, scale, before):
-        if dtype == "float16":
-            values = [_times(builder, x, scale) for x in values]
+    def change(context, builder, kinds, values, before):
         return _pack(builder, dtype, [builder.fadd(x, y) for x, y in zip(values, before, strict=True)])
 
-    return _made(FOUR, OCTET, types.float32, OCTET)(change)
+    return _made(FOUR, OCTET, OCTET)(change)
 
 
 @_made(types.void, None, types.int32, types.float32)
@@ -419,22 +417,24 @@ def dot(dtype, tiles, splits=(False, False)):
 
 
 @lru_cache
-def gather(dtype, tiles, splits=(False, False), anew=False):
+def gather(dtype, tiles, splits=(False, False), anew=False, two=False):
     """Add to a total of channels the words' product with 8 `tiles` pixels of an array.
 
     splits: whether the words, and the pixels, are float32, to be multiplied as two TF32 each; anew: the words in every
-    turn of a loop, where registers are short.
+    turn of a loop, where registers are short. two: words and others, each pixel by both before the next is read.
     """
     split_left, split_right = splits
     (cut, pitch), deep = cut_channels(dtype), numbers_per_word(dtype)
 
-    def multiply(context, builder, kinds, total, words, shared, at):
-        address, sums = _address(context, builder, kinds[2], shared, at), list(total)
+    def multiply(context, builder, kinds, total, *arguments):
+        *words, shared, at = arguments
+        address, sums = _address(context, builder, kinds[-2], shared, at), list(total)
         # a product takes 8 pixels in TF32, and 16 of 16 bits, whose pairs are rows
         for j in range(0, tiles, deep):
-            left = words[4 * j // deep : 4 * j // deep + 4]
-            rows = range(8 * j // deep, 8 * j // deep + 2 * len(left), 4)
-            lefts = _split(builder, left, anew) if split_left else (left,)
+            lefts = [x[4 * j // deep : 4 * j // deep + 4] for x in words]
+            rows = range(8 * j // deep, 8 * j // deep + 2 * len(lefts[0]), 4)
+            if split_left:
+                lefts = _split(builder, *lefts, anew)
             for channels in range(0, cut, 32):
                 right = [_read4(builder, address, row * pitch + channels) for row in rows]
                 for n in range(4):
@@ -445,16 +445,17 @@ def gather(dtype, tiles, splits=(False, False), anew=False):
                         sums[i : i + 4] = _multiply(builder, dtype, a, b, sums[i : i + 4])
         return sums
 
-    return _made(_sums(dtype), _sums(dtype), _words(dtype, tiles), None, types.int32)(multiply)
+    return _made(_sums(dtype), _sums(dtype), *[_words(dtype, tiles)] * (1 + two), None, types.int32)(multiply)
 
 
 @lru_cache
-def gather_copied(dtype, tiles):
+def gather_copied(dtype, tiles, two=False):
     """The same, in 16 bits, with pixels that were copied: a row is a pixel, and four words are eight columns."""
     pitch = COPIED_PITCH
 
-    def multiply(context, builder, kinds, total, words, shared, at):
-        start = _address_in(builder, 3, _address(context, builder, kinds[2], shared, at))
+    def multiply(context, builder, kinds, total, *arguments):
+        *words, shared, at = arguments
+        start = _address_in(builder, 3, _address(context, builder, kinds[-2], shared, at))
         lane, sums = builder.and_(nvvmutils.call_sreg(builder, "tid.x"), _I32(31)), list(total)
 
         def place(rows):
@@ -465,16 +466,17 @@ def gather_copied(dtype, tiles):
 
         places = {rows: place(rows) for rows in (16, 8)}
         for j in range(0, tiles, 2):
-            left = words[2 * j : 2 * j + 4]
-            deep = len(left) // 2
+            lefts = [x[2 * j : 2 * j + 4] for x in words]
+            deep = len(lefts[0]) // 2
             for n in range(0, CUT // 8, 4 // deep):
                 right = _read_turned(builder, places[8 * deep], 4 * (8 * j * pitch + 4 * n))
                 for i in range(4 // deep):
                     four, part = slice(4 * (n + i), 4 * (n + i + 1)), right[deep * i : deep * (i + 1)]
-                    sums[four] = _multiply(builder, dtype, left, part, sums[four])
+                    for left in reversed(lefts):
+                        sums[four] = _multiply(builder, dtype, left, part, sums[four])
         return sums
 
-    return _made(_sums(dtype), _sums(dtype), _words(dtype, tiles), None, types.int32)(multiply)
+    return _made(_sums(dtype), _sums(dtype), *[_words(dtype, tiles)] * (1 + two), None, types.int32)(multiply)
 
 
 @lru_cache
@@ -584,10 +586,10 @@ def plus(tiles):
 
 @lru_cache
 def times(tiles):
-    """A total times a number."""
+    """A total times a number, rounded before anything is added."""
 
     def change(context, builder, kinds, total, scale):
-        return [builder.fmul(x, scale) for x in total]
+        return [_times(builder, x, scale) for x in total]
 
     return _made(_totals(tiles), _totals(tiles), types.float32)(change)
 
