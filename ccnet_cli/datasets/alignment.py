@@ -21,6 +21,8 @@ MAX_PROBES, MIN_PROBES, NEIGHBOURS, MAX_PIXELS = 24, 8, 4, 1 << 25
 MIN_COMPARED, MAX_COMPARED, MIN_SPREAD, MIN_OWN_ERRORS = 16, 256, 0.01, 2.5
 # how far labels are moved, as parts of their sides
 SHIFTS = (0.025, 0.05, 0.1)
+# how far labels are enlarged or shrunk from the middle, as where label and image are of different crops
+ZOOMS = (0.7, 0.75, 0.8, 0.85, 0.9, 1.1, 1.2, 1.3, 1.4)
 FIX = "look at them with ccnet data show, and correct the labels' files or names"
 
 Edges = npt.NDArray[np.float32]
@@ -61,6 +63,10 @@ class Alignment:
         for place, fit in _shift(edges, borders):
             self._note(place, fit - own)
         if previous is not None and previous[0].shape == edges.shape:
+            # edges are denser in the middle of most pictures, of another one too
+            other = _agree(previous[0], borders)
+            for (place, fit), (_, elsewhere) in zip(_zoom(edges, borders), _zoom(previous[0], borders), strict=True):
+                self._note(place, fit - own - max(elsewhere - other, 0.0))
             self._note("if each belongs to the image after its own", _agree(edges, previous[1]) - own)
             self._note("if each belongs to the image before its own", _agree(previous[0], borders) - _agree(*previous))
 
@@ -162,6 +168,18 @@ def _shift(edges: Edges, borders: Borders) -> Iterator[tuple[str, float]]:
             for way, there, here in ((more, ahead, behind), (less, behind, ahead)):
                 if (inside := borders[tuple(here)]).sum() >= MIN_BORDER:
                     yield f"if they are moved {way} by {part:.1%}", _agree(edges[tuple(there)], inside)
+
+
+def _zoom(edges: Edges, borders: Borders) -> Iterator[tuple[str, float]]:
+    """How well a label fits that is enlarged or shrunk about its middle, in one direction or both."""
+    size = np.array(borders.shape)[:, None]
+    points = np.argwhere(borders).T - (size - 1) / 2
+    for zoom in ZOOMS:
+        for way, factors in (("", (zoom, zoom)), (" in width", (1, zoom)), (" in height", (zoom, 1))):
+            moved = np.rint(points * np.array(factors)[:, None] + (size - 1) / 2).astype(int)
+            inside = moved[:, ((moved >= 0) & (moved < size)).all(0)]
+            if inside.shape[1] >= MIN_BORDER:
+                yield f"if they are {zoom:.0%} as large{way}", float(edges[inside[0], inside[1]].mean())
 
 
 def _evidence(gains: npt.NDArray[np.float64]) -> float:

@@ -226,6 +226,12 @@ def discs(count, size=(48, 64)):
     return pairs
 
 
+def recut(label, rows, columns):
+    """The middle of a label, without some rows and columns at each side, in the size of the whole."""
+    middle = label[rows : label.shape[0] - rows, columns : label.shape[1] - columns]
+    return cv2.resize(middle, label.shape[::-1], interpolation=cv2.INTER_NEAREST)
+
+
 MOVED = {
     "after its own": lambda pairs: [(image, pairs[(i + 1) % len(pairs)][1]) for i, (image, _) in enumerate(pairs)],
     "before its own": lambda pairs: [(image, pairs[i - 1][1]) for i, (image, _) in enumerate(pairs)],
@@ -235,6 +241,8 @@ MOVED = {
     "rows and columns are exchanged": lambda pairs: [(image[:, :48], label[:, :48].T) for image, label in pairs],
     "moved left by 10.0%": lambda pairs: [(image, np.roll(label, 6, 1)) for image, label in pairs],
     "moved down by 5.0%": lambda pairs: [(image, np.roll(label, -2, 0)) for image, label in pairs],
+    "80% as large": lambda pairs: [(image, recut(label, 5, 6)) for image, label in pairs],
+    "as large in width": lambda pairs: [(image, recut(label, 0, 8)) for image, label in pairs],
     "turned by a quarter clockwise": lambda pairs: [(image[:, :48], np.rot90(label[:, :48])) for image, label in pairs],
 }
 
@@ -256,6 +264,23 @@ def test_labels_in_their_place_are_not_suspected(own, capsys, size, count):
     images, labels = zip(*discs(count, size), strict=True)
     numbered(own, "train", labels, images)
     lines(own, capsys)
+    assert check(open_source(settings(own), "train")).warnings == ()
+
+
+def test_pictures_with_most_of_their_edges_in_the_middle_are_not_suspected(own):
+    random = np.random.default_rng(4)
+    images, labels = [], []
+    for _ in range(12):
+        label = np.zeros((48, 64), np.uint8)
+        for x, y in ((0, 0), (63, 0), (0, 47), (63, 47)):
+            middle = abs(x - int(random.integers(8, 14))), abs(y - int(random.integers(7, 11)))
+            cv2.circle(label, middle, int(random.integers(4, 6)), 1, -1)
+        # hardly to be seen, around what is all edges
+        image = 60 + label[..., None] + random.integers(0, 8, (48, 64, 3))
+        image[14:34, 18:46] = random.integers(0, 256, (20, 28, 3))
+        images.append(image)
+        labels.append(label)
+    numbered(own, "train", labels, images)
     assert check(open_source(settings(own), "train")).warnings == ()
 
 
