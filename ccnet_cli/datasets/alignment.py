@@ -64,9 +64,9 @@ class Alignment:
             self._note(place, fit - own)
         if previous is not None and previous[0].shape == edges.shape:
             # edges are denser in the middle of most pictures, of another one too
-            other = _agree(previous[0], borders)
+            there = _agree(previous[0], borders)
             for (place, fit), (_, elsewhere) in zip(_zoom(edges, borders), _zoom(previous[0], borders), strict=True):
-                self._note(place, fit - own - max(elsewhere - other, 0.0))
+                self._note(place, fit - own - max(elsewhere - there, 0.0))
             self._note("if each belongs to the image after its own", _agree(edges, previous[1]) - own)
             self._note("if each belongs to the image before its own", _agree(previous[0], borders) - _agree(*previous))
 
