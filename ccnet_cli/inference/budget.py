@@ -1,7 +1,8 @@
 """How many pixels of an image the network may see at once, so that a process stays within its memory."""
 
 import os
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.inference.artifact import Network
@@ -24,8 +26,8 @@ PROGRAM_BYTES = 600 << 20
 IMAGE_BYTES = 5
 # of the memory, what transformed filters may take that could be made anew
 FILTER_PART = 8
-# by how much the largest module's input and output are exceeded by what else is there at that time
-SLACK = 1.35
+# by how much the network's tensors are exceeded by what else it takes
+SLACK = 1.1
 # a side of the picture that a network's need is measured with
 PROBE = 256
 # as many the network must be able to see
@@ -46,8 +48,7 @@ class Budget:
     memory: int
     firm: bool
     network: Network
-    build: Callable[[], nn.Module] = field(repr=False)
-    itemsize: int = 4
+    build: Callable[[], Any] = field(repr=False)
     # the first size that was cut
     _cut: list[tuple[int, int]] = field(default_factory=list)
 
@@ -101,7 +102,14 @@ class Budget:
     @cached_property
     def pixel_bytes(self) -> float:
         """What the network takes for each pixel that it sees."""
-        return SLACK * self.itemsize * count_numbers(self.build) / PROBE**2
+        network = self.network
+
+        def make() -> nn.Module:
+            model: nn.Module = self.build()
+            # in whatever type: where the engine's is narrower, oneDNN keeps sums in float32
+            return Engine(model, torch.float32, network.fused) if isinstance(network, Engine) else model
+
+        return SLACK * peak_bytes(make) / PROBE**2
 
     @cached_property
     def cross_bytes(self) -> float:
@@ -112,25 +120,50 @@ class Budget:
         return 4 / network.stride**3 if crosses else 0.0
 
 
-def count_numbers(build: Callable[[], nn.Module]) -> int:
-    """The numbers in input and output of the module that has most of them, of a network that sees PROBE x PROBE pixels.
+def peak_bytes(build: Callable[[], nn.Module]) -> int:
+    """The bytes of all tensors but the weights while a network sees PROBE x PROBE pixels, at their most.
 
     Nothing is computed.
     """
-    largest = 0
-
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal largest
-        leaves = _pytree.tree_leaves((inputs, output))
-        largest = max(largest, sum(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor)))
-
     with torch.device("meta"), torch.no_grad():
         network = build().eval()
-        for module in network.modules():
-            if not list(module.children()):
-                module.register_forward_hook(note)
-        network(torch.empty(1, 3, PROBE, PROBE))
-    return largest
+        with _Meter([*network.parameters(), *network.buffers()]) as meter:
+            network(torch.empty(1, 3, PROBE, PROBE))
+    return meter.most
+
+
+class _Meter(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, besides some, and their most."""
+
+    def __init__(self, others: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.seen = {_key(tensor.untyped_storage()) for tensor in others}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # which answers its first argument, and is not made for the meta device
+        added = str(func) == "mkldnn._convolution_pointwise_.binary"
+        out = args[0] if added else func(*args, **(kwargs or {}))
+        for leaf in _pytree.tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self._count(leaf.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = _key(storage), storage.nbytes()
+        if key not in self.seen:
+            self.seen.add(key)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self.seen.remove(key)
+        self.now -= size
+
+
+def _key(storage: torch.UntypedStorage) -> int:
+    return storage._cdata
 
 
 def machine_memory(device: torch.device) -> int:

@@ -8,7 +8,7 @@ there is much to do, Winograd's minimal filtering takes the place of the 3x3 con
 import copy
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache, cached_property
 from importlib.util import find_spec
 from typing import Any, cast
@@ -75,17 +75,14 @@ class Convolution(nn.Module):
     @cached_property
     def filters(self) -> list[kernels.Filters]:
         """Winograd's, of each input, made once."""
-        return list(self._transform())
-
-    def _transform(self) -> Iterator[kernels.Filters]:
         whole = torch.cat(list(self.weights), dim=1)
-        return (kernels.transform_filters(own) for own in whole.split(self.widths, dim=1))
+        return [kernels.transform_filters(own) for own in whole.split(self.widths, dim=1)]
 
     def forward(self, *inputs: Tensor, onto: Tensor | None = None) -> Tensor:
         """(B, C, H, W) of each input -> (B, outputs, h, w), added to `onto` in place where that is given."""
         if self.quick:
             return self._convolve_transformed(*inputs, onto=onto)
-        parts = [part for x in inputs for part in x.split(self.part, dim=1)]
+        parts = self._split(inputs)
         last = len(parts) - 1
         for index, (x, weight) in enumerate(zip(parts, self.weights, strict=True)):
             bias, slope = self.bias if index == 0 else None, self.slope if index == last else None
@@ -100,10 +97,14 @@ class Convolution(nn.Module):
             part.data = part[rows].clone()
         return own
 
+    def _split(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        return [part for x in inputs for part in x.split(self.part, dim=1)]
+
     def _convolve_transformed(self, *inputs: Tensor, onto: Tensor | None) -> Tensor:
-        last, after = len(inputs) - 1, 1.0 if self.slope is None else self.slope
-        filters = self.filters if self.keeps_filters else self._transform()
-        for index, (x, own) in enumerate(zip(inputs, filters, strict=True)):
+        parts = inputs if self.keeps_filters else self._split(inputs)
+        filters = self.filters if self.keeps_filters else [kernels.lend_filters(weight) for weight in self.weights]
+        last, after = len(parts) - 1, 1.0 if self.slope is None else self.slope
+        for index, (x, own) in enumerate(zip(parts, filters, strict=True)):
             bias = self.bias.float() if index == 0 else None
             onto = kernels.convolve_transformed(x, own, self.dilation[0], bias, onto, after if index == last else 1.0)
         assert onto is not None
@@ -142,7 +143,7 @@ class Engine(nn.Module):
         def make(conv: Any, norm: Any = None, act: Any = None, widths: Any = None, dtype: str = "") -> Convolution:
             return Convolution(conv, norm, act, widths, PRECISIONS[dtype] if dtype else self.dtype, fused)
 
-        self.dtype = dtype
+        self.dtype, self.fused = dtype, fused
         levels = getattr(model.head, "levels", len(model.backbone.channels))
         self.backbone = _fold_part(model.backbone, dtype, make, levels)
         self.head = _fold_part(model.head, dtype, make)
@@ -187,14 +188,30 @@ class Engine(nn.Module):
             conv.quick = quick and conv.worth > 0
 
     def count_filters(self) -> int:
-        """The numbers in transformed filters: of all that are kept or, where none are, of the largest."""
+        """The numbers in transformed filters: of all that are kept or, where none are, of the largest block."""
         counts = [kernels.FILTER_GROWTH * conv.worth for conv in self.convolutions]
-        return sum(counts) if all(conv.keeps_filters for conv in self.convolutions) else max(counts, default=0)
+        if all(conv.keeps_filters for conv in self.convolutions):
+            return sum(counts)
+        return min(max(counts, default=0), kernels.FILTER_GROWTH * kernels.BLOCK_WEIGHTS)
 
     def save_memory(self) -> None:
-        """Transform Winograd's filters anew for each image, which takes little time beside a large one."""
+        """Transform Winograd's filters anew for each image, which takes little time beside a large one.
+
+        The attention's own kernels, which copy nothing, are worth their start then.
+        """
         for conv in self.convolutions:
             conv.keeps_filters = False
+        self.choose_attention("auto")
+
+    def choose_attention(self, implementation: str) -> None:
+        """Use an implementation where "auto" is what the network was built with."""
+        for module in self._attentions:
+            module.__dict__["implementation"] = implementation
+
+    @cached_property
+    def _attentions(self) -> list[nn.Module]:
+        modules = [module for module in self.modules() if not isinstance(module, nn.Conv2d)]
+        return [module for module in modules if getattr(module, "implementation", None) == "auto"]
 
     @cached_property
     def convolutions(self) -> list[Convolution]:
@@ -227,9 +244,7 @@ def prepare(
     engine = Engine(model, dtype, here and fuses(dtype), images if here and not compiled else 0).to(device).eval()
     engine.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if here and images < MIN_IMAGES_FOR_KERNELS:
-        for module in engine.modules():
-            if not isinstance(module, nn.Conv2d) and getattr(module, "implementation", None) == "auto":
-                module.__dict__["implementation"] = "gemm"
+        engine.choose_attention("gemm")
     return cast(nn.Module, torch.compile(engine)) if compiled else engine
 
 

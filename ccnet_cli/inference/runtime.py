@@ -57,9 +57,7 @@ class Runtime:
     def budget(self, artifact: Artifact[Network], network: Network) -> Budget:
         """What the images that the artifact's network, as prepared, sees may take."""
         model, classes = artifact.preset.model, len(artifact.classes)
-        # the kernels answer in float32 before they round
-        width = 3 if self.precision in ("bf16", "fp16") else 4
-        return Budget(self.memory, self.firm, network, lambda: build(model, classes), width)
+        return Budget(self.memory, self.firm, network, lambda: build(model, classes))
 
     def prepare(self, artifact: Artifact[Network], count: int, read_label: ReadLabel | None = None) -> Network:
         """The engine of the artifact's network for N images, or ONNX Runtime, which takes float32 alone.

@@ -167,7 +167,10 @@ class RecurrentCrissCross(nn.Module):
 
 
 class FoldedPasses(nn.Module):
-    """The recurrent attention with one projection; gamma, which no longer changes, is in the value's."""
+    """The recurrent attention with one projection; gamma, which no longer changes, is in the value's.
+
+    Passes after the first write over the result of the one before.
+    """
 
     def __init__(self, rcca: RecurrentCrissCross, make: Make) -> None:
         super().__init__()

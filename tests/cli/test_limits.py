@@ -1,5 +1,6 @@
 """Numbers that nobody means, in every key and every option: refused in one line before memory grows."""
 
+import os
 import resource
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 import typer
 
 from ccnet_cli import cli, config, errors
+from ccnet_cli.cli import entry
 from ccnet_cli.errors import InputError
 from ccnet_cli.inference.views import Views, batch_scores
 from ccnet_cli.losses import LOSSES
@@ -177,3 +179,19 @@ def test_a_benchmark_of_more_than_memory_holds_is_refused(words, capfd):
     assert stop.value.code == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "4096x4096" in line
+
+
+@pytest.mark.parametrize(
+    ("kernel", "asked"), [("always [madvise] never", "1"), ("[always] madvise never", None), (None, None)]
+)
+def test_huge_pages_are_asked_for_only_where_linux_waits_for_that(tmp_path, monkeypatch, kernel, asked):
+    name = "THP_MEM_ALLOC_ENABLE"
+    monkeypatch.setenv(name, "0")
+    monkeypatch.delenv(name)
+    if kernel is not None:
+        (tmp_path / "enabled").write_text(kernel + "\n")
+    entry._use_huge_pages(tmp_path / "enabled")
+    assert os.environ.get(name) == asked
+    monkeypatch.setenv(name, "0")
+    entry._use_huge_pages(tmp_path / "enabled")
+    assert os.environ[name] == "0"

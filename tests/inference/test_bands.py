@@ -179,9 +179,30 @@ def test_a_tight_budget_keeps_no_transformed_filters_and_the_same_bits(monkeypat
     assert torch.equal(*answers) and rooms[0] > rooms[1]
 
 
-def test_what_a_network_takes_is_measured_by_its_largest_module():
+def test_what_a_network_takes_is_what_lives_at_once():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.Conv2d(8, 20, 1), torch.nn.Conv2d(20, 2, 1))
-    assert budget.count_numbers(lambda: network) == (8 + 20) * (budget.PROBE // 2) ** 2
+    # the picture, which the caller holds, and the input and output of the second convolution
+    assert budget.peak_bytes(lambda: network) == 4 * (3 * 4 + 8 + 20) * (budget.PROBE // 2) ** 2
+
+
+def test_the_engine_is_measured_as_it_runs():
+    """A block's result is added to what is there where that is one operator, and lies beside it where it is two."""
+    preset = config.load("quickstart", ["model.backbone=resnet50", "model.head.recurrence=0"])
+    fused, plain = (
+        budget.peak_bytes(lambda f=f: engine.Engine(build(preset.model, 5), torch.float32, f)) for f in (True, False)
+    )
+    assert fused < plain
+
+
+def test_bytes_count_from_an_operator_until_nothing_holds_them():
+    with budget._Meter([]) as meter:
+        x = torch.zeros(4, 5)
+        y = x.add_(1).view(20) + 1
+        assert (meter.now, meter.most) == (160, 160)
+        del x
+        assert (meter.now, meter.most) == (80, 160)
+        del y
+    assert (meter.now, meter.most) == (0, 160)
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -36,11 +36,11 @@ _memory = threading.local()
 
 @dataclass(frozen=True)
 class Filters:
-    """Filters (outputs, inputs, 3, 3) as the kernels read them, by the first input and output channel of a block."""
+    """Filters (outputs, inputs, 3, 3) as the kernels read them: block(first input, first output) is a block of them."""
 
     inputs: int
     outputs: int
-    blocks: dict[tuple[int, int], Tensor]
+    block: Callable[[tuple[int, int]], Tensor]
 
 
 def supports(inputs: int, outputs: int) -> bool:
@@ -48,8 +48,8 @@ def supports(inputs: int, outputs: int) -> bool:
     return inputs % PANEL == 0 and outputs % PANEL == 0
 
 
-# how many numbers each one becomes in a transformed filter
-FILTER_GROWTH = 4
+# how many numbers each one becomes in a transformed filter, and the weights of a block
+FILTER_GROWTH, BLOCK_WEIGHTS = 4, 9 * MAX_BLOCK**2
 
 
 def transform_filters(weight_KCYX: Tensor) -> Filters:
@@ -60,7 +60,17 @@ def transform_filters(weight_KCYX: Tensor) -> Filters:
         for o in range(0, K, MAX_BLOCK)
         for i in range(0, C, MAX_BLOCK)
     }
-    return Filters(C, K, blocks)
+    return Filters(C, K, blocks.__getitem__)
+
+
+def lend_filters(weight_KCYX: Tensor) -> Filters:
+    """The same, transformed block by block when they are used, each into the memory of the one before."""
+    K, C = weight_KCYX.shape[:2]
+
+    def block(first: tuple[int, int]) -> Tensor:
+        return _transform(weight_KCYX, _span(C, first[0]), _span(K, first[1]), workspace("filters"))
+
+    return Filters(C, K, block)
 
 
 def convolve_transformed(
@@ -75,19 +85,12 @@ def convolve_transformed(
 
     Negative results are multiplied by slope.
     """
-    return _convolve(
-        x_BCHW, (filters.inputs, filters.outputs), dilation, filters.blocks.__getitem__, bias_K, onto_BKHW, slope
-    )
+    return _convolve(x_BCHW, filters, dilation, bias_K, onto_BKHW, slope)
 
 
 def convolve(x_BCHW: Tensor, weight_KCYX: Tensor, bias_K: Tensor | None, dilation: int) -> Tensor:
     """(B, C, H, W) -> (B, K, H, W)."""
-    K, C = weight_KCYX.shape[:2]
-
-    def block(first: tuple[int, int]) -> Tensor:
-        return _transform(weight_KCYX, _span(C, first[0]), _span(K, first[1]), workspace("filters"))
-
-    return _convolve(x_BCHW, (C, K), dilation, block, bias_K)
+    return _convolve(x_BCHW, lend_filters(weight_KCYX), dilation, bias_K)
 
 
 def input_gradient(grad_BKHW: Tensor, weight_KCYX: Tensor, dilation: int) -> Tensor:
@@ -97,7 +100,7 @@ def input_gradient(grad_BKHW: Tensor, weight_KCYX: Tensor, dilation: int) -> Ten
     def block(first: tuple[int, int]) -> Tensor:
         return _transform(weight_KCYX, _span(K, first[0]), _span(C, first[1]), workspace("filters"), flipped=True)
 
-    return _convolve(grad_BKHW, (K, C), dilation, block)
+    return _convolve(grad_BKHW, Filters(K, C, block), dilation)
 
 
 def weight_gradient(x_BCHW: Tensor, grad_BKHW: Tensor, dilation: int) -> Tensor:
@@ -131,17 +134,16 @@ def weight_gradient(x_BCHW: Tensor, grad_BKHW: Tensor, dilation: int) -> Tensor:
 
 def _convolve(
     x_BCHW: Tensor,
-    channels: tuple[int, int],
+    filters: Filters,
     dilation: int,
-    block: Callable[[tuple[int, int]], Tensor],
     bias_K: Tensor | None = None,
     onto_BKHW: Tensor | None = None,
     slope: float = 1.0,
 ) -> Tensor:
-    """The convolution in blocks of channels; block(first input, first output) returns a block's filters."""
+    """The convolution in blocks of channels."""
     from ccnet_cli.ops.cpu import winograd
 
-    x, (C, K) = pixels(x_BCHW), channels
+    x, C, K = pixels(x_BCHW), filters.inputs, filters.outputs
     B, H, W, _ = x.shape
     starts = range(0, C, MAX_BLOCK)
     # round sums once: bfloat16 cannot hold those of the first blocks
@@ -162,7 +164,7 @@ def _convolve(
         for i in starts:
             (_, inputs), (_, outputs) = _span(C, i), _span(K, o)
             plan = tiles.plan(inputs, outputs) | address("x", x, i) | address("out", out, o)
-            plan |= {"filters": block((i, o)).data_ptr(), "first": 0, "last": count, "group": group}
+            plan |= {"filters": filters.block((i, o)).data_ptr(), "first": 0, "last": count, "group": group}
             plan |= {"bias": plan["zeros"] if bias is None or i else bias.data_ptr() + o * WORD}
             plan |= {"add": int(onto_BKHW is not None or i > 0), "slope": slope if i == starts[-1] else 1.0}
             size = winograd.forward_scratch(group, inputs, outputs)
@@ -183,13 +185,17 @@ def _transform(
     """The filters of a block; inputs and outputs are each its first channel and how many it has."""
     from ccnet_cli.ops.cpu import simd, winograd
 
-    weight = weight_KCYX.detach().permute(0, 2, 3, 1).float().contiguous()
-    (first, count), (output, width) = inputs, outputs
+    (_, count), (_, width) = inputs, outputs
+    row, column = (inputs, outputs) if flipped else (outputs, inputs)
+    weight = weight_KCYX.detach()[row[0] : sum(row), column[0] : sum(column)].permute(0, 2, 3, 1).float()
+    # of channels-last float32, nothing is copied
+    step = weight.stride(2)
+    if weight.stride() != (winograd.TAPS * step, 3 * step, step, 1):
+        weight = weight.contiguous()
+        step = weight.stride(2)
     out = empty(winograd.POINTS * count * width)
-    step = weight.shape[-1] * WORD
-    row, column = (first, output) if flipped else (output, first)
-    plan = {"inputs": count, "outputs": width, "filters": out.data_ptr(), "weight_step": step}
-    plan |= {"weight": weight.data_ptr() + row * winograd.TAPS * step + column * WORD}
+    plan = {"inputs": count, "outputs": width, "filters": out.data_ptr()}
+    plan |= {"weight": weight.data_ptr(), "weight_step": step * WORD}
     size = winograd.TAPS * simd.LANES**2 * WORD
     _run("flipped" if flipped else "filters", count if flipped else count // simd.LANES, plan, size)
     return out
