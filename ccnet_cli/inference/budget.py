@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -105,9 +105,11 @@ class Budget:
         network = self.network
 
         def make() -> nn.Module:
-            model: nn.Module = self.build()
+            model = self.build()
             # in whatever type: where the engine's is narrower, oneDNN keeps sums in float32
-            return Engine(model, torch.float32, network.fused) if isinstance(network, Engine) else model
+            return (
+                Engine(model, torch.float32, network.fused) if isinstance(network, Engine) else cast(nn.Module, model)
+            )
 
         return SLACK * peak_bytes(make) / PROBE**2
 
@@ -129,14 +131,15 @@ def peak_bytes(build: Callable[[], nn.Module]) -> int:
         network = build().eval()
         with _Meter([*network.parameters(), *network.buffers()]) as meter:
             network(torch.empty(1, 3, PROBE, PROBE))
-    return meter.most
+    most: int = meter.most
+    return most
 
 
 class _Meter(TorchDispatchMode):
     """Counts the bytes of the tensors that are alive, besides some, and their most."""
 
     def __init__(self, others: Sequence[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self.seen = {_key(tensor.untyped_storage()) for tensor in others}
 
@@ -163,7 +166,8 @@ class _Meter(TorchDispatchMode):
 
 
 def _key(storage: torch.UntypedStorage) -> int:
-    return storage._cdata
+    key: int = storage._cdata
+    return key
 
 
 def machine_memory(device: torch.device) -> int:
