@@ -153,8 +153,8 @@ def labelme(folder, labels):
     write_images(folder, labels, "{}.png")
     for name, label in labels.items():
         shapes = [
-            {"label": title, "points": ring, "shape_type": "polygon", "group_id": None, "flags": {}}
-            for title, mask in regions(label)
+            {"label": title, "points": ring, "shape_type": kind, "group_id": None, "flags": {}}
+            for (title, mask), kind in zip(regions(label), itertools.cycle(("polygon", "rotation")))
             for ring in outlines(mask)
         ]
         shapes.append({"label": "car", "points": [[1, 1]], "shape_type": "point"})

@@ -92,7 +92,7 @@ def one_label():
     ("change", "words"),
     [
         (lambda v: v["annotations"][0].pop("image_id"), "annotations.0.image_id: field required"),
-        (lambda v: v["annotations"][0].pop("category_id"), "annotations.0.category_id: field required"),
+        (lambda v: v["annotations"][0].pop("category_id"), "annotation 0: names no category, as in files of panoptic"),
         (lambda v: first(v, image_id=99), "no image has id 99"),
         (lambda v: first(v, category_id=2), "no category has id 2"),
         (lambda v: first(v, segmentation=[[1, 2, 3]]), "a polygon of 3 numbers"),
@@ -441,6 +441,16 @@ def test_frames_of_a_video_are_read_where_every_shape_is_written_down(tmp_path, 
     shutil.rmtree(tmp_path / "export/images")
     exports.write_images(tmp_path / "export", LABELS)
     assert "image frame_000000 is no image below" in refused(tmp_path, capsys)
+
+
+def test_rectangles_of_four_corners_are_outlines(tmp_path):
+    exports.labelme(tmp_path / "export", LABELS)
+    corners = [[10, 10], [20, 10], [20, 30], [10, 30]]
+    shapes = [{"label": "car", "points": corners, "shape_type": "rectangle"}]
+    rewrite(tmp_path / "export/b.json", lambda value: value.update(shapes=shapes))
+    done = convert(ConvertRequest(tmp_path / "export", tmp_path / "new", unlabelled="ignore"))
+    label = read_png((tmp_path / "new/labels/b.png").read_bytes())[2]
+    assert (label == done.classes.index("car")).sum() == 11 * 21 and set(np.unique(label)) == {0, 255}
 
 
 def test_turned_boxes_and_ellipses_of_cvat_are_drawn(tmp_path):

@@ -36,7 +36,8 @@ class _Runs(Record):
 
 class _Annotation(Record):
     image_id: int | str
-    category_id: int
+    # those of panoptic files have segments in its place
+    category_id: int | None = None
     iscrowd: int = 0
     segmentation: list[list[Number]] | _Runs | None = None
 
@@ -97,6 +98,9 @@ def read(tree: Tree) -> Annotations:
 
 
 def _paints(annotation: _Annotation, categories: dict[int, str], where: str) -> list[Paint]:
+    if annotation.category_id is None:
+        fix = "export instances: polygons, or run lengths"
+        raise InputError(where, "names no category, as in files of panoptic segmentation", fix)
     if annotation.category_id not in categories:
         raise InputError(where, f"no category has id {annotation.category_id}", "export it again")
     name, level = categories[annotation.category_id], -1 if annotation.iscrowd else 0

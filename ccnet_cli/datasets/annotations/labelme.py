@@ -16,6 +16,8 @@ from ccnet_cli.datasets.annotations.tree import (
 from ccnet_cli.errors import InputError
 from ccnet_cli.media.images import decode_bits
 
+OUTLINES = ("polygon", "rotation", "oriented_rectangle")
+
 
 class _Shape(Record):
     label: str
@@ -54,7 +56,8 @@ def read(tree: Tree) -> Annotations:
 
 def _paint(shape: _Shape, where: str) -> Paint | None:
     points = np.array(shape.points, np.float64).reshape(-1, 2)
-    if shape.shape_type in (None, "polygon"):
+    # programs of LabelMe's kind write rectangles with four corners, and turned ones as rotation
+    if shape.shape_type in (None, *OUTLINES) or (shape.shape_type == "rectangle" and len(points) == 4):
         return Polygon(shape.label, [read_ring(shape.points, where)], where)
     if shape.shape_type in ("rectangle", "circle", "mask") and len(points) != 2:
         raise InputError(where, f"a {shape.shape_type} of {len(points)} points", "two make one")
