@@ -224,8 +224,10 @@ def pair_by_suffix(images: Path, labels: Path, suffix: str) -> Samples:
     A label of another suffix counts where the right one does not exist: reading it says what is wrong with it.
     """
     paths, ending, tail = scan(images), suffix.lower(), suffix.rpartition(".")[0]
-    if tail and os.path.realpath(images) == os.path.realpath(labels):
-        paths = [path for path in paths if not path.lower().endswith(ending)]
+    if os.path.realpath(images) == os.path.realpath(labels):
+        own = [path for path in paths if not path.lower().endswith(ending)]
+        # PNGs alone are no labels of others
+        paths = own if own or tail else paths
     elif labels.absolute().is_relative_to(images.absolute()):
         inner = labels.absolute().relative_to(images.absolute()).as_posix() + "/"
         paths = [path for path in paths if not path.startswith(inner)]

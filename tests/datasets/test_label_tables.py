@@ -136,6 +136,14 @@ def test_labels_may_lie_beside_their_images(tmp_path, layout):
         np.testing.assert_array_equal(load_pair(source, source.samples[0])[1], TRUTH)
 
 
+def test_a_label_may_differ_from_its_photograph_in_the_ending_alone(tmp_path):
+    put(tmp_path / "photos/a.jpg", jpeg(np.zeros((6, 8, 3), np.uint8)))
+    put(tmp_path / "photos/a.png", png(TRUTH))
+    source = open_source(settings(tmp_path, train_images="photos", train_labels="photos"), "train")
+    assert [sample.name for sample in source.samples] == ["a"]
+    np.testing.assert_array_equal(load_pair(source, source.samples[0])[1], TRUTH)
+
+
 def drives(folder, count=40):
     for index in range(count):
         put(folder / f"images/drive{index // 8}_{index:03}.jpg", b"x")
