@@ -124,7 +124,7 @@ def _draw(image_bgr: Pixels, models: Sequence[ModelMaps], clip: float, how: Prin
                 for index, text in enumerate(lines):
                     sheet.write(text, (left, below + (1.8 + 0.85 * index) * sheet.line), layout.column)
     sheet.write(
-        layout.note, (layout.margin, layout.size[1] - 0.5 * sheet.line), layout.size[0] - 2 * layout.margin, 0.8, FAINT
+        layout.note, (layout.margin, layout.size[1] - 0.5 * sheet.line), layout.size[0] - 2 * layout.margin, 0.85, FAINT
     )
     return sheet
 

@@ -124,7 +124,7 @@ def _draw(
         sheet.colour_bar((margin, top + size[0] + round(1.1 * line)), limit, max(column, round(0.25 * width)))
     scale = "one scale for the passes of a point" if how.one_scale else "each row has its own scale"
     note = f"Colours: {scale}, up to percentile {clip:g} of its weights above 0."
-    sheet.write(note, (margin, sheet.height - 0.5 * line), width - 2 * margin, 0.8, FAINT)
+    sheet.write(note, (margin, sheet.height - 0.5 * line), width - 2 * margin, 0.85, FAINT)
     return sheet
 
 

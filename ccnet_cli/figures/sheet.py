@@ -109,7 +109,7 @@ class Sheet:
     def label(self, axes: "Axes", text: str, place: tuple[float, float]) -> None:
         """Write a short text on a picture, with its base at a pixel (x, y) of it."""
         self.texts.append(text)
-        axes.text(*place, text, size=0.8 * self.points, color="white", va="baseline")
+        axes.text(*place, text, size=0.85 * self.points, color="white", va="baseline")
 
     def wrap(self, text: str, room: float, size: float = 1) -> list[str]:
         """A text in lines no wider than `room` pixels, broken at spaces that may break."""

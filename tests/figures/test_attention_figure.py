@@ -211,7 +211,7 @@ def test_a_pdf_has_its_width_its_text_and_its_font(width, points):
 
 @pytest.mark.parametrize("width", [3.3, None])
 def test_no_text_leaves_the_sheet_or_covers_another(width, tmp_path, chromium):
-    """In a browser, where an SVG's letters have their size; none is smaller than three and a half points."""
+    """In a browser, where an SVG's letters have their size; none is smaller than five and a half points."""
     image = np.full((200, 300, 3), 90, np.uint8)
     second = maps_of(2)
     path = tmp_path / "figure.svg"
@@ -229,7 +229,7 @@ def test_no_text_leaves_the_sheet_or_covers_another(width, tmp_path, chromium):
     for text, left, top, right, bottom, points in boxes:
         assert left >= 0 and top >= 0 and right <= size[0] + 2 and bottom <= size[1] + 2, text
         # pixels of the drawing are points
-        assert points >= 3.5, text
+        assert points >= 5.5, text
     lines = [each for each in boxes if "×" not in each[0]]
     for one, other in itertools.combinations(lines, 2):
         # boxes have the font's height, letters less
