@@ -81,7 +81,9 @@ def beating(run):
         count = 0
         while not stop.wait(0.05):
             count += 1
-            path.write_text(json.dumps(content | {"beat": f"{count:012d}"}).ljust(lease.FILE_BYTES))
+            # in place, as a run does: a file cut to nothing for a moment would say nothing of its owner
+            with path.open("r+") as file:
+                file.write(json.dumps(content | {"beat": f"{count:012d}"}).ljust(lease.FILE_BYTES))
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
