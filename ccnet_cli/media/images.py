@@ -25,6 +25,7 @@ from ccnet_cli.media.formats import PNG_SIGNATURE as PNG_SIGNATURE
 
 COLOURED = "has colour or alpha channels, where one channel of class values is expected (data.labels can name colours)"
 UNDECODABLE = "cannot be decoded: the file is damaged"
+BANDS = ", or has not 1, 3 or 4 bands and becomes a TIFF alone (-o NAME.tif)"
 # 16384 x 8192, about 400 MB as a decoded image: larger ones are refused from their header
 PIXEL_LIMIT = 1 << 27
 BYTE_LIMIT = 1 << 30
@@ -101,7 +102,7 @@ def read_image(path: Path, exif: bool = False, tolerate: bool = False) -> Pixels
             image, _ = _decode(formats.repair_png(content), flags)
         damage = found.damage or damage
         if image is None or (damage and not tolerate):
-            raise UnreadableError(damage or UNDECODABLE)
+            raise UnreadableError(damage or UNDECODABLE + BANDS * content.startswith((b"II", b"MM")))
         shapes = [(found.height, found.width, 3), *([(found.width, found.height, 3)] if exif else [])]
         if image.dtype != np.uint8 or image.shape not in shapes:
             raise UnreadableError(f"decodes to {image.shape} where its header says {found.height} x {found.width}")

@@ -104,7 +104,8 @@ def open_raster(path: Path) -> Iterator[Raster]:
         with dataset:
             kinds, depth = set(dataset.dtypes), dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", "8")
             if not kinds <= {"uint8", "uint16"} or len(kinds) > 1 or int(depth) < 8:
-                why = f"a TIFF of {' and '.join(sorted(kinds))} samples of {depth} bits"
+                narrow = f" of {depth} bits" if int(depth) < 8 else ""
+                why = f"a TIFF of {' and '.join(sorted(kinds))} samples{narrow}"
                 raise InputError(f"image {path}", why, "convert it to unsigned samples of 8 or 16 bits")
             gaps = rasterio.enums.MaskFlags.all_valid not in dataset.mask_flag_enums[0]
             yield Raster(path, (dataset.height, dataset.width), gaps, dataset)

@@ -77,11 +77,19 @@ def test_pixels_without_data_do_not_count(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "why"), [(np.zeros((4, 5), np.float32), "float32"), (np.zeros((4, 5), np.int16), "int16 samples")]
+    ("pixels", "why"),
+    [(np.zeros((4, 5), np.float32), "float32 samples;"), (np.zeros((4, 5), np.int16), "int16 samples;")],
+    [(np.zeros((4, 5), np.float32), "float32 samples;"), (np.zeros((4, 5), np.int16), "int16 samples;")],
 )
 def test_other_samples_are_refused(tmp_path, pixels, why):
     with pytest.raises(InputError, match=why), rasters.open_raster(draw(tmp_path / "a.tif", pixels, **PLACE)):
         pass
+
+
+def test_bands_that_only_a_tiff_takes_are_named(tmp_path):
+    path = draw(tmp_path / "a.tif", np.zeros((4, 5, 5), np.uint8), **PLACE)
+    with pytest.raises(InputError, match=r"or has not 1, 3 or 4 bands .*-o NAME\.tif"):
+        images.read_image(path)
 
 
 def test_what_is_no_tiff_is_refused(tmp_path):
