@@ -21,7 +21,7 @@ from ccnet_cli.media.images import PIXEL_LIMIT
 from ccnet_cli.media.pixels import scaled_size
 
 # what Python, torch and OpenCV take without a network, and what they do not give back
-PROGRAM_BYTES = 600 << 20
+PROGRAM_BYTES = 700 << 20
 # of an image's pixel: itself, its class, and the logits of the tiles above it
 IMAGE_BYTES = 5
 # of the memory, what transformed filters may take that could be made anew
