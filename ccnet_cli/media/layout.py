@@ -12,7 +12,7 @@ from ccnet_cli.media import IMAGE_SUFFIXES, outputs, rasters, sources, video
 NPZ = "npz"
 MAX_FAN_OUT = 3
 # kinds of files that nobody means as a folder
-PICTURES = ("image/", "video/")
+KINDS = ("image/", "video/", "audio/", "text/plain", "text/csv", "text/html", "application/json", "application/pdf")
 WRITTEN = (*IMAGE_SUFFIXES, *video.SUFFIXES, *video.ANIMATIONS, *rasters.SUFFIXES)
 
 # the file of each format
@@ -41,7 +41,7 @@ class Layout:
                 raise InputError(self.output, f"one file for {what}", f"name a folder, without {self.output.suffix}")
         elif self.output.exists() and not self.output.is_dir():
             raise InputError(self.output, "is a file, not a folder", "name a folder, or end the name in .png")
-        elif not self.output.is_dir() and (mimetypes.guess_type(self.output.name)[0] or "").startswith(PICTURES):
+        elif not self.output.is_dir() and (mimetypes.guess_type(self.output.name)[0] or "").startswith(KINDS):
             fix = "end the name in .png, .mp4 or .webm, or name a folder"
             raise InputError(self.output, f"{self.output.suffix} files are not written", fix)
 

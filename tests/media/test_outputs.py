@@ -107,7 +107,7 @@ def test_jpegs_are_written_close_to_the_image(tmp_path):
     assert np.abs(images.read_image(tmp_path / "a.jpg").astype(int) - smooth).mean() < 3
 
 
-@pytest.mark.parametrize("name", ["v.apng", "mask.jp2", "MASK.SVG"])
+@pytest.mark.parametrize("name", ["v.apng", "mask.jp2", "MASK.SVG", "v.txt", "v.mp3", "v.json"])
 def test_a_file_of_a_kind_that_is_not_written_is_no_folder(tmp_path, name):
     with pytest.raises(InputError, match="files are not written; end the name in"):
         Layout(tmp_path / name, ("color",))
