@@ -182,7 +182,7 @@ def data_convert(
         typer.Option(
             "--format",
             metavar="NAME",
-            help="coco, labelme, cvat, supervisely, labelstudio, cityscapes, masks or yolo; recognised if left out.",
+            help="coco, labelme, cvat, supervisely, labelstudio, cityscapes, via, masks, yolo; recognised if left out.",
         ),
     ] = None,
     labels: Annotated[

@@ -46,15 +46,18 @@ class Inspection:
     damage: str | None = None
 
 
-def inspect(content: bytes) -> Inspection:
-    """Inspect a PNG, JPEG, WebP, BMP or TIFF file; UnreadableError where it is none, or has no size."""
-    found = _inspect(content)
+def inspect(content: bytes, max_bits: int = 16) -> Inspection:
+    """Inspect a PNG, JPEG, WebP, BMP or TIFF file; UnreadableError where it is none, or has no size.
+
+    max_bits is the largest sample of a TIFF.
+    """
+    found = _inspect(content, max_bits)
     if not found.height or not found.width:
         raise UnreadableError(f"its header says {found.height} x {found.width} pixels")
     return found
 
 
-def _inspect(content: bytes) -> Inspection:
+def _inspect(content: bytes, max_bits: int) -> Inspection:
     if content.startswith(PNG_SIGNATURE):
         return _inspect_png(content)
     if content.startswith(b"\xff\xd8\xff"):
@@ -64,7 +67,7 @@ def _inspect(content: bytes) -> Inspection:
     if content.startswith(b"BM") and len(content) >= 26:
         return _inspect_bmp(content)
     if content[:4] in TIFF_ORDERS:
-        return _inspect_tiff(content)
+        return _inspect_tiff(content, max_bits)
     other = next((name for start, name in OTHER_FORMATS.items() if content.startswith(start)), "another kind of file")
     raise UnreadableError(f"not a PNG, JPEG, WebP, BMP or TIFF image but {other}")
 
@@ -267,7 +270,7 @@ def tiff_numbers(content: bytes, entries: dict[int, range], tag: int) -> list[in
     return [int.from_bytes(content[offset : offset + offsets.step], order) for offset in offsets]
 
 
-def _inspect_tiff(content: bytes) -> Inspection:
+def _inspect_tiff(content: bytes, max_bits: int) -> Inspection:
     """The first picture of a TIFF: its size by its tags, and whether the file holds all its strips or tiles."""
     entries = tiff_entries(content)
     height, width, bits = (tiff_numbers(content, entries, tag) for tag in (257, 256, 258))
@@ -275,7 +278,7 @@ def _inspect_tiff(content: bytes) -> Inspection:
     offsets, lengths = (tiff_numbers(content, entries, tag) for tag in strips)
     if not (height and width and offsets and len(offsets) == len(lengths)):
         raise UnreadableError("damaged or truncated: the TIFF says no size, or not where its pixels are")
-    if max(bits or [1]) > 16:
+    if max(bits or [1]) > max_bits:
         raise UnreadableError(f"a TIFF of {max(bits)} bits a sample, where 8 or 16 can be read")
     end = max(offset + length for offset, length in zip(offsets, lengths, strict=True))
     damage = "truncated: the TIFF ends early" if end > len(content) else None

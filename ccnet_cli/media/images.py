@@ -179,9 +179,7 @@ def _read_values(content: bytes) -> Labels:
         pixels = _decode_whole(lossless.with_indices(plain), cv2.IMREAD_UNCHANGED, size)
     if not _is_grey(pixels):
         raise UnreadableError(COLOURED)
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise UnreadableError(f"decodes to {pixels.dtype}, where class values are expected")
-    values = pixels if pixels.ndim == 2 else pixels[..., 0]
+    values = lossless.to_values(pixels if pixels.ndim == 2 else pixels[..., 0])
     return values // np.uint8(255) if lossless.is_bilevel(content) else values
 
 

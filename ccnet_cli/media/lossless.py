@@ -1,6 +1,10 @@
 """Label maps in files that lose nothing: PNG, TIFF, BMP, GIF, and WebP where it is lossless."""
 
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from ccnet_cli.media.formats import (
     GREY,
@@ -17,6 +21,7 @@ from ccnet_cli.media.formats import (
 
 # of a TIFF: bits of a sample, compression, what a sample is, the next picture, and what kind that is
 BITS, COMPRESSION, PHOTOMETRIC, NEXT, KIND = 258, 259, 262, 0, 254
+SAMPLES, FLOATS = 339, 3
 # a smaller copy of the first picture, or its mask
 SECONDARY = 1 | 4
 MAX_PICTURES = 64
@@ -54,7 +59,8 @@ def inspect_one(content: bytes) -> Inspection:
     if content.startswith(GIF):
         width, height = (int.from_bytes(content[start : start + 2], "little") for start in (6, 8))
         return Inspection(height, width, content, None if width and height else "damaged: the GIF has no size")
-    return inspect(content)
+    is_whole = content[:4] in TIFF_ORDERS and FLOATS not in tiff_numbers(content, tiff_entries(content), SAMPLES)
+    return inspect(content, 32 if is_whole else 16)
 
 
 def _has_pages(content: bytes) -> bool:
@@ -101,6 +107,16 @@ def without_transparency(content: bytes) -> bytes:
 def is_bilevel(content: bytes) -> bool:
     """Whether a file is a TIFF of one bit a pixel, which decodes to 0 and 255."""
     return content[:4] in TIFF_ORDERS and set(tiff_numbers(content, tiff_entries(content), BITS)) <= {1}
+
+
+def to_values(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """Class values (H, W) of a TIFF, which may be signed or have 32 bits; UnreadableError for what is none."""
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels
+    if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 0xFFFF:
+        extent = f"{pixels.dtype} from {pixels.min():g} to {pixels.max():g}"
+        raise UnreadableError(f"holds {extent}, where class values from 0 to 65535 are expected")
+    return pixels.astype(np.uint16)
 
 
 def _replace(content: bytes, offset: int, part: bytes) -> bytes:

@@ -92,7 +92,7 @@ def one_label():
     ("change", "words"),
     [
         (lambda v: v["annotations"][0].pop("image_id"), "annotations.0.image_id: field required"),
-        (lambda v: v["annotations"][0].pop("category_id"), "annotation 0: names no category, as in files of panoptic"),
+        (lambda v: v["annotations"][0].pop("category_id"), "annotation 0: names no category, and no PNG of segments"),
         (lambda v: first(v, image_id=99), "no image has id 99"),
         (lambda v: first(v, category_id=2), "no category has id 2"),
         (lambda v: first(v, segmentation=[[1, 2, 3]]), "a polygon of 3 numbers"),

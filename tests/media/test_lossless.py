@@ -3,6 +3,7 @@
 import io
 import re
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
@@ -54,6 +55,13 @@ def test_values_and_indices_come_back(tmp_path, way):
     np.testing.assert_array_equal(images.read_label(saved(tmp_path, make(), kind, **options)), VALUES)
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32, np.uint32])
+def test_tiffs_may_be_signed_or_of_32_bits(tmp_path, kind):
+    label = VALUES.astype(np.int64) * (1 if kind is np.int8 else 2000)
+    (tmp_path / "label.tif").write_bytes(cv2.imencode(".tif", label.astype(kind))[1].tobytes())
+    np.testing.assert_array_equal(images.read_label(tmp_path / "label.tif"), label)
+
+
 def test_deeper_and_shallower_tiffs_come_back(tmp_path):
     deep = VALUES.astype(np.uint16) * 5000
     np.testing.assert_array_equal(images.read_label(saved(tmp_path, Image.fromarray(deep), "tif")), deep)
@@ -94,7 +102,9 @@ def test_smaller_copies_in_a_tiff_are_no_pages(tmp_path):
 BAD = {
     "lossy webp": (grey, "webp", {}, "not a PNG: other formats change"),
     "jpeg in tif": (grey, "tif", {"compression": "jpeg"}, "not a PNG: other formats change"),
-    "32 bits": (lambda: Image.fromarray(VALUES.astype(np.int32)), "tif", {}, "a TIFF of 32 bits a sample"),
+    "floats": (lambda: Image.fromarray(VALUES.astype(np.float32)), "tif", {}, "a TIFF of 32 bits a sample"),
+    "negative": (lambda: Image.fromarray(VALUES.astype(np.int32) - 1), "tif", {}, "holds int32 from -1 to 10, where"),
+    "large": (lambda: Image.fromarray(VALUES.astype(np.int32) * 9999), "tif", {}, "holds int32 from 0 to 109989, w"),
     "pages": (grey, "tif", {"save_all": True, "append_images": [grey()]}, "a TIFF of several pictures"),
     "frames": (grey, "gif", {"save_all": True, "append_images": [grey(VALUES.copy()[::-1])]}, "a GIF of several"),
 }

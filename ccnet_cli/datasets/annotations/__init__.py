@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import RootModel
 
-from ccnet_cli.datasets.annotations import cityscapes, coco, cvat, labelme, labelstudio, masks, supervisely, yolo
+from ccnet_cli.datasets.annotations import cityscapes, coco, cvat, labelme, labelstudio, masks, supervisely, via, yolo
 from ccnet_cli.datasets.annotations.tree import Annotations, Tree
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import READ_SUFFIXES
@@ -30,6 +30,7 @@ FORMATS: dict[str, Format] = {
     "labelme": Format("LabelMe files", labelme.recognise, labelme.read),
     "cityscapes": Format("Cityscapes' outlines", cityscapes.recognise, cityscapes.read),
     "labelstudio": Format("a Label Studio export", labelstudio.recognise, labelstudio.read),
+    "via": Format("a VIA file", via.recognise, via.read),
     "coco": Format("COCO files", coco.recognise, coco.read),
     "cvat": Format("CVAT for images", cvat.recognise, cvat.read),
     "masks": Format("mask files", masks.recognise, masks.read),

@@ -31,6 +31,9 @@ def read(tree: Tree) -> Annotations:
             why = f"begins with <{root.tag[:40]}>, where CVAT for images is expected"
             raise InputError(where, why, 'export it as "CVAT for images"')
         for label in root.iterfind("meta//labels/label"):
+            # the joints of a skeleton
+            if label.findtext("parent"):
+                continue
             names.append(label.findtext("name") or "")
             if colour := parse_colour(label.findtext("color")):
                 colours[names[-1]] = colour

@@ -13,7 +13,10 @@ from pydantic import Field, RootModel, model_validator
 from ccnet_cli.datasets.annotations.shapes import Bits, Mask, Paint, Polygon, Ring, box, ellipse, read_ring, turn
 from ccnet_cli.datasets.annotations.tree import Annotations, Number, Picture, Record, Tree, require_classes, split_of
 from ccnet_cli.errors import InputError
+from ccnet_cli.media import READ_SUFFIXES
 from ccnet_cli.media.images import PIXEL_LIMIT
+
+IMAGE = rf"(?i)(?:{'|'.join(map(re.escape, READ_SUFFIXES))})(?:[?#].*)?$"
 
 
 class _Value(Record):
@@ -41,8 +44,8 @@ class _Value(Record):
 
 
 class _Result(Record):
-    type: str
-    value: _Value
+    # relations between others have none
+    value: _Value = Field(default_factory=_Value)
     original_width: int | None = None
     original_height: int | None = None
 
@@ -64,7 +67,7 @@ class _Task(Record):
             return task
         values = [value for key in task.values() if isinstance(key, list) for value in key if isinstance(value, dict)]
         sizes = ("original_width", "original_height")
-        results = [{"type": "", "value": value, **{key: value.get(key) for key in sizes}} for value in values]
+        results = [{"value": value, **{key: value.get(key) for key in sizes}} for value in values]
         return {"data": task, "annotations": [{"result": results}]}
 
 
@@ -109,7 +112,8 @@ def read(tree: Tree) -> Annotations:
 
 
 def _find(tree: Tree, task: _Task, name: str, where: str) -> Path:
-    text = next((value for value in task.data.values() if isinstance(value, str)), "")
+    texts = [value for value in task.data.values() if isinstance(value, str)]
+    text = next((each for each in texts if re.search(IMAGE, each)), next(iter(texts), ""))
     url = urlsplit(text) if "\0" not in text else urlsplit("")
     path = unquote(parse_qs(url.query).get("d", [url.path])[0])
     base = posixpath.basename(path)

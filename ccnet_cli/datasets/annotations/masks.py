@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -20,6 +21,7 @@ WORDS = (
 WORDS += "|gtfine(?:_color|_labelids)?"
 # a folder or the end of a name that makes a file a mask
 FOLDER = re.compile(rf"(?:^|.*[/_. -])(?:{WORDS}|\w+annot|\w+_masks?|\w+_labels?)(?:[/_. -].*)?", re.IGNORECASE)
+BEGINNING = re.compile(rf"(?:{WORDS}|images?|imgs?)[_. -]", re.IGNORECASE)
 ENDING = re.compile(rf"(.+?)[_. -](?:{WORDS})", re.IGNORECASE)
 # pictures that lie beside masks: which object a pixel belongs to, and colours over the image
 OTHERS = re.compile(
@@ -35,6 +37,7 @@ TABLES = re.compile(
     r"|labels\.(csv|txt)|class_?names\.txt|names\.txt|obj\.names",
     re.IGNORECASE,
 )
+HEX = re.compile(r"#([0-9a-fA-F]{6})\b")
 # the outlines in Pascal's masks
 BORDER = "#e0e0c0"
 IGNORED = 255
@@ -82,6 +85,20 @@ def read(tree: Tree) -> Annotations:
 
 def _pair(tree: Tree) -> tuple[dict[str, str], list[str]]:
     """The mask of each image that has one, and masks without an image; InputError for an image with two."""
+    pairs, lonely = _pair_by(tree, _plain_stem)
+    return (pairs, lonely) if pairs else _pair_by(tree, _numbered_stem)
+
+
+def _plain_stem(name: str) -> str:
+    return name
+
+
+def _numbered_stem(name: str) -> str:
+    """What image_001 and mask_001 have in common."""
+    return BEGINNING.sub("", name)
+
+
+def _pair_by(tree: Tree, stem: Callable[[str], str]) -> tuple[dict[str, str], list[str]]:
     images: dict[tuple[str | None, str], list[str]] = {}
     masks: dict[tuple[str | None, str], list[str]] = {}
     known = set(tree.images)
@@ -92,7 +109,7 @@ def _pair(tree: Tree) -> tuple[dict[str, str], list[str]]:
             continue
         ending = ENDING.fullmatch(name)
         is_mask = ending is not None or (folder and FOLDER.fullmatch(folder) is not None)
-        key = (split_of(folder), ending[1] if ending else name)
+        key = (split_of(folder), stem(normalize("NFC", ending[1] if ending else name)))
         if is_mask or not path.lower().endswith(".gif"):
             (masks if is_mask else images).setdefault(key, []).append(path)
     pairs: dict[str, str] = {}
@@ -191,6 +208,7 @@ def _parse_lines(text: str) -> dict[str, str | None]:
     """Lines of a name and R, G, B, or of a name and a value, or of names alone, as the key data.labels has them."""
     entries: list[tuple[list[str], str]] = []
     for line in text.splitlines()[:4096]:
+        line = HEX.sub(lambda match: "{},{},{}".format(*bytes.fromhex(match[1])), line)
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         words = [word for word in re.split(r"[,;:\t]+|\s{2,}|(?<=\d)\s+|\s+(?=\d)", line.strip()) if word.strip()]

@@ -32,7 +32,9 @@ class Polygon:
 
     def reaches_corners(self, height: int, width: int) -> bool:
         """Whether its points are corners of pixels, from 0 to the picture's width; else they are centres."""
-        return bool((self.rings[0] > (width - 0.5, height - 0.5)).any())
+        beyond = self.rings[0] - (width, height)
+        # further out, an outline is drawn carelessly
+        return bool(((beyond > -0.5) & (beyond < 0.5)).any())
 
     def draw(self, height: int, width: int, corners: bool) -> tuple[int, int, Bits]:
         """Top, left, and the pixels inside; InputError for a polygon outside of the picture."""

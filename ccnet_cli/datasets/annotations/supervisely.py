@@ -81,6 +81,7 @@ def read(tree: Tree) -> Annotations:
     classes = tree.load(metas[0], _Meta).classes
     names = require_classes([each.title for each in classes], f"file {tree.top / metas[0]}")
     colours = {each.title: colour for each in classes if (colour := parse_colour(each.color))}
+    stems = {posixpath.splitext(path)[0]: path for path in tree.images}
     pictures: list[Picture] = []
     skipped = 0
     for name in _files(tree):
@@ -88,7 +89,9 @@ def read(tree: Tree) -> Annotations:
         paints = [_paint(each, names, f"{where}: object {index}") for index, each in enumerate(file.objects)]
         skipped += paints.count(None)
         folder, own = posixpath.dirname(posixpath.dirname(name)), posixpath.basename(name).removesuffix(".json")
-        image = tree.find_image(posixpath.join(folder, "img", own), "", where)
+        path = posixpath.join(folder, "img", own)
+        # older files lack the ending of their image
+        image = tree.find_image(stems.get(path, path), "", where)
         pictures.append(
             Picture(image, [each for each in paints if each], split_of(name), (file.size.height, file.size.width))
         )

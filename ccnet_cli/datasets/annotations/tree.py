@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from unicodedata import normalize
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -73,10 +74,11 @@ class Tree:
         self.labels = labels
         self.files = scan(top, ("",))
         self.images = [name for name in self.files if name.lower().endswith(READ_SUFFIXES)]
-        self._known = set(self.images)
+        # systems write accented letters as one character or as two
+        self._known = {normalize("NFC", name): name for name in self.images}
         self._names: dict[str, list[str]] = {}
-        for name in self.images:
-            self._names.setdefault(posixpath.basename(name), []).append(name)
+        for name in self._known:
+            self._names.setdefault(posixpath.basename(name).casefold(), []).append(name)
 
     def ending(self, *suffixes: str) -> list[str]:
         """The files that end so, in any case."""
@@ -87,19 +89,26 @@ class Tree:
 
         Only images below the folder are found, whatever the path leads to.
         """
-        plain = name.replace("\\", "/")
-        base = posixpath.basename(plain)
-        for path in (posixpath.join(posixpath.dirname(beside), plain), plain):
+        plain = normalize("NFC", name.replace("\\", "/"))
+        for path in (posixpath.join(normalize("NFC", posixpath.dirname(beside)), plain), plain):
             if (path := posixpath.normpath(path)) in self._known:
-                return self.top / path
-        named = self._names.get(base, [])
-        # in a folder of the export's own
+                return self.top / self._known[path]
+        base = posixpath.basename(plain)
+        named = self._names.get(base.casefold(), [])
+        # of its very name, in a folder of the export's own
+        named = [path for path in named if posixpath.basename(path) == base] or named
         named = [path for path in named if path.endswith(f"/{plain}")] or named
         if len(named) == 1:
-            return self.top / named[0]
+            return self.top / self._known[named[0]]
         why = f"names {len(named)} images below {self.top}" if named else f"is no image below {self.top}"
         fix = "name it with its folder" if named else "put it there, under the name that the file has for it"
         raise InputError(where, f"image {name[:200]} {why}", fix)
+
+    def hide(self, image: Path) -> None:
+        """Find an image no longer: it is a label."""
+        name = normalize("NFC", image.relative_to(self.top).as_posix())
+        if self._known.pop(name, None):
+            self._names[posixpath.basename(name).casefold()].remove(name)
 
     def load(self, name: str, kind: type[R]) -> R:
         """A JSON file as records; InputError names the first key that is missing or of another type."""
