@@ -16,7 +16,7 @@ from ccnet_cli import config, files
 from ccnet_cli.commands.propose import SMALL, frame
 from ccnet_cli.config.text import dump
 from ccnet_cli.datasets.annotations import FORMATS, recognise
-from ccnet_cli.datasets.annotations.shapes import paint
+from ccnet_cli.datasets.annotations.shapes import Polygon, paint
 from ccnet_cli.datasets.annotations.tree import BACKGROUND, VOID, Annotations, Picture, Tree
 from ccnet_cli.datasets.folder import distinct_colours
 from ccnet_cli.datasets.listing import Samples
@@ -98,6 +98,7 @@ def convert(request: ConvertRequest) -> Converted:
     if not annotations.maps and not any(picture.paints for picture in annotations.pictures):
         why = f"nothing is outlined in its {len(annotations.pictures)} images"
         raise InputError(f"folder {request.source}", why, "outline something in the program, and export it again")
+    _refuse_fractions(annotations, request.source)
     names = _name(tree, annotations.pictures)
     sizes = [_measure(picture) for picture in annotations.pictures]
     drawing = _plan(annotations, request.unlabelled, sizes)
@@ -126,6 +127,14 @@ def convert(request: ConvertRequest) -> Converted:
             notice(f"{count} {what} were left out")
     counts = {split: len(own) for split, own in splits.items()}
     return Converted(request.output, name, drawing.names, counts)
+
+
+def _refuse_fractions(annotations: Annotations, source: Path) -> None:
+    """InputError where every outline lies in the first pixel, as parts of the sides do."""
+    paints = [each for picture in annotations.pictures for each in picture.paints]
+    if paints and all(isinstance(each, Polygon) and (np.abs(each.rings[0]) <= 1).all() for each in paints):
+        why = f"all points of its {len(paints)} outlines lie between 0 and 1, as parts of the sides"
+        raise InputError(f"folder {source}", why, "export them in pixels")
 
 
 def _name(tree: Tree, pictures: Sequence[Picture]) -> list[str]:

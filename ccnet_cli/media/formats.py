@@ -22,7 +22,11 @@ OTHER_FORMATS = {
     b"MM\x00+": "BigTIFF",
     b"\x00\x00\x00\x0cjP": "JPEG 2000",
     b"version https://git-lfs": "a Git LFS pointer (run git lfs pull)",
+    b"PK\x03\x04": "a ZIP archive (unpack it)",
+    b"\x93NUMPY": "a NumPy array",
+    b"%PDF": "a PDF document",
 }
+PAGES = (b"<!doctype html", b"<html")
 
 TIFF_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\x00": "little", b"MM\x00*": "big"}
 TIFF_SIZES = {1: 1, 3: 2, 4: 4}
@@ -68,8 +72,16 @@ def _inspect(content: bytes, max_bits: int) -> Inspection:
         return _inspect_bmp(content)
     if content[:4] in TIFF_ORDERS:
         return _inspect_tiff(content, max_bits)
-    other = next((name for start, name in OTHER_FORMATS.items() if content.startswith(start)), "another kind of file")
-    raise UnreadableError(f"not a PNG, JPEG, WebP, BMP or TIFF image but {other}")
+    raise UnreadableError(
+        f"not a PNG, JPEG, WebP, BMP or TIFF image but {name_other(content) or 'another kind of file'}"
+    )
+
+
+def name_other(content: bytes) -> str | None:
+    """What kind of file it is that is often met in the place of another; None for any other."""
+    if content[:99].lstrip().lower().startswith(PAGES):
+        return "a web page, as of a download that asked to log in"
+    return next((name for start, name in OTHER_FORMATS.items() if content.startswith(start)), None)
 
 
 def read_tiff_size(file: BinaryIO) -> tuple[int, int] | None:

@@ -190,7 +190,9 @@ def _is_grey(pixels: npt.NDArray[Any]) -> bool:
 def _inspect_lossless(content: bytes, what: str) -> tuple[int, int]:
     """The size of a label that loses nothing; UnreadableError for another, saying what it would change."""
     if not lossless.is_lossless(content):
-        raise UnreadableError(f"not a PNG: other formats change or cannot hold class {what}")
+        other = formats.name_other(content)
+        lossy = f"not a PNG: other formats change or cannot hold class {what}"
+        raise UnreadableError(f"not an image but {other}" if other else lossy)
     found = lossless.inspect_one(content)
     _require_sound(found)
     return found.height, found.width

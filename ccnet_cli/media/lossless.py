@@ -59,8 +59,9 @@ def inspect_one(content: bytes) -> Inspection:
     if content.startswith(GIF):
         width, height = (int.from_bytes(content[start : start + 2], "little") for start in (6, 8))
         return Inspection(height, width, content, None if width and height else "damaged: the GIF has no size")
-    is_whole = content[:4] in TIFF_ORDERS and FLOATS not in tiff_numbers(content, tiff_entries(content), SAMPLES)
-    return inspect(content, 32 if is_whole else 16)
+    if content[:4] in TIFF_ORDERS and FLOATS in tiff_numbers(content, tiff_entries(content), SAMPLES):
+        raise UnreadableError("a TIFF of floating-point numbers, where class values are expected")
+    return inspect(content, 32)
 
 
 def _has_pages(content: bytes) -> bool:

@@ -107,6 +107,11 @@ def one_label():
         (lambda v: v["images"][0].update(file_name="../../etc/passwd"), "image ../../etc/passwd is no image below"),
         (lambda v: v["images"][0].update(width=10**12), "its annotation 1000000000000 x 60"),
         (lambda v: v["categories"][0].update(name=""), "has no printable name"),
+        (lambda v: v["categories"][1].update(id=1), "category 1 is sky and road"),
+        (
+            lambda v: [annotation.update(segmentation=[[0, 0, 0.5, 0, 0.5, 1]]) for annotation in v["annotations"]],
+            "outlines lie between 0 and 1, as parts of the sides; export them in pixels",
+        ),
         (
             lambda v: [annotation.update(segmentation=[]) for annotation in v["annotations"]],
             "boxes alone outline nothing",
@@ -145,6 +150,7 @@ def test_a_wrong_coco_file_is_one_line(tmp_path, capsys, change, words):
         (exports.labelstudio, "export.json", '"rle": [', '"rle": [255, ', "its brush has"),
         (exports.labelstudio, "export.json", '"rle": [', '"rle": [300, ', "no list of bytes"),
         (exports.pascal, "labelmap.txt", "car:64,0,128", "car:64,0,129", "colour #400080 is not in"),
+        (exports.pascal, "labelmap.txt", "car:64,0,128", "car:128,64,128", "belongs to two classes, road and car"),
         (exports.roboflow_masks, "train/_classes.csv", "4, pole", "40, pole", "value 4 is not in file"),
     ],
 )  # fmt: skip
@@ -190,10 +196,32 @@ def test_what_is_not_recognised_is_explained(tmp_path, capsys, writer, change, w
     assert words in refused(tmp_path, capsys)
 
 
+PAGE = b"\n<!DOCTYPE html>\n<html><body>Log in</body></html>"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("writer", "file", "content", "words"),
+    [
+        (exports.coco_runs, "annotations/instances.json", PAGE, "is a web page, as of a download that asked to log in"),
+        (exports.coco_runs, "annotations/instances.json", POINTER, "is a Git LFS pointer (run git lfs pull), where"),
+        (exports.cvat_masks, "annotations.xml", PAGE, "annotations.xml: is a web page"),
+        (exports.roboflow_masks, "train/_classes.csv", PAGE, "_classes.csv: is a web page"),
+        (exports.beside, "a_L.png", POINTER, "a_L.png: not an image but a Git LFS pointer"),
+        (exports.beside, "a_L.png", b"PK\x03\x04" + bytes(99), "a_L.png: not an image but a ZIP archive (unpack it)"),
+    ],
+)
+def test_what_a_download_left_in_the_place_of_a_file_is_named(tmp_path, capsys, writer, file, content, words):
+    writer(tmp_path / "export", LABELS)
+    (tmp_path / "export" / file).write_bytes(content)
+    assert words in refused(tmp_path, capsys)
+
+
 def test_folders_without_annotations_are_explained(tmp_path, capsys):
     exports.write_images(tmp_path / "export", one_label())
     exports.put(tmp_path / "export/labels/a.npy", b"x")
-    assert "holds 1 image, and nothing but .npy files that labels them" in refused(tmp_path, capsys)
+    line = refused(tmp_path, capsys)
+    assert "holds 1 image, and nothing but .npy files that labels them" in line and "save the arrays as PNGs" in line
     (tmp_path / "export/images/a.png").unlink()
     assert "holds no image but 1 .npy files; give the folder of the images" in refused(tmp_path, capsys)
 

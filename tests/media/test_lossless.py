@@ -102,7 +102,12 @@ def test_smaller_copies_in_a_tiff_are_no_pages(tmp_path):
 BAD = {
     "lossy webp": (grey, "webp", {}, "not a PNG: other formats change"),
     "jpeg in tif": (grey, "tif", {"compression": "jpeg"}, "not a PNG: other formats change"),
-    "floats": (lambda: Image.fromarray(VALUES.astype(np.float32)), "tif", {}, "a TIFF of 32 bits a sample"),
+    "floats": (
+        lambda: Image.fromarray(VALUES.astype(np.float32)),
+        "tif",
+        {},
+        "a TIFF of floating-point numbers, where",
+    ),
     "negative": (lambda: Image.fromarray(VALUES.astype(np.int32) - 1), "tif", {}, "holds int32 from -1 to 10, where"),
     "large": (lambda: Image.fromarray(VALUES.astype(np.int32) * 9999), "tif", {}, "holds int32 from 0 to 109989, w"),
     "pages": (grey, "tif", {"save_all": True, "append_images": [grey()]}, "a TIFF of several pictures"),

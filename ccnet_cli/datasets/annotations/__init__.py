@@ -14,6 +14,13 @@ from ccnet_cli.errors import InputError
 from ccnet_cli.media import READ_SUFFIXES
 from ccnet_cli.media.images import read_bytes
 
+# what to do about a folder of nothing else
+OTHER_FILES = {
+    ".csv": "export the annotations as JSON in place of a table",
+    ".npy": "save the arrays as PNGs of class values, in a folder masks",
+    ".mat": "save the arrays as PNGs of class values, in a folder masks",
+}
+
 
 @dataclass(frozen=True)
 class Format:
@@ -74,4 +81,5 @@ def _explain(tree: Tree) -> InputError:
     images = f"{len(tree.images)} image{'s' * (len(tree.images) != 1)}"
     why = f"holds {images}, and nothing{kinds} that labels them: none of {titles}"
     fix = "name masks as the images, in a folder masks or labels or with an ending such as _mask"
+    fix = OTHER_FILES.get(suffixes.most_common(1)[0][0] if suffixes else "", fix)
     return InputError(f"folder {tree.top}", why, f"{fix}; see ccnet guide data")

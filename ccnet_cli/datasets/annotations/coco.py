@@ -92,6 +92,9 @@ def read(tree: Tree) -> Annotations:
     for name, file in (plain or files).items():
         where = f"file {tree.top / name}"
         own = {category.id: category.name for category in file.categories}
+        if double := [each for each in file.categories if own[each.id] != each.name]:
+            why = f"category {double[0].id} is {double[0].name} and {own[double[0].id]}"
+            raise InputError(where, why, "export it again")
         if changed := [key for key, title in own.items() if categories.setdefault(key, title) != title]:
             why = f"category {changed[0]} is {own[changed[0]]}, in another file {categories[changed[0]]}"
             raise InputError(where, why, "convert the files apart")

@@ -6,7 +6,15 @@ from functools import partial
 from xml.etree.ElementTree import Element, ParseError, XMLParser
 
 from ccnet_cli.datasets.annotations.shapes import Mask, Paint, Polygon, box, decode_runs, ellipse, read_ring, turn
-from ccnet_cli.datasets.annotations.tree import Annotations, Picture, Tree, parse_colour, require_classes, split_of
+from ccnet_cli.datasets.annotations.tree import (
+    Annotations,
+    Picture,
+    Tree,
+    parse_colour,
+    refuse_other,
+    require_classes,
+    split_of,
+)
 from ccnet_cli.errors import InputError
 from ccnet_cli.media.images import read_bytes
 
@@ -88,6 +96,7 @@ def _read_tracks(tree: Tree, root: Element, name: str) -> list[Picture]:
 
 def parse(content: bytes, where: str) -> Element:
     """An XML document in UTF-8 without a document type, so that no entity can grow or name a file."""
+    refuse_other(content, where)
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise InputError(where, "has a document type, which could name other files or grow without end", "remove it")
     # another encoding could hide one, and a byte order mark chooses it whatever the parser is asked for

@@ -10,7 +10,16 @@ from unicodedata import normalize
 import numpy as np
 
 from ccnet_cli.datasets import tables
-from ccnet_cli.datasets.annotations.tree import VOID, Annotations, Colour, Picture, Tree, require_classes, split_of
+from ccnet_cli.datasets.annotations.tree import (
+    VOID,
+    Annotations,
+    Colour,
+    Picture,
+    Tree,
+    refuse_other,
+    require_classes,
+    split_of,
+)
 from ccnet_cli.datasets.tables import MAX_VALUES, REST, Table, pack, parse_table, refuse_swapped
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.media.images import Pixels, is_one_channel, read_bytes, read_colours, read_label
@@ -186,7 +195,8 @@ def read_table(tree: Tree) -> tuple[dict[str, str | None] | None, str]:
     tables: dict[str, dict[str, str | None]] = {}
     for path in tree.ending(".txt", ".csv", ".names"):
         if TABLES.fullmatch(posixpath.basename(path)) and "imagesets/" not in path.lower():
-            tables[path] = _parse_lines(_decode(read_bytes(tree.top / path, "file"), f"file {tree.top / path}"))
+            where = f"file {tree.top / path}"
+            tables[path] = _parse_lines(_decode(read_bytes(tree.top / path, "file"), where), where)
     tables = {path: table for path, table in tables.items() if table}
     if not tables:
         return None, ""
@@ -198,13 +208,14 @@ def read_table(tree: Tree) -> tuple[dict[str, str | None] | None, str]:
 
 
 def _decode(content: bytes, where: str) -> str:
+    refuse_other(content, where)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(where, f"byte {error.start} is not UTF-8", "save it as plain UTF-8 text") from None
 
 
-def _parse_lines(text: str) -> dict[str, str | None]:
+def _parse_lines(text: str, where: str) -> dict[str, str | None]:
     """Lines of a name and R, G, B, or of a name and a value, or of names alone, as the key data.labels has them."""
     entries: list[tuple[list[str], str]] = []
     for line in text.splitlines()[:4096]:
@@ -221,7 +232,12 @@ def _parse_lines(text: str) -> dict[str, str | None]:
     # LabelMe's lists of names begin with what counts nowhere, and has no number
     first = -1 if not size and chosen and chosen[0][1] == "__ignore__" else 0
     keys = [",".join(numbers) if size else str(index) for index, (numbers, _) in enumerate(chosen, first)]
-    labels = {key: _meaning(name) for key, (_, name) in zip(keys, chosen, strict=True) if key != "-1"}
+    labels: dict[str, str | None] = {}
+    for key, (_, name) in zip(keys, chosen, strict=True):
+        if labels.setdefault(key, _meaning(name)) != _meaning(name):
+            why = f"{key} belongs to two classes, {labels[key] or 'void'} and {name}"
+            raise InputError(where, why, "correct it")
+    labels.pop("-1", None)
     if not labels:
         return {}
     ignored: dict[str, str | None] = {BORDER if size == 3 else str(IGNORED): None}

@@ -16,6 +16,7 @@ from ccnet_cli.datasets.annotations.shapes import Paint
 from ccnet_cli.datasets.listing import scan
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import READ_SUFFIXES
+from ccnet_cli.media.formats import name_other
 from ccnet_cli.media.images import Pixels, read_bytes
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -113,8 +114,10 @@ class Tree:
     def load(self, name: str, kind: type[R]) -> R:
         """A JSON file as records; InputError names the first key that is missing or of another type."""
         path = self.top / name
+        content = read_bytes(path, "file").removeprefix(BOM)
+        refuse_other(content, f"file {path}")
         try:
-            return kind.model_validate_json(read_bytes(path, "file").removeprefix(BOM))
+            return kind.model_validate_json(content)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
@@ -128,6 +131,12 @@ class Tree:
             return json.loads(read_bytes(self.top / name, "file"))
         except (InputError, ValueError, RecursionError):
             return None
+
+
+def refuse_other(content: bytes, where: str) -> None:
+    """InputError for the content of a file that is met in the place of a text, such as a web page."""
+    if other := name_other(content):
+        raise InputError(where, f"is {other}, where annotations are expected", "export or download it again")
 
 
 def split_of(*names: str) -> str | None:
