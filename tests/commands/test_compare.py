@@ -9,6 +9,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from accessible import find_faults
 from runs import SETTINGS, ended, forked, make_horizons, preset
 
 from ccnet_cli import cli, config, files
@@ -299,6 +300,7 @@ def test_differences_are_those_of_equal_seeds():
 
 def test_the_page_is_one_file_that_shows_every_row(whole):
     page = (whole[0] / "report.html").read_text()
+    assert find_faults(page) == []
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
     assert all(f'<th scope="row">{row}</th>' in page for row in ROWS)
     assert "not separated from" in page and "schedule" in page

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from accessible import find_faults
 
 from ccnet_cli.figures.report import WorstImages, merge_worst, write_evaluation, write_report
 from ccnet_cli.media.classes import Classes
@@ -100,6 +101,7 @@ def test_the_page_tells_the_run_and_needs_nothing_else(tmp_path):
     # nothing is loaded, nothing runs, what others wrote stays text
     assert shown.links and all(link.startswith("data:image/png;base64,") for link in shown.links)
     assert "script" not in shown.tags and shown.tags.count("img") == 1 and all(shown.alts)
+    assert find_faults(text) == []
     assert "default-src 'none'" in text and "<img src=x>: mIoU" in shown.text and "name: <mine>" in shown.text
 
 
@@ -168,7 +170,8 @@ def test_an_evaluation_has_a_page_of_its_measures(tmp_path):
     text = (tmp_path / "e.html").read_text(encoding="utf-8")
     shown = Page(text)
     assert "ccnet eval 'a b'" in shown.text and "/somewhere" not in shown.text.partition("Environment")[0]
-    assert re.findall(r'<th scope="col">(.*?)</th>', text) == ["class", "IoU %", "Dice %", "recall %"]
+    assert find_faults(text) == []
+    assert re.findall(r'<th scope="col"[^>]*>(.*?)</th>', text) == ["class", "IoU %", "Dice %", "recall %"]
     assert re.findall(r">(\d+\.\d\d|-)</td>", text) == ["50.00"] * 3 + ["-"] * 3 + ["25.00"] * 3
     assert "37.50 %" in shown.text and "12,345" in shown.text and "hard: mIoU" in shown.text
     assert "<h2>Curves" not in text

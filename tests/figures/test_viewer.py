@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from accessible import find_faults
 from attentive import CLASSES, saved
 from calls import explore
 from tiny import picture, write
@@ -369,6 +370,7 @@ def test_a_folder_gets_a_page_for_each_image_and_a_list(page, photograph, tmp_pa
         page.value("Promise.all([...document.images].map((i) => i.decode())).then(() => document.images.length)") == 2
     )
     assert page.value("document.images[0].naturalWidth") == 184
+    assert find_faults((output / "index.html").read_text(encoding="utf-8")) == []
     assert page.complaints() == [] and page.requests() == [(output / "index.html").as_uri()]
     with pytest.raises(InputError, match="exists"):
         explore([photograph], output, checkpoint=checkpoint)
@@ -377,6 +379,7 @@ def test_a_folder_gets_a_page_for_each_image_and_a_list(page, photograph, tmp_pa
 
 def test_without_javascript_the_figure_is_there(written):
     text = written.read_text(encoding="utf-8")
+    assert find_faults(text) == []
     (still,) = re.findall(r'<noscript>.*?base64,([\w+/=]+)">\n</noscript>', text, re.S)
     drawn = cv2.imdecode(np.frombuffer(base64.b64decode(still), np.uint8), cv2.IMREAD_COLOR)
     assert drawn.shape[1] > 900 and drawn.std() > 20

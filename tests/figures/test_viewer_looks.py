@@ -109,11 +109,12 @@ def test_a_drag_moves_and_pins_nothing(page, written):
     assert page.value(pins) == before + 1
 
 
-def test_two_fingers_zoom_and_pin_nothing(chromium, written):
+@pytest.mark.parametrize("panel", ["#picture", "#map-1", "#prediction"])
+def test_two_fingers_zoom_the_panels_and_not_the_page_and_pin_nothing(panel, chromium, written):
     phone = chromium.page()
     phone.resize(390, 844, touch=True)
     phone.open(written)
-    left, top, width, height = phone.box("#picture")
+    left, top, width, height = phone.box(panel)
     middle = left + width / 2, top + height / 2
 
     def fingers(kind: str, apart: float) -> None:
@@ -126,8 +127,23 @@ def test_two_fingers_zoom_and_pin_nothing(chromium, written):
     fingers("touchEnd", 0)
     phone.settle()
     assert phone.value(ZOOM) == pytest.approx(3, rel=0.15)
+    assert phone.value("visualViewport.scale") == 1
     assert phone.value("document.querySelectorAll('#pins .pin').length") == 1
     assert phone.complaints() == []
+
+
+def test_a_fingertip_hits_every_control(chromium, written):
+    phone = chromium.page()
+    phone.resize(390, 844, touch=True)
+    phone.open(written)
+    phone.value("document.querySelector('#options').open = true")
+    # a control is hit on its label too
+    boxes = phone.value(
+        "[...document.querySelectorAll('main button, select, input, summary')].filter((e) => e.checkVisibility())"
+        ".map((e) => [e, ...(e.labels ?? [])].map((one) => one.getBoundingClientRect()))"
+        ".map((all) => [Math.max(...all.map((b) => b.width)), Math.max(...all.map((b) => b.height))])"
+    )
+    assert len(boxes) == 16 and min(min(box) for box in boxes) >= 44
 
 
 def test_one_class_alone_keeps_its_part_of_maps_and_prediction(page, written):
@@ -171,9 +187,20 @@ def test_two_models_stand_side_by_side(page, photograph, tmp_path):
     first, second = ("/".join(path.parts[-2:]) for path in (one, other))
     titles = page.value("[...document.querySelectorAll('.panel h2')].map((title) => title.textContent)")
     maps = [f"{first}, R = 1", f"{first}, R = 2", f"{second}, R = 1"]
-    assert titles == ["Picture", *maps, f"Prediction, {first}", f"Prediction, {second}"]
+    # the first prediction begins the second row, so that passes stand one below the other
+    assert titles == ["Picture", *maps[:2], f"Prediction, {first}", maps[2], f"Prediction, {second}"]
+    tops = page.value("[...document.querySelectorAll('.panel')].map((panel) => panel.getBoundingClientRect().top)")
+    assert len({*tops[:3]}) == len({*tops[3:]}) == 1 and tops[0] < tops[3]
     assert page.value("[...document.querySelectorAll('#reading thead th')].map((e) => e.textContent)") == maps
     assert page.complaints() == [] and page.requests() == [(tmp_path / "both.html").resolve().as_uri()]
+    # a telephone has no room for all columns: the read-out moves by keys, its names stay
+    page.resize(390, 844, touch=True)
+    page.open(tmp_path / "both.html")
+    page.value("document.querySelector('#reading').focus()")
+    page.value("document.querySelector('#reading').scrollLeft = 1000")
+    moved = page.value("document.querySelector('#reading').scrollLeft")
+    lefts = "[...document.querySelectorAll('#reading tbody th')].map((e) => Math.round(e.getBoundingClientRect().left))"
+    assert moved > 0 and page.value("document.activeElement.id") == "reading" and min(page.value(lefts)) >= 0
     strange = saved(tmp_path / "strange", classes=Classes(("a", "b", "c"), CLASSES.palette, (7, 23, 9)))
     with pytest.raises(InputError, match="its classes are not those of"):
         explore([photograph], tmp_path / "new.html", checkpoint=one, compare=strange)

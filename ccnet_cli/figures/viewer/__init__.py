@@ -194,7 +194,7 @@ def _encode_attention(content: ModelContent, room: int) -> tuple[dict[str, Any],
         error = payload.map_error(content.projections_CN, arrays, sizes, size, pixels)
         precision = (
             f"query and key of each pass in {steps} steps, and the softmax is done here: at {COMPARED_PIXELS} points, "
-            f"maps differ from the network's by up to {error:.1g} of their largest weight"
+            f"maps differ from the network's by up to {write_number(float(f'{error:.1g}'))} of their largest weight"
         )
         return {"form": "projections", "steps": sizes}, arrays, precision
     for levels in payload.LEVELS:
@@ -217,7 +217,7 @@ def _encode_others(
         error = payload.dense_error(content.others, arrays, sizes, content.composed, pixels)
         held.append(
             f"query and key in {steps} steps, and the softmax is done here: at {len(pixels)} points, "
-            f"maps differ from the network's by up to {error:.1g} of their largest weight"
+            f"maps differ from the network's by up to {write_number(float(f'{error:.1g}'))} of their largest weight"
         )
     if any(isinstance(each, payload.ClassMaps) for each in passes):
         held.append("for each predicted class the map of the channel that adds most to its scores, in 65535 steps")

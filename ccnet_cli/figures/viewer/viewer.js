@@ -140,8 +140,10 @@ function start(page, data) {
     panel.figure.append(element("div", { className: "scale" }, low, bar, high, fractions));
     return { ...panel, model: column.model, bar: bar.getContext("2d"), low, high, fractions, pixels: new ImageData(size.width, size.height) };
   });
-  // on a telephone it stays beside the picture
-  mapPanels[data.models[0].recurrence - 1].figure.classList.add("last");
+  // on a telephone the first model's last map stays beside the picture, and the other's follows
+  data.models.forEach((model, index) => {
+    mapPanels.findLast((panel) => panel.model === model).figure.classList.add(index ? "other" : "last");
+  });
   const classPanels = [
     ...data.models.map((model, index) => ["Prediction", several ? `prediction-${index + 1}` : "prediction", model.prediction, model]),
     ["Label", "label", data.label, null],
@@ -155,6 +157,11 @@ function start(page, data) {
       const frameShown = () => (model ? state.frame : 0);
       return { ...panel, ids, frameShown, pixels: new ImageData(size.width, size.height), note: panel.figure.querySelector("span") };
     });
+
+  // a row for each of two models, whose passes stand one below the other: the first prediction begins the second row
+  if (several && data.models[0].recurrence === COLUMNS - 1) {
+    byId("panels").insertBefore(classPanels[0].figure, mapPanels[COLUMNS - 1].figure);
+  }
 
   /** What is the same for every point: the grey picture, which cells a pixel mixes, the coloured classes. */
   const prepare = () => {
@@ -238,7 +245,7 @@ function start(page, data) {
     const swatch = element("span", { className: "swatch" });
     swatch.style.background = `rgb(${page.palette[id].join(" ")})`;
     swatch.setAttribute("aria-hidden", "true");
-    return ["on ", swatch, page.names[id]];
+    return [element("span", { className: "name" }, "on ", swatch, page.names[id])];
   };
 
   const showReading = (maps) => {
