@@ -8,7 +8,7 @@ from typing import Any
 from ccnet_cli.datasets import ade20k, camvid, cityscapes, cocostuff, folder, lip, voc
 from ccnet_cli.datasets.dataset import DataSet, Split, holds
 from ccnet_cli.datasets.listing import Samples, make_samples, pair
-from ccnet_cli.datasets.settings import Data, FolderData, Toyscapes
+from ccnet_cli.datasets.settings import CITY, Data, FolderData, Toyscapes
 from ccnet_cli.errors import InputError
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.parts import late
@@ -39,10 +39,17 @@ DATASETS: dict[str, DataSet] = {
     "cocostuff": cocostuff.DATASET,
     # built-in scenes, drawn in the layout of Cityscapes
     "toyscapes": dataclasses.replace(
-        cityscapes.DATASET, settings=Toyscapes, root=late("ccnet_cli.datasets.toyscapes", "built_in")
+        cityscapes.DATASET,
+        settings=Toyscapes,
+        root=late("ccnet_cli.datasets.toyscapes", "built_in"),
+        recognise=holds((f"leftImg8bit/train/{CITY}",), (f"leftImg8bit/val/{CITY}",)),
     ),
     # built-in clips, in the same layout
-    "toyclips": dataclasses.replace(cityscapes.DATASET, root=late("ccnet_cli.datasets.toyclips", "built_in")),
+    "toyclips": dataclasses.replace(
+        cityscapes.DATASET,
+        root=late("ccnet_cli.datasets.toyclips", "built_in"),
+        recognise=holds((f"leftImg8bit_sequence/train/{CITY}",), (f"leftImg8bit_sequence/val/{CITY}",)),
+    ),
     "folder": folder.DATASET,
 }
 
@@ -74,7 +81,8 @@ def known_classes() -> dict[str, Classes]:
 
 def recognise(folder: Path) -> str:
     """The name of the data set in a folder, by its folders; InputError if they are no known one's."""
-    for name, dataset in DATASETS.items():
+    # the built-in ones, in the layout of Cityscapes, before it
+    for name, dataset in reversed(DATASETS.items()):
         if dataset.recognise(folder):
             return name
     why = "holds no data set known by its folders" if folder.is_dir() else "is not a folder"

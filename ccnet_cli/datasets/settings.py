@@ -10,6 +10,8 @@ from ccnet_cli.datasets.tables import Table, parse_table
 from ccnet_cli.parts import Byte, Fit, Flag, Int, Pair, Scale, Section, Text, UnknownPart
 
 IGNORED = 255
+# of the built-in scenes and clips, in the layout of Cityscapes
+CITY = "hillside"
 # makes 8,000 scales at most
 MIN_STEP = 1e-3
 

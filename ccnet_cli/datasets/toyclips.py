@@ -13,8 +13,8 @@ import numpy as np
 
 from ccnet_cli import files
 from ccnet_cli.datasets import street
-from ccnet_cli.datasets.settings import Data
-from ccnet_cli.datasets.toyscapes import CITY, CLASSES, SIGNALS, fill_new, find_or_draw
+from ccnet_cli.datasets.settings import CITY, Data
+from ccnet_cli.datasets.toyscapes import CLASSES, SIGNALS, fill_new, find_or_draw
 from ccnet_cli.errors import InputError
 from ccnet_cli.media import images
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ccnet_cli import files
 from ccnet_cli.datasets import street
-from ccnet_cli.datasets.settings import Data, Toyscapes
+from ccnet_cli.datasets.settings import CITY, Data, Toyscapes
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.media import images
 
@@ -28,7 +28,6 @@ VERSION = 1
 SIZE = (160, 208)
 TRAIN, VAL = 720, 60
 SMALLEST = SIZE
-CITY = "hillside"
 # pixels between the edges of signal and vehicle along the axis that they share, or along both if they share none: the
 # backbone and three 3x3 convolutions at stride 8 see 39 pixels far, and enlarging the scores adds 8
 REACH = 50

@@ -915,9 +915,9 @@ def test_verbose_tells_what_was_recognised_and_read(folder: Path, capsys: pytest
     toyscapes.make(folder / "toys", train=2, val=1)
     assert call("data", "check", "toys", "-v") == 0
     told = capsys.readouterr().err
-    assert "ccnet: toys: the folders of cityscapes\n" in told
-    assert "ccnet: 2 images of cityscapes in train, 19 classes\n" in told
-    assert "ccnet: 1 images of cityscapes in val, 19 classes\n" in told
+    assert "ccnet: toys: the folders of toyscapes\n" in told
+    assert "ccnet: 2 images of toyscapes in train, 19 classes\n" in told
+    assert "ccnet: 1 images of toyscapes in val, 19 classes\n" in told
 
 
 PRINTING = (("presets", "list"), ("presets", "diff", "camvid", "quickstart"), ("--help",), ("train", "-h"), ("fly",))

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ccnet_cli import config
-from ccnet_cli.datasets import Data, cityscapes, street, toyscapes
+from ccnet_cli.datasets import Data, check, cityscapes, recognise, street, toyclips, toyscapes
 from ccnet_cli.datasets.source import load_label, open_source
 from ccnet_cli.errors import EnvironmentFailure, InputError
 from ccnet_cli.media import images
@@ -378,3 +378,13 @@ def test_marks_are_plain_striped_either_way_or_checked():
     assert (drawn["upright"] == (columns // 4 % 2 == 1)).all()
     assert (drawn["level"] == (rows // 4 % 2 == 1)).all()
     assert (drawn["checks"] == ((columns // 6 + rows // 6) % 2 == 1)).all()
+
+
+def test_drawn_scenes_and_clips_are_recognised_and_lack_nothing(tmp_path):
+    """They have few of Cityscapes' classes, and its folders."""
+    toyscapes.make(tmp_path / "toyscapes", train=16, val=1)
+    toyclips.make(tmp_path / "toyclips", train=2, val=2)
+    for name in ("toyscapes", "toyclips"):
+        assert recognise(tmp_path / name) == name
+    data = config.load("quickstart", ["data.dataset=toyscapes", f"data.root={tmp_path / 'toyscapes'}"]).data
+    assert check(open_source(data, "train")).warnings == ()
