@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccnet_cli.figures import charts
-from ccnet_cli.figures.sheet import COLOURS, FAINT, Print, Sheet, mark_lines, mark_ring
+from ccnet_cli.figures.sheet import CLOSE, COLOURS, FAINT, NO_BREAK, Print, Sheet, mark_lines, mark_ring
 from ccnet_cli.media.images import Pixels, cv2
 from ccnet_cli.media.resampling import interpolation
 
@@ -24,9 +24,10 @@ PANEL_HEIGHT, PANEL_WIDTH, MIN_COLUMN = 400, 600, 360
 MARGIN, GAP = 28, 18
 # inset: cells around the peak, shown enlarged if they hold half of the weight
 INSET_CELLS, INSET_ZOOM = 4, 3
+# lines of text that an inset is high at least, to have one in it
+INSET_LINES = 3
 # distance of the greys below a map: too small to see, and it halves the file
 GREY_STEP = 20
-NO_BREAK = "\N{NO-BREAK SPACE}"
 # below a map, a photograph's lightness times this, and the least that is left of it at night
 DIMMED, DARKEST = 0.4, 24
 
@@ -96,7 +97,7 @@ def _draw(image_bgr: Pixels, models: Sequence[ModelMaps], clip: float, how: Prin
     sheet = Sheet(layout.size, how, layout.natural)
     small = resize(image_bgr, layout.panel)
     several, points = len(models) > 1, models[0].points
-    left = layout.margin
+    left, note = layout.margin, layout.note
     sheet.write("input", (left, layout.header - 0.6 * sheet.line), layout.column, 1.2)
     for row, point in enumerate(points):
         pixel = layout.pixel(point)
@@ -117,15 +118,17 @@ def _draw(image_bgr: Pixels, models: Sequence[ModelMaps], clip: float, how: Prin
             for row, (point, maps) in enumerate(zip(model.points, model.maps, strict=True)):
                 limit = layout.limits[row] or clip_limit(maps[number], point.cell, clip)
                 corner = left, layout.top(row)
-                _panel(sheet, corner, small, maps[number], limit, layout.pixel(point), model.align_corners)
+                if _panel(sheet, corner, small, maps[number], limit, layout.pixel(point), model.align_corners):
+                    note = f"{layout.note} Insets: {INSET_ZOOM}×."
                 below = corner[1] + layout.panel[0]
-                sheet.colour_bar((left, below), limit, layout.column)
+                bar = sheet.bar_lines(layout.column)
+                sheet.colour_bar((left, below), limit, layout.column, bar)
                 lines = sheet.wrap(_caption(point, number, several), layout.column)
-                for index, text in enumerate(lines):
-                    sheet.write(text, (left, below + (1.8 + 0.85 * index) * sheet.line), layout.column)
-    sheet.write(
-        layout.note, (layout.margin, layout.size[1] - 0.5 * sheet.line), layout.size[0] - 2 * layout.margin, 0.85, FAINT
-    )
+                for index, text in enumerate(lines, bar):
+                    place = left, below + (0.95 + CLOSE * index) * sheet.line
+                    sheet.write(text, place, layout.column, layout.caption)
+    place = layout.margin, layout.size[1] - 0.5 * sheet.line
+    sheet.write(note, place, layout.size[0] - 2 * layout.margin, 0.85, FAINT)
     return sheet
 
 
@@ -134,6 +137,7 @@ class Layout:
     """Where everything lies on the sheet, in its pixels; panel is (height, width).
 
     limits are the brightest weights of rows that share one, None where each map has its own; note says which.
+    caption is the size, in text sizes, of all captions.
     """
 
     size: tuple[int, int]
@@ -147,6 +151,7 @@ class Layout:
     zoom: float
     limits: tuple[float | None, ...]
     note: str
+    caption: float
 
     @classmethod
     def of(cls, image_bgr: Pixels, models: Sequence[ModelMaps], how: Print, clip: float) -> "Layout":
@@ -169,7 +174,8 @@ class Layout:
             for point in model.points
             for number in range(len(model.maps[0]))
         ]
-        below = (1.6 + 0.85 * max(map(len, captions), default=1)) * sheet.line
+        lines = sheet.bar_lines(column) + max(map(len, captions), default=1)
+        below = (0.75 + CLOSE * lines) * sheet.line
         header, row = (3.4 if several else 1.8) * sheet.line, panel[0] + below
         rows = len(models[0].points)
         height = round(header + rows * row + 1.2 * sheet.line)
@@ -179,7 +185,11 @@ class Layout:
         # what was rounded is taken from the right margin
         width = round(zoom * natural)
         whole = zoom * natural_zoom
-        return cls((width, height), panel, column, header, row, margin, gap, natural, whole, tuple(limits), note)
+        widest = max((sheet.text_width(line, sheet.points) for lines in captions for line in lines), default=1.0)
+        caption = min(1.0, column / widest)
+        return cls(
+            (width, height), panel, column, header, row, margin, gap, natural, whole, tuple(limits), note, caption
+        )
 
     def top(self, row: int) -> int:
         """Where a row's panels begin."""
@@ -206,8 +216,11 @@ def _panel(
     limit: float,
     pixel: tuple[int, int],
     align_corners: bool,
-) -> None:
-    """A map over a panel's image, with marks at the point, at the ends of its cross and at the largest weight."""
+) -> bool:
+    """A map over a panel's image, with marks at the point, at the ends of its cross and at the largest weight.
+
+    Returns whether it has an inset that is too small to say how much larger it is.
+    """
     size = small_bgr.shape[0], small_bgr.shape[1]
     coloured = overlay(small_bgr, enlarge(map_hw / limit, size, align_corners))
     peak = _argmax(enlarge(map_hw / map_hw.max(), size, align_corners))
@@ -221,11 +234,14 @@ def _panel(
     # a thin ring, as the largest weight may be a single cell
     mark_ring(axes, peak[::-1], 1.9 * sheet.marks, "white", outline=False)
     if inset is None:
-        return
+        return False
     left, top, side = inset
     frame = [left, left + side, left + side, left, left], [top, top, top + side, top + side, top]
     axes.plot(*frame, color="white", linewidth=0.12 * sheet.marks)
+    if side < INSET_LINES * sheet.line:
+        return True
     sheet.label(axes, f"{INSET_ZOOM}×", (left + 0.06 * side, top + 0.94 * side))
+    return False
 
 
 def clip_limit(map_hw: Map, cell: tuple[int, int], clip: float) -> float:

@@ -31,6 +31,13 @@ COLOURS = cv2.COLORMAP_INFERNO
 INK, FAINT, MARK = "#232323", "#5a5a5a", "#3cff78"
 # a line of text in heights of its letters
 LINE = 1.5
+# from one line of a caption to the next, in lines
+CLOSE = 0.85
+NO_BREAK = "\N{NO-BREAK SPACE}"
+# as wide as the end of a colour bar can be
+WIDEST_WEIGHT = "≥ 0.00044"
+# words that would have to be smaller than this, in text sizes, break at spaces that do not break otherwise
+LEAST_SIZE = 0.85
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ class Sheet:
     def write(self, text: str, place: tuple[float, float], room: float, size: float = 1, colour: str = INK) -> None:
         """Write a line with its base at place, smaller if it is wider than `room` pixels; size is in text sizes."""
         # a space that does not break is a space in print
-        shown, points = one_line(text.replace("\N{NO-BREAK SPACE}", " ")), size * self.points
+        shown, points = one_line(text.replace(NO_BREAK, " ")), size * self.points
         points *= min(1, room / max(self.text_width(shown, points), 1e-9))
         self.texts.append(shown)
         x, y = place
@@ -113,7 +120,10 @@ class Sheet:
 
     def wrap(self, text: str, room: float, size: float = 1) -> list[str]:
         """A text in lines no wider than `room` pixels, broken at spaces that may break."""
-        lines = [""]
+        lines, most = [""], room / LEAST_SIZE
+        wide = [word for word in text.split(" ") if self.text_width(word, size * self.points) > most]
+        for word in wide:
+            text = text.replace(word, word.replace(NO_BREAK, " "))
         for word in text.split(" "):
             longer = f"{lines[-1]} {word}".strip()
             if lines[-1] and self.text_width(longer, size * self.points) > room:
@@ -129,8 +139,13 @@ class Sheet:
         x, y = start[0] / self.width, 1 - start[1] / self.height
         self.figure.add_artist(Line2D([x, x + length / self.width], [y, y], color=FAINT, linewidth=0.06 * self.points))
 
-    def colour_bar(self, corner: tuple[float, float], limit: float, room: float) -> None:
-        """A bar of the colours from 0 to a weight that also stands for all above it."""
+    def bar_lines(self, room: float) -> int:
+        """How many lines a colour bar takes: below a narrow one, its weight has a line of its own."""
+        side, widest = 0.85 * self.pixels(self.points), self.text_width(WIDEST_WEIGHT, 0.9 * self.points)
+        return 1 if room >= 2.5 * side + LEAST_SIZE * widest else 2
+
+    def colour_bar(self, corner: tuple[float, float], limit: float, room: float, lines: int = 1) -> None:
+        """A bar of the colours from 0 to a weight that also stands for all above it; see bar_lines."""
         left, top = corner
         side, size = 0.85 * self.pixels(self.points), 0.9
         base = top + 0.8 * self.line
@@ -138,9 +153,12 @@ class Sheet:
         text = f"≥ {write_weight(limit)}"
         after = self.text_width(text, size * self.points) + 1.6 * side
         length = max(min(room / 3, room - side - after), side)
+        place, rest = (left + length + 1.5 * side, base), room - length - 1.5 * side
+        if lines == 2:
+            length, place, rest = room - side, (left, base + CLOSE * self.line), room
         bar = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], COLOURS)
         self.picture(np.asarray(bar, np.uint8), (left + side, base - 0.85 * side), (length, side))
-        self.write(text, (left + length + 1.5 * side, base), room - length - 1.5 * side, size, FAINT)
+        self.write(text, place, rest, size, FAINT)
 
     def encode(self) -> bytes:
         """The file."""

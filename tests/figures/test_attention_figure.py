@@ -1,5 +1,6 @@
 """The attention figure: its scale, its colours, its marks and its layout."""
 
+import dataclasses
 import html
 import itertools
 import re
@@ -209,13 +210,17 @@ def test_a_pdf_has_its_width_its_text_and_its_font(width, points):
     assert b"/FontFile2" in content and b"/Subtype /Type3" not in content
 
 
-@pytest.mark.parametrize("width", [3.3, None])
-def test_no_text_leaves_the_sheet_or_covers_another(width, tmp_path, chromium):
-    """In a browser, where an SVG's letters have their size; none is smaller than five and a half points."""
+@pytest.mark.parametrize(("width", "passes", "least"), [(3.3, 2, 5.5), (None, 2, 5.5), (3.3, 3, 5)])
+def test_no_text_leaves_the_sheet_or_covers_another(width, passes, least, tmp_path, chromium):
+    """In a browser, where an SVG's letters have their size; none is smaller than `least` points."""
     image = np.full((200, 300, 3), 90, np.uint8)
-    second = maps_of(2)
+    model = maps_of(2)
+    if passes == 3:
+        point = dataclasses.replace(model.points[0], fractions=(*PASSES, PASSES[0]))
+        maps = [[*each, each[1] / 7] for each in model.maps]
+        model = dataclasses.replace(model, points=[point] * 2, maps=maps)
     path = tmp_path / "figure.svg"
-    path.write_bytes(encode_figure(image, [maps_of(2), second], how=Print("svg", width)))
+    path.write_bytes(encode_figure(image, [model, model], how=Print("svg", width)))
     page = chromium.page(2200, 1600)
     page.open(path)
     boxes = page.value(
@@ -229,12 +234,26 @@ def test_no_text_leaves_the_sheet_or_covers_another(width, tmp_path, chromium):
     for text, left, top, right, bottom, points in boxes:
         assert left >= 0 and top >= 0 and right <= size[0] + 2 and bottom <= size[1] + 2, text
         # pixels of the drawing are points
-        assert points >= 5.5, text
+        assert points >= least, text
+    # captions of a figure are of one size
+    assert len({each[5] for each in boxes if "%" in each[0]}) == 1
     lines = [each for each in boxes if "×" not in each[0]]
     for one, other in itertools.combinations(lines, 2):
         # boxes have the font's height, letters less
         apart = one[3] <= other[1] or other[3] <= one[1] or one[4] <= other[2] + 4 or other[4] <= one[2] + 4
         assert apart, (one[0], other[0])
+
+
+@pytest.mark.parametrize("width", [3.3, None])
+def test_a_small_inset_is_named_in_the_note_instead_of_in_itself(width):
+    """An inset of some letters' height would be hidden by its text."""
+    narrow = np.full((97, 128), 0.4 / 97 / 128)
+    narrow[10, 10] = 0.6
+    one = [Point((500, 300), (106, 73), "car", (Fractions(1, 1, 0),))]
+    svg = encode_figure(np.full((400, 600, 3), 90, np.uint8), [ModelMaps(one, [[narrow]])] * 3, how=Print("svg", width))
+    texts = texts_of(svg)
+    assert texts.count("3×") == (0 if width else 3)
+    assert texts[-1].endswith(" Insets: 3×.") == bool(width)
 
 
 def test_a_png_for_print_has_its_resolution_and_its_width(tmp_path):
