@@ -125,10 +125,10 @@ def _draw(image_bgr: Pixels, models: Sequence[ModelMaps], clip: float, how: Prin
                 sheet.colour_bar((left, below), limit, layout.column, bar)
                 lines = sheet.wrap(_caption(point, number, several), layout.column)
                 for index, text in enumerate(lines, bar):
-                    place = left, below + (0.95 + CLOSE * index) * sheet.line
-                    sheet.write(text, place, layout.column, layout.caption)
-    place = layout.margin, layout.size[1] - 0.5 * sheet.line
-    sheet.write(note, place, layout.size[0] - 2 * layout.margin, 0.85, FAINT)
+                    line = left, below + (0.95 + CLOSE * index) * sheet.line
+                    sheet.write(text, line, layout.column, layout.caption)
+    foot = layout.margin, layout.size[1] - 0.5 * sheet.line
+    sheet.write(note, foot, layout.size[0] - 2 * layout.margin, 0.85, FAINT)
     return sheet
 
 
