@@ -113,6 +113,8 @@ def _transfer(job: Job) -> None:
         while job.confirm and first and len(page) < MAX_PAGE_BYTES:
             first = _read(body.response, job.timeout, len(page) == body.total)
             page += first
+    # a page is no part of the file
+    forget(job)
     if not job.confirm:
         raise InputError(
             job.url, "a web page came, not the file", "give the file's own address, or a folder's with / at its end"
@@ -121,6 +123,7 @@ def _transfer(job: Job) -> None:
     with body.response:
         first = _read(body.response, job.timeout)
         if first.lstrip()[:1] == b"<":
+            forget(job)
             raise InputError(job.url, "a web page came, not the file", "download it in a browser, then use --from FILE")
         _save(job, body, first)
 

@@ -346,6 +346,7 @@ def test_more_than_announced_less_than_announced_and_nothing():
 def test_a_page_in_place_of_the_file(page):
     with shelf.serve(shelf.whole(page)) as server:
         refuses(PLAIN, server.url, InputError, "not the file")
+        assert not list(PLAIN.cache.glob(".*.part*"))
         server.answer = shelf.whole(CONTENT)
         assert get(PLAIN, server.url).read_bytes() == CONTENT
 
