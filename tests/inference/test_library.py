@@ -1,5 +1,6 @@
 """The library: the bits of the command line, whatever a picture is given as; what is saved comes back."""
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -115,10 +116,28 @@ def test_what_is_saved_comes_back(model, street, tmp_path):
     assert (images.read_label(tmp_path / "mask.png") == wanted.mask).all()
 
 
-def test_every_public_name_is_there_and_described():
+def members(thing):
+    """A public function, or a class with its public methods and properties."""
+    yield thing.__name__, thing
+    for name, member in vars(thing).items() if inspect.isclass(thing) else ():
+        if name == "__call__" or not name.startswith("_"):
+            function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+            if inspect.isfunction(function):
+                yield name, function
+
+
+def test_every_public_name_is_described_and_arrays_by_their_shapes():
     text = (GUIDES / "library.md").read_text(encoding="utf-8")
+    shape = re.compile(r"\([A-Za-z]'?, [^)]*\)")
     for name in ccnet_cli.__all__:
-        assert getattr(ccnet_cli, name).__doc__ and re.search(rf"\b{name}\b", text), name
+        public = getattr(ccnet_cli, name)
+        assert re.search(rf"\b{name}\b", text), name
+        for own, member in members(public):
+            assert member.__doc__, f"{name}.{own}"
+            # a class says what goes in and comes out of it
+            words = member.__doc__ + (public.__doc__ if own == "forward" else "")
+            assert shape.search(words) or not re.search("Tensor|ndarray", str(inspect.signature(member))), own
+            assert name not in ("Segmenter", "Segmentation") or own in ("__call__", name) or own in text, own
     with pytest.raises(AttributeError, match="no attribute nothing"):
         _ = ccnet_cli.nothing
 
