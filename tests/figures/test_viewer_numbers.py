@@ -119,11 +119,12 @@ def test_colours_cover_the_grey_picture_as_shades_and_opacity_say(call):
     table = [channel for level in range(256) for channel in (level, 255 - level, 7)]
     for opacity, alpha in ((0.0, 0.5), (0.5, 0.75)):
         shown = call(
-            "(paintShades(pixels, [100], [0.25], table, opacity), pixels)",
-            **{"pixels": [0, 0, 0, 0], "table": table, "opacity": opacity},
+            "((words) => (paintShades(words, [100, 255], [0.25, 1], table, opacity), new Uint8Array(words.buffer)))"
+            "(new Uint32Array(2))",
+            **{"table": table, "opacity": opacity},
         )
         expected = [100 * (1 - alpha) + colour * alpha for colour in (64, 191, 7)]
-        close(shown, [*expected, 255], opacity)
+        close(shown, [*(round(value) for value in expected), 255, *table[-3:], 255], opacity)
 
 
 def test_classes_are_seven_tenths_of_a_panel(call):

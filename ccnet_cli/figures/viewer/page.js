@@ -4,6 +4,8 @@
 
 // a panel's pixels, whatever the picture's size: enough for a sharp map, few enough to redraw while the pointer moves
 const PANEL_AREA = 260_000;
+// of more maps each is smaller, as they are redrawn together
+const MOST_MAPS = 3;
 const LISTED_CLASSES = 8;
 // more of them in a row would make the panels too small
 const COLUMNS = 3;

@@ -13,7 +13,8 @@
 
 function start(page, data) {
   const { image, frames, place } = page;
-  const fit = Math.sqrt(PANEL_AREA / (image.width * image.height));
+  const maps = page.models.reduce((sum, model) => sum + model.recurrence, 0);
+  const fit = Math.sqrt((PANEL_AREA * Math.min(1, MOST_MAPS / maps)) / (image.width * image.height));
   const size = {
     width: clamp(Math.round(image.width * fit), 1, 4096),
     height: clamp(Math.round(image.height * fit), 1, 4096),
@@ -131,6 +132,10 @@ function start(page, data) {
     if (model.form === "others") return number === 1 ? "one pass" : `${number} passes`;
     return number === 1 ? reach[0] : frames > 1 && number === 2 ? "2 passes: beyond it" : `${number} passes: ${reach[1]}`;
   };
+  const newPixels = () => {
+    const pixels = new ImageData(size.width, size.height);
+    return { pixels, words: new Uint32Array(pixels.data.buffer) };
+  };
   const mapPanels = columns.map((column, index) => {
     const panel = newPanel(column.title, notes(column));
     panel.canvas.id = `map-${index + 1}`;
@@ -138,7 +143,7 @@ function start(page, data) {
     bar.setAttribute("aria-hidden", "true");
     const [low, high, fractions] = ["low", "high", "fractions"].map((className) => element("span", { className }));
     panel.figure.append(element("div", { className: "scale" }, low, bar, high, fractions));
-    return { ...panel, model: column.model, bar: bar.getContext("2d"), low, high, fractions, pixels: new ImageData(size.width, size.height) };
+    return { ...panel, model: column.model, bar: bar.getContext("2d"), low, high, fractions, ...newPixels() };
   });
   // on a telephone the first model's last map stays beside the picture, and the other's follows
   data.models.forEach((model, index) => {
@@ -200,7 +205,7 @@ function start(page, data) {
     pins.forEach((pin, i) => markPin(context, ...onPanel(pin), i + 1, i === state.chosen));
   };
 
-  const drawMap = ({ context, pixels, model }, point, { map, limit, peak }) => {
+  const drawMap = ({ context, pixels, words, model }, point, { map, limit, peak }) => {
     const { grid } = model;
     const plane = grid.height * grid.width;
     const begin = state.frame * plane;
@@ -210,7 +215,7 @@ function start(page, data) {
       if (painted) shades[index] = shade(map[begin + index], limit, state.log);
     }
     const large = enlarge(shades, grid.width, ...ground.mixed.get(model));
-    paintShades(pixels.data, ground.grey, large, data.tables[state.colours], state.opacity);
+    paintShades(words, ground.grey, large, data.tables[state.colours], state.opacity);
     context.putImageData(pixels, 0, 0);
     const [x, y] = onPanel(point);
     const most = placeOf(model, peak);
