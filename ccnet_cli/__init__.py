@@ -40,14 +40,16 @@ def load(
     overrides: Sequence[str] = (),
     device: str = "auto",
     precision: str = "fp32",
+    calibrate: Sequence[str] = (),
 ) -> "Segmenter":
     """Load a model: a file of ours, the authors', mmsegmentation's or a backbone's, a run's folder, a catalogue name.
 
     Its network is in evaluation mode on the CPU. Called, it takes a normalised image (N, 3, H, W), see `normalisation`,
     and returns scores (N, K, h, w) at its `stride`. recurrence replaces R, which the authors' files do not hold (2 is
     assumed); preset and overrides ("key=value") replace the rest. device and precision are those of `segment`, as in
-    `ccnet predict`. Raises ccnet_cli.errors.InputError for a file that is damaged or unknown; nothing in it is run.
+    `ccnet predict`; int8 measures its ranges on the images that calibrate names, files or folders. Raises
+    ccnet_cli.errors.InputError for a file that is damaged or unknown; nothing in it is run.
     """
     from ccnet_cli.inference import library
 
-    return library.load(path, recurrence, preset, overrides, device, precision)
+    return library.load(path, recurrence, preset, overrides, device, precision, calibrate)

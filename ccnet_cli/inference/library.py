@@ -17,10 +17,11 @@ from ccnet_cli.errors import InputError
 from ccnet_cli.inference import segmenter
 from ccnet_cli.inference.artifact import Artifact, load_model
 from ccnet_cli.inference.attention import attend, require_attention
+from ccnet_cli.inference.int8 import INT8
 from ccnet_cli.inference.runtime import Runtime
 from ccnet_cli.inference.scores import Scores
 from ccnet_cli.inference.views import Views
-from ccnet_cli.media import images, outputs
+from ccnet_cli.media import images, outputs, sources
 from ccnet_cli.media.classes import Classes
 from ccnet_cli.runs import safetensors
 from ccnet_cli.runs.checkpoint import FORMAT
@@ -221,11 +222,17 @@ def load(
     overrides: Sequence[str] = (),
     device: str = "auto",
     precision: str = "fp32",
+    calibrate: Sequence[str] = (),
 ) -> Segmenter:
     """See ccnet_cli.load."""
     own = [] if recurrence is None else [f"model.head.recurrence={recurrence}"]
-    artifact = load_model(Path(path), preset, [*overrides, *own], headless=True)
-    return Segmenter(artifact, Runtime(device, precision).resolve(artifact.path))
+    artifact, runtime = load_model(Path(path), preset, [*overrides, *own], headless=True), Runtime(device, precision)
+    if (precision == INT8) is not bool(calibrate):
+        why = f"{len(calibrate)} names of images to measure ranges on"
+        raise InputError(f"precision {precision}", why, "name some by calibrate=[FILE, ...] for int8, else none")
+    if calibrate:
+        runtime = runtime.calibrate(each.path for each in sources.find(calibrate) if not sources.is_video(each.path))
+    return Segmenter(artifact, runtime.resolve(artifact.path))
 
 
 def _read(picture: Picture) -> images.Pixels:

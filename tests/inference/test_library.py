@@ -15,7 +15,8 @@ from PIL import Image
 from tiny import picture, write
 
 import ccnet_cli
-from ccnet_cli.errors import InputError
+from ccnet_cli.errors import EnvironmentFailure, InputError
+from ccnet_cli.inference import int8
 from ccnet_cli.media import images
 
 GUIDES = Path(ccnet_cli.__file__).parent / "guides"
@@ -114,6 +115,20 @@ def test_what_is_saved_comes_back(model, street, tmp_path):
         assert (again.classes, again.palette) == (wanted.classes, wanted.palette)
     predict((str(street),), tmp_path / "mask.png", tmp_path / "model", formats=("train-id",))
     assert (images.read_label(tmp_path / "mask.png") == wanted.mask).all()
+
+
+def test_integers_measure_their_ranges_on_named_images(run, street, tmp_path):
+    try:
+        int8.check_support(torch.device("cpu"))
+    except EnvironmentFailure as error:
+        pytest.skip(str(error))
+    predict((str(street),), tmp_path / "mask.png", run, formats=("train-id",), precision="int8")
+    model = ccnet_cli.load(run, precision="int8", calibrate=[street.parent])
+    assert (images.read_label(tmp_path / "mask.png") == model.segment(street).mask).all()
+    assert (model.segment(street).scores != ccnet_cli.load(run).segment(street).scores).any()
+    for options in ({"precision": "int8"}, {"calibrate": [street]}):
+        with pytest.raises(InputError, match="names of images to measure ranges on; name some by calibrate"):
+            ccnet_cli.load(run, **options)
 
 
 def members(thing):
