@@ -233,6 +233,10 @@ def test_on_a_telephone_the_picture_stays_and_the_last_map_is_with_it(chromium, 
     picture_box, last = phone.value(box.format("#picture")), phone.value(box.format("#map-2"))
     assert picture_box[3] < 844 and last[3] <= 844 + 40
     assert (last[0] >= picture_box[2]) == beside and (last[1] >= picture_box[3]) != beside
+    # side by side they end together, and the buttons take one line
+    bottoms = [phone.value(box.format(f"figure:has({canvas})"))[3] for canvas in ("#picture", "#map-2")]
+    assert (abs(bottoms[0] - bottoms[1]) < 1) == beside
+    assert phone.value("document.querySelector('#zoom').offsetHeight") < 88
     phone.value("window.scrollTo(0, 10000)")
     phone.settle()
     assert phone.value(box.format("#picture"))[1] >= 0
