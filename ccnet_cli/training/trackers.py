@@ -56,7 +56,7 @@ class WeightsAndBiases:
 
         known = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
         project = os.environ.get("WANDB_PROJECT", PROJECT)
-        named = {"project": project, "name": folder.name, "id": known, "resume": "allow"}
+        named: dict[str, Any] = {"project": project, "name": folder.name, "id": known, "resume": "allow"}
         self.image: Any = wandb.Image
         self.run: Any = wandb.init(**named, dir=str(folder), config={"preset": preset})
 
