@@ -204,6 +204,11 @@ def _judge(source: Source, counts: Counts, labels: int) -> tuple[list[str], list
         table = f"{{0: {names[0]}, {value}: {names[1]}}}"
         why = f"only the values 0 and {value} occur, and {value} is ignored: {join_names(missing)} without a pixel"
         return [*problems, f"{why}; if {value} means {names[1]}, set data.labels={table}"], []
+    if own and labels >= MIN_LABELS and len(missing) == len(names) - 1 > 0:
+        (name,) = set(names) - set(missing)
+        why = f"{name} alone occurs in {labels} labels, as in masks of 0 and 255 or of other classes"
+        fix = "for classes of your own, describe them in a preset: data.dataset=folder and data.labels"
+        return [*problems, f"{why}; {fix}"], []
     if source.label_kind == LABEL_IDS and not any(counts[6:IGNORED]):
         problems.append("only labelIds below 19 occur, road to pole: these may be train ids under the name of labelIds")
     absent = f"{join_names(missing)} without a pixel ({len(missing)} of {len(names)} classes)"

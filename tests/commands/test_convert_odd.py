@@ -197,6 +197,16 @@ def test_what_label_studio_writes_beside_brushes_is_passed_over(tmp_path):
     converted(tmp_path / "export")
 
 
+def test_a_file_of_labelme_that_holds_its_image_itself_is_explained(tmp_path):
+    exports.labelme(tmp_path / "export", LABELS)
+    (tmp_path / "export/b.png").unlink()
+    with pytest.raises(InputError, match="put it there, under the name"):
+        convert(ConvertRequest(tmp_path / "export", tmp_path / "new"))
+    rewrite(tmp_path / "export/b.json", lambda value: value.update(imageData="aGVsbG8="))
+    with pytest.raises(InputError, match=r"its pixels are in the file alone \(imageData\); save it there"):
+        convert(ConvertRequest(tmp_path / "export", tmp_path / "new"))
+
+
 def test_joints_of_a_skeleton_are_no_classes(tmp_path):
     exports.cvat_masks(tmp_path / "export", LABELS)
     path = tmp_path / "export/annotations.xml"

@@ -160,6 +160,17 @@ def test_a_published_set_may_lack_classes_unless_another_split_has_them(tmp_path
     assert "warning: split val: pavement, tree" in capsys.readouterr().err
 
 
+def test_masks_of_two_values_in_the_folders_of_a_published_set_are_noticed(tmp_path, capsys):
+    for index in range(16):
+        put(tmp_path / f"train/{index}.png", picture(np.zeros((6, 8))))
+        put(tmp_path / f"trainannot/{index}.png", png(np.roll(HALVES, index, 1)))
+    source = open_source(settings(tmp_path, "camvid"), "train")
+    (line,) = check(source).problems
+    assert line.startswith("sky alone occurs in 16 labels, as in masks of 0 and 255") and "data.dataset=folder" in line
+    warn_of_dead_labels(source, "train")
+    assert f"warning: split train: {line}" in capsys.readouterr().err
+
+
 def numbered(own, split, labels, images):
     """The split, of these labels and images alone."""
     for kind, arrays in (("labels", labels), ("images", images)):

@@ -31,6 +31,7 @@ class _File(Record):
     shapes: list[_Shape]
     imageHeight: int | None = None
     imageWidth: int | None = None
+    imageData: str | None = None
 
 
 def recognise(tree: Tree) -> bool:
@@ -48,7 +49,13 @@ def read(tree: Tree) -> Annotations:
         paints = [_paint(shape, f"{where}: shape {index}") for index, shape in enumerate(file.shapes)]
         skipped += paints.count(None)
         size = (file.imageHeight, file.imageWidth) if file.imageHeight and file.imageWidth else None
-        image = tree.find_image(file.imagePath, name, where)
+        try:
+            image = tree.find_image(file.imagePath, name, where)
+        except InputError as error:
+            if file.imageData is None:
+                raise
+            fix = "save it there as a file, as labelme_export_json does"
+            raise InputError(where, f"{error.why}; its pixels are in the file alone (imageData)", fix) from None
         pictures.append(Picture(image, [each for each in paints if each], split_of(name), size))
     classes = sorted({paint.name for picture in pictures for paint in picture.paints})
     return Annotations(require_classes(classes, f"folder {tree.top}"), pictures, skipped=skipped)
