@@ -1,6 +1,6 @@
 """The scores of a picture of any size, band by band: nothing is held but the rows that later tiles still change."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,10 +58,15 @@ class _Painter:
         batch = self.views.batch_of(self.grid)
         for begin in range(0, len(keys), batch):
             several = keys[begin : begin + batch]
-            parts = [self._cut(region.image, flipped, x) for flipped, _, x in several]
-            answer = self.network(torch.cat(parts).to(self.device, non_blocking=True)).float()
+            answer = self.network(self._stack(region.image, several).to(self.device, non_blocking=True)).float()
             for key, logits in zip(several, answer, strict=True):
                 yield _Placed(key, self.grid.place(logits, *key))
+
+    def _stack(self, image: Pixels, keys: Sequence[tuple[bool, int, int]]) -> Tensor:
+        """The tiles at these places, for the CPU laid out as the engine wants them: a copy more takes memory."""
+        parts = [self._cut(image, flipped, x) for flipped, _, x in keys]
+        stacked = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return stacked.contiguous(memory_format=torch.channels_last) if self.device.type == "cpu" else stacked
 
     def _columns(self, flipped: bool, x: int) -> slice:
         width, tile = self.grid.columns.length, self.grid.columns.tile
@@ -70,7 +75,8 @@ class _Painter:
     def _cut(self, image: Pixels, flipped: bool, x: int) -> Tensor:
         part = image[:, self._columns(flipped, x)]
         cut = host_input(part[:, ::-1] if flipped else part, self.network.normalisation, self.device)
-        return F.pad(cut, (0, self.grid.columns.tile - cut.shape[-1], 0, self.grid.rows.tile - cut.shape[-2]))
+        missing = (0, self.grid.columns.tile - cut.shape[-1], 0, self.grid.rows.tile - cut.shape[-2])
+        return F.pad(cut, missing) if any(missing) else cut
 
 
 def suits(views: Views) -> bool:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree
@@ -21,21 +22,24 @@ from ccnet_cli.media.images import PIXEL_LIMIT
 from ccnet_cli.media.pixels import scaled_size
 
 # what Python, torch and OpenCV take without a network, and what they do not give back
-PROGRAM_BYTES = 700 << 20
+PROGRAM_BYTES = 600 << 20
 # of an image's pixel: itself, its class, and the logits of the tiles above it
 IMAGE_BYTES = 5
 # of the memory, what transformed filters may take that could be made anew
 FILTER_PART = 8
 # by how much the network's tensors are exceeded by what else it takes
 SLACK = 1.1
-# a side of the picture that a network's need is measured with
-PROBE = 256
+# the shorter sides of the pictures that a network's need is measured with
+PROBE = 512
 # as many the network must be able to see
 MIN_PIXELS, MIN_PIXELS_UNLESS_FIRM = 1 << 16, 769 * 769
 # of a pixel, more than any network is known to take: an image that fits by this is not measured
 MOST_BYTES = 2048
 # of the memory that the machine has left, what one may take
 PART = 0.8
+# operators whose result has the size of their largest operand, and those that answer their first one
+ARITHMETIC = {"add", "sub", "mul", "div", "sqrt", "relu", "leaky_relu"}
+IN_PLACE = {"add_", "sub_", "mul_", "relu_", "leaky_relu_", "copy_", "normal_", "uniform_", "_convolution_pointwise_"}
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,12 @@ class Budget:
 
     def _most(self, room: float, size: tuple[int, int]) -> int:
         """The pixels of a part of a picture of that size that fit into a number of bytes, whatever its shape."""
-        most = room / self.pixel_bytes
-        if most <= 0 or not self.cross_bytes:
-            return int(most)
+        most = int(room / self.pixel_bytes)
+        if most < MIN_PIXELS:
+            return most
         # a pixel's cross is longest where a part has one whole side of the picture
-        longest = max(side + most / side for side in (min(side, most) for side in size))
-        return int(room / (self.pixel_bytes + self.cross_bytes * longest))
+        shapes = ((side, max(most // side, PROBE)) for side in (max(min(side, most), PROBE) for side in size))
+        return int(room / max(self._measure(shape) for shape in shapes))
 
     def _announce(self, size: tuple[int, int], views: Views) -> None:
         """Say, once, that an image is seen in tiles that was to be seen as a whole."""
@@ -94,6 +98,7 @@ class Budget:
         module: Any = self.network
         weights = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
         if isinstance(module, Engine):
+            module.release_maps()
             if self.firm and 4 * module.count_filters() > self.memory / FILTER_PART:
                 module.save_memory()
             weights += 4 * module.count_filters()
@@ -101,36 +106,33 @@ class Budget:
 
     @cached_property
     def pixel_bytes(self) -> float:
-        """What the network takes for each pixel that it sees."""
-        network = self.network
+        """What the network takes for each pixel that it sees, of a small picture."""
+        return self._measure((PROBE, PROBE))
 
-        def make() -> nn.Module:
-            model = self.build()
-            # in whatever type: where the engine's is narrower, oneDNN keeps sums in float32
-            return (
-                Engine(model, torch.float32, network.fused) if isinstance(network, Engine) else cast(nn.Module, model)
-            )
-
-        return SLACK * peak_bytes(make) / PROBE**2
+    def _measure(self, size: tuple[int, int]) -> float:
+        return SLACK * peak_bytes(self._shapes, size) / (size[0] * size[1])
 
     @cached_property
-    def cross_bytes(self) -> float:
-        """What each pixel's attention takes for each pixel of its row and column; 0 where there is none."""
-        with torch.device("meta"):
-            network: Any = self.build()
-        crosses = getattr(network, "recurrence", 0) > 0
-        return 4 / network.stride**3 if crosses else 0.0
+    def _shapes(self) -> nn.Module:
+        """The network without memory for its weights, as it runs."""
+        network = self.network
+        with torch.device("meta"), _Meter([]):
+            model = self.build()
+            if not isinstance(network, Engine):
+                return cast(nn.Module, model).eval()
+            # in whatever type: where the engine's is narrower, oneDNN keeps sums in float32
+            engine = Engine(model, torch.float32, network.fused)
+            engine.release_maps()
+            return engine.eval()
 
 
-def peak_bytes(build: Callable[[], nn.Module]) -> int:
-    """The bytes of all tensors but the weights while a network sees PROBE x PROBE pixels, at their most.
+def peak_bytes(network: nn.Module, size: tuple[int, int]) -> int:
+    """The bytes of all tensors but the weights while a network on the meta device sees a picture, at their most.
 
     Nothing is computed.
     """
-    with torch.device("meta"), torch.no_grad():
-        network = build().eval()
-        with _Meter([*network.parameters(), *network.buffers()]) as meter:
-            network(torch.empty(1, 3, PROBE, PROBE))
+    with torch.device("meta"), torch.no_grad(), _Meter([*network.parameters(), *network.buffers()]) as meter:
+        network(torch.empty(1, 3, *size, memory_format=torch.channels_last))
     most: int = meter.most
     return most
 
@@ -143,10 +145,15 @@ class _Meter(TorchDispatchMode):
         self.now = self.most = 0
         self.seen = {_key(tensor.untyped_storage()) for tensor in others}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # nothing is compiled here: torch's compiler need not be loaded to be left out
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # which answers its first argument, and is not made for the meta device
-        added = str(func) == "mkldnn._convolution_pointwise_.binary"
-        out = args[0] if added else func(*args, **(kwargs or {}))
+        out = _answer(func.overloadpacket.__name__, args)
+        if out is None:
+            out = func(*args, **(kwargs or {}))
         for leaf in _pytree.tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
                 self._count(leaf.untyped_storage())
@@ -163,6 +170,31 @@ class _Meter(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self.seen.remove(key)
         self.now -= size
+
+
+def _answer(name: str, args: Sequence[Any]) -> Any:
+    """Empty results of operators for which torch would load its compiler, a second and 80 MiB; None for others."""
+    if name in IN_PLACE:
+        return args[0]
+    if name == "max_pool2d_with_indices":
+        x, *window = args
+        small = torch.ops.aten.max_pool2d_with_indices(torch.zeros(1, 1, *x.shape[2:], device="cpu"), *window)
+        return [x.new_empty(*x.shape[:2], *each.shape[2:], dtype=each.dtype) for each in small]
+    tensors = [each for each in args if isinstance(each, torch.Tensor)]
+    if name == "cat":
+        tensors, axis = args[0], args[1] if len(args) > 1 else 0
+        shape = list(tensors[0].shape)
+        shape[axis] = sum(each.shape[axis] for each in tensors)
+    elif name == "_convolution_pointwise":
+        sides = zip(args[0].shape[2:], args[1].shape[2:], *args[3:6], strict=True)
+        shape = [len(args[0]), len(args[1]), *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, s, d in sides)]
+    elif name in ARITHMETIC:
+        shape = [*np.broadcast_shapes(*(each.shape for each in tensors))]
+    else:
+        return None
+    # maps are channels last
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    return torch.empty(shape, dtype=tensors[0].dtype, device=tensors[0].device, memory_format=layout)
 
 
 def _key(storage: torch.UntypedStorage) -> int:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Sequence
 from functools import cache, cached_property
 from importlib.util import find_spec
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -90,6 +91,20 @@ class Convolution(nn.Module):
         assert onto is not None
         return onto
 
+    def divide(self) -> list["Convolution"]:
+        """A convolution of each input, with the same weights: all but the first add `onto` what comes before."""
+        parts, convs = iter(self.weights), list[Convolution]()
+        for width in self.widths:
+            own = copy.deepcopy(self, {id(weight): weight for weight in self.parameters()})
+            own.weights = nn.ParameterList(islice(parts, -(-width // self.part)))
+            own.widths = [width]
+            own.worth = sum(weight.numel() for weight in own.weights) if self.worth else 0
+            if convs:
+                own.bias = nn.Parameter(torch.zeros_like(self.bias), requires_grad=False)
+                convs[-1].slope = None
+            convs.append(own)
+        return convs
+
     def narrow(self, start: int, length: int) -> "Convolution":
         """The convolution to some of the outputs alone."""
         own, rows = copy.deepcopy(self), slice(start, start + length)
@@ -158,7 +173,8 @@ class Engine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The main scores."""
         self._choose(x)
-        features = maps_of(self._backbone, x.to(self.dtype))
+        # a list of its own: the head may empty it
+        features = [*maps_of(self._backbone, x.to(self.dtype))]
         scores: Tensor = self.head(features)
         return scores.float()
 
@@ -202,6 +218,12 @@ class Engine(nn.Module):
         for conv in self.convolutions:
             conv.keeps_filters = False
         self.choose_attention("auto")
+
+    def release_maps(self) -> None:
+        """Let go of the backbone's maps before the attention runs, where the head can read them first; same bits."""
+        if release := getattr(self.head, "release_maps", None):
+            release()
+            self.__dict__.pop("convolutions", None)
 
     def choose_attention(self, implementation: str) -> None:
         """Use an implementation where "auto" is what the network was built with."""

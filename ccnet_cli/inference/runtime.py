@@ -16,7 +16,7 @@ from ccnet_cli.inference.budget import Budget, machine_memory
 from ccnet_cli.inference.int8 import INT8
 from ccnet_cli.inference.views import host_input
 from ccnet_cli.media import images
-from ccnet_cli.models.network import CCNet, Normalisation, build
+from ccnet_cli.models.network import CCNet, Normalisation, build_unfilled
 
 # images whose ranges are measured for int8, and the pixels of a side, around the middle, that are looked at
 CALIBRATION_IMAGES, CALIBRATION_SIDE = 8, 1025
@@ -57,7 +57,7 @@ class Runtime:
     def budget(self, artifact: Artifact[Network], network: Network) -> Budget:
         """What the images that the artifact's network, as prepared, sees may take."""
         model, classes = artifact.preset.model, len(artifact.classes)
-        return Budget(self.memory, self.firm, network, lambda: build(model, classes))
+        return Budget(self.memory, self.firm, network, lambda: build_unfilled(model, classes))
 
     def prepare(self, artifact: Artifact[Network], count: int, read_label: ReadLabel | None = None) -> Network:
         """The engine of the artifact's network for N images, or ONNX Runtime, which takes float32 alone.

@@ -180,8 +180,9 @@ class Predictor:
     def _implementation(self, scores: Scores) -> str:
         if scores.device.type != "cpu" or not self._loads:
             return "torch"
-        if self._scores < MIN_SCORES_TO_COMPILE:
-            self._scores += scores.classes * scores.size[0] * scores.size[1]
+        # with those of this image, which may be large
+        self._scores += scores.classes * scores.size[0] * scores.size[1]
+        if self._scores <= MIN_SCORES_TO_COMPILE:
             return "torch"
         try:
             from ccnet_cli.ops.cpu import prediction

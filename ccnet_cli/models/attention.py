@@ -189,6 +189,8 @@ class FoldedPasses(nn.Module):
             else:
                 query, key, value = on_planes(self.project, x_BCS).split(self.widths, dim=1)
             x_BCS = ops.criss_cross(query, key, value, self.implementation, self.choices).add_(x_BCS)
+            # the next pass projects anew
+            del query, key, value
         return x_BCS
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ccnet_cli import ops
 from ccnet_cli.devices import PRECISIONS, computes_bf16, device, precision
@@ -152,10 +153,26 @@ def build(model: Model, classes: int, recompute: bool = False) -> CCNet:
     return _build(model, classes, recompute)
 
 
+def build_unfilled(model: Model, classes: int) -> CCNet:
+    """The same for those who load every weight, or want the shapes alone: no random numbers are drawn for weights."""
+    with _Unfilled():
+        return build(model, classes)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves tensors as they are that would be filled with random numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # of the meta device, normal_ alone would load torch's compiler: a second, and 80 MiB
+        if func.__name__.endswith(("normal_", "uniform_")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def _check_channels(model: Model, classes: int, recompute: bool) -> None:
     """InputError where the weights would not fit in memory; none are made."""
     if max(_whole_numbers(model.model_dump()), default=0) > MANY_CHANNELS:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             count = sum(weight.numel() for weight in _build(model, classes, recompute).parameters())
         if count > MAX_WEIGHTS:
             why = f"its channels make {count:,} weights, at most {MAX_WEIGHTS:,} are possible"

@@ -12,7 +12,7 @@ from ccnet_cli import config, datasets
 from ccnet_cli.config import migration
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.media.classes import Classes
-from ccnet_cli.models.network import CCNet, build
+from ccnet_cli.models.network import CCNet, build, build_unfilled
 from ccnet_cli.parts import UnknownPart
 from ccnet_cli.runs import checkpoint
 from ccnet_cli.runs.fields import NewerVersionError, UnsupportedError, check_fields
@@ -56,8 +56,8 @@ class Weights:
         if self.network is not None:
             network = self.network
         else:
-            network = build(facts.preset.model, len(facts.classes))
-            load_weights(network, self.content["model"], self.path)
+            network = build_unfilled(facts.preset.model, len(facts.classes))
+            load_weights(network, self.content["model"], self.path, take=True)
         network.labelled = facts.preset.data.labelled
         return network.eval()
 
@@ -148,10 +148,11 @@ def damaged_facts(path: Path, error: Exception) -> InputError:
     return InputError(path, f"its configuration is damaged ({error})", "use an earlier checkpoint")
 
 
-def load_weights(network: CCNet, state: dict[str, Tensor], path: Path) -> None:
-    """Copy weights into the network, every one of them; InputError says what does not fit."""
-    start = Start(path, Foreign("", {}, state), partial=False)
-    network.load_state_dict(fitting_weights(network.state_dict(), start))
+def load_weights(network: CCNet, state: dict[str, Tensor], path: Path, take: bool = False) -> None:
+    """Copy weights into the network, or take them themselves, every one; InputError says what does not fit."""
+    own = network.state_dict()
+    fitting = fitting_weights(own, Start(path, Foreign("", {}, state), partial=False))
+    network.load_state_dict({key: weight.to(own[key].dtype) for key, weight in fitting.items()}, assign=take)
 
 
 def read_start(path: Path, partial: bool = False) -> Start:
@@ -180,7 +181,7 @@ def read_start(path: Path, partial: bool = False) -> Start:
 def check_start(start: Start, settings: config.Model, classes: int) -> None:
     """InputError unless a network of these settings can start with the weights; a notice says with how many."""
     with torch.device("meta"):
-        own = build(settings, classes).state_dict()
+        own = build_unfilled(settings, classes).state_dict()
     fitting = fitting_weights(own, start, settings)
     notice(f"beginning with {len(fitting)} of {len(own)} weights from {start.path}: {start.foreign}")
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from variants import variant
 
 from ccnet_cli import config
 from ccnet_cli.errors import InputError, Interrupted
@@ -144,15 +143,13 @@ def test_a_budget_cuts_what_is_too_large_and_says_so_once(artifact, capsys):
 
 
 def test_crosses_are_part_of_what_a_large_picture_takes(artifact):
-    own = limited(artifact, 4 << 30)
+    """The attention holds a number for each cell of each cell's row and column, whatever the part's shape."""
     model = build(artifact.preset.model, len(artifact.classes))
-    for size in ((4000, 9000), (9000, 8000), (40_000, 30_000)):
-        grid = own.fit(Views(), size).grid(size, size, True)
-        rows, columns = (-(-axis.tile // model.stride) for axis in (grid.rows, grid.columns))
-        attention = 4 * rows * columns * (rows + columns)
-        assert attention + own.pixel_bytes * grid.rows.tile * grid.columns.tile <= 1.02 * own._room
-    without = Budget(4 << 30, True, own.network, lambda: build(variant(artifact.preset.model, recurrence=0), 11))
-    assert without.cross_bytes == 0 < own.cross_bytes
+    own = limited(artifact, 4 << 30)
+    for size in ((1000, 9000), (4000, 3000)):
+        rows, columns = (-(-side // model.stride) for side in size)
+        needed = own._measure(size) * size[0] * size[1] / budget.SLACK
+        assert needed > 4 * rows * columns * (rows + columns)
 
 
 def test_a_budget_that_nothing_fits_into_is_refused_where_it_was_asked_for(artifact, capsys):
@@ -182,16 +179,47 @@ def test_a_tight_budget_keeps_no_transformed_filters_and_the_same_bits(monkeypat
 def test_what_a_network_takes_is_what_lives_at_once():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.Conv2d(8, 20, 1), torch.nn.Conv2d(20, 2, 1))
     # the picture, which the caller holds, and the input and output of the second convolution
-    assert budget.peak_bytes(lambda: network) == 4 * (3 * 4 + 8 + 20) * (budget.PROBE // 2) ** 2
+    assert budget.peak_bytes(network.to("meta"), (64, 80)) == 4 * (3 * 4 + 8 + 20) * 32 * 40
 
 
 def test_the_engine_is_measured_as_it_runs():
     """A block's result is added to what is there where that is one operator, and lies beside it where it is two."""
     preset = config.load("quickstart", ["model.backbone=resnet50", "model.head.recurrence=0"])
-    fused, plain = (
-        budget.peak_bytes(lambda f=f: engine.Engine(build(preset.model, 5), torch.float32, f)) for f in (True, False)
-    )
+    with torch.device("meta"):
+        networks = [engine.Engine(build(preset.model, 5), torch.float32, fused) for fused in (True, False)]
+    fused, plain = (budget.peak_bytes(network, (256, 256)) for network in networks)
     assert fused < plain
+
+
+def test_the_backbone_s_map_goes_before_the_attention_for_the_same_bits():
+    preset = config.load("quickstart", ["model.backbone=resnet50", "model.channels=64"])
+    model = build(preset.model, 5).eval()
+    tiny.stir(model)
+    network, image = engine.prepare(model, CPU), torch.randn(1, 3, 65, 81)
+    whole = network(image)
+    network.release_maps()
+    network.release_maps()
+    assert torch.equal(network(image), whole)
+    with torch.device("meta"):
+        before, after = (engine.Engine(build(preset.model, 5), torch.float32, True) for _ in range(2))
+        after.release_maps()
+    assert budget.peak_bytes(after, (256, 256)) < budget.peak_bytes(before, (256, 256))
+
+
+def test_a_network_is_measured_without_torch_s_compiler():
+    """Which takes a second to load, and memory that the pictures need."""
+    code = """
+import sys, torch
+from ccnet_cli import config
+from ccnet_cli.inference.budget import Budget
+from ccnet_cli.inference.engine import prepare
+from ccnet_cli.models.network import build_unfilled
+model = config.load("cityscapes-r2", ["model.backbone=resnet18"]).model
+engine = prepare(build_unfilled(model, 19).eval(), torch.device("cpu"))
+assert Budget(1 << 30, True, engine, lambda: build_unfilled(model, 19)).pixel_bytes > 50
+assert "torch._dynamo" not in sys.modules and "sympy" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_bytes_count_from_an_operator_until_nothing_holds_them():

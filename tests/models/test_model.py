@@ -9,7 +9,7 @@ from ccnet_cli import config, ops
 from ccnet_cli.errors import InputError
 from ccnet_cli.models.backbones import BACKBONES
 from ccnet_cli.models.backbones.tiny import Tiny
-from ccnet_cli.models.network import CCNet, build, device
+from ccnet_cli.models.network import CCNet, build, build_unfilled, device
 
 PAPER = config.load("cityscapes-r2").model
 SMALL = variant(PAPER, **{"width": 8, "channels": 16, "query_channels": None, "auxiliary_channels": 8, "dropout": 0.0})
@@ -69,6 +69,19 @@ def test_the_paper_s_network_has_stride_8_and_rounds_up(size, grid):
         main, named, _ = network.outputs(torch.empty(1, 3, *size, device="meta"))
         auxiliary = named.get("auxiliary")
     assert main.shape == auxiliary.shape == (1, 19, *grid)
+
+
+def test_weights_that_are_loaded_cost_no_random_numbers():
+    model = config.load("quickstart").model
+    before = torch.random.get_rng_state()
+    network, other = build_unfilled(model, 3), build(model, 3)
+    assert not torch.equal(torch.random.get_rng_state(), before)
+    torch.random.set_rng_state(before)
+    build_unfilled(model, 3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    network.load_state_dict(other.state_dict())
+    image = torch.randn(1, 3, 33, 41)
+    assert torch.equal(network.eval()(image), other.eval()(image))
 
 
 def test_the_paper_s_network_costs_what_was_measured():

@@ -95,6 +95,9 @@ class FoldedClipHead(FoldedWrapped):
         place = self.labelled % T
         return self.decode(deepest_BTChw[:, place], frames, place)
 
+    def release_maps(self) -> None:
+        """Nothing: a frame's map is read again for each clip."""
+
     def encode(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What the attention sees of each of B frames, whatever clip it is in."""
         return self.rcca.encode(self.conva(features[-1]))

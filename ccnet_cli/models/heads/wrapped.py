@@ -81,14 +81,30 @@ class FoldedWrapped(nn.Module):
         conv, norm, act, _, classify = head.bottleneck
         widths = (head.conva[0].in_channels, head.convb[0].out_channels)
         self.bottleneck = make(conv, norm, act, widths=widths)
+        # the part of it that reads the backbone's map, where that is to come first
+        self.beside: nn.Module | None = None
         # class scores that lie close together would be equal in bfloat16
         self.classify = make(classify, dtype="fp32")
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: list[Tensor]) -> Tensor:
         """Class scores at the features' size, float32."""
         x, block = features[-1], getattr(self, self.name)
-        scores: Tensor = self.classify(self.bottleneck(x, self.convb(block(self.conva(x)))).float())
+        reduced = self.conva(x)
+        if self.beside is None:
+            joined = self.bottleneck(x, self.convb(block(reduced)))
+        else:
+            joined = self.beside(x)
+            del x
+            features.clear()
+            joined = self.bottleneck(self.convb(block(reduced)), onto=joined)
+        scores: Tensor = self.classify(joined.float())
         return scores
+
+    def release_maps(self) -> None:
+        """Read the backbone's map before the block runs, and take it out of the list that it came in."""
+        divide = getattr(self.bottleneck, "divide", None)
+        if self.beside is None and divide is not None:
+            self.beside, self.bottleneck = divide()
 
 
 class AttentiveWrapped(Wrapped):
