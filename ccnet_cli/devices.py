@@ -1,5 +1,6 @@
 """What a process runs on: devices and precisions, and its place among the processes of a run."""
 
+import ctypes
 import os
 import re
 import secrets
@@ -11,12 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from ccnet_cli.errors import EnvironmentFailure, InputError, notice
 
+# glibc's M_TRIM_THRESHOLD and M_MMAP_MAX, and their defaults
+TRIM_THRESHOLD, MMAP_MAX = (-1, 128 << 10), (-4, 1 << 16)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -246,3 +249,37 @@ def network_variables(address: str) -> dict[str, str]:
                     variables = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
                     return {variable: os.environ.get(variable, name) for variable in variables}
     return {}
+
+
+class FreedMemory:
+    """What becomes, inside this context, of memory that is freed: it goes back to the system, or stays for the next.
+
+    Linux clears what it gives out, which takes a twentieth of a large network's time. Large blocks of many sizes leave
+    gaps between them where they stay. Without glibc, nothing changes.
+    """
+
+    def __init__(self) -> None:
+        try:
+            library: Any = ctypes.CDLL(None)
+            self._choose, self._trim = library.mallopt, library.malloc_trim
+        except (AttributeError, OSError, TypeError):
+            self._choose, self._trim = (lambda *_: 0), (lambda *_: 0)
+        self._stays = False
+
+    def stay(self, wanted: bool) -> None:
+        """Keep what is freed from now on, or give it back with all that was kept."""
+        if wanted != self._stays:
+            self._stays = wanted
+            self._choose(MMAP_MAX[0], 0 if wanted else MMAP_MAX[1])
+            if not wanted:
+                self._trim(0)
+
+    def __enter__(self) -> Self:
+        # what was freed before would lie between blocks that stay
+        self._trim(0)
+        self._choose(TRIM_THRESHOLD[0], (1 << 31) - 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stay(False)
+        self._choose(*TRIM_THRESHOLD)

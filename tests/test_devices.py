@@ -1,5 +1,9 @@
 """Which device and which precision a command computes with."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -81,3 +85,29 @@ def test_tf32_is_for_gpus_that_have_it(monkeypatch, wanted):
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is glibc's")
+def test_freed_memory_stays_only_where_it_is_wanted():
+    code = """
+import ctypes, torch
+from ccnet_cli.devices import FreedMemory
+libc = ctypes.CDLL(None)
+libc.sbrk.restype = ctypes.c_void_p
+SIZE = 64 << 20
+def lies_in_heap():
+    return torch.empty(SIZE, dtype=torch.uint8).data_ptr() < libc.sbrk(0)
+assert not lies_in_heap()
+with FreedMemory() as memory:
+    assert not lies_in_heap()
+    for _ in range(2):
+        memory.stay(True)
+        assert lies_in_heap()
+        end = libc.sbrk(0)
+        assert lies_in_heap() and libc.sbrk(0) == end
+        memory.stay(False)
+        assert libc.sbrk(0) <= end - SIZE and not lies_in_heap()
+    memory.stay(True)
+assert libc.sbrk(0) < end and not lies_in_heap()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -27,6 +27,8 @@ PROGRAM_BYTES = 600 << 20
 IMAGE_BYTES = 5
 # of the memory, what transformed filters may take that could be made anew
 FILTER_PART = 8
+# as many maps of one size a network must have room for: then their memory is kept from one to the next
+MIN_MAPS = 7
 # by how much the network's tensors are exceeded by what else it takes
 SLACK = 1.1
 # the shorter sides of the pictures that a network's need is measured with
@@ -72,6 +74,8 @@ class Budget:
             raise InputError(f"memory of {self.memory / (1 << 30):.1f} GiB", why, "give --memory more of it")
         fitting = replace(views, max_pixels=most, limit=None)
         self._announce(size, fitting)
+        if isinstance(self.network, Engine) and self.network.memory is None:
+            self.network.reuse_memory(self.pixel_bytes / SLACK / 4 / MIN_MAPS)
         return fitting
 
     def _most(self, room: float, size: tuple[int, int]) -> int:

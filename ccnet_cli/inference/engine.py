@@ -9,6 +9,7 @@ import copy
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache, cached_property
 from importlib.util import find_spec
 from itertools import islice
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ccnet_cli.devices import PRECISIONS
+from ccnet_cli.devices import PRECISIONS, FreedMemory
 from ccnet_cli.errors import InputError
 from ccnet_cli.models.heads.rcca3d import FoldedClipHead
 from ccnet_cli.models.network import CCNet, maps_of
@@ -72,6 +73,7 @@ class Convolution(nn.Module):
         # multiply-adds of a pixel where the kernels could take it
         self.worth = weight.numel() if suits and convolution.is_faster(dtype, *widths, len(weight)) else 0
         self.widths, self.quick, self.keeps_filters = list(widths), False, True
+        self.memory: ReusedMemory | None = None
 
     @cached_property
     def filters(self) -> list[kernels.Filters]:
@@ -81,6 +83,8 @@ class Convolution(nn.Module):
 
     def forward(self, *inputs: Tensor, onto: Tensor | None = None) -> Tensor:
         """(B, C, H, W) of each input -> (B, outputs, h, w), added to `onto` in place where that is given."""
+        if self.memory is not None and onto is None:
+            self.memory.make_room(len(self.bias) * inputs[0][:, 0, :: self.stride[0], :: self.stride[1]].numel())
         if self.quick:
             return self._convolve_transformed(*inputs, onto=onto)
         parts = self._split(inputs)
@@ -146,6 +150,16 @@ class Convolution(nn.Module):
         return _activate(onto, slope) if slope else onto
 
 
+class ReusedMemory(FreedMemory):
+    """Keeps what is freed while maps of at most `numbers` are made, of which a network makes many of each size."""
+
+    numbers = 0.0
+
+    def make_room(self, numbers: int) -> None:
+        """Choose for a map of that many numbers, and those after it."""
+        self.stay(numbers <= self.numbers)
+
+
 class Engine(nn.Module):
     """Normalised image (B, 3, H, W) -> class scores (B, K, h, w), float32: what the model answers, faster.
 
@@ -168,14 +182,20 @@ class Engine(nn.Module):
         self.takes_clips = model.takes_clips
         # how many are expected, 0 where the kernels are out of the question
         self.images = images
+        self.memory: ReusedMemory | None = None
+        self.kept_numbers = 0.0
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """The main scores."""
         self._choose(x)
-        # a list of its own: the head may empty it
-        features = [*maps_of(self._backbone, x.to(self.dtype))]
-        scores: Tensor = self.head(features)
+        if self.memory is not None:
+            self.memory.numbers = self.kept_numbers * x[:, 0].numel()
+        with self.memory or nullcontext():
+            # a list of its own: the head may empty it
+            features = [*maps_of(self._backbone, x.to(self.dtype))]
+            scores: Tensor = self.head(features)
+            del features
         return scores.float()
 
     @torch.no_grad()
@@ -224,6 +244,13 @@ class Engine(nn.Module):
         if release := getattr(self.head, "release_maps", None):
             release()
             self.__dict__.pop("convolutions", None)
+
+    def reuse_memory(self, numbers: float) -> None:
+        """On the CPU, keep the memory of maps that have up to N numbers for each pixel, while it sees an image."""
+        if self.convolutions and self.convolutions[0].bias.device.type == "cpu":
+            self.memory, self.kept_numbers = ReusedMemory(), numbers
+            for conv in self.convolutions:
+                conv.memory = self.memory
 
     def choose_attention(self, implementation: str) -> None:
         """Use an implementation where "auto" is what the network was built with."""

@@ -31,7 +31,7 @@ MODES = ("whole", "sliding")
 # as many as an image file may have
 MAX_SCALED_PIXELS = 1 << 27
 # pixels by which the tiles of a picture overlap that is too large to be seen as a whole
-OVERLAP = 64
+OVERLAP = 48
 
 Limit = Callable[["Views", tuple[int, int]], "Views"]
 
