@@ -104,7 +104,7 @@ class Convolution(nn.Module):
             own.widths = [width]
             own.worth = sum(weight.numel() for weight in own.weights) if self.worth else 0
             if convs:
-                own.bias = nn.Parameter(torch.zeros_like(self.bias), requires_grad=False)
+                own.bias = nn.Parameter(self.bias.new_zeros(len(self.bias)), requires_grad=False)
                 convs[-1].slope = None
             convs.append(own)
         return convs
