@@ -96,7 +96,7 @@ SIZE = 64 << 20
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 def stays():
-    """Whether a block is resident after it has been freed."""
+    # whether a block is resident after it has been freed
     before = resident()
     torch.ones(SIZE, dtype=torch.uint8)
     return resident() - before > SIZE / 2
