@@ -258,28 +258,28 @@ class FreedMemory:
     gaps between them where they stay. Without glibc, nothing changes.
     """
 
-    def __init__(self) -> None:
-        try:
-            library: Any = ctypes.CDLL(None)
-            self._choose, self._trim = library.mallopt, library.malloc_trim
-        except (AttributeError, OSError, TypeError):
-            self._choose, self._trim = (lambda *_: 0), (lambda *_: 0)
-        self._stays = False
+    stays = False
 
     def stay(self, wanted: bool) -> None:
         """Keep what is freed from now on, or give it back with all that was kept."""
-        if wanted != self._stays:
-            self._stays = wanted
-            self._choose(MMAP_MAX[0], 0 if wanted else MMAP_MAX[1])
+        if wanted != self.stays:
+            self.stays = wanted
+            _malloc("mallopt", MMAP_MAX[0], 0 if wanted else MMAP_MAX[1])
             if not wanted:
-                self._trim(0)
+                _malloc("malloc_trim", 0)
 
     def __enter__(self) -> Self:
         # what was freed before would lie between blocks that stay
-        self._trim(0)
-        self._choose(TRIM_THRESHOLD[0], (1 << 31) - 1)
+        _malloc("malloc_trim", 0)
+        _malloc("mallopt", TRIM_THRESHOLD[0], (1 << 31) - 1)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stay(False)
-        self._choose(*TRIM_THRESHOLD)
+        _malloc("mallopt", *TRIM_THRESHOLD)
+
+
+def _malloc(name: str, *arguments: int) -> None:
+    """Call a function of glibc's, where there is one."""
+    with suppress(AttributeError, OSError, TypeError):
+        getattr(ctypes.CDLL(None), name)(*arguments)

@@ -159,6 +159,10 @@ class ReusedMemory(FreedMemory):
         """Choose for a map of that many numbers, and those after it."""
         self.stay(numbers <= self.numbers)
 
+    def __exit__(self, *error: object) -> None:
+        self.numbers = 0.0
+        super().__exit__(*error)
+
 
 class Engine(nn.Module):
     """Normalised image (B, 3, H, W) -> class scores (B, K, h, w), float32: what the model answers, faster.
