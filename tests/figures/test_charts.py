@@ -124,6 +124,23 @@ def test_numbers_are_percent_of_the_row():
     assert contrast(0, 2) < 10 and contrast(2, 0) < 10
 
 
+def test_numbers_stand_out_from_cells_of_every_blue():
+    """The contrast by WCAG of a cell and the pixel in it that differs most; 4.5 but for the soft edges of thin digits."""
+    count, size = 26, charts.CELL
+    counts = np.diag(np.arange(50, 102, 2)) + np.roll(np.diag(np.arange(50, -2, -2)), 1, axis=1)
+    picture = charts.confusion_matrix(counts, ["a"] * count) / 255
+    linear = np.where(picture <= 0.04045, picture / 12.92, ((picture + 0.055) / 1.055) ** 2.4) @ [
+        0.0722,
+        0.7152,
+        0.2126,
+    ]
+    for row, column in np.argwhere(counts):
+        top, left = (length - 10 - (count - at) * size for length, at in zip(linear.shape, (row, column), strict=True))
+        cell = linear[top + 4 : top + size - 4, left + 4 : left + size - 4]
+        ratios = (np.maximum(cell, cell[0, 0]) + 0.05) / (np.minimum(cell, cell[0, 0]) + 0.05)
+        assert ratios.max() > 4.2, (counts[row, column], ratios.max())
+
+
 def test_names_of_any_alphabet_are_text_and_shown_whole():
     counts = np.eye(2)
     short = charts.confusion_matrix(counts, ["a", "b"])
