@@ -125,7 +125,7 @@ def test_numbers_are_percent_of_the_row():
 
 
 def test_numbers_stand_out_from_cells_of_every_blue():
-    """The contrast by WCAG of a cell and the pixel in it that differs most; 4.5 but for the soft edges of thin digits."""
+    """The contrast by WCAG of a cell and the pixel in it that differs most; 4.5 but for soft edges of digits."""
     count, size = 26, charts.CELL
     counts = np.diag(np.arange(50, 102, 2)) + np.roll(np.diag(np.arange(50, -2, -2)), 1, axis=1)
     picture = charts.confusion_matrix(counts, ["a"] * count) / 255
