@@ -157,6 +157,18 @@ def test_every_public_name_is_described_and_arrays_by_their_shapes():
         _ = ccnet_cli.nothing
 
 
+@pytest.mark.parametrize("page", [GUIDES.parent.parent / "README.md", GUIDES / "library.md"], ids=["README", "guide"])
+def test_the_lines_of_the_pages_run_as_pasted(page, street, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = saved(tmp_path / "runs/camvid")
+    path.rename(tmp_path / "runs/camvid/best.pt")
+    Path("street.jpg").write_bytes(images.encode_jpeg(cv2.imread(str(street))))
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for block in blocks:
+        exec(block, names := {})
+    assert len(blocks) == 2 and names["y"].shape == (2, 64, 33, 45)
+
+
 @torch.no_grad()
 def test_the_notebook_runs(monkeypatch, tmp_path):
     """Each cell as it stands, its last line's value too."""
