@@ -92,7 +92,8 @@ def convert(request: ConvertRequest) -> Converted:
     tree = Tree(request.source, request.labels)
     name = request.format or ("masks" if request.labels else recognise(tree))
     annotations = FORMATS[name].read(tree)
-    notice(f"{request.source}: {FORMATS[name].title}, {len(annotations.pictures)} images")
+    count = len(annotations.pictures)
+    notice(f"{request.source}: {FORMATS[name].title}, {count} image{'s' * (count != 1)}")
     if not annotations.pictures:
         raise InputError(f"folder {request.source}", "its annotations name no image", "export it again")
     if not annotations.maps and not any(picture.paints for picture in annotations.pictures):

@@ -252,6 +252,14 @@ def test_an_image_is_found_under_its_name_in_other_letters(tmp_path):
     converted(tmp_path / "export")
 
 
+def test_an_image_of_another_kind_is_not_called_missing(tmp_path):
+    exports.labelme(tmp_path / "export", LABELS)
+    (tmp_path / "export/b.png").rename(tmp_path / "export/B.HEIC")
+    rewrite(tmp_path / "export/b.json", lambda value: value.update(imagePath="b.heic"))
+    with pytest.raises(InputError, match=r"b\.heic is of a kind that is not read \(\.heic\); save it as JPEG or PNG"):
+        convert(ConvertRequest(tmp_path / "export", tmp_path / "new"))
+
+
 def test_images_and_masks_may_differ_in_how_their_names_begin(tmp_path):
     exports.write_images(tmp_path / "export", LABELS, "images/image_{}.png")
     for name, label in LABELS.items():

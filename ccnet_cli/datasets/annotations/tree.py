@@ -101,6 +101,10 @@ class Tree:
         named = [path for path in named if path.endswith(f"/{plain}")] or named
         if len(named) == 1:
             return self.top / self._known[named[0]]
+        others = map(posixpath.basename, set(self.files).difference(self.images))
+        if not named and base.casefold() in map(str.casefold, others):
+            why = f"image {name[:200]} is of a kind that is not read ({posixpath.splitext(base)[1]})"
+            raise InputError(where, why, "save it as JPEG or PNG")
         why = f"names {len(named)} images below {self.top}" if named else f"is no image below {self.top}"
         fix = "name it with its folder" if named else "put it there, under the name that the file has for it"
         raise InputError(where, f"image {name[:200]} {why}", fix)
