@@ -200,8 +200,8 @@ def data_convert(
 ) -> None:
     """Make label PNGs and a preset of an export.
 
-    Reads COCO (polygons, run lengths, crowds), LabelMe, CVAT, Supervisely, Label Studio, YOLO's outlines, and masks of
-    values or colours (Pascal, Roboflow). Nothing in DIR changes.
+    Reads COCO (polygons, run lengths, crowds, panoptic), LabelMe, CVAT, Supervisely, Label Studio, VIA, Cityscapes' and
+    YOLO's outlines, and masks of values or colours (Pascal, Roboflow). Nothing in DIR changes.
     """
     refuse_outputs(json_file)
     from ccnet_cli.commands.convert import ConvertRequest, convert
