@@ -15,6 +15,9 @@ from ccnet_cli.inference.views import Grid, Views, host_input
 from ccnet_cli.media.images import Pixels
 from ccnet_cli.media.rasters import Region as Region
 
+# smaller ones are read ahead and scored at once
+MIN_PIXELS_OF_BANDS = 1 << 22
+
 
 class OutOfMemory(EnvironmentFailure):
     """A picture's tiles take more memory than there is, where another picture's may not."""

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccnet_cli.errors import InputError, notice
 from ccnet_cli.inference.artifact import Network
+from ccnet_cli.inference.bands import MIN_PIXELS_OF_BANDS, suits
 from ccnet_cli.inference.engine import Engine
 from ccnet_cli.inference.views import Views
 from ccnet_cli.media.images import PIXEL_LIMIT
@@ -23,8 +24,8 @@ from ccnet_cli.media.pixels import scaled_size
 
 # what Python, torch and OpenCV take without a network, and what they do not give back
 PROGRAM_BYTES = 600 << 20
-# of an image's pixel: itself, its class, and the logits of the tiles above it
-IMAGE_BYTES = 5
+# of an image's pixel: itself, its class, and the logits of the tiles above it; as the network's input
+IMAGE_BYTES, INPUT_BYTES = 5, 12
 # of the memory, what transformed filters may take that could be made anew
 FILTER_PART = 8
 # as many maps of one size a network must have room for: then their memory is kept from one to the next
@@ -60,12 +61,16 @@ class Budget:
 
     def fit(self, views: Views, size: tuple[int, int]) -> Views:
         """The views of an image within the budget; InputError where it must fit and nothing does."""
-        pixels = max(height * width for height, width in (scaled_size(size, s, views.fit) for s in views.scales))
+        scaled = [scaled_size(size, s, views.fit) for s in views.scales]
+        pixels = [height * width for height, width in scaled]
         # larger ones are read by windows
         own = IMAGE_BYTES * min(size[0] * size[1], PIXEL_LIMIT)
-        if self._room - own > views.batch * pixels * MOST_BYTES:
+        if self._room - own > (views.batch + len(scaled)) * max(pixels) * MOST_BYTES:
             return views
-        most = self._most(self._room - own, max(scaled_size(size, s, views.fit) for s in views.scales))
+        if not (suits(views) and size[0] * size[1] >= MIN_PIXELS_OF_BANDS):
+            own += INPUT_BYTES * (size[0] * size[1] + max(pixels))
+            own += int(self._answer_bytes * sum(pixels) * (1 + views.flip))
+        most = self._most(self._room - own, max(scaled))
         if most < MIN_PIXELS and not self.firm:
             most = MIN_PIXELS_UNLESS_FIRM
         if most < MIN_PIXELS:
@@ -112,6 +117,14 @@ class Budget:
     def pixel_bytes(self) -> float:
         """What the network takes for each pixel that it sees, of a small picture."""
         return self._measure((PROBE, PROBE))
+
+    @cached_property
+    def _answer_bytes(self) -> float:
+        """What the scores take for each pixel that the network sees."""
+        with torch.device("meta"), torch.no_grad(), _Meter([]):
+            answers = _pytree.tree_leaves(self._shapes(torch.empty(1, 3, PROBE, PROBE)))
+        most: int = max(answer.numel() for answer in answers)
+        return 4 * most / PROBE**2
 
     def _measure(self, size: tuple[int, int]) -> float:
         return SLACK * peak_bytes(self._shapes, size) / (size[0] * size[1])

@@ -8,13 +8,10 @@ from torch import Tensor
 
 from ccnet_cli.datasets.settings import Clip
 from ccnet_cli.inference.artifact import Network
-from ccnet_cli.inference.bands import Read, Region, score_bands, suits
+from ccnet_cli.inference.bands import MIN_PIXELS_OF_BANDS, Read, Region, score_bands, suits
 from ccnet_cli.inference.clips import Frame, VideoNetwork, score_video
 from ccnet_cli.inference.scores import Predictor, Scores
 from ccnet_cli.inference.views import Views, batch_scores, host_input
-
-# smaller ones are read ahead and scored at once
-MIN_PIXELS_OF_BANDS = 1 << 22
 
 
 class Segmenter:

@@ -152,6 +152,17 @@ def test_crosses_are_part_of_what_a_large_picture_takes(artifact):
         assert needed > 4 * rows * columns * (rows + columns)
 
 
+def test_pictures_at_several_scales_are_part_of_what_they_take(artifact, monkeypatch):
+    """The network's input, whole, as it is and at the largest scale, and the scores of every view."""
+    rooms = []
+    monkeypatch.setattr(Budget, "_most", lambda self, room, size: rooms.append(room) or 1_000_000)
+    for looks in (Views(), Views(scales=(1.0, 1.5)), Views(scales=(1.0, 1.5), flip=True)):
+        limited(artifact, 2 << 30).fit(looks, (3000, 4000))
+    scores = 4 * len(artifact.classes) * 12e6 * (1 + 1.5**2) / 64
+    assert rooms[0] - rooms[1] == pytest.approx(12 * 12e6 * (1 + 1.5**2) + scores, rel=0.02)
+    assert rooms[1] - rooms[2] == pytest.approx(scores, rel=0.1)
+
+
 def test_a_budget_that_nothing_fits_into_is_refused_where_it_was_asked_for(artifact, capsys):
     with pytest.raises(InputError, match=r"memory of 0\.2 GiB: the network and an image of 800x500 pixels take"):
         limited(artifact, 200 << 20).fit(Views(), (500, 800))
@@ -263,12 +274,12 @@ def test_memory_that_runs_out_in_a_band_is_an_error_of_the_picture(artifact):
 @pytest.mark.parametrize("options", [{}, {"overrides": ("eval.mode=sliding", "eval.flip=true")}])
 def test_large_images_become_the_same_files(artifact, tmp_path, monkeypatch, options, formats):
     tiny.write(tmp_path / "photos/a.png", tiny.picture(90, 130, 1))
-    tiny.write(tmp_path / "photos/b.jpg", tiny.picture(60, 110, 2))
+    tiny.write(tmp_path / "photos/b.jpg", tiny.picture(90, 110, 2))
     photos = sorted(tmp_path.glob("photos/*"))
     memory = 1 << 30
     if not options:
-        # room for some 3,000 pixels, of whole mode as well
-        monkeypatch.setattr(budget, "PROGRAM_BYTES", memory - 153_000)
+        # room for some 3,000 pixels, of whole mode as well, besides the picture
+        monkeypatch.setattr(budget, "PROGRAM_BYTES", memory - 438_000)
         monkeypatch.setattr(budget, "MIN_PIXELS", 100)
     options = options | {"formats": formats, "device": "cpu", "memory": memory, "firm": True}
     at_once = calls.predict(photos, tmp_path / "one", artifact.path, **dict(options))
@@ -276,13 +287,13 @@ def test_large_images_become_the_same_files(artifact, tmp_path, monkeypatch, opt
     monkeypatch.setattr(segmenter, "MIN_PIXELS_OF_BANDS", 1)
     monkeypatch.setattr(segmenter, "score_bands", lambda *rest: seen.append(rest[2]) or score_bands(*rest))
     in_bands = calls.predict(photos, tmp_path / "two", artifact.path, **options)
-    assert seen == [(90, 130), (60, 110)]
+    assert seen == [(90, 130), (90, 110)]
     for one, two in zip(at_once.files, in_bands.files, strict=True):
         assert one.read_bytes() == two.read_bytes()
 
 
 def test_whole_mode_within_a_budget_is_that_tiling(artifact, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(budget, "PROGRAM_BYTES", (1 << 30) - 153_000)
+    monkeypatch.setattr(budget, "PROGRAM_BYTES", (1 << 30) - 438_000)
     monkeypatch.setattr(budget, "MIN_PIXELS", 100)
     image = tiny.picture(90, 130, 1)
     photo = tiny.write(tmp_path / "a.png", image)
