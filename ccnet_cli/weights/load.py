@@ -152,7 +152,9 @@ def load_weights(network: CCNet, state: dict[str, Tensor], path: Path, take: boo
     """Copy weights into the network, or take them themselves, every one; InputError says what does not fit."""
     own = network.state_dict()
     fitting = fitting_weights(own, Start(path, Foreign("", {}, state), partial=False))
-    network.load_state_dict({key: weight.to(own[key].dtype) for key, weight in fitting.items()}, assign=take)
+    # in the layout that they are built in: another gives other bits
+    laid_out = {key: weight.to(own[key].dtype).contiguous() for key, weight in fitting.items()}
+    network.load_state_dict(laid_out, assign=take)
 
 
 def read_start(path: Path, partial: bool = False) -> Start:
