@@ -152,9 +152,12 @@ def load_weights(network: CCNet, state: dict[str, Tensor], path: Path, take: boo
     """Copy weights into the network, or take them themselves, every one; InputError says what does not fit."""
     own = network.state_dict()
     fitting = fitting_weights(own, Start(path, Foreign("", {}, state), partial=False))
-    # in the layout that they are built in: another gives other bits
-    laid_out = {key: weight.to(own[key].dtype).contiguous() for key, weight in fitting.items()}
-    network.load_state_dict(laid_out, assign=take)
+    for key, weight in fitting.items():
+        # other strides than a network is built with give other bits, and a part of a larger tensor holds all of it
+        is_part = weight.untyped_storage().nbytes() != weight.nbytes
+        if is_part or (weight.dtype, weight.stride()) != (own[key].dtype, own[key].stride()):
+            fitting[key] = own[key].copy_(weight)
+    network.load_state_dict(fitting, assign=take)
 
 
 def read_start(path: Path, partial: bool = False) -> Start:
