@@ -81,7 +81,8 @@ def run(
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-    with tempfile.TemporaryDirectory(prefix="ccnet-") as errors:
+    # a worker that is being killed may write its error into a folder that is being removed
+    with tempfile.TemporaryDirectory(prefix="ccnet-", ignore_cleanup_errors=True) as errors:
         config = LaunchConfig(
             nodes.least,
             nodes.most,
@@ -106,6 +107,8 @@ def run(
             payload = bytes(ForkingPickler.dumps((work, arguments)))
             return elastic_launch(config, _run_worker)(payload).get(0)
         except SignalException as stop:
+            # that of another worker may follow
+            signal.signal(END, signal.SIG_IGN)
             raise _cause(Path(errors), stop=stop.sigval) from None
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
@@ -130,6 +133,9 @@ def _run_worker(payload: bytes) -> Any:
         work, arguments = ForkingPickler.loads(payload)
         return work(groups.Worker(), *arguments)
     except Exception as error:
+        # the agent passes on the signal that it gets below: it would put another error in the place of this one
+        for number in END_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         pickled = bytes(ForkingPickler.dumps(transportable(error))).hex()
         # torch's agent reads the message
         content = {"error": pickled, "time": time.time(), "timestamp": int(time.time()), "message": str(error)}
