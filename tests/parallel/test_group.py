@@ -361,7 +361,10 @@ def test_rank_0_alone_prints(ranks):
     assert ranks(2, work) == [("None", "result\nccnet: notice of rank 0\n"), ("None", "")]
 
 
-def test_an_error_of_all_ranks_is_reported_once(ranks):
+def test_an_error_of_all_ranks_is_reported_once(ranks, monkeypatch):
+    # all of them do report, on a busy machine late
+    monkeypatch.setattr(groups, "REPORT_SECONDS", 40.0)
+
     def work(_):
         with join_group(CPU) as group:
             group.barrier()
